@@ -1,0 +1,92 @@
+"""The fields that every experiment has, with the defaults that most of them share."""
+
+from ml_collections import ConfigDict
+
+
+def base() -> ConfigDict:
+    """A complete configuration; experiments change fields, never add any."""
+    config = ConfigDict()
+    config.seed = 0
+
+    config.data = data = ConfigDict()
+    data.pipeline = "breakhis"
+    data.root = ""  # archive, extracted tree or mirror; empty: the embedded synthetic images
+    data.prepared_dir = ""  # empty: $HISTOJAX_DATA, else ~/.cache/histojax
+    data.magnification = "100X"  # 40X, 100X, 200X, 400X or all
+    data.task = "binary"  # binary: benign, malignant; subtype: the eight subtypes
+    data.on_bad_image = "error"  # or skip
+    data.sampling = "natural"  # or balanced: every class equally often
+    data.image_size = 224
+    data.mean = (0.485, 0.456, 0.406)  # ImageNet's, of values in 0 … 1
+    data.std = (0.229, 0.224, 0.225)
+    data.threads = 4  # that decode in each process
+    data.workers = 0  # processes that decode; 0: threads only
+
+    data.split = split = ConfigDict()
+    split.protocol = "case"  # case, patient, image or folds
+    split.test_fraction = 0.25
+    split.val_fraction = 0.2  # of what is not test
+    split.seed = 0
+    split.kfolds = 0  # k > 0: k-fold cross-validation, `fold` (0-based) is the test side
+    split.fold = 0
+    split.folds_dir = ""  # with dsfold1.txt … dsfold5.txt, for protocol=folds
+    split.duplicates = "drop"  # or keep: identical images stay, together on one side
+
+    data.augment = augment = ConfigDict()
+    augment.flips = True
+    augment.quarter_turns = True
+    augment.crop_scale = 1.0  # least share of the area; 1: no crop
+    augment.crop_ratio = 4 / 3
+    augment.colour_jitter = 0.0
+    augment.stain_jitter = 0.0
+    augment.blur = 0.0  # greatest sigma in pixels
+
+    config.model = model = ConfigDict()
+    model.name = "resnet50"
+    model.options = ConfigDict()  # of that model: see histojax/models
+    model.dtype = "float32"  # of the computation; parameters and statistics are float32
+    model.remat = False
+
+    config.train = train = ConfigDict()
+    train.batch_size = 32  # global
+    train.epochs = 50
+    train.log_every = 10  # steps
+    train.accumulate = 1  # micro-batches a step; BatchNorm sees micro-batches
+    train.ema_decay = 0.0  # 0: off
+    train.freeze_backbone_epochs = 0
+    train.early_stopping = 0  # epochs without a better validation metric; 0: off
+    train.best_metric = "loss"  # of the validation side: loss, accuracy, balanced_accuracy, gmean, f1
+    train.mixup = 0.0  # alpha of the Beta distribution; 0: off
+    train.cutmix = 0.0
+
+    config.loss = loss = ConfigDict()
+    loss.name = "cross_entropy"  # or focal
+    loss.label_smoothing = 0.0
+    loss.class_weights = "none"  # none, inverse, class_balanced (Cui et al. 2019)
+    loss.class_balanced_beta = 0.999
+    loss.focal_gamma = 2.0
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.name = "adamw"  # or sgd
+    optimizer.learning_rate = 1e-3
+    optimizer.head_multiplier = 1.0  # learning rate of head and attention relative to the backbone's
+    optimizer.schedule = "cosine"  # or constant, after the warm-up
+    optimizer.warmup_epochs = 1.0
+    optimizer.weight_decay = 0.05  # of kernels only: not of biases, norms
+    optimizer.momentum = 0.9  # sgd
+    optimizer.beta1 = 0.9  # adamw
+    optimizer.beta2 = 0.999
+    optimizer.clip_norm = 0.0  # of the global gradient; 0: off
+
+    config.checkpoint = checkpoint = ConfigDict()
+    checkpoint.every_epochs = 1
+    checkpoint.keep = 2  # last ones
+
+    config.evaluation = evaluation = ConfigDict()
+    evaluation.batch_size = 32
+    evaluation.resamples = 2000  # of the bootstrap
+
+    config.sharding = sharding = ConfigDict()
+    sharding.fsdp = 1  # devices over which parameters and optimizer are sharded; the rest is data-parallel
+    sharding.cpu_devices = 2  # virtual devices where there is no accelerator: two cores work better as two
+    return config

@@ -1,0 +1,64 @@
+"""Extracting a published archive that one did not write oneself."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import tarfile
+import zlib
+
+from data_pipelines.errors import DataError
+
+SUFFIXES = (".tar.gz", ".tgz", ".tar")
+
+
+def is_archive(path: pathlib.Path) -> bool:
+    """Whether the name is that of a tar archive."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def extract(archive: pathlib.Path, destination: pathlib.Path) -> pathlib.Path:
+    """Extracts the PNG files of a tar archive; nothing else is written, and only below `destination`.
+
+    Done once: an existing `destination` is complete, because it is renamed into place at the end.
+
+    Raises:
+      DataError: a member points outside the archive's root or is a link or device; the archive is damaged.
+    """
+    if destination.exists():
+        return destination
+    partial = destination.with_name(f"{destination.name}.tmp-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        with tarfile.open(archive, "r|*") as tar:
+            for member in tar:
+                _extract_member(tar, member, archive, partial)
+        with contextlib.suppress(FileExistsError, OSError):  # another process was first, with the same result
+            partial.rename(destination)
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise DataError(f"{archive}: damaged or cut short ({error}); download it again") from error
+    except OSError as error:
+        if error.errno is None:  # gzip reports a bad checksum as an OSError without a number
+            raise DataError(f"{archive}: damaged ({error}); download it again") from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return destination
+
+
+def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, archive: pathlib.Path, to: pathlib.Path) -> None:
+    path = pathlib.PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        raise DataError(f"{archive}: member '{member.name}' points outside the archive; refused, nothing was kept")
+    if member.isdir():
+        return
+    if not member.isfile():
+        raise DataError(f"{archive}: member '{member.name}' is a link or a device; refused, nothing was kept")
+    if path.suffix.lower() != ".png" or path.name.startswith("."):
+        return
+    target = to / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    content = tar.extractfile(member)
+    assert content is not None  # isfile() above
+    with open(target, "wb") as file:
+        shutil.copyfileobj(content, file, 1 << 20)

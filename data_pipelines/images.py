@@ -1,0 +1,87 @@
+"""Is this file the image it says it is? Structure, colour type, pixels, and a hash of the pixels."""
+
+import dataclasses
+import hashlib
+import struct
+import zlib
+
+import cv2
+import numpy as np
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_COLOUR_TYPES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey + alpha", 6: "RGBA"}
+
+
+class BadImageError(ValueError):
+    """A file that cannot be used as an 8-bit RGB image; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckedImage:
+    """A readable image.
+
+    Attributes:
+      height: in pixels.
+      width: in pixels.
+      pixel_hash: SHA-256 (hex) of shape and RGB values: equal for identical pixels, whatever the file's bytes.
+      note: what was dropped to read it as RGB; empty as a rule.
+    """
+
+    height: int
+    width: int
+    pixel_hash: str
+    note: str = ""
+
+
+def check_png(data: bytes) -> CheckedImage:
+    """Checks the bytes of a PNG file from signature to pixels.
+
+    OpenCV alone would not do: it fills what is missing of a truncated file with grey, widens grey to
+    colour and cuts 16 bits to 8, all silently.
+
+    Raises:
+      BadImageError: not a PNG, cut short, a checksum is off, not 8-bit RGB (RGBA is read where it is opaque).
+    """
+    bit_depth, colour_type = _check_chunks(data)
+    if bit_depth != 8 or colour_type not in (2, 6):
+        kind = _COLOUR_TYPES.get(colour_type, f"colour type {colour_type}")
+        raise BadImageError(f"{bit_depth}-bit {kind} PNG where 8-bit RGB is expected: convert it, or leave it out")
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise BadImageError("the PNG's pixels cannot be decoded")
+    note = ""
+    if colour_type == 6:
+        if (pixels[..., 3] != 255).any():
+            raise BadImageError("RGBA PNG with transparent pixels where 8-bit RGB is expected: flatten it")
+        note, pixels = "opaque alpha channel dropped", pixels[..., :3]
+    height, width = pixels.shape[:2]
+    digest = hashlib.sha256(struct.pack(">II", height, width))
+    digest.update(np.ascontiguousarray(pixels[..., ::-1]).tobytes())
+    return CheckedImage(height, width, digest.hexdigest(), note)
+
+
+def _check_chunks(data: bytes) -> tuple[int, int]:
+    """Walks the chunks up to IEND, verifying lengths and checksums; returns bit depth and colour type."""
+    if not data:
+        raise BadImageError("empty file")
+    if not data.startswith(_SIGNATURE):
+        start = data[:12].decode("ascii", "replace").encode("unicode_escape").decode()
+        raise BadImageError(f"not a PNG file (it begins with '{start}')")
+    position, header = len(_SIGNATURE), None
+    while position + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, position)
+        kind = data[position + 4 : position + 8]
+        end = position + 12 + length
+        if end > len(data):
+            break
+        (checksum,) = struct.unpack_from(">I", data, end - 4)
+        if zlib.crc32(data[position + 4 : end - 4]) != checksum:
+            raise BadImageError(f"damaged PNG: the checksum of its chunk {kind!r} at byte {position} is off")
+        if kind == b"IHDR":
+            header = struct.unpack_from(">IIBB", data, position + 8)
+        if kind == b"IEND":
+            if header is None:
+                raise BadImageError("damaged PNG: no header chunk")
+            return header[2], header[3]
+        position = end
+    raise BadImageError(f"truncated PNG: {len(data)} bytes, and the end is missing")

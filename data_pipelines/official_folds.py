@@ -1,0 +1,40 @@
+"""BreakHis's published five folds: the files `dsfold1.txt` … `dsfold5.txt` (Spanhol et al. 2016)."""
+
+import pathlib
+
+from data_pipelines.breakhis import filenames
+from data_pipelines.errors import DataError
+
+
+def read_folds(folder: pathlib.Path, fold: int) -> dict[str, str]:
+    """Reads `dsfold<fold>.txt`: image_id -> `train` or `test`.
+
+    A line an image, no header: `SOB_M_DC-14-13412-100-001.png|100|1|train`, that is name, magnification,
+    fold and side.
+
+    Raises:
+      DataError: the file is absent, or a line of it is not of that form.
+    """
+    path = folder / f"dsfold{fold}.txt"
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such file; the fold files dsfold1.txt … dsfold5.txt are published "
+            "on the dataset's page, beside the archive"
+        )
+    sides: dict[str, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        fields = [field.strip() for field in line.split("|")]
+        try:
+            if len(fields) != 4 or fields[2] != str(fold) or fields[3] not in ("train", "test"):
+                raise ValueError(f"expected NAME.png|MAGNIFICATION|{fold}|train or test")
+            name = filenames.parse(fields[0])
+            if name.magnification != f"{fields[1]}X":
+                raise ValueError(f"magnification {fields[1]} contradicts the name")
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: '{line}': {error}") from error
+        sides[name.image_id] = fields[3]
+    if not sides:
+        raise DataError(f"{path}: empty")
+    return sides

@@ -1,0 +1,82 @@
+"""The table of a prepared dataset: a row an image, without its pixels."""
+
+import csv
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from data_pipelines.errors import DataError
+from histojax.files import replacing
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One image of a prepared dataset.
+
+    Attributes:
+      image_id: unique name.
+      label: class name of the binary task.
+      subtype: class name of the finer task.
+      patient_id: what the dataset calls a patient (BreakHis: the slide folder).
+      case_id: the unit that certainly shares tissue (BreakHis: the accession number without letters).
+      magnification: such as `100X`.
+      pixel_hash: equal for identical pixels.
+    """
+
+    image_id: str
+    label: str
+    subtype: str
+    patient_id: str
+    case_id: str
+    magnification: str
+    pixel_hash: str
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Record))
+
+
+class Records:
+    """An immutable sequence of records with columns as numpy arrays of `str`."""
+
+    def __init__(self, rows: Iterable[Record]):
+        self._rows = tuple(rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self._rows)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._rows[index]
+
+    def column(self, name: str) -> np.ndarray:
+        """The values of one field, `str [n]`."""
+        return np.array([getattr(row, name) for row in self._rows], dtype=np.str_)
+
+    def take(self, indices: Iterable[int]) -> "Records":
+        """The rows at these positions, in this order."""
+        return Records(self._rows[int(i)] for i in indices)
+
+    def write_csv(self, path: pathlib.Path) -> None:
+        """Writes the table, to a temporary name first."""
+        with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(FIELDS)
+            writer.writerows(dataclasses.astuple(row) for row in self._rows)
+
+    @classmethod
+    def read_csv(cls, path: pathlib.Path) -> "Records":
+        """Reads what `write_csv` wrote.
+
+        Raises:
+          DataError: other columns.
+        """
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.reader(file)
+            header = next(reader, [])
+            if tuple(header) != FIELDS:
+                raise DataError(f"{path}: columns {header}, expected {list(FIELDS)}; delete the folder to prepare anew")
+            return cls(Record(*row) for row in reader)

@@ -1,0 +1,200 @@
+"""Writes a seeded folder of synthetic H&E-like images in BreakHis's layout, under BreakHis's file names."""
+
+import concurrent.futures
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from data_pipelines.synthetic import morphology, stain
+
+VERSION = 1  # raise it whenever a pixel of any image changes
+MARKER = "SYNTHETIC.json"
+SUBTYPES = ("A", "F", "PT", "TA", "DC", "LC", "MC", "PC")
+FOLDERS = {
+    "A": "adenosis",
+    "F": "fibroadenoma",
+    "PT": "phyllodes_tumor",
+    "TA": "tubular_adenoma",
+    "DC": "ductal_carcinoma",
+    "LC": "lobular_carcinoma",
+    "MC": "mucinous_carcinoma",
+    "PC": "papillary_carcinoma",
+}
+_BENIGN = frozenset(SUBTYPES[:4])
+_SCALE = {"40X": 0.4, "100X": 1.0, "200X": 2.0, "400X": 4.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticSpec:
+    """What to generate: cases in the order A, F, PT, TA, DC, LC, MC, PC; images per magnification; pixels.
+
+    Every eighth case has two slide folders (two patients in BreakHis's sense). BreakHis's size is 460x700.
+    Raises ValueError for what cannot be generated.
+    """
+
+    seed: int = 0
+    cases_per_subtype: tuple[int, ...] = (3, 5, 2, 4, 14, 4, 5, 4)
+    images_per_patient: int = 6
+    magnifications: tuple[str, ...] = ("40X", "100X", "200X", "400X")
+    height: int = 115
+    width: int = 175
+
+    def __post_init__(self) -> None:
+        # A spec read from JSON has lists; as tuples it stays hashable and equal to one written in Python.
+        object.__setattr__(self, "cases_per_subtype", tuple(self.cases_per_subtype))
+        object.__setattr__(self, "magnifications", tuple(self.magnifications))
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must not be negative")
+        if len(self.cases_per_subtype) != len(SUBTYPES) or min(self.cases_per_subtype) < 0:
+            raise ValueError(f"cases_per_subtype is {self.cases_per_subtype}; give one count for each of {SUBTYPES}")
+        if not 0 < sum(self.cases_per_subtype) < 10_000:
+            raise ValueError(f"cases_per_subtype adds up to {sum(self.cases_per_subtype)}; it must be 1 to 9999")
+        if not 1 <= self.images_per_patient <= 999:
+            raise ValueError(f"images_per_patient is {self.images_per_patient}; names allow 1 to 999")
+        wrong = [m for m in self.magnifications if m not in _SCALE]
+        if wrong or not self.magnifications or len(set(self.magnifications)) < len(self.magnifications):
+            raise ValueError(f"magnifications are {self.magnifications}; choose from {tuple(_SCALE)}, each once")
+        if min(self.height, self.width) < 32 or max(self.height, self.width) > 4096:
+            raise ValueError(f"height x width is {self.height}x{self.width}; each must be 32 to 4096")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slide:
+    code: str
+    digits: int  # the case
+    suffix: str  # of the slide folder
+    part: int
+
+    @property
+    def label(self) -> str:
+        return "B" if self.code in _BENIGN else "M"
+
+    def path(self, magnification: str, number: int) -> pathlib.PurePosixPath:
+        """Path of an image below the root, as published: `_` before the folder's year, `-` before the file's."""
+        tumor = "benign" if self.label == "B" else "malignant"
+        head, tail = f"SOB_{self.label}_{self.code}", f"14-{self.digits}{self.suffix}"
+        return pathlib.PurePosixPath(
+            "BreaKHis_v1/histology_slides/breast",
+            tumor,
+            "SOB",
+            FOLDERS[self.code],
+            f"{head}_{tail}",
+            magnification,
+            f"{head}-{tail}-{magnification.removesuffix('X')}-{number:03d}.png",
+        )
+
+
+def _slides(spec: SyntheticSpec) -> Iterator[_Slide]:
+    codes = itertools.chain.from_iterable(
+        itertools.repeat(code, n) for code, n in zip(SUBTYPES, spec.cases_per_subtype, strict=True)
+    )
+    for digits, code in enumerate(codes, start=90001):
+        suffixes = ("SYNA", "SYNB") if digits % 8 == 3 else ("SYN",)
+        for part, suffix in enumerate(suffixes):
+            yield _Slide(code, digits, suffix, part)
+
+
+def _rng(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
+
+
+def _render(spec: SyntheticSpec, slide: _Slide, magnification: str, number: int) -> npt.NDArray[np.uint8]:
+    """RGB uint8 (height, width, 3) of one image; depends on nothing but its arguments."""
+    # Two slides of a case share stain and grade: a split by slide then leaks here as it does in BreakHis.
+    case = _rng(spec.seed, slide.digits)
+    look = stain.draw_look(case)
+    grade = case.uniform(0.0, 0.38) if slide.code in _BENIGN else case.uniform(0.42, 1.0)
+    rng = _rng(spec.seed, slide.digits, slide.part, int(magnification.removesuffix("X")), number)
+    zoom = spec.width / 175.0
+    grade = grade + rng.normal(0.0, 0.08)
+    tissue = morphology.draw_tissue(rng, slide.code, grade, spec.height, spec.width, _SCALE[magnification] * zoom)
+    look = stain.vary(look, rng)
+    # The lens blurs before the calibration, not after: small nuclei lose more contrast by it, and that would
+    # tell the class.
+    maps = (tissue.hematoxylin, tissue.eosin, tissue.tissue)
+    hematoxylin, eosin, cover = (cv2.GaussianBlur(x, (0, 0), look.blur * zoom) for x in maps)
+    density = stain.calibrate(hematoxylin, eosin, cover, look, rng)
+    return stain.develop(density, cover, look, rng)
+
+
+def _write(folder: pathlib.Path, spec: SyntheticSpec, slide: _Slide, magnification: str, number: int) -> None:
+    path = folder / slide.path(magnification, number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = _render(spec, slide, magnification, number)
+    done, png = cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    if not done:
+        raise OSError(f"could not encode {path.name}")
+    path.write_bytes(png.tobytes())
+
+
+def _marker(spec: SyntheticSpec) -> dict[str, Any]:
+    text = json.dumps(
+        {
+            "synthetic": True,
+            "generator": "histojax data_pipelines.synthetic",
+            "version": VERSION,
+            **dataclasses.asdict(spec),
+            "note": "computer-made images; no patient, no diagnosis",
+        }
+    )
+    return dict(json.loads(text))  # through JSON, so that it compares equal to what a file gives back
+
+
+def _is_made(root: pathlib.Path, spec: SyntheticSpec) -> bool:
+    """Whether `root` holds this very data set; raises ValueError if it holds anything else."""
+    if root.is_dir() and not any(root.iterdir()):
+        return False
+    if not root.exists() and not root.is_symlink():
+        return False
+    try:
+        found = json.loads((root / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if found == _marker(spec):
+        return True
+    what = "another version or spec of the synthetic images" if found else f"something without a valid {MARKER}"
+    raise ValueError(f"{root} holds {what}; nothing was changed. Remove it, or generate into another folder.")
+
+
+def generate(root: str | os.PathLike[str], spec: SyntheticSpec = SyntheticSpec()) -> pathlib.Path:
+    """Writes the data set to `root`, whole or not at all, and returns `root`; a no-op if it is there already.
+
+    Raises ValueError if `root` holds anything else.
+    """
+    root = pathlib.Path(root)
+    if _is_made(root, spec):
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    partial = root.with_name(f".{root.name}.{uuid.uuid4().hex[:12]}.partial")
+    partial.mkdir()
+    jobs = [
+        (slide, magnification, number)
+        for slide in _slides(spec)
+        for magnification in spec.magnifications
+        for number in range(1, spec.images_per_patient + 1)
+    ]
+    try:
+        with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for _ in pool.map(lambda job: _write(partial, spec, *job), jobs):
+                pass
+        (partial / MARKER).write_text(json.dumps(_marker(spec), indent=2) + "\n", encoding="utf-8")
+        if root.is_dir():
+            root.rmdir()  # empty, as checked; a rename replaces an empty folder on POSIX only
+        try:
+            partial.rename(root)
+        except OSError:
+            if not _is_made(root, spec):  # another process was first: fine if it made the same
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return root

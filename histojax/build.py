@@ -1,0 +1,147 @@
+"""From a config to the objects that it describes: the one place where fields meet constructors."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from data_pipelines.splits import SplitSpec
+from histojax import losses, models
+from histojax.data.pipeline import LoaderSpec
+from histojax.data.transforms import AugmentSpec
+from histojax.errors import RunError
+from histojax.optimizer import OptimizerSpec, make_optimizer
+from histojax.sharding import Layout
+from histojax.step import Program, StepSpec
+from histojax.tasks import Multiclass
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def split_spec(config: ConfigDict) -> SplitSpec:
+    """`config.data.split`."""
+    return SplitSpec(**config.data.split)
+
+
+def augment_spec(config: ConfigDict) -> AugmentSpec:
+    """`config.data.augment`.
+
+    Raises:
+      RunError: a strength out of range.
+    """
+    spec = AugmentSpec(**config.data.augment)
+    if not 0 < spec.crop_scale <= 1:
+        raise RunError(f"data.augment.crop_scale={spec.crop_scale} is not in (0, 1]")
+    if not (0 <= spec.colour_jitter < 1 and 0 <= spec.stain_jitter < 1 and spec.blur >= 0 and spec.crop_ratio >= 1):
+        raise RunError("data.augment: jitters are in [0, 1), blur is at least 0, crop_ratio at least 1")
+    return spec
+
+
+def loader_spec(config: ConfigDict, layout: Layout, *, training: bool) -> LoaderSpec:
+    """How batches are made, for training or for evaluation.
+
+    Raises:
+      RunError: a batch that does not divide among the devices.
+    """
+    process = (jax.process_index(), jax.process_count())
+    if training:
+        batch_size, field, parts = config.train.batch_size, "train.batch_size", config.train.accumulate
+    else:
+        batch_size, field, parts = config.evaluation.batch_size, "evaluation.batch_size", 1
+    layout.check_batch(field, batch_size, parts)
+    return LoaderSpec(
+        batch_size=batch_size,
+        image_size=config.data.image_size,
+        seed=config.seed,
+        sampling=config.data.sampling,
+        threads=config.data.threads,
+        workers=config.data.workers,
+        process=process,
+    )
+
+
+def task(config: ConfigDict, classes: Sequence[str], counts: Sequence[int]) -> Multiclass:
+    """The task with its class weights from the training counts.
+
+    Raises:
+      RunError: an unknown loss or weighting.
+    """
+    try:
+        weights = losses.class_weights(config.loss.class_weights, counts, config.loss.class_balanced_beta)
+        return Multiclass(
+            tuple(classes),
+            tuple(weights.tolist()),
+            config.loss.name,
+            config.loss.label_smoothing,
+            config.loss.focal_gamma,
+        )
+    except ValueError as error:
+        raise RunError(str(error)) from error
+
+
+def optimizer(config: ConfigDict, steps_per_epoch: int) -> tuple[optax.GradientTransformation, OptimizerSpec]:
+    """The optimizer, and what it was made of.
+
+    Raises:
+      RunError: an unknown optimizer or schedule.
+    """
+    fields = config.optimizer.to_dict()
+    spec = OptimizerSpec(
+        warmup_steps=round(fields.pop("warmup_epochs") * steps_per_epoch),
+        total_steps=config.train.epochs * steps_per_epoch,
+        freeze_backbone_steps=config.train.freeze_backbone_epochs * steps_per_epoch,
+        **fields,
+    )
+    try:
+        return make_optimizer(spec), spec
+    except ValueError as error:
+        raise RunError(str(error)) from error
+
+
+def program(config: ConfigDict, task: Multiclass, layout: Layout, transform: optax.GradientTransformation) -> Program:
+    """The compiled functions of a run.
+
+    Raises:
+      RunError: an unknown model, option or type.
+    """
+    if config.model.dtype not in _DTYPES:
+        raise RunError(f"model.dtype='{config.model.dtype}' is not one of {', '.join(_DTYPES)}")
+    if config.train.accumulate < 1:
+        raise RunError(f"train.accumulate={config.train.accumulate} is not at least 1")
+    if not 0 <= config.train.ema_decay < 1:
+        raise RunError(f"train.ema_decay={config.train.ema_decay} is not in [0, 1)")
+    # A config read back from JSON has lists where models take tuples.
+    options = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in config.model.options.items()}
+
+    def make_model(rngs: nnx.Rngs) -> nnx.Module:
+        return models.create(
+            config.model.name,
+            num_classes=len(task.classes),
+            rngs=rngs,
+            dtype=_DTYPES[config.model.dtype],
+            remat=config.model.remat,
+            **options,
+        )
+
+    spec = StepSpec(
+        mean=tuple(config.data.mean),
+        std=tuple(config.data.std),
+        accumulate=config.train.accumulate,
+        ema_decay=config.train.ema_decay,
+        mixup=config.train.mixup,
+        cutmix=config.train.cutmix,
+        seed=config.seed,
+    )
+    try:
+        return Program(make_model, task, transform, spec, layout)
+    except ValueError as error:
+        raise RunError(f"model.name / model.options: {error}") from error
+
+
+def class_counts(labels: np.ndarray, classes: Sequence[str]) -> list[int]:
+    """Images of each class."""
+    return np.bincount(labels, minlength=len(classes)).tolist()

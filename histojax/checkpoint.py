@@ -1,0 +1,261 @@
+"""Checkpoints: the only file that imports orbax.
+
+A run keeps its last states in `checkpoints/last/<step>` and the best one in `checkpoints/best/<step>`. Orbax
+writes in the background to a temporary name and renames; behind that we write `sha256.json`, the checksum of
+every file, because orbax restores a flipped byte without a word. So:
+
+* no `sha256.json`: the save was cut short; the checkpoint is ignored with a warning.
+* a file that differs from it: the checkpoint is damaged; an error names the file and says what to do.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import logging
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from histojax.errors import RunError
+from histojax.files import replacing
+
+LAST, BEST = "last", "best"
+_log = logging.getLogger(__name__)
+_FOLDER, _MANIFEST = "checkpoints", "sha256.json"
+_MODEL, _EMA, _TRAIN, _META = "model", "ema", "train", "meta"
+
+
+class CheckpointError(RunError):
+    """A checkpoint that cannot be written or read; the message names it and the remedy."""
+
+
+class Checkpoints:
+    """One series of checkpoints in a folder; use it in a `with`, which waits for a save under way.
+
+    Args:
+      folder: `<workdir>/checkpoints/last` or `…/best`.
+      keep: how many to keep; older ones are deleted.
+    """
+
+    def __init__(self, folder: pathlib.Path, keep: int):
+        self.folder = folder.absolute()
+        # Orbax leaves an unhandled save under way waiting for five minutes at exit; close() prevents it.
+        self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+        self._sealing: concurrent.futures.Future[None] | None = None
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="seal-checkpoint")
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
+            self._manager.close()
+
+    def save(self, step: int, trees: dict[str, Any], meta: dict[str, Any]) -> None:
+        """Starts saving; returns once the arrays have left the devices, so that the next step may donate them.
+
+        Args:
+          step: updates done.
+          trees: `model`, `train` and, with EMA, `ema`: pytrees of arrays.
+          meta: JSON-able; everything else that makes the run the run.
+
+        Raises:
+          CheckpointError: this save, or the one before it, could not be written.
+        """
+        self.wait()
+        if step in self.steps():
+            return  # a run that was killed behind this save came here again, with the same state
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**items, **{_META: ocp.args.JsonSave(meta)}), force=True)
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            raise self._cannot_write(error) from error
+        self._sealing = self._pool.submit(self._seal, step)
+
+    def wait(self) -> None:
+        """Blocks until the save under way is on disk with its checksums.
+
+        Raises:
+          CheckpointError: it could not be written.
+        """
+        sealing, self._sealing = self._sealing, None
+        if sealing is not None:
+            try:
+                sealing.result()
+            except Exception as error:
+                raise self._cannot_write(error) from error
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        return complete_steps(self.folder)
+
+    def discard_incomplete(self) -> None:
+        """Deletes what a killed process left half-written, with a warning each."""
+        self.wait()
+        complete = {str(step) for step in self.steps()}
+        for path in sorted(self.folder.iterdir()):
+            if path.is_dir() and path.name not in complete and jax.process_index() == 0:
+                _log.warning("%s: this save was cut short; ignored and deleted", path)
+                shutil.rmtree(path, ignore_errors=True)
+        self._manager.reload()
+
+    def _seal(self, step: int) -> None:
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+        if jax.process_index() == 0:
+            folder = self.folder / str(step)
+            content = json.dumps(_checksums(folder), indent=1)
+            with replacing(folder / _MANIFEST) as temporary:
+                temporary.write_text(content)
+
+    def _cannot_write(self, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"{self.folder}: the checkpoint could not be written ({_first_line(error)}). "
+            "Earlier checkpoints are untouched: make room or fix the folder, and start the same command again."
+        )
+
+
+def series(workdir: pathlib.Path, name: str) -> pathlib.Path:
+    """The folder of the series `last` or `best` of a work directory."""
+    return workdir / _FOLDER / name
+
+
+def complete_steps(folder: pathlib.Path) -> list[int]:
+    """Steps of the complete checkpoints in a series' folder, ascending."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / _MANIFEST).is_file())
+
+
+def find(path: pathlib.Path) -> pathlib.Path:
+    """The checkpoint that a user means: one itself, or the newest of the best ones, else of the last ones.
+
+    Args:
+      path: a checkpoint, a series, a `checkpoints` folder or a work directory.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    path = path.expanduser().absolute()
+    if (path / _MANIFEST).is_file():
+        return path
+    for folder in (path, path / BEST, path / LAST, series(path, BEST), series(path, LAST)):
+        if folder.is_dir():
+            for cut in sorted(p for p in folder.iterdir() if p.name.isdigit() and not (p / _MANIFEST).is_file()):
+                _log.warning("%s: this save was cut short; ignored", cut)
+        if steps := complete_steps(folder):
+            return folder / str(steps[-1])
+    what = "has no checkpoint that is complete" if path.exists() else "does not exist"
+    raise CheckpointError(f"{path} {what}; name a work directory of a histojax run, or one of its checkpoints")
+
+
+def verify(checkpoint: pathlib.Path) -> None:
+    """Compares every file of a checkpoint with its checksum.
+
+    Raises:
+      CheckpointError: a file is missing or differs.
+    """
+    recorded: dict[str, str] = json.loads((checkpoint / _MANIFEST).read_text())
+    found = _checksums(checkpoint)
+    for name in sorted(recorded.keys() | found.keys()):
+        if name not in found:
+            problem = "is missing"
+        elif name in recorded and found[name] != recorded[name]:
+            problem = "is damaged: its content differs from the checksum taken when it was written"
+        else:
+            continue
+        earlier = [step for step in complete_steps(checkpoint.parent) if step < int(checkpoint.name)]
+        remedy = f"go on from step {earlier[-1]}" if earlier else "start anew"
+        raise CheckpointError(
+            f"{checkpoint}: the file {name} {problem}. Restore the folder from a copy, or delete it to {remedy}."
+        )
+
+
+def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
+    """What a checkpoint holds beside arrays: config, classes, normalisation, split, progress.
+
+    Raises:
+      CheckpointError: it is not a checkpoint of this program.
+    """
+    try:
+        with _reader() as reader:
+            restored = reader.restore(checkpoint, args=ocp.args.Composite(**{_META: ocp.args.JsonRestore()}))
+        return restored[_META]
+    except Exception as error:
+        raise CheckpointError(
+            f"{checkpoint}: cannot be read as a histojax checkpoint ({_first_line(error)})"
+        ) from error
+
+
+def restore(checkpoint: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any]:
+    """Reads the named trees into the shardings that `abstract` gives; `ema`, `train` may be left out.
+
+    Raises:
+      CheckpointError: damaged, or of another model: every missing, unexpected and misshapen array is named.
+    """
+    verify(checkpoint)
+    with _reader() as reader:
+        stored = reader.metadata(checkpoint).item_metadata
+        for name, tree in abstract.items():
+            _compare(checkpoint, name, stored.get(name), tree)
+        try:
+            arguments = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+            return dict(reader.restore(checkpoint, args=ocp.args.Composite(**arguments)).items())
+        except Exception as error:
+            raise CheckpointError(f"{checkpoint}: cannot be restored ({_first_line(error)})") from error
+
+
+def _reader() -> ocp.Checkpointer:
+    arrays = {name: ocp.StandardCheckpointHandler() for name in (_MODEL, _EMA, _TRAIN)}
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**arrays, **{_META: ocp.JsonCheckpointHandler()}))
+
+
+def _compare(checkpoint: pathlib.Path, name: str, stored: Any, wanted: Any) -> None:
+    there = {} if stored is None else _shapes(stored.tree if hasattr(stored, "tree") else stored)
+    here = _shapes(wanted)
+    problems = [f"missing {path} {here[path]}" for path in here if path not in there]
+    problems += [f"unexpected {path} {there[path]}" for path in there if path not in here]
+    problems += [
+        f"{path} is {there[path]}, the model has {here[path]}"
+        for path in here
+        if path in there and there[path] != here[path]
+    ]
+    if problems:
+        shown = "\n  ".join(problems[:20] + [f"… and {len(problems) - 20} more"] * (len(problems) > 20))
+        raise CheckpointError(f"{checkpoint}: its '{name}' is of another model or optimizer:\n  {shown}")
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in flat
+        if hasattr(leaf, "shape") and not _is_key(leaf)
+    }
+
+
+def _is_key(leaf: Any) -> bool:
+    """Random keys are stored as plain integers with one more axis."""
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is None or jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or np.dtype(dtype) == np.uint32
+
+
+def _checksums(folder: pathlib.Path) -> dict[str, str]:
+    sums = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        if path.name != _MANIFEST:
+            with open(path, "rb") as file:
+                sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]

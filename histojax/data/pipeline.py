@@ -1,0 +1,148 @@
+"""Prepared images -> batches: order, share of each process, workers, padding and mask. numpy and grain only.
+
+The training stream is a pure function of (seed, position): shuffling and augmentation are keyed by the
+position in the global stream, a process takes every n-th element, and batches are formed last. So neither
+workers nor threads change what is seen, and a stream is resumed from the number of images consumed alone.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from data_pipelines.errors import DataError
+from histojax.data.sources import Dataset, ImageSource
+from histojax.data.transforms import AugmentSpec, DecodeError, augment, decode, resize
+
+Batch = dict[str, np.ndarray]
+SAMPLINGS = ("natural", "balanced")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoaderSpec:
+    """How batches are made; the fields of `config.data` and `config.train` that concern it.
+
+    Attributes:
+      batch_size: global, over all processes.
+      image_size: height and width of the model's input.
+      seed: of order and augmentation.
+      sampling: `natural`, or `balanced`: every class equally often.
+      threads: that decode in this process.
+      workers: processes that decode; 0: none, threads of this one do.
+      process: (index, count) of this process.
+    """
+
+    batch_size: int
+    image_size: int
+    seed: int
+    sampling: str = "natural"
+    threads: int = 4
+    workers: int = 0
+    process: tuple[int, int] = (0, 1)
+
+    def __post_init__(self) -> None:
+        if self.sampling not in SAMPLINGS:
+            raise DataError(f"data.sampling='{self.sampling}' is not one of {', '.join(SAMPLINGS)}")
+        if self.batch_size % self.process[1]:
+            raise DataError(f"train.batch_size={self.batch_size} does not divide among {self.process[1]} processes")
+
+    @property
+    def local_batch_size(self) -> int:
+        """Images of a batch that this process holds."""
+        return self.batch_size // self.process[1]
+
+
+class _Augment(grain.transforms.RandomMap):
+    def __init__(self, size: int, spec: AugmentSpec):
+        self._size, self._spec = size, spec
+
+    def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return _with_pixels(element, augment(_decode(element), self._size, self._spec, rng))
+
+
+class _Resize(grain.transforms.Map):
+    def __init__(self, size: int):
+        self._size = size
+
+    def map(self, element: dict[str, Any]) -> dict[str, Any]:
+        return _with_pixels(element, resize(_decode(element), self._size))
+
+
+def _decode(element: Mapping[str, Any]) -> np.ndarray:
+    try:
+        return decode(element["image"])
+    except DecodeError as error:
+        raise DataError(f"image {element['name']} of the prepared dataset: {error}; prepare it anew") from error
+
+
+def _with_pixels(element: Mapping[str, Any], image: np.ndarray) -> dict[str, Any]:
+    return {"image": image} | {key: element[key] for key in ("label", "index", "mask")}
+
+
+def train_batches(
+    dataset: Dataset, indices: np.ndarray, spec: LoaderSpec, augmentation: AugmentSpec, *, start: int = 0
+) -> Iterator[Batch]:
+    """An endless stream of augmented batches.
+
+    Args:
+      dataset: where the images lie.
+      indices: positions in it of the images to train on.
+      spec: how.
+      augmentation: what may change.
+      start: batches already consumed; the stream goes on behind them.
+
+    Yields:
+      `image: u8 [b, s, s, 3]`, `label: i32 [b]`, `mask: bool [b]`, `index: i64 [b]`; b is this process's share.
+
+    Raises:
+      DataError: balanced sampling of a class that has no image.
+    """
+    if spec.sampling == "balanced":
+        by_class = [indices[dataset.labels[indices] == k] for k in range(len(dataset.classes))]
+        for name, members in zip(dataset.classes, by_class, strict=True):
+            if not len(members):
+                raise DataError(f"data.sampling=balanced: no training image of class '{name}'")
+        streams = [_shuffled(dataset, members, spec.seed + k) for k, members in enumerate(by_class)]
+        stream = grain.MapDataset.mix(streams, weights=[1 / len(streams)] * len(streams))
+    else:
+        stream = _shuffled(dataset, indices, spec.seed)
+    stream = stream.seed(spec.seed).random_map(_Augment(spec.image_size, augmentation))
+    process, processes = spec.process
+    stream = stream[start * spec.batch_size + process :: processes]
+    return _iterate(stream, spec, workers=spec.workers)
+
+
+def eval_batches(dataset: Dataset, indices: np.ndarray, spec: LoaderSpec) -> Iterator[Batch]:
+    """Every image exactly once, in order; the last batch is padded and its padding masked out.
+
+    Yields as `train_batches` does; all processes yield equally many batches.
+    """
+    padded = np.full(-(-len(indices) // spec.batch_size) * spec.batch_size, -1, dtype=np.int64)
+    padded[: len(indices)] = indices
+    stream = grain.MapDataset.source(_source(dataset, padded)).map(_Resize(spec.image_size))
+    process, processes = spec.process
+    return _iterate(stream[process::processes], spec, workers=0)
+
+
+def _source(dataset: Dataset, indices: np.ndarray) -> ImageSource:
+    names = [record.image_id for record in dataset.records]
+    return ImageSource(dataset.prepared.directory, indices, dataset.labels, names)
+
+
+def _shuffled(dataset: Dataset, indices: np.ndarray, seed: int) -> grain.MapDataset:
+    return grain.MapDataset.source(_source(dataset, indices)).seed(seed).shuffle().repeat(None)
+
+
+def _iterate(stream: grain.MapDataset, spec: LoaderSpec, workers: int) -> Iterator[Batch]:
+    ahead = 2 * spec.local_batch_size
+    batches = stream.to_iter_dataset(grain.ReadOptions(num_threads=spec.threads, prefetch_buffer_size=ahead))
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain's workers read a flag of its own; notebooks and tests parse none
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=spec.local_batch_size)
+        batches = batches.mp_prefetch(options)
+    # Batched behind the workers: before them, the batches would depend on how many there are.
+    return iter(batches.batch(spec.local_batch_size, drop_remainder=True))

@@ -1,0 +1,148 @@
+"""A dataset as training sees it: a table, classes, a split, and images by position."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.breakhis.filenames import CLASSES, DUPLICATE_SLIDES, SUBTYPES
+from data_pipelines.breakhis.scan import describe_missing
+from data_pipelines.errors import DataError
+from data_pipelines.prepare import Prepared, open_images, prepare
+from data_pipelines.records import Records
+from data_pipelines.splits import Member, Split, SplitSpec, make_split, place
+
+_TASKS = ("binary", "subtype")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A prepared dataset with the labels of one task.
+
+    Attributes:
+      prepared: where it lies and what its scan found.
+      classes: names in the order of the labels.
+      labels: `int32 [n]`, positions in `classes`.
+    """
+
+    prepared: Prepared
+    classes: tuple[str, ...]
+    labels: np.ndarray
+
+    @property
+    def records(self) -> Records:
+        """The table, a row an image."""
+        return self.prepared.records
+
+    @property
+    def label_names(self) -> list[str]:
+        """The class name of each image."""
+        return [self.classes[label] for label in self.labels]
+
+    def split(self, spec: SplitSpec) -> Split:
+        """Divides the dataset anew."""
+        return make_split(self.records, self.label_names, self._members(), spec, DUPLICATE_SLIDES)
+
+    def place(self, saved: Split) -> Split:
+        """Divides the dataset as an earlier run did, whatever root this one was prepared from."""
+        return place(saved, self.records, DUPLICATE_SLIDES)
+
+    def facts(self) -> dict[str, Any]:
+        """What results say of the data: where from, how much, what was left out."""
+        summary = self.prepared.summary
+        facts = {
+            "description": self.prepared.description,
+            "synthetic": self.prepared.synthetic,
+            "n_images": len(self.records),
+            "n_bad_images_skipped": len(summary["bad_images"]),
+            "bad_images": summary["bad_images"],
+            "notes": summary["notes"],
+        }
+        if not self.prepared.synthetic:
+            facts["published_counts"] = describe_missing(summary["published"])
+        return facts
+
+    def _members(self) -> list[Member]:
+        task_label = "label" if self.classes == CLASSES else "subtype"
+        return [
+            Member(row["patient_id"], row["case_id"], row[task_label], row["images"])
+            for row in self.prepared.summary["patients"]
+        ]
+
+
+def open_dataset(settings: Mapping[str, Any], classes: Sequence[str] = ()) -> Dataset:
+    """Prepares what is not there yet and opens it.
+
+    Args:
+      settings: `pipeline, root, magnification, on_bad_image, prepared_dir, task` of `config.data`.
+      classes: those of a trained model; empty: those of the task.
+
+    Raises:
+      DataError: anything wrong with the data, in words; a class that the model does not know.
+    """
+    task = settings["task"]
+    if task not in _TASKS:
+        raise DataError(f"data.task='{task}' is not one of {', '.join(_TASKS)}")
+    prepared = prepare(
+        settings["pipeline"],
+        settings["root"],
+        magnification=settings["magnification"],
+        on_bad_image=settings["on_bad_image"],
+        directory=settings["prepared_dir"],
+    )
+    names = prepared.records.column("label" if task == "binary" else "subtype").tolist()
+    if classes:
+        unknown = sorted(set(names) - set(classes))
+        if unknown:
+            raise DataError(
+                f"{prepared.summary['root']}: images of {', '.join(unknown)}, which the model does not know "
+                f"(its classes: {', '.join(classes)})"
+            )
+    elif task == "subtype":
+        # A part of the dataset may lack a subtype: what nobody can learn or test is no class.
+        classes = tuple(name for name in SUBTYPES if name in set(names))
+    else:
+        classes = CLASSES
+    position = {name: i for i, name in enumerate(classes)}
+    return Dataset(prepared, tuple(classes), np.array([position[name] for name in names], dtype=np.int32))
+
+
+class ImageSource:
+    """Random access for grain: position -> bytes, label, index, mask. Picklable; opened where it is used.
+
+    Args:
+      directory: of the prepared dataset.
+      indices: positions in the prepared dataset; -1 is padding, masked out.
+      labels: `int32 [n]` of the whole dataset.
+      names: image_id of the whole dataset, for error messages.
+    """
+
+    def __init__(self, directory: pathlib.Path, indices: np.ndarray, labels: np.ndarray, names: Sequence[str]):
+        self._directory = directory
+        self._indices = indices
+        self._labels = labels
+        self._names = names
+
+    @functools.cached_property
+    def _images(self) -> Any:
+        return open_images(self._directory)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_images"}
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        index = int(self._indices[position])
+        stored = max(index, 0)
+        return {
+            "image": self._images[stored]["image"],
+            "label": self._labels[stored],
+            "index": np.int64(index),
+            "mask": np.bool_(index >= 0),
+            "name": self._names[stored],
+        }

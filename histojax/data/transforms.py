@@ -1,0 +1,116 @@
+"""Pixel operations: uint8 RGB in, uint8 RGB out, random ones with an explicit generator."""
+
+import dataclasses
+
+import cv2
+import numpy as np
+
+# grain's threads do the work; OpenCV's own would fight them for the cores.
+cv2.setNumThreads(0)
+
+# Ruifrok & Johnston 2001: optical density of hematoxylin, eosin and DAB in red, green and blue.
+_STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], dtype=np.float32)
+_STAINS /= np.linalg.norm(_STAINS, axis=1, keepdims=True)
+_UNMIX = np.linalg.inv(_STAINS)
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentSpec:
+    """Random changes of a training image; the fields of `config.data.augment`. 0 or False: off.
+
+    Attributes:
+      flips: left-right and up-down, each with probability 1/2.
+      quarter_turns: by 0, 90, 180 or 270 degrees. Tissue has no up; with flips, the dihedral group.
+      crop_scale: least share of the image's area that a random resized crop keeps; 1: no crop.
+      crop_ratio: greatest aspect ratio of the crop relative to the image's own.
+      colour_jitter: brightness, contrast and saturation are scaled by up to ±this.
+      stain_jitter: hematoxylin and eosin densities are scaled by up to ±this and shifted by up to ±this/10
+        (Tellez et al. 2018, on Ruifrok & Johnston's stains).
+      blur: greatest sigma in pixels of the result, applied to half of the images.
+    """
+
+    flips: bool = True
+    quarter_turns: bool = True
+    crop_scale: float = 1.0
+    crop_ratio: float = 4 / 3
+    colour_jitter: float = 0.0
+    stain_jitter: float = 0.0
+    blur: float = 0.0
+
+
+class DecodeError(ValueError):
+    """Stored bytes that are no image."""
+
+
+def decode(data: bytes) -> np.ndarray:
+    """PNG, JPEG, … bytes -> `uint8 [h, w, 3]`, RGB.
+
+    Raises:
+      DecodeError: the bytes cannot be decoded.
+    """
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise DecodeError(f"cannot decode {len(data)} bytes")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def resize(image: np.ndarray, size: int) -> np.ndarray:
+    """Resizes to `[size, size, 3]`, aspect ratio ignored as the paper's 224×224 input does."""
+    shrinks = image.shape[0] >= size and image.shape[1] >= size
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def augment(image: np.ndarray, size: int, spec: AugmentSpec, rng: np.random.Generator) -> np.ndarray:
+    """Crops, resizes to `[size, size, 3]` and changes a training image at random."""
+    if spec.crop_scale < 1:
+        image = random_crop(image, spec.crop_scale, spec.crop_ratio, rng)
+    image = resize(image, size)
+    if spec.flips:
+        image = image[:: rng.choice((1, -1)), :: rng.choice((1, -1))]
+    if spec.quarter_turns:
+        image = np.rot90(image, int(rng.integers(4)))
+    image = np.ascontiguousarray(image)
+    if spec.colour_jitter:
+        image = jitter_colour(image, spec.colour_jitter, rng)
+    if spec.stain_jitter:
+        image = jitter_stain(image, spec.stain_jitter, rng)
+    if spec.blur and rng.random() < 0.5:
+        image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.1, max(spec.blur, 0.1))))
+    return image
+
+
+def random_crop(image: np.ndarray, scale: float, ratio: float, rng: np.random.Generator) -> np.ndarray:
+    """A window of `scale` … 1 of the area whose shape departs from the image's by up to `ratio`."""
+    height, width = image.shape[:2]
+    area = rng.uniform(scale, 1)
+    stretch = np.exp(rng.uniform(-np.log(ratio), np.log(ratio)) / 2)
+    h = max(1, min(height, round(height * np.sqrt(area) * stretch)))
+    w = max(1, min(width, round(width * np.sqrt(area) / stretch)))
+    top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+    return image[top : top + h, left : left + w]
+
+
+def jitter_colour(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Scales brightness, contrast around the mean and saturation, each by 1 ± strength."""
+    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3).astype(np.float32)
+    x = image.astype(np.float32) * brightness
+    x = (x - x.mean()) * contrast + x.mean()
+    grey = x.mean(axis=-1, keepdims=True)
+    return _to_uint8(grey + (x - grey) * saturation)
+
+
+def jitter_stain(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Scales and shifts the densities of hematoxylin and eosin; the third channel is left as it is.
+
+    Densities are natural logarithms, so that the unmixing matrix takes them as they are.
+    """
+    density = -np.log((image.astype(np.float32) + 1) / 256)
+    stains = density @ _UNMIX
+    scale = rng.uniform(1 - strength, 1 + strength, 2).astype(np.float32)
+    shift = rng.uniform(-strength / 10, strength / 10, 2).astype(np.float32)
+    stains[..., :2] = stains[..., :2] * scale + shift
+    return _to_uint8(np.exp(-(stains @ _STAINS)) * 256 - 1)
+
+
+def _to_uint8(x: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(x), 0, 255).astype(np.uint8)

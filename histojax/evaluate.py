@@ -1,0 +1,213 @@
+"""From a model's state to predictions, and from predictions to results."""
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pandas as pd
+from ml_collections import ConfigDict
+
+from data_pipelines.splits import Split
+from histojax import build, checkpoint
+from histojax.data.pipeline import LoaderSpec, eval_batches
+from histojax.data.sources import Dataset, open_dataset
+from histojax.errors import RunError
+from histojax.evaluation import metrics, predictions, results
+from histojax.sharding import Layout
+from histojax.step import ModelState, Program
+
+_log = logging.getLogger(__name__)
+POSITIVE = "malignant"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a model said of a set of images.
+
+    Attributes:
+      probabilities: `f32 [n, k]`, in the order of the images.
+      sums: the task's sums over them (loss, confusion).
+    """
+
+    probabilities: np.ndarray
+    sums: dict[str, np.ndarray]
+
+
+def run_model(
+    program: Program,
+    model: ModelState,
+    dataset: Dataset,
+    indices: np.ndarray,
+    spec: LoaderSpec,
+    layout: Layout,
+) -> Outcome:
+    """Every image exactly once, on all devices of all processes."""
+    processes = spec.process[1]
+    # A global batch holds the processes' shares one behind another; each took every n-th image of the stream.
+    order = np.arange(spec.batch_size).reshape(-1, processes).T.ravel()
+    outputs = []
+    for batch in eval_batches(dataset, indices, spec):
+        outputs.append(program.evaluate(model, layout.put(batch)))
+        if len(outputs) > 2:  # keeps the host ahead of the device, but not by a whole dataset
+            jax.block_until_ready(outputs[-3])
+    probabilities: list[np.ndarray] = []
+    sums: dict[str, np.ndarray] = {}
+    for output in jax.device_get(outputs):
+        rows = output.pop("probabilities")
+        probabilities.append(np.empty_like(rows))
+        probabilities[-1][order] = rows
+        sums = {key: sums.get(key, 0) + value.astype(np.float64) for key, value in output.items()}
+    return Outcome(np.concatenate(probabilities)[: len(indices)], sums)
+
+
+def validation_metrics(outcome: Outcome, classes: Sequence[str]) -> dict[str, float]:
+    """Loss and metrics of the confusion matrix; F1 is that of the positive class, else the macro mean."""
+    confusion = outcome.sums["confusion"]
+    f1 = metrics.f1(confusion)
+    return {
+        "loss": float(outcome.sums["loss_sum"] / outcome.sums["loss_weight"]),
+        "accuracy": float(metrics.accuracy(confusion)),
+        "balanced_accuracy": float(metrics.balanced_accuracy(confusion)),
+        "gmean": float(metrics.gmean(confusion)),
+        "f1": float(f1[..., classes.index(POSITIVE)] if POSITIVE in classes else metrics.macro(f1)),
+    }
+
+
+def predict_split(
+    program: Program, model: ModelState, dataset: Dataset, split: Split, sides: Sequence[str], spec: LoaderSpec,
+    layout: Layout,
+) -> pd.DataFrame:  # fmt: skip
+    """The table of predictions over the given sides of a split, a row an image."""
+    tables = []
+    for side in sides:
+        indices = split.indices(side)
+        if not len(indices):
+            continue
+        outcome = run_model(program, model, dataset, indices, spec, layout)
+        rows = dataset.records.take(indices)
+        tables.append(
+            predictions.make_table(
+                rows.column("image_id"),
+                dataset.labels[indices],
+                outcome.probabilities,
+                dataset.classes,
+                split=side,
+                patient_id=rows.column("patient_id"),
+                magnification=rows.column("magnification"),
+                case_id=rows.column("case_id"),
+                subtype=rows.column("subtype"),
+            )
+        )
+    return pd.concat(tables, ignore_index=True)
+
+
+def write_results(
+    workdir: pathlib.Path,
+    table: pd.DataFrame,
+    facts: Mapping[str, Any],
+    *,
+    classes: Sequence[str],
+    resamples: int,
+    seed: int,
+) -> str:
+    """Writes `predictions.parquet`, `.csv` and `results.json`; returns the table to print.
+
+    Args:
+      workdir: where to.
+      table: of predictions.
+      facts: `protocol`, `split_hash`, `checkpoint_step`, `data`, … as results.json has them at the top.
+      classes: names in the order of the probabilities.
+      resamples: of the bootstrap.
+      seed: of the bootstrap.
+    """
+    predictions.write(table, workdir / "predictions")
+    positive = POSITIVE if POSITIVE in classes else None
+    summary = {
+        **facts,
+        "splits": results.summarise(table, positive=positive, n_resamples=resamples, seed=seed),
+    }
+    results.write_json(summary, workdir / "results.json")
+    return results.table(summary)
+
+
+def restore_model(path: pathlib.Path, program: Program) -> ModelState:
+    """The model of a checkpoint, its moving average where it has one; no optimizer is read."""
+    name = "ema" if program.abstract.ema is not None else "model"
+    abstract = program.abstract.ema or program.abstract.model
+    return ModelState(**checkpoint.restore(path, {name: abstract.as_dict()})[name])
+
+
+def evaluate_checkpoint(path: pathlib.Path, workdir: pathlib.Path, *, data_root: str, magnification: str) -> str:
+    """`--mode=eval`: rebuilds model, preprocessing and split from a checkpoint alone and evaluates it.
+
+    Args:
+      path: a work directory, a series of checkpoints, or one checkpoint.
+      workdir: where results go.
+      data_root: other images than the run's; empty: the run's. Nothing that the model was trained or selected
+        on is tested: such images, their copies and other images of their groups are left out.
+      magnification: another one than the run's; empty: the run's.
+
+    Returns:
+      The table to print.
+
+    Raises:
+      RunError, DataError: no or a damaged checkpoint, no images.
+    """
+    path = checkpoint.find(path)
+    checkpoint.verify(path)
+    meta = checkpoint.read_meta(path)
+    config = ConfigDict(meta["config"])
+    if data_root:
+        config.data.root = data_root
+    if magnification:
+        config.data.magnification = magnification
+    dataset = open_dataset(config.data, meta["classes"])
+    saved = Split.from_json(meta["split"])
+    split = dataset.place(saved)
+    same = split.hash == saved.hash
+    sides = [side for side in ("val", "test") if len(split.indices(side))] if same else ["test"]
+    if not len(split.indices("test")):
+        raise RunError(
+            f"{dataset.prepared.description}: every image belongs to patients that the model was trained or "
+            "selected on, so nothing is left to test"
+        )
+    layout = Layout(1)
+    program = build.program(config, build.task(config, meta["classes"], meta["class_counts"]), layout, optax.identity())
+    model = restore_model(path, program)
+    spec = build.loader_spec(config, layout, training=False)
+    table = predict_split(program, model, dataset, split, sides, spec, layout)
+    protocol = saved.protocol
+    if not same:
+        seen = len(dataset.records) - len(split.indices("test"))
+        protocol = f"other images than the run's; {seen} of patients seen in training left out; model: {protocol}"
+        _log.info("%d of %d images are tested", len(split.indices("test")), len(dataset.records))
+    facts = result_facts(config, dataset, split, protocol, path, meta["step"])
+    workdir.mkdir(parents=True, exist_ok=True)
+    return write_results(
+        workdir,
+        table,
+        facts,
+        classes=meta["classes"],
+        resamples=config.evaluation.resamples,
+        seed=config.seed,
+    )
+
+
+def result_facts(
+    config: ConfigDict, dataset: Dataset, split: Split, protocol: str, path: pathlib.Path, step: int
+) -> dict[str, Any]:
+    """The head of results.json."""
+    return {
+        "protocol": protocol,
+        "split_hash": split.hash,
+        "model": config.model.name,
+        "pretrained": "none: trained from random initial weights",
+        "checkpoint": str(path),
+        "checkpoint_step": step,
+        "data": dataset.facts() | {"left_out": split.left_out(), "split_warnings": list(split.warnings)},
+    }

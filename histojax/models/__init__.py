@@ -1,0 +1,53 @@
+"""The models by name. This room imports jax, flax and numpy only."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from histojax.models.dala_resnet import dala_resnet50
+from histojax.models.resnet import resnet50
+
+MODELS: dict[str, Callable[..., nnx.Module]] = {
+    "resnet50": resnet50,
+    "dala_resnet50": dala_resnet50,
+}
+
+_COMMON = ("num_classes", "rngs", "dtype", "remat")
+
+
+def create(
+    name: str,
+    *,
+    num_classes: int,
+    rngs: nnx.Rngs,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+    **options: Any,
+) -> nnx.Module:
+    """Build the model `name`, which maps images (b, h, w, 3) to float32 logits (b, num_classes).
+
+    `options` are the model's own: the keyword arguments of its builder in `MODELS` beyond the four here.
+    Raises ValueError for an unknown name, an unknown option or an illegal value, naming the legal ones.
+    """
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}{_hint(name, MODELS)}; models: {', '.join(MODELS)}")
+    builder = MODELS[name]
+    legal = [option for option in inspect.signature(builder).parameters if option not in _COMMON]
+    for option in options:
+        if option not in legal:
+            listed = ", ".join(legal) or "none"
+            raise ValueError(f"unknown option {option!r} of {name}{_hint(option, legal)}; options: {listed}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes={num_classes} is not a positive number")
+    return builder(num_classes=num_classes, rngs=rngs, dtype=dtype, remat=remat, **options)
+
+
+def _hint(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

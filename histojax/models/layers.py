@@ -1,0 +1,290 @@
+"""Layers shared by the models: convolution, batch norm, dense and pooling, arranged to be fast on CPUs, too.
+
+Shapes: images are (b, h, w, c); kernels are HWIO. Parameters and batch statistics are float32; `dtype` is the
+type that a layer computes in. With `dtype=float64` and float64 parameters everything is computed in float64.
+The custom gradients support reverse mode only: `jax.jvp`, `jax.jacfwd` and `jax.hessian` raise TypeError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Initializer = Callable[..., jax.Array]
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+SMALL_MAP = 64  # pixels
+
+lecun_normal = jax.nn.initializers.lecun_normal()
+he_normal_fan_out = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def at_least_float32(dtype: Any) -> jnp.dtype:
+    """Return `dtype`, or float32 where `dtype` is narrower: the type for statistics and logits."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _over_channels(v: jax.Array, ndim: int) -> jax.Array:
+    """Reshape (c,) to (1, ..., 1, c), so that nothing relies on implicit rank promotion."""
+    return v.reshape((1,) * (ndim - 1) + v.shape)
+
+
+@jax.custom_vjp
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Multiply x (n, i) by kernel (i, o) in the type of `x`; the kernel's gradient keeps the kernel's type.
+
+    The gradient that autodiff writes, transpose(dᵀx), makes XLA:CPU copy dᵀ: a fifth of a ResNet50 step.
+    """
+    return jnp.dot(x, kernel.astype(x.dtype))
+
+
+def _matmul_fwd(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return matmul(x, kernel), (x, kernel)
+
+
+def _matmul_bwd(res: tuple[jax.Array, jax.Array], d: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = res
+    dx = jax.lax.dot_general(d, kernel.astype(d.dtype), (((1,), (1,)), ((), ())))
+    dkernel = jax.lax.dot_general(x, d, (((0,), (0,)), ((), ())), preferred_element_type=kernel.dtype)
+    return dx, dkernel
+
+
+matmul.defvjp(_matmul_fwd, _matmul_bwd)
+
+
+class Linear(nnx.Module):
+    """Dense layer: (..., i) -> (..., o) in `dtype`; parameters `kernel` (i, o) and `bias` (o,)."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        use_bias: bool = True,
+        dtype: Any = jnp.float32,
+        kernel_init: Initializer = lecun_normal,
+        bias_init: Initializer = jax.nn.initializers.zeros,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (in_features, out_features), jnp.float32))
+        self.bias = nnx.Param(bias_init(rngs.params(), (out_features,), jnp.float32)) if use_bias else None
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map (..., i) to (..., o)."""
+        kernel = self.kernel[...]
+        y = matmul(x.astype(self.dtype).reshape(-1, kernel.shape[0]), kernel)
+        y = y.reshape(*x.shape[:-1], kernel.shape[1])
+        return y if self.bias is None else y + _over_channels(self.bias[...].astype(y.dtype), y.ndim)
+
+
+class Conv(nnx.Module):
+    """2-D convolution: (b, h, w, i) -> (b, h', w', o) in `dtype`.
+
+    Parameters: `kernel` (kh, kw, i / groups, o) and, with `use_bias`, `bias` (o,).
+
+    `impl` says how an ungrouped convolution is computed: "dot" as a product of patches and kernel, "conv" as
+    a convolution, "auto" by the backend found when the call is traced: on CPUs as a product where the patches
+    are the input itself (1×1: twice as fast) or the output has at most `SMALL_MAP` pixels (XLA's gradient is
+    slower there, at 2×2 forty times). Parameters are the same either way. Raises ValueError for an unknown
+    `impl`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: tuple[int, int],
+        *,
+        strides: tuple[int, int] = (1, 1),
+        padding: Padding = ((0, 0), (0, 0)),
+        groups: int = 1,
+        use_bias: bool = False,
+        dtype: Any = jnp.float32,
+        impl: Literal["auto", "dot", "conv"] = "auto",
+        kernel_init: Initializer = he_normal_fan_out,
+        rngs: nnx.Rngs,
+    ) -> None:
+        if impl not in ("auto", "dot", "conv"):
+            raise ValueError(f"impl={impl!r} is not one of 'auto', 'dot', 'conv'")
+        shape = (*kernel_size, in_features // groups, out_features)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if use_bias else None
+        self.strides = strides
+        self.padding = padding
+        self.groups = groups
+        self.dtype = dtype
+        self.impl = impl
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Convolve (b, h, w, i) to (b, h', w', o)."""
+        x, kernel = x.astype(self.dtype), self.kernel[...]
+        if self._as_dot(x):
+            x = self._patches(x)
+            y = matmul(x.reshape(-1, x.shape[-1]), kernel.reshape(-1, kernel.shape[-1]))
+            y = y.reshape(*x.shape[:-1], kernel.shape[-1])
+        else:
+            y = jax.lax.conv_general_dilated(
+                x,
+                kernel.astype(self.dtype),
+                self.strides,
+                self.padding,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=self.groups,
+            )
+        return y if self.bias is None else y + _over_channels(self.bias[...].astype(y.dtype), y.ndim)
+
+    def _output_size(self, x: jax.Array) -> tuple[int, int]:
+        """Height and width of the result."""
+        extents = zip(x.shape[1:3], self.padding, self.kernel.shape[:2], self.strides, strict=True)
+        height, width = ((size + sum(pad) - kernel) // stride + 1 for size, pad, kernel, stride in extents)
+        return height, width
+
+    def _as_dot(self, x: jax.Array) -> bool:
+        if self.groups > 1 or self.impl == "conv":
+            return False
+        height, width = self._output_size(x)
+        pays = self.kernel.shape[:2] == (1, 1) or height * width <= SMALL_MAP
+        return self.impl == "dot" or (pays and jax.default_backend() == "cpu")
+
+    def _patches(self, x: jax.Array) -> jax.Array:
+        """Map (b, h, w, i) to (b, h', w', kh · kw · i), channels in the kernel's order."""
+        height, width = self._output_size(x)
+        down, right = self.strides
+        if any(sum(pad) for pad in self.padding):
+            x = jnp.pad(x, ((0, 0), *self.padding, (0, 0)))
+        taps = [
+            x[:, top : top + down * (height - 1) + 1 : down, left : left + right * (width - 1) + 1 : right]
+            for top in range(self.kernel.shape[0])
+            for left in range(self.kernel.shape[1])
+        ]
+        return taps[0] if len(taps) == 1 else jnp.concatenate(taps, axis=-1)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def batch_norm_train(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalise x (..., c) by its own statistics; return (y, mean (c,), biased variance (c,)).
+
+    Ioffe and Szegedy 2015 (arXiv 1502.03167), algorithm 1, with E[x²] - E[x]² as the variance, so that one
+    pass over `x` yields both statistics. The gradient ignores the cotangents of the mean and the variance
+    returned: they feed the running statistics only.
+    """
+    return _batch_norm_fwd(x, scale, bias, epsilon)[0]
+
+
+def _batch_norm_fwd(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple[Any, Any]:
+    axes = tuple(range(x.ndim - 1))
+    x_wide = x.astype(at_least_float32(x.dtype))
+    mean = x_wide.mean(axes)
+    # Rounding can push the difference below zero where a channel is constant.
+    var = jnp.maximum(jnp.square(x_wide).mean(axes) - jnp.square(mean), 0.0)
+    inv = jax.lax.rsqrt(var + epsilon)
+    y = _normalise(x, mean, inv, scale, bias)
+    return (y, mean, var), (x, scale, mean, inv)
+
+
+def _batch_norm_bwd(epsilon: float, res: Any, cotangents: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, scale, mean, inv = res
+    axes = tuple(range(x.ndim - 1))
+    wide = partial(_over_channels, ndim=x.ndim)
+    n = x.size // x.shape[-1]
+    d = cotangents[0].astype(mean.dtype)
+    x_hat = (x.astype(mean.dtype) - wide(mean)) * wide(inv)
+    dbias = d.sum(axes)
+    dscale = (d * x_hat).sum(axes)
+    dx = wide(scale * inv) * (d - wide(dbias / n) - x_hat * wide(dscale / n))
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(scale.dtype)
+
+
+batch_norm_train.defvjp(_batch_norm_fwd, _batch_norm_bwd)
+
+
+def _normalise(x: jax.Array, mean: jax.Array, inv: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """Return (x - mean) · inv · scale + bias, as one multiplication and one addition, in the type of `x`."""
+    factor = inv * scale
+    offset = bias - mean * factor
+    return (x * _over_channels(factor, x.ndim) + _over_channels(offset, x.ndim)).astype(x.dtype)
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over all axes but the last: (..., c) -> (..., c) in `dtype`.
+
+    Parameters `scale` and `bias`, batch statistics `mean` and `var`, all (c,) float32. `momentum` is the
+    weight of the old running value (0.9 here is torch's 0.1). As in Flax the running variance is the biased
+    one; torch keeps the unbiased one, n / (n - 1) times this. `scale_init` may be zeros, so that a residual
+    branch starts as the identity.
+    Under `jax.jit` with the batch sharded over a mesh the statistics are those of the whole batch.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        momentum: float = 0.9,
+        epsilon: float = 1e-5,
+        use_running_average: bool = False,
+        dtype: Any = jnp.float32,
+        scale_init: Initializer = jax.nn.initializers.ones,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.scale = nnx.Param(scale_init(rngs.params(), (num_features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((num_features,), jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros((num_features,), jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones((num_features,), jnp.float32))
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.use_running_average = use_running_average
+        self.dtype = dtype
+
+    # `deterministic` is accepted and has no effect, so that one nnx.view call serves nets without Dropout,
+    # too: nnx.view raises for a keyword that no module takes.
+    def set_view(self, use_running_average: bool | None = None, deterministic: bool | None = None) -> None:
+        """Switch between batch and running statistics; called by `nnx.view`."""
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise (..., c); in training, fold the batch's statistics into the running ones."""
+        x, scale, bias = x.astype(self.dtype), self.scale[...], self.bias[...]
+        if self.use_running_average:
+            inv = jax.lax.rsqrt(self.var[...] + self.epsilon)
+            return _normalise(x, self.mean[...], inv, scale, bias)
+        y, mean, var = batch_norm_train(x, scale, bias, self.epsilon)
+        for running, batch in ((self.mean, mean), (self.var, var)):
+            new = self.momentum * running[...] + (1 - self.momentum) * batch
+            running[...] = jax.lax.stop_gradient(new)
+        return y
+
+
+def max_pool_3x3_s2(x: jax.Array) -> jax.Array:
+    """Max-pool (b, h, w, c) with a 3×3 window, stride 2 and padding 1 to (b, ⌈h/2⌉, ⌈w/2⌉, c).
+
+    On CPUs, where h and w are even, as maxima of slices, one axis after the other (three times as fast
+    there). That splits the gradient among equal maxima; the window reduction gives it to the first. After a
+    ReLU, ties are at zero and pass no gradient on.
+    """
+    if jax.default_backend() == "cpu" and x.shape[1] % 2 == 0 and x.shape[2] % 2 == 0:
+        return _max_of_3_stride_2(_max_of_3_stride_2(x, 2), 1)
+    return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+def _max_of_3_stride_2(x: jax.Array, axis: int) -> jax.Array:
+    even = jax.lax.slice_in_dim(x, 0, None, stride=2, axis=axis)
+    odd = jax.lax.slice_in_dim(x, 1, None, stride=2, axis=axis)
+    # Window k covers 2k - 1, 2k and 2k + 1; the first has no left neighbour.
+    shift = [(0, 0, 0)] * x.ndim
+    shift[axis] = (1, -1, 0)
+    left = jax.lax.pad(odd, jnp.array(-jnp.inf, x.dtype), shift)
+    return jnp.maximum(jnp.maximum(even, odd), left)
+
+
+def global_avg_pool(x: jax.Array) -> jax.Array:
+    """Average (b, h, w, c) over h and w in float32 (or float64) to (b, c)."""
+    return x.astype(at_least_float32(x.dtype)).mean((1, 2))

@@ -1,0 +1,148 @@
+"""What the loop looks at while it runs: arriving metrics, the best epoch so far, signals to stop."""
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+import jax
+
+from histojax.errors import RunError
+from histojax.writer import MetricsWriter, Progress
+
+BEST_METRICS = {"loss": -1, "accuracy": 1, "balanced_accuracy": 1, "gmean": 1, "f1": 1}
+_LEAST = 1e-6  # a smaller gain is rounding
+
+
+class Windows:
+    """Metrics of steps, fetched a window later than they were computed, so that the device is never waited for.
+
+    Attributes:
+      loss: mean over the newest window that has arrived.
+    """
+
+    def __init__(self, writer: MetricsWriter, progress: Progress, learning_rate: Callable[[int], Any], batch_size: int):
+        self._writer, self._progress = writer, progress
+        self._learning_rate, self._batch_size = learning_rate, batch_size
+        self._open: list[tuple[int, dict[str, jax.Array]]] = []
+        self._closed: list[list[tuple[int, dict[str, jax.Array]]]] = []
+        self._since = time.perf_counter()
+        self.loss = math.nan
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes a step's metrics, still on the device."""
+        self._open.append((step, metrics))
+
+    def close(self) -> None:
+        """Ends a window and writes the one before it.
+
+        Raises:
+          RunError: a loss that is not finite, with its step.
+        """
+        if self._open:
+            self._closed.append(self._open)
+            self._open = []
+        while len(self._closed) > 1:
+            self._write(self._closed.pop(0))
+
+    def flush(self) -> None:
+        """Waits for all steps so far and writes them; raises as `close` does."""
+        self.close()
+        while self._closed:
+            self._write(self._closed.pop(0))
+
+    def restart_clock(self) -> None:
+        """Leaves out what was not training from the next images/s."""
+        self._since = time.perf_counter()
+
+    def _write(self, window: list[tuple[int, dict[str, jax.Array]]]) -> None:
+        values = jax.device_get([metrics for _, metrics in window])
+        for (step, _), metrics in zip(window, values, strict=True):
+            if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+                raise RunError(
+                    f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}. Training stops; "
+                    "the checkpoints before it are good. Try a smaller optimizer.learning_rate, a longer "
+                    "optimizer.warmup_epochs or optimizer.clip_norm=1, in a new work directory."
+                )
+        now = time.perf_counter()
+        rate, self._since = len(window) * self._batch_size / (now - self._since), now
+        mean = {key: float(sum(metrics[key] for metrics in values)) / len(values) for key in values[0]}
+        last = window[-1][0]
+        self.loss = mean["loss"]
+        self._progress.show(self.loss)
+        extra = {"train/learning_rate": float(self._learning_rate(last - 1)), "train/images_per_second": rate}
+        self._writer.write(last, {f"train/{key}": value for key, value in mean.items()} | extra)
+
+
+class Watch:
+    """The best validation so far, and when to stop early. Its state is part of a checkpoint.
+
+    Args:
+      metric: one of `BEST_METRICS`.
+      patience: epochs without a better value after which to stop; 0: never.
+
+    Raises:
+      RunError: unknown metric.
+    """
+
+    def __init__(self, metric: str, patience: int):
+        if metric not in BEST_METRICS:
+            raise RunError(f"train.best_metric='{metric}' is not one of {', '.join(BEST_METRICS)}")
+        self._metric, self._patience = metric, patience
+        self._best = -math.inf
+        self._best_step = 0
+        self._waited = 0
+
+    def better(self, measured: dict[str, float], step: int) -> bool:
+        """Whether an epoch is the best so far; an undefined value never is."""
+        value = measured[self._metric] * BEST_METRICS[self._metric]
+        if value > self._best + _LEAST:
+            self._best, self._best_step, self._waited = value, step, 0
+            return True
+        self._waited += 1
+        return False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether patience is used up."""
+        return 0 < self._patience <= self._waited
+
+    def to_json(self) -> dict[str, Any]:
+        """The state, JSON-able."""
+        best = None if math.isinf(self._best) else self._best
+        return {"metric": self._metric, "best": best, "best_step": self._best_step, "waited": self._waited}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Takes back what `to_json` gave."""
+        self._best = -math.inf if saved["best"] is None else saved["best"]
+        self._best_step, self._waited = saved["best_step"], saved["waited"]
+
+
+class Signals:
+    """SIGTERM and SIGINT as a wish to stop after the step; a second one stops at once.
+
+    Attributes:
+      received: name of the signal, empty until one comes.
+    """
+
+    def __init__(self) -> None:
+        self.received = ""
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        for which in (signal.SIGTERM, signal.SIGINT):
+            self._before[which] = signal.signal(which, self._receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for which, handler in self._before.items():
+            signal.signal(which, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+        for which, handler in self._before.items():
+            signal.signal(which, handler)

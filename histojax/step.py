@@ -1,0 +1,240 @@
+"""The mathematics of training: state, one training step, one evaluation step; pure, each compiled once."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from histojax.sharding import Layout
+from histojax.tasks import Multiclass
+
+Batch = dict[str, jax.Array]
+MakeModel = Callable[[nnx.Rngs], nnx.Module]
+
+# No catch-all: a Variable of another kind in a model raises instead of being lost.
+_KINDS = (nnx.Param, nnx.BatchStat, nnx.RngState)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class ModelState:
+    """What a model is made of, as pure arrays: parameters, batch statistics, state of its random streams."""
+
+    params: nnx.State
+    stats: nnx.State
+    rng: nnx.State
+
+    def as_dict(self) -> dict[str, nnx.State]:
+        """The parts by name, for a checkpoint."""
+        return {"params": self.params, "stats": self.stats, "rng": self.rng}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class TrainState:
+    """Everything that a step changes; only pure arrays, so that dispatch is cheap.
+
+    Attributes:
+      step: updates done, `i32 []`.
+      model: the model's state.
+      opt: the optimizer's.
+      key: of mixup and cutmix; constant, folded with the step.
+      ema: exponential moving averages of parameters and statistics; None without EMA.
+    """
+
+    step: jax.Array
+    model: ModelState
+    opt: optax.OptState
+    key: jax.Array
+    ema: ModelState | None
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSpec:
+    """How a step is done.
+
+    Attributes:
+      mean: of the input's channels, of values in 0 … 1.
+      std: of the input's channels.
+      accumulate: micro-batches into which a batch is divided; BatchNorm sees one at a time.
+      ema_decay: greatest decay of the moving average, which starts smaller: min(decay, (1 + t)/(10 + t)).
+      mixup: α of Zhang et al. 2018; 0: off.
+      cutmix: α of Yun et al. 2019; 0: off. With both, each batch has one of them, at random.
+      seed: of initialisation, dropout and mixing.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    accumulate: int = 1
+    ema_decay: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    seed: int = 0
+
+
+class Program:
+    """The compiled functions of one run.
+
+    Attributes:
+      abstract: the state's shapes, types and shardings, without values.
+    """
+
+    def __init__(
+        self,
+        make_model: MakeModel,
+        task: Multiclass,
+        optimizer: optax.GradientTransformation,
+        spec: StepSpec,
+        layout: Layout,
+    ):
+        self._make_model, self._task, self._optimizer, self._spec = make_model, task, optimizer, spec
+        self._layout = layout
+        template = nnx.eval_shape(self._new_model)
+        self._train_graph = nnx.graphdef(nnx.view(template, use_running_average=False, deterministic=False))
+        self._eval_graph = nnx.graphdef(nnx.view(template, use_running_average=True, deterministic=True))
+        shapes = jax.eval_shape(self._init)
+        shardings = layout.state(shapes)
+        self.abstract: TrainState = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            shardings,
+        )
+        batch = layout.batch
+        self._jit_init = jax.jit(self._init, out_shardings=shardings)
+        self._jit_train = jax.jit(
+            self._train,
+            donate_argnums=0,
+            in_shardings=(shardings, batch),
+            # Given, because the compiler would otherwise re-shard parameters as it likes.
+            out_shardings=(shardings, layout.replicated),
+        )
+        self._jit_eval = jax.jit(self._eval, in_shardings=(shardings.model, batch), out_shardings=layout.replicated)
+
+    def init(self) -> TrainState:
+        """A fresh state, born sharded."""
+        return self._jit_init()
+
+    def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One update; `state` is consumed. Metrics: `loss`, `accuracy`, `grad_norm`, each `f32 []` on the device."""
+        return self._jit_train(state, batch)
+
+    def evaluate(self, model: ModelState, batch: Batch) -> dict[str, jax.Array]:
+        """`probabilities: f32 [b, k]` of the global batch, and the task's sums over its unmasked images."""
+        return self._jit_eval(model, batch)
+
+    def _new_model(self) -> nnx.Module:
+        return self._make_model(nnx.Rngs(params=self._spec.seed, dropout=self._spec.seed + 1))
+
+    def _init(self) -> TrainState:
+        model = _split(self._new_model())
+        return TrainState(
+            step=jnp.zeros([], jnp.int32),
+            model=model,
+            opt=self._optimizer.init(model.params),
+            key=jax.random.key(self._spec.seed + 2),
+            ema=model if self._spec.ema_decay else None,
+        )
+
+    def _normalise(self, images: jax.Array) -> jax.Array:
+        mean, std = (jnp.asarray(values, jnp.float32) for values in (self._spec.mean, self._spec.std))
+        return (images.astype(jnp.float32) / 255 - mean) / std
+
+    def _train(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        images, targets = self._normalise(batch["image"]), self._task.targets(batch["label"])
+        images, targets = self._mix(images, targets, jax.random.fold_in(state.key, state.step))
+        weight = self._task.loss_weight(targets, batch["mask"])
+
+        def micro_step(model: ModelState, images: jax.Array, targets: jax.Array, mask: jax.Array) -> Any:
+            def loss_fn(params: nnx.State) -> tuple[jax.Array, tuple[ModelState, jax.Array]]:
+                module = nnx.merge(self._train_graph, params, model.stats, model.rng)
+                logits = module(images)
+                right = jnp.sum((logits.argmax(-1) == targets.argmax(-1)) * mask)
+                return self._task.loss_sum(logits, targets, mask) / weight, (_split(module), right)
+
+            (loss, (after, right)), grads = jax.value_and_grad(loss_fn, has_aux=True)(model.params)
+            return dataclasses.replace(after, params=model.params), grads, loss, right
+
+        if self._spec.accumulate == 1:
+            model, grads, loss, right = micro_step(state.model, images, targets, batch["mask"])
+        else:
+            model, grads, loss, right = self._accumulate(micro_step, state.model, (images, targets, batch["mask"]))
+        updates, opt = self._optimizer.update(grads, state.opt, state.model.params)
+        model = dataclasses.replace(model, params=optax.apply_updates(state.model.params, updates))
+        metrics = {
+            "loss": loss,
+            "accuracy": right / jnp.sum(batch["mask"]),
+            "grad_norm": optax.global_norm(grads),
+        }
+        return TrainState(state.step + 1, model, opt, state.key, self._average(state, model)), metrics
+
+    def _accumulate(self, micro_step: Callable[..., Any], model: ModelState, arrays: tuple[jax.Array, ...]) -> Any:
+        """Gradients of micro-batches, summed; every n-th image goes to the same one, so no device sends any."""
+        n = self._spec.accumulate
+        micro = [jnp.moveaxis(a.reshape(a.shape[0] // n, n, *a.shape[1:]), 1, 0) for a in arrays]
+
+        def body(carry: Any, one: Any) -> tuple[Any, None]:
+            model, grads, loss, right = carry
+            model, more_grads, more_loss, more_right = micro_step(model, *one)
+            return (
+                model,
+                jax.tree.map(jnp.add, grads, more_grads),
+                loss + more_loss,
+                right + more_right,
+            ), None
+
+        zero = (model, jax.tree.map(jnp.zeros_like, model.params), jnp.zeros([]), jnp.zeros([], jnp.int32))
+        return jax.lax.scan(body, zero, tuple(micro))[0]
+
+    def _mix(self, images: jax.Array, targets: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Mixup or cutmix of each image with its mirror image in the (shuffled) batch."""
+        if not (self._spec.mixup or self._spec.cutmix):
+            return images, targets
+        which, for_mixup, for_cutmix, for_box = jax.random.split(key, 4)
+        height, width = images.shape[1:3]
+        alpha, beta = self._spec.mixup or 1.0, self._spec.cutmix or 1.0
+        share = jax.random.beta(for_mixup, alpha, alpha)  # of the image itself
+        mixed = share * images + (1 - share) * images[::-1]
+
+        side = jnp.sqrt(1 - jax.random.beta(for_cutmix, beta, beta))
+        centre = jax.random.uniform(for_box, (2,))
+        rows, columns = jnp.arange(height)[:, None] / height, jnp.arange(width)[None, :] / width
+        box = (jnp.abs(rows - centre[0]) < side / 2) & (jnp.abs(columns - centre[1]) < side / 2)
+        cut = jnp.where(box[None, :, :, None], images[::-1], images)
+
+        if self._spec.mixup and self._spec.cutmix:
+            use_cut = jax.random.bernoulli(which)
+        else:
+            use_cut = jnp.asarray(bool(self._spec.cutmix))
+        share = jnp.where(use_cut, 1 - box.mean(), share)
+        return jnp.where(use_cut, cut, mixed), share * targets + (1 - share) * targets[::-1]
+
+    def _average(self, state: TrainState, model: ModelState) -> ModelState | None:
+        if state.ema is None:
+            return None
+        done = state.step.astype(jnp.float32) + 1
+        decay = jnp.minimum(self._spec.ema_decay, (1 + done) / (10 + done))
+
+        def mean(old: jax.Array, new: jax.Array) -> jax.Array:
+            return old * decay + new * (1 - decay)
+
+        return ModelState(
+            jax.tree.map(mean, state.ema.params, model.params),
+            jax.tree.map(mean, state.ema.stats, model.stats),
+            model.rng,
+        )
+
+    def _eval(self, model: ModelState, batch: Batch) -> dict[str, jax.Array]:
+        module = nnx.merge(self._eval_graph, model.params, model.stats, model.rng)
+        logits = module(self._normalise(batch["image"]))
+        sums = self._task.evaluation_sums(logits, batch["label"], batch["mask"])
+        return {"probabilities": self._task.probabilities(logits), **sums}
+
+
+def _split(model: nnx.Module) -> ModelState:
+    """A module's Variables by kind, as pure arrays."""
+    _, *parts = nnx.split(model, *_KINDS)
+    return ModelState(*(nnx.as_pure(part) for part in parts))

@@ -1,0 +1,233 @@
+"""The training loop, from top to bottom."""
+
+import contextlib
+import json
+import logging
+import pathlib
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from histojax import build, checkpoint, evaluate
+from histojax.checkpoint import BEST, LAST, Checkpoints
+from histojax.data.pipeline import train_batches
+from histojax.data.sources import open_dataset
+from histojax.errors import RunError
+from histojax.monitoring import Signals, Watch, Windows
+from histojax.optimizer import learning_rate
+from histojax.sharding import Layout
+from histojax.step import ModelState, Program, TrainState
+from histojax.writer import MetricsWriter, Progress, RunFile, write_json
+
+_log = logging.getLogger(__name__)
+# Fields that change neither what is learned nor what it is learned from (the split's hash guards the data).
+_FREE_FIELDS = ("data.root", "data.prepared_dir", "data.threads", "data.workers", "train.log_every")
+_FREE_GROUPS = ("checkpoint.", "evaluation.", "sharding.")
+
+
+def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
+    """Trains, or goes on where the work directory's last checkpoint ends, and evaluates the best checkpoint.
+
+    Args:
+      config: as `configs.common.base` has it.
+      workdir: made if absent.
+
+    Returns:
+      Whether the run is finished; False after SIGTERM or SIGINT, when it was saved to be continued.
+
+    Raises:
+      RunError, DataError: what the user can mend, in words; a loss that is not finite, with its step.
+    """
+    # ---- Work directory -------------------------------------------------------------------------------------
+    first = jax.process_index() == 0
+    workdir = workdir.expanduser().absolute()
+    settle(workdir, config)
+
+    # ---- Data -----------------------------------------------------------------------------------------------
+    layout = Layout(config.sharding.fsdp)
+    train_spec = build.loader_spec(config, layout, training=True)
+    eval_spec = build.loader_spec(config, layout, training=False)
+    augmentation = build.augment_spec(config)
+    dataset = open_dataset(config.data)
+    split = dataset.split(build.split_spec(config))
+    train_indices, val_indices = split.indices("train"), split.indices("val")
+    steps_per_epoch = max(1, len(train_indices) // train_spec.batch_size)
+    total_steps = config.train.epochs * steps_per_epoch
+
+    # ---- Program --------------------------------------------------------------------------------------------
+    counts = build.class_counts(dataset.labels[train_indices], dataset.classes)
+    task = build.task(config, dataset.classes, counts)
+    transform, optimizer_spec = build.optimizer(config, steps_per_epoch)
+    program = build.program(config, task, layout, transform)
+    if first:
+        split.write_csv(workdir / "split.csv", dataset.records, dataset.label_names)
+    for line in (f"data: {dataset.prepared.description}", f"protocol: {split.protocol}", *split.warnings):
+        _log.info(line)
+
+    last = Checkpoints(checkpoint.series(workdir, LAST), config.checkpoint.keep)
+    best = Checkpoints(checkpoint.series(workdir, BEST), 1)
+    with last, best:
+        # ---- State: the last checkpoint's, or a fresh one -----------------------------------------------------
+        last.discard_incomplete()
+        best.discard_incomplete()
+        watch = Watch(config.train.best_metric, config.train.early_stopping)
+        if last.steps():
+            path = last.folder / str(last.steps()[-1])
+            state, meta = restore(path, program)
+            if meta["split"]["hash"] != split.hash:
+                raise RunError(
+                    f"{workdir}: the data or its split has changed since the run began (split {meta['split']['hash']}, "
+                    f"now {split.hash}); point data.root at the same images or use a new work directory"
+                )
+            watch.restore(meta["watch"])
+        else:
+            state = program.init()
+        step = int(state.step)
+
+        data_note = dataset.prepared.description if dataset.prepared.synthetic else ""
+        facts = {
+            "workdir": str(workdir),
+            "model": config.model.name,
+            "data": dataset.facts(),
+            "protocol": split.protocol,
+        }
+        run_file = RunFile(workdir / "run.json", step, facts, first)
+        constants = {
+            "format": 1,
+            "config": json.loads(config.to_json()),
+            "classes": list(dataset.classes),
+            "class_counts": counts,
+            "split": split.to_json(),
+            "data": dataset.facts(),
+        }
+
+        def save(series: Checkpoints, named: dict[str, Any]) -> None:
+            # The stream of batches is a function of seed and position, so its state is one number.
+            position = {"next_index": step * train_spec.batch_size, "seed": train_spec.seed}
+            series.save(step, named, constants | {"step": step, "watch": watch.to_json(), "stream": position})
+
+        # ---- Loop ---------------------------------------------------------------------------------------------
+        progress = Progress(total_steps, step, train_spec.batch_size, first)
+        with (
+            run_file.recording(lambda: step),
+            contextlib.closing(progress),
+            Signals() as signals,
+            MetricsWriter(workdir, step, data_note, first) as writer,
+        ):
+            windows = Windows(writer, progress, learning_rate(optimizer_spec), train_spec.batch_size)
+            saved = step
+            if step < total_steps and not watch.stopped:
+                batches = train_batches(dataset, train_indices, train_spec, augmentation, start=step)
+            while step < total_steps and not watch.stopped and not signals.received:
+                state, metrics = program.train(state, layout.put(next(batches)))
+                step += 1
+                windows.add(step, metrics)
+                progress.advance()
+                if step % config.train.log_every == 0:
+                    windows.close()
+                if step % steps_per_epoch:
+                    continue
+
+                windows.flush()  # so that nothing that is not finite gets into a checkpoint
+                epoch = step // steps_per_epoch
+                line = f"epoch {epoch}/{config.train.epochs}  step {step}  loss {windows.loss:.4f}"
+                if len(val_indices):
+                    model = state.ema or state.model
+                    outcome = evaluate.run_model(program, model, dataset, val_indices, eval_spec, layout)
+                    measured = evaluate.validation_metrics(outcome, dataset.classes)
+                    writer.write(step, {f"val/{key}": value for key, value in measured.items()})
+                    line += "".join(f"  val {key} {measured[key]:.4f}" for key in ("loss", "accuracy", "gmean"))
+                    if watch.better(measured, step):
+                        save(best, model_trees(state))
+                        line += "  *"
+                progress.say(line + (f"  [{data_note}]" if data_note else ""))
+                if epoch % config.checkpoint.every_epochs == 0 or step == total_steps or watch.stopped:
+                    best.wait()  # a last checkpoint must not know of a best one that a kill then takes away
+                    save(last, all_trees(state))
+                    saved = step
+                windows.restart_clock()
+            windows.flush()
+            if signals.received:
+                if saved != step:
+                    save(last, all_trees(state))
+                last.wait()
+                progress.say(f"stopped by {signals.received} at step {step}, saved; the same command goes on")
+                run_file.end("interrupted", step)
+                return False
+
+    # ---- Evaluation of the best checkpoint ------------------------------------------------------------------------
+    path = checkpoint.find(workdir)
+    checkpoint_step = int(path.name)
+    model = evaluate.restore_model(path, program)
+    sides = ("val", "test") if len(val_indices) else ("test",)
+    table = evaluate.predict_split(program, model, dataset, split, sides, eval_spec, layout)
+    if first:
+        facts = evaluate.result_facts(config, dataset, split, split.protocol, path, checkpoint_step)
+        text = evaluate.write_results(
+            workdir,
+            table,
+            facts,
+            classes=dataset.classes,
+            resamples=config.evaluation.resamples,
+            seed=config.seed,
+        )
+        print(text, flush=True)
+    run_file.end("finished", step)
+    return True
+
+
+def settle(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Makes the work directory and its `config.json`, or verifies that it is this config's.
+
+    Raises:
+      RunError: the directory is of another config; every field that differs is named.
+    """
+    path = workdir / "config.json"
+    wanted = json.loads(config.to_json())
+    if path.is_file():
+        there, here = _flat(json.loads(path.read_text())), _flat(wanted)
+        differing = [
+            f"  {key}: {there.get(key, 'absent')!r} there, {here.get(key, 'absent')!r} here"
+            for key in sorted(there.keys() | here.keys())
+            if there.get(key) != here.get(key) and key not in _FREE_FIELDS and not key.startswith(_FREE_GROUPS)
+        ]
+        if differing:
+            raise RunError(
+                "\n".join([f"{workdir} belongs to a run of another config:", *differing])
+                + "\nGo on with that config, or choose a new --workdir."
+            )
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(path, wanted)
+
+
+def model_trees(state: TrainState) -> dict[str, Any]:
+    """What predicts, as the named trees of a checkpoint: the model and, with EMA, its average."""
+    named = {"model": state.model.as_dict()}
+    return named if state.ema is None else named | {"ema": state.ema.as_dict()}
+
+
+def all_trees(state: TrainState) -> dict[str, Any]:
+    """A whole state as the named trees of a checkpoint."""
+    return model_trees(state) | {"train": {"step": state.step, "opt": state.opt, "key": state.key}}
+
+
+def restore(path: pathlib.Path, program: Program) -> tuple[TrainState, dict[str, Any]]:
+    """A checkpoint's state and what it holds beside."""
+    found = checkpoint.restore(path, all_trees(program.abstract))
+    state = TrainState(
+        step=found["train"]["step"],
+        model=ModelState(**found["model"]),
+        opt=found["train"]["opt"],
+        key=found["train"]["key"],
+        ema=ModelState(**found["ema"]) if "ema" in found else None,
+    )
+    return state, checkpoint.read_meta(path)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

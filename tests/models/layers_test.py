@@ -1,0 +1,220 @@
+"""Layers against plain formulas and against XLA's own operations."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from histojax.models import layers
+
+PAD_1 = ((1, 1), (1, 1))
+
+
+@pytest.fixture(autouse=True)
+def _strict_ranks() -> Iterator[None]:
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+def normal(seed: int, *shape: int, dtype: type = np.float32) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def relative(a: jax.Array, b: jax.Array) -> float:
+    return float(np.linalg.norm(np.asarray(a) - np.asarray(b)) / np.linalg.norm(np.asarray(b)))
+
+
+def weighted_sum(f, weights):
+    return lambda *args: jnp.sum(f(*args) * weights)
+
+
+def test_matmul_gradients_are_those_of_autodiff():
+    x, kernel, weights = normal(0, 7, 5), normal(1, 5, 3), normal(2, 7, 3)
+    ours = jax.jit(jax.grad(weighted_sum(layers.matmul, weights), (0, 1)))(x, kernel)
+    plain = jax.jit(jax.grad(weighted_sum(jnp.dot, weights), (0, 1)))(x, kernel)
+    for a, b in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_matmul_in_bfloat16_keeps_the_kernel_gradient_in_float32():
+    x, kernel = jnp.asarray(normal(0, 512, 8), jnp.bfloat16), normal(1, 8, 4)
+    weights = normal(2, 512, 4).astype(jnp.bfloat16)
+    dx, dkernel = jax.grad(weighted_sum(layers.matmul, weights), (0, 1))(x, kernel)
+    assert (dx.dtype, dkernel.dtype) == (jnp.bfloat16, jnp.float32)
+    # bfloat16 accumulation of 512 products would miss this by a hundred times.
+    exact = np.asarray(x, np.float64).T @ weights.astype(np.float64)
+    np.testing.assert_allclose(dkernel, exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1)])
+@pytest.mark.parametrize("size", [(8, 8), (7, 9)])
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_pointwise_convolution_is_the_same_as_dot_and_as_convolution(strides, size, use_bias):
+    x = normal(0, 2, *size, 5)
+    dot, conv = (
+        layers.Conv(5, 6, (1, 1), strides=strides, use_bias=use_bias, impl=impl, rngs=nnx.Rngs(0))
+        for impl in ("dot", "conv")
+    )
+    assert jax.tree.structure(nnx.as_pure(nnx.state(dot))) == jax.tree.structure(nnx.as_pure(nnx.state(conv)))
+
+    def loss_and_grads(model):
+        graphdef, params = nnx.split(model, nnx.Param)
+
+        def loss_fn(p, x):
+            return jnp.sum(jnp.square(nnx.merge(graphdef, p)(x)))
+
+        return jax.jit(jax.value_and_grad(loss_fn, (0, 1)))(nnx.as_pure(params), x)
+
+    assert dot(x).shape == conv(x).shape
+    for a, b in zip(jax.tree.leaves(loss_and_grads(dot)), jax.tree.leaves(loss_and_grads(conv)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+
+def test_grouped_and_padded_convolutions_do_not_take_the_dot_path():
+    x = normal(0, 1, 4, 4, 6)
+    grouped = layers.Conv(6, 6, (1, 1), groups=6, impl="dot", rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(grouped(x), x * np.asarray(grouped.kernel[...])[0], rtol=1e-6)
+    padded = layers.Conv(6, 2, (1, 1), padding=PAD_1, impl="dot", rngs=nnx.Rngs(0))
+    assert padded(x).shape == (1, 6, 6, 2)
+
+
+def test_unknown_impl_is_refused():
+    with pytest.raises(ValueError, match="impl='gemm'"):
+        layers.Conv(3, 3, (1, 1), impl="gemm", rngs=nnx.Rngs(0))
+
+
+def plain_batch_norm(x, scale, bias):
+    """Algorithm 1 of the paper, with the two-pass variance."""
+    mean = x.mean((0, 1, 2), keepdims=True)
+    var = jnp.square(x - mean).mean((0, 1, 2), keepdims=True)
+    return (x - mean) / jnp.sqrt(var + 1e-5) * scale[None, None, None] + bias[None, None, None]
+
+
+def layers_batch_norm(x, scale, bias):
+    return layers.batch_norm_train(x, scale, bias, 1e-5)[0]
+
+
+def value_and_grads(f, weights):
+    return jax.jit(jax.value_and_grad(weighted_sum(f, weights), (0, 1, 2)))
+
+
+def test_batch_norm_gradients_are_those_of_the_plain_formula_in_float64():
+    x = 3 + 2 * normal(0, 4, 5, 6, 7, dtype=np.float64)
+    scale, bias = normal(1, 7, dtype=np.float64), normal(2, 7, dtype=np.float64)
+    weights = normal(3, *x.shape, dtype=np.float64)
+    with jax.enable_x64(True):
+        y, grads = value_and_grads(layers_batch_norm, weights)(x, scale, bias)
+        y_plain, plain = value_and_grads(plain_batch_norm, weights)(x, scale, bias)
+        assert abs(y - y_plain) < 1e-10
+        for a, b in zip(grads, plain, strict=True):
+            assert a.dtype == jnp.float64
+            assert relative(a, b) < 1e-12
+
+
+def test_batch_norm_in_float32_is_close_to_float64():
+    x = 1 + normal(0, 8, 6, 6, 4)
+    scale, bias, weights = normal(1, 4), normal(2, 4), normal(3, *x.shape)
+    _, grads = value_and_grads(layers_batch_norm, weights)(x, scale, bias)
+    with jax.enable_x64(True):
+        wide = [a.astype(np.float64) for a in (x, scale, bias)]
+        _, exact = value_and_grads(plain_batch_norm, weights)(*wide)
+    for a, b in zip(grads, exact, strict=True):
+        assert relative(a, b) < 2e-6
+
+
+def test_constant_channels_stay_finite():
+    # Rounding makes E[x²] - E[x]² of some of these constants negative.
+    x = np.broadcast_to(np.linspace(1, 2000, 256, dtype=np.float32), (5, 3, 3, 256))
+    squares = np.square(x).mean((0, 1, 2)) - np.square(x.mean((0, 1, 2)))
+    assert squares.min() < -1
+    y, _, var = layers.batch_norm_train(x, jnp.ones(256), jnp.zeros(256), 1e-5)
+    assert np.isfinite(y).all()
+    assert (np.asarray(var) >= 0).all()
+
+
+def test_running_statistics_are_flax_ones():
+    x = 2 + 3 * normal(0, 4, 5, 5, 3)
+    ours = layers.BatchNorm(3, rngs=nnx.Rngs(0))
+    flax = nnx.BatchNorm(3, momentum=0.9, rngs=nnx.Rngs(0))
+    for _ in range(2):
+        np.testing.assert_allclose(ours(x), flax(x), atol=1e-5)
+    np.testing.assert_allclose(ours.mean[...], flax.mean[...], rtol=1e-5)
+    np.testing.assert_allclose(ours.var[...], flax.var[...], rtol=1e-5)
+    np.testing.assert_allclose(ours.var[...], 0.81 + 0.19 * x.var((0, 1, 2)), rtol=1e-5)
+
+    mean, var = np.asarray(ours.mean[...]), np.asarray(ours.var[...])
+    view = nnx.view(ours, use_running_average=True, deterministic=True)
+    np.testing.assert_allclose(view(x), (x - mean) / np.sqrt(var + 1e-5), atol=1e-5)
+    np.testing.assert_array_equal(ours.mean[...], mean)
+
+
+def test_a_misspelt_view_is_refused():
+    with pytest.raises(ValueError, match="use_running_avg"):
+        nnx.view(layers.BatchNorm(3, rngs=nnx.Rngs(0)), use_running_avg=True)
+
+
+def window_max(x):
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (2, 4), (7, 8), (8, 7), (9, 5), (1, 1)])
+def test_max_pool_is_the_window_reduction(size):
+    # Distinct, because equal ones split the gradient differently; negative, to see what the padding is.
+    shape = (2, *size, 3)
+    x = -1 - np.random.default_rng(0).permutation(np.prod(shape)).reshape(shape).astype(np.float32)
+    expected = window_max(x)
+    assert expected.shape == (2, -(-size[0] // 2), -(-size[1] // 2), 3)
+    np.testing.assert_array_equal(layers.max_pool_3x3_s2(x), expected)
+    weights = normal(1, *expected.shape)
+    ours = jax.jit(jax.grad(weighted_sum(layers.max_pool_3x3_s2, weights)))(x)
+    np.testing.assert_allclose(ours, jax.jit(jax.grad(weighted_sum(window_max, weights)))(x), rtol=1e-6)
+
+
+def test_linear_maps_the_last_axis():
+    linear = layers.Linear(4, 3, bias_init=jax.nn.initializers.ones, rngs=nnx.Rngs(0))
+    x = normal(0, 2, 5, 4)
+    np.testing.assert_allclose(linear(x), x @ np.asarray(linear.kernel[...]) + 1, rtol=1e-5)
+
+
+def test_global_average_is_float32_for_bfloat16_maps():
+    pooled = layers.global_avg_pool(jnp.ones((2, 3, 3, 4), jnp.bfloat16))
+    assert (pooled.dtype, pooled.shape) == (jnp.float32, (2, 4))
+
+
+TWO_DEVICES = """
+import jax, jax.numpy as jnp, numpy as np
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from histojax.models import layers
+
+assert jax.device_count() == 2
+conv, bn = layers.Conv(3, 4, (1, 1), rngs=nnx.Rngs(0)), layers.BatchNorm(4, rngs=nnx.Rngs(0))
+graphdef, params, stats = nnx.split(nnx.List([conv, bn]), nnx.Param, nnx.BatchStat)
+
+def loss_fn(params, stats, x):
+    conv, bn = model = nnx.merge(graphdef, params, stats)
+    loss = jnp.mean(jnp.sin(layers.max_pool_3x3_s2(bn(conv(x)))))
+    return loss, nnx.as_pure(nnx.state(model, nnx.BatchStat))
+
+step = jax.value_and_grad(loss_fn, has_aux=True)
+args = nnx.as_pure(params), nnx.as_pure(stats), np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("f")
+mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+one = jax.jit(step)(*args)
+two = jax.jit(step, in_shardings=(whole, whole, split), out_shardings=whole)(*args)
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, two)
+"""
+
+
+@pytest.mark.devices
+def test_two_devices_give_the_statistics_and_gradients_of_one():
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", TWO_DEVICES], env=env, check=True, timeout=120)
