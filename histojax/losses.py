@@ -17,7 +17,7 @@ def smooth_one_hot(labels: jax.Array, k: int, smoothing: float = 0.0) -> jax.Arr
 
 def target_weight(targets: jax.Array, mask: jax.Array, class_weights: jax.Array) -> jax.Array:
     """The denominator of the mean: sum over images of their targets' class weight."""
-    return jnp.sum(jnp.sum(targets * class_weights, axis=-1) * mask)
+    return jnp.sum(jnp.sum(targets * class_weights[None], axis=-1) * mask)
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array, class_weights: jax.Array) -> jax.Array:
@@ -26,7 +26,7 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array, class_
     Divided by `target_weight` it is PyTorch's weighted mean for hard labels.
     """
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
-    return -jnp.sum(jnp.sum(targets * class_weights * log_p, axis=-1) * mask)
+    return -jnp.sum(jnp.sum(targets * class_weights[None] * log_p, axis=-1) * mask)
 
 
 def focal(logits: jax.Array, targets: jax.Array, mask: jax.Array, class_weights: jax.Array, gamma: float) -> jax.Array:
@@ -34,7 +34,7 @@ def focal(logits: jax.Array, targets: jax.Array, mask: jax.Array, class_weights:
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     # 1 - p by expm1, and away from 0 where the power's derivative is infinite for γ < 1
     rest = jnp.maximum(-jnp.expm1(log_p), 1e-12)
-    return -jnp.sum(jnp.sum(targets * class_weights * rest**gamma * log_p, axis=-1) * mask)
+    return -jnp.sum(jnp.sum(targets * class_weights[None] * rest**gamma * log_p, axis=-1) * mask)
 
 
 def class_weights(kind: str, counts: Sequence[int], beta: float) -> np.ndarray:

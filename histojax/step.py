@@ -140,7 +140,7 @@ class Program:
         )
 
     def _normalise(self, images: jax.Array) -> jax.Array:
-        mean, std = (jnp.asarray(values, jnp.float32) for values in (self._spec.mean, self._spec.std))
+        mean, std = (jnp.asarray(v, jnp.float32).reshape(1, 1, 1, 3) for v in (self._spec.mean, self._spec.std))
         return (images.astype(jnp.float32) / 255 - mean) / std
 
     def _train(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:

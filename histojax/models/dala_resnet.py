@@ -64,14 +64,10 @@ class ChannelAttention(nnx.Module):
     and applied in the type of `x`. (b, h, w, c) -> (b, h, w, c).
     """
 
-    def __init__(
-        self, channels: int, reduction: int = 16, *, dtype: Any = jnp.float32, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, channels: int, reduction: int = 16, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
         hidden = channels // reduction
         dtype = at_least_float32(dtype)
-        self.fc1 = Linear(
-            channels, hidden, kernel_init=jax.nn.initializers.he_normal(), dtype=dtype, rngs=rngs
-        )
+        self.fc1 = Linear(channels, hidden, kernel_init=jax.nn.initializers.he_normal(), dtype=dtype, rngs=rngs)
         self.fc2 = Linear(
             hidden,
             channels,
@@ -173,7 +169,5 @@ def dala_resnet50(
     dropout: float = 0.2,
 ) -> DALAResNet:
     """Build DALAResNet50; see `DALAResNetConfig` for the options and what it raises."""
-    config = DALAResNetConfig(
-        ResNetConfig.resnet50(num_classes), attention, head, reduction, head_widths, dropout
-    )
+    config = DALAResNetConfig(ResNetConfig.resnet50(num_classes), attention, head, reduction, head_widths, dropout)
     return DALAResNet(config, dtype=dtype, remat=remat, rngs=rngs)

@@ -77,9 +77,7 @@ class Bottleneck(nnx.Module):
         last_scale = jax.nn.initializers.zeros if zero_init_residual else jax.nn.initializers.ones
         self.conv1 = Conv(in_features, features, (1, 1), dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm(features, dtype=dtype, rngs=rngs)
-        self.conv2 = Conv(
-            features, features, (3, 3), strides=strides, padding=((1, 1), (1, 1)), dtype=dtype, rngs=rngs
-        )
+        self.conv2 = Conv(features, features, (3, 3), strides=strides, padding=((1, 1), (1, 1)), dtype=dtype, rngs=rngs)
         self.bn2 = BatchNorm(features, dtype=dtype, rngs=rngs)
         self.conv3 = Conv(features, out_features, (1, 1), dtype=dtype, rngs=rngs)
         self.bn3 = BatchNorm(out_features, dtype=dtype, scale_init=last_scale, rngs=rngs)
@@ -133,9 +131,7 @@ class ResNet(nnx.Module):
     ) -> None:
         self.dtype = dtype
         self.remat = remat
-        self.conv1 = Conv(
-            3, config.width, (7, 7), strides=(2, 2), padding=((3, 3), (3, 3)), dtype=dtype, rngs=rngs
-        )
+        self.conv1 = Conv(3, config.width, (7, 7), strides=(2, 2), padding=((3, 3), (3, 3)), dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm(config.width, dtype=dtype, rngs=rngs)
         in_features = config.width
 

@@ -1,0 +1,62 @@
+"""What all tests share: four fake devices, strict numerics, a data folder of their own, real images if there."""
+
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+
+# Before jax: programs that tests start as processes keep prepared data and compiled programs here, too.
+_HOME = pathlib.Path(tempfile.mkdtemp(prefix="histojax-tests-"))
+os.environ["HISTOJAX_DATA"] = str(_HOME)
+
+import cv2  # noqa: E402
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = pathlib.Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def breakhis_part() -> pathlib.Path:
+    """Real BreakHis images, a part of the published archive."""
+    folder = SHARED / "BreaKHis_v1_part"
+    if not folder.is_dir():
+        pytest.skip(f"real images are not here ({folder})")
+    return folder
+
+
+WriteImages = Callable[..., list[pathlib.Path]]
+
+
+@pytest.fixture
+def write_images() -> WriteImages:
+    """Writes small PNG files of random pixels under the given names: `write_images(folder, names, seed=0)`."""
+
+    def write(folder: pathlib.Path, names: list[str], seed: int = 0) -> list[pathlib.Path]:
+        rng = np.random.default_rng(seed)
+        paths = []
+        for name in names:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), rng.integers(0, 256, (23, 35, 3), dtype=np.uint8))
+            paths.append(path)
+        return paths
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def _restore_working_directory() -> Iterator[None]:
+    before = os.getcwd()
+    yield
+    os.chdir(before)
