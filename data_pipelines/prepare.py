@@ -70,7 +70,7 @@ def prepare(
     config = breakhis.config_name(magnification, on_bad_image)
     base = pathlib.Path(directory).expanduser().absolute() if directory else default_directory()
     if root:
-        source = pathlib.Path(root).expanduser().absolute()
+        source = pathlib.Path(root).expanduser().resolve()
         if not source.exists():
             raise DataError(f"{source}: no such file or folder (data.root)")
     else:

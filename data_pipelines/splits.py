@@ -24,11 +24,11 @@ from data_pipelines.duplicates import Unions, find_duplicates
 from data_pipelines.errors import DataError
 from data_pipelines.official_folds import read_folds
 from data_pipelines.records import Record, Records
+from data_pipelines.stratify import assign
 from histojax.files import replacing
 
 SIDES = ("train", "val", "test")
 PROTOCOLS = ("case", "patient", "image", "folds")
-_TRIES = 100  # random orders of groups, of which the best stratified is taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,12 +204,12 @@ def make_split(
         notes |= absent
     else:
         fractions = [1 / spec.kfolds] * spec.kfolds if spec.kfolds else [spec.test_fraction, 1 - spec.test_fraction]
-        parts = _assign(cells, fractions, _rng(spec.seed, "test"), coverage=not spec.kfolds)
+        parts = assign(cells, fractions, _rng(spec.seed, "test"), coverage=not spec.kfolds)
         test = {group for group, part in parts.items() if part == (spec.fold if spec.kfolds else 0)}
     rest = {group: cell for group, cell in cells.items() if group not in test}
     val: set[str] = set()
     if spec.val_fraction:
-        parts = _assign(rest, [spec.val_fraction, 1 - spec.val_fraction], _rng(spec.seed, "val"))
+        parts = assign(rest, [spec.val_fraction, 1 - spec.val_fraction], _rng(spec.seed, "val"))
         val = {group for group, part in parts.items() if part == 0}
 
     rows = []
@@ -321,53 +321,6 @@ def _cells(
         for magnification, count in member.images.items():
             cell[member.label, magnification] += count
     return cells
-
-
-def _assign(
-    cells: Mapping[str, Counter[tuple[str, str]]],
-    fractions: Sequence[float],
-    rng: np.random.Generator,
-    coverage: bool = True,
-) -> dict[str, int]:
-    """Gives each group a part so that every cell is divided as `fractions` say, as nearly as groups allow.
-
-    Groups arrive in random order and go where they reduce the squared deviation most; of several random
-    orders the best is taken. Single images (groups of one) need one order only: each cell is simply cut.
-    """
-    names = sorted(cells)
-    keys = sorted({key for cell in cells.values() for key in cell})
-    counts = np.array([[cells[name][key] for key in keys] for name in names], dtype=np.float64)
-    counts = counts.reshape(len(names), len(keys))
-    target = np.asarray(fractions)
-    if counts.sum(axis=1).max(initial=0) <= 1:
-        return _cut(names, counts, target, rng)
-    share = counts / np.maximum(counts.sum(axis=0), 1)
-    enough = (counts > 0).sum(axis=0) >= len(fractions) if coverage else np.zeros(len(keys), bool)
-    best, best_cost = np.zeros(len(names), int), np.inf
-    for _ in range(_TRIES):
-        parts = np.zeros(len(names), int)
-        filled = np.zeros((len(fractions), len(keys)))
-        for group in rng.permutation(len(names)):
-            missing = target[:, None] - filled
-            # change of sum((filled - target)^2) by adding the group to each part
-            gain = ((missing - share[group]) ** 2 - missing**2).sum(axis=1)
-            parts[group] = int(gain.argmin())
-            filled[parts[group]] += share[group]
-        cost = ((filled - target[:, None]) ** 2).sum() + 10 * ((filled == 0) & enough).sum()
-        if cost < best_cost:
-            best, best_cost = parts, cost
-    return dict(zip(names, best.tolist(), strict=True))
-
-
-def _cut(names: Sequence[str], counts: np.ndarray, target: np.ndarray, rng: np.random.Generator) -> dict[str, int]:
-    parts: dict[str, int] = {}
-    for cell in range(counts.shape[1]):
-        members = [name for name, row in zip(names, counts, strict=True) if row[cell]]
-        order = rng.permutation(len(members))
-        borders = np.round(np.cumsum(target) * len(members))[:-1]
-        for position, index in enumerate(order):
-            parts[members[index]] = int(np.searchsorted(borders, position, side="right"))
-    return parts
 
 
 def _official_test_groups(

@@ -1,7 +1,6 @@
 """From a model's state to predictions, and from predictions to results."""
 
 import dataclasses
-import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +20,6 @@ from histojax.evaluation import metrics, predictions, results
 from histojax.sharding import Layout
 from histojax.step import ModelState, Program
 
-_log = logging.getLogger(__name__)
 POSITIVE = "malignant"
 
 
@@ -142,12 +140,15 @@ def restore_model(path: pathlib.Path, program: Program) -> ModelState:
     return ModelState(**checkpoint.restore(path, {name: abstract.as_dict()})[name])
 
 
-def evaluate_checkpoint(path: pathlib.Path, workdir: pathlib.Path, *, data_root: str, magnification: str) -> str:
+def evaluate_checkpoint(
+    path: pathlib.Path, output: pathlib.Path | None, *, data_root: str = "", magnification: str = ""
+) -> str:
     """`--mode=eval`: rebuilds model, preprocessing and split from a checkpoint alone and evaluates it.
 
     Args:
       path: a work directory, a series of checkpoints, or one checkpoint.
-      workdir: where results go.
+      output: where results go; None: into the run's own folder. Results on other images than the run's own
+        go to a subfolder `eval/<root>-<magnification>` of it.
       data_root: other images than the run's; empty: the run's. Nothing that the model was trained or selected
         on is tested: such images, their copies and other images of their groups are left out.
       magnification: another one than the run's; empty: the run's.
@@ -163,7 +164,7 @@ def evaluate_checkpoint(path: pathlib.Path, workdir: pathlib.Path, *, data_root:
     meta = checkpoint.read_meta(path)
     config = ConfigDict(meta["config"])
     if data_root:
-        config.data.root = data_root
+        config.data.root = str(pathlib.Path(data_root).expanduser().resolve())
     if magnification:
         config.data.magnification = magnification
     dataset = open_dataset(config.data, meta["classes"])
@@ -185,17 +186,21 @@ def evaluate_checkpoint(path: pathlib.Path, workdir: pathlib.Path, *, data_root:
     if not same:
         seen = len(dataset.records) - len(split.indices("test"))
         protocol = f"other images than the run's; {seen} of patients seen in training left out; model: {protocol}"
-        _log.info("%d of %d images are tested", len(split.indices("test")), len(dataset.records))
     facts = result_facts(config, dataset, split, protocol, path, meta["step"])
-    workdir.mkdir(parents=True, exist_ok=True)
-    return write_results(
-        workdir,
+    if output is None:
+        output = path.parents[2] / "eval" / f"{path.parent.name}-{path.name}"
+    if not same:
+        output = output / "eval" / f"{pathlib.Path(config.data.root).name or 'synthetic'}-{config.data.magnification}"
+    output.mkdir(parents=True, exist_ok=True)
+    text = write_results(
+        output,
         table,
         facts,
         classes=meta["classes"],
         resamples=config.evaluation.resamples,
         seed=config.seed,
     )
+    return f"{text}\nresults.json and predictions are in {output}"
 
 
 def result_facts(
@@ -209,5 +214,5 @@ def result_facts(
         "pretrained": "none: trained from random initial weights",
         "checkpoint": str(path),
         "checkpoint_step": step,
-        "data": dataset.facts() | {"left_out": split.left_out(), "split_warnings": list(split.warnings)},
+        "data": dataset.facts(split) | {"split_warnings": list(split.warnings)},
     }

@@ -42,7 +42,9 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
     # ---- Work directory -------------------------------------------------------------------------------------
     first = jax.process_index() == 0
     workdir = workdir.expanduser().absolute()
-    settle(workdir, config)
+    if config.data.root:  # so that the checkpoint finds the images from any folder
+        config.data.root = str(pathlib.Path(config.data.root).expanduser().resolve())
+    check_config(workdir, config)
 
     # ---- Data -----------------------------------------------------------------------------------------------
     layout = Layout(config.sharding.fsdp)
@@ -61,6 +63,8 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
     transform, optimizer_spec = build.optimizer(config, steps_per_epoch)
     program = build.program(config, task, layout, transform)
     if first:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / "config.json", json.loads(config.to_json()))
         split.write_csv(workdir / "split.csv", dataset.records, dataset.label_names)
     for line in (f"data: {dataset.prepared.description}", f"protocol: {split.protocol}", *split.warnings):
         _log.info(line)
@@ -89,7 +93,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
         facts = {
             "workdir": str(workdir),
             "model": config.model.name,
-            "data": dataset.facts(),
+            "data": dataset.facts(split),
             "protocol": split.protocol,
         }
         run_file = RunFile(workdir / "run.json", step, facts, first)
@@ -99,7 +103,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
             "classes": list(dataset.classes),
             "class_counts": counts,
             "split": split.to_json(),
-            "data": dataset.facts(),
+            "data": dataset.facts(split),
         }
 
         def save(series: Checkpoints, named: dict[str, Any]) -> None:
@@ -177,29 +181,24 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
     return True
 
 
-def settle(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Makes the work directory and its `config.json`, or verifies that it is this config's.
+def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Verifies that the checkpoints of a work directory, if it has any, are of this config.
 
     Raises:
-      RunError: the directory is of another config; every field that differs is named.
+      RunError: they are of another one; every field that differs is named.
     """
     path = workdir / "config.json"
-    wanted = json.loads(config.to_json())
-    if path.is_file():
-        there, here = _flat(json.loads(path.read_text())), _flat(wanted)
-        differing = [
-            f"  {key}: {there.get(key, 'absent')!r} there, {here.get(key, 'absent')!r} here"
-            for key in sorted(there.keys() | here.keys())
-            if there.get(key) != here.get(key) and key not in _FREE_FIELDS and not key.startswith(_FREE_GROUPS)
-        ]
-        if differing:
-            raise RunError(
-                "\n".join([f"{workdir} belongs to a run of another config:", *differing])
-                + "\nGo on with that config, or choose a new --workdir."
-            )
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(path, wanted)
+    if not (path.is_file() and any(checkpoint.complete_steps(checkpoint.series(workdir, s)) for s in (LAST, BEST))):
+        return
+    there, here = _flat(json.loads(path.read_text())), _flat(json.loads(config.to_json()))
+    differing = [
+        f"  {key}: {there.get(key, 'absent')!r} there, {here.get(key, 'absent')!r} here"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key) and key not in _FREE_FIELDS and not key.startswith(_FREE_GROUPS)
+    ]
+    if differing:
+        lines = [f"{workdir} belongs to a run of another config:", *differing]
+        raise RunError("\n".join([*lines, "Go on with that config, or choose a new --workdir."]))
 
 
 def model_trees(state: TrainState) -> dict[str, Any]:

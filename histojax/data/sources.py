@@ -50,16 +50,21 @@ class Dataset:
         """Divides the dataset as an earlier run did, whatever root this one was prepared from."""
         return place(saved, self.records, DUPLICATE_SLIDES)
 
-    def facts(self) -> dict[str, Any]:
-        """What results say of the data: where from, how much, what was left out."""
-        summary = self.prepared.summary
+    def facts(self, split: Split) -> dict[str, Any]:
+        """What results say of the data: where from, how much, what was skipped and left out of the split."""
+        summary, left_out = self.prepared.summary, split.left_out()
+        words = [f"{len(self.records)} images"]
+        if summary["bad_images"]:
+            words.append(f"{len(summary['bad_images'])} bad images skipped")
+        words += [f"{count} left out ({reason})" for reason, count in left_out.items()]
         facts = {
-            "description": self.prepared.description,
+            "description": f"{self.prepared.description}: {', '.join(words)}",
             "synthetic": self.prepared.synthetic,
             "n_images": len(self.records),
             "n_bad_images_skipped": len(summary["bad_images"]),
             "bad_images": summary["bad_images"],
             "notes": summary["notes"],
+            "left_out": left_out,
         }
         if not self.prepared.synthetic:
             facts["published_counts"] = describe_missing(summary["published"])
