@@ -1,11 +1,13 @@
 """Extracting a published archive that one did not write oneself."""
 
 import contextlib
+import gzip
 import os
 import pathlib
 import shutil
 import tarfile
 import zlib
+from typing import IO, cast
 
 from data_pipelines.errors import DataError
 
@@ -30,9 +32,11 @@ def extract(archive: pathlib.Path, destination: pathlib.Path) -> pathlib.Path:
     partial = destination.with_name(f"{destination.name}.tmp-{os.getpid()}")
     partial.mkdir(parents=True)
     try:
-        with tarfile.open(archive, "r|*") as tar:
-            for member in tar:
-                _extract_member(tar, member, archive, partial)
+        with _open(archive) as stream:
+            with tarfile.open(fileobj=stream, mode="r:") as tar:
+                for member in tar:
+                    _extract_member(tar, member, archive, partial)
+            _check_end(stream)
         with contextlib.suppress(FileExistsError, OSError):  # another process was first, with the same result
             partial.rename(destination)
     except (tarfile.TarError, EOFError, zlib.error) as error:
@@ -44,6 +48,27 @@ def extract(archive: pathlib.Path, destination: pathlib.Path) -> pathlib.Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return destination
+
+
+def _open(archive: pathlib.Path) -> IO[bytes]:
+    with open(archive, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return cast(IO[bytes], gzip.open(archive)) if packed else open(archive, "rb")
+
+
+def _check_end(stream: IO[bytes]) -> None:
+    """Verifies that the archive ended where reading it stopped: zeros follow, up to the end.
+
+    tarfile takes a header that is damaged or missing for the end of the archive, silently; and gzip
+    compares its checksum when it is read to the end only.
+    """
+    length = 0
+    while block := stream.read(1 << 20):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError("a member's header is damaged")
+        length += len(block)
+    if not length:
+        raise tarfile.ReadError("the end is missing")
 
 
 def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, archive: pathlib.Path, to: pathlib.Path) -> None:

@@ -46,13 +46,16 @@ def check_png(data: bytes) -> CheckedImage:
     if bit_depth != 8 or colour_type not in (2, 6):
         kind = _COLOUR_TYPES.get(colour_type, f"colour type {colour_type}")
         raise BadImageError(f"{bit_depth}-bit {kind} PNG where 8-bit RGB is expected: convert it, or leave it out")
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:  # the header claims more pixels than OpenCV reads
+        pixels = None
     if pixels is None:
         raise BadImageError("the PNG's pixels cannot be decoded")
     note = ""
-    if colour_type == 6:
+    if pixels.shape[2] == 4:  # RGBA, or RGB with one colour declared transparent
         if (pixels[..., 3] != 255).any():
-            raise BadImageError("RGBA PNG with transparent pixels where 8-bit RGB is expected: flatten it")
+            raise BadImageError("PNG with transparent pixels where 8-bit RGB is expected: flatten it")
         note, pixels = "opaque alpha channel dropped", pixels[..., :3]
     height, width = pixels.shape[:2]
     digest = hashlib.sha256(struct.pack(">II", height, width))

@@ -32,9 +32,10 @@ def read_folds(folder: pathlib.Path, fold: int) -> dict[str, str]:
             name = filenames.parse(fields[0])
             if name.magnification != f"{fields[1]}X":
                 raise ValueError(f"magnification {fields[1]} contradicts the name")
+            if sides.setdefault(name.image_id, fields[3]) != fields[3]:
+                raise ValueError("an earlier line puts this image on the other side")
         except ValueError as error:
             raise DataError(f"{path}, line {number}: '{line}': {error}") from error
-        sides[name.image_id] = fields[3]
     if not sides:
         raise DataError(f"{path}: empty")
     return sides

@@ -80,7 +80,7 @@ def prepare(
             generator.SyntheticSpec(magnifications=wanted),
         )
     folder = breakhis_scan.unpack(source, base / "extracted")
-    key = breakhis_scan.fingerprint(breakhis_scan.list_pngs(folder), str(folder), str(breakhis.Builder.VERSION))
+    key = breakhis_scan.fingerprint(breakhis_scan.require_pngs(folder), str(folder), str(breakhis.Builder.VERSION))
     builder = breakhis.Builder(config=config, data_dir=base / "prepared" / key, file_format="array_record")
     target = pathlib.Path(builder.data_dir)
     if not target.exists():

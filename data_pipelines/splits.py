@@ -245,8 +245,11 @@ def place(saved: Split, records: Records, aliases: Mapping[str, str] | None = No
     """Applies a saved split to another table: who was trained on stays out of every test.
 
     An image takes the side of its own name, else of identical pixels, else of its group; an image of which
-    nothing is known is new, hence test. `aliases` is as in `make_split`.
+    nothing is known is new, hence test. `aliases` is as in `make_split`: patients that are each other's copies
+    count as one.
     """
+    aliases = aliases or {}
+    twins = {**aliases, **{twin: patient for patient, twin in aliases.items()}}
     patients = set(records.column("patient_id"))
     by_image = {row.image_id: row for row in saved.rows}
     by_pixels = {row.pixel_hash: row.side for row in saved.rows if row.side}
@@ -256,13 +259,15 @@ def place(saved: Split, records: Records, aliases: Mapping[str, str] | None = No
         pixels = record.pixel_hash[:16]
         known = by_image.get(record.image_id)
         group = _key(record, saved.group_by)
-        twin = (aliases or {}).get(record.patient_id)
+        twin = aliases.get(record.patient_id)
         if known is not None and known.pixel_hash == pixels:
             rows.append(known)
         elif twin in patients:
             rows.append(Row(record.image_id, "", group, pixels, f"known duplicate: the pictures of {twin}"))
         else:
-            rows.append(Row(record.image_id, by_pixels.get(pixels) or by_group.get(group) or "test", group, pixels))
+            copied = by_group.get(twins.get(record.patient_id, ""))  # found where groups are patients
+            side = by_pixels.get(pixels) or by_group.get(group) or copied or "test"
+            rows.append(Row(record.image_id, side, group, pixels))
     return Split(saved.protocol, saved.group_by, tuple(rows))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 _TRIES = 100  # random orders of groups, of which the best stratified is taken
+_EMPTY_CELL = 10.0  # what a part without a class costs, in squared shares: more than any unevenness
 
 
 def assign(
@@ -38,16 +39,22 @@ def assign(
     share = counts / np.maximum(counts.sum(axis=0), 1)
     enough = (counts > 0).sum(axis=0) >= len(fractions) if coverage else np.zeros(len(keys), bool)
     best, best_cost = np.zeros(len(names), int), np.inf
-    for _ in range(_TRIES):
+    tries = min(_TRIES, max(1, 20_000 // len(names)))  # many small groups balance in any order
+    for attempt in range(2 * tries):
+        if attempt == tries and best_cost < _EMPTY_CELL:
+            break
+        urge = attempt >= tries  # shares alone left a part without a class: now, fill what is empty first
         parts = np.zeros(len(names), int)
         filled = np.zeros((len(fractions), len(keys)))
         for group in rng.permutation(len(names)):
             missing = target[:, None] - filled
             # change of sum((filled - target)^2) by adding the group to each part
             gain = ((missing - share[group]) ** 2 - missing**2).sum(axis=1)
+            if urge:
+                gain -= _EMPTY_CELL * ((filled == 0) & enough & (share[group] > 0)).sum(axis=1)
             parts[group] = int(gain.argmin())
             filled[parts[group]] += share[group]
-        cost = ((filled - target[:, None]) ** 2).sum() + 10 * ((filled == 0) & enough).sum()
+        cost = ((filled - target[:, None]) ** 2).sum() + _EMPTY_CELL * ((filled == 0) & enough).sum()
         if cost < best_cost:
             best, best_cost = parts, cost
     return dict(zip(names, best.tolist(), strict=True))

@@ -6,6 +6,7 @@ statistics are those of the global batch.
 """
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,20 +29,23 @@ def use_cpu_devices(count: int) -> None:
 
 
 class Layout:
-    """A mesh over all devices, and the shardings of batch and state.
+    """A mesh over devices, and the shardings of batch and state.
 
     Args:
       fsdp: devices over which parameters are sharded; 1: pure data parallelism.
+      devices: of the mesh; None: all of them.
 
     Raises:
       RunError: `fsdp` does not divide the number of devices.
     """
 
-    def __init__(self, fsdp: int = 1):
-        devices = jax.device_count()
-        if fsdp < 1 or devices % fsdp:
-            raise RunError(f"sharding.fsdp={fsdp} does not divide the {devices} devices")
-        self.mesh: Mesh = jax.make_mesh((devices // fsdp, fsdp), (_DATA, _FSDP), axis_types=(AxisType.Auto,) * 2)
+    def __init__(self, fsdp: int = 1, devices: Sequence[jax.Device] | None = None):
+        count = jax.device_count() if devices is None else len(devices)
+        if fsdp < 1 or count % fsdp:
+            raise RunError(f"sharding.fsdp={fsdp} does not divide the {count} devices")
+        self.mesh: Mesh = jax.make_mesh(
+            (count // fsdp, fsdp), (_DATA, _FSDP), axis_types=(AxisType.Auto,) * 2, devices=devices
+        )
         self.batch = NamedSharding(self.mesh, PartitionSpec((_DATA, _FSDP)))
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
 
@@ -53,7 +57,7 @@ class Layout:
         """
         unit = self.mesh.size * parts
         if size % unit or size < unit:
-            near = " or ".join(str(n) for n in dict.fromkeys((size // unit * unit, (size // unit + 1) * unit)) if n)
+            near = " or ".join(str(n) for n in (size // unit * unit, max(size // unit + 1, 1) * unit) if n > 0)
             among = f"{self.mesh.size} devices" + (f" × {parts} micro-batches" if parts > 1 else "")
             raise RunError(f"{field}={size} does not divide among {among}; use {near}")
 

@@ -94,8 +94,13 @@ class Program:
         self._make_model, self._task, self._optimizer, self._spec = make_model, task, optimizer, spec
         self._layout = layout
         template = nnx.eval_shape(self._new_model)
-        self._train_graph = nnx.graphdef(nnx.view(template, use_running_average=False, deterministic=False))
-        self._eval_graph = nnx.graphdef(nnx.view(template, use_running_average=True, deterministic=True))
+
+        def graph(**mode: bool) -> nnx.GraphDef:
+            # Not every model has BatchNorm and dropout.
+            return nnx.graphdef(nnx.view(template, raise_if_not_found=False, **mode))
+
+        self._train_graph = graph(use_running_average=False, deterministic=False)
+        self._eval_graph = graph(use_running_average=True, deterministic=True)
         shapes = jax.eval_shape(self._init)
         shardings = layout.state(shapes)
         self.abstract: TrainState = jax.tree.map(
@@ -167,7 +172,7 @@ class Program:
         metrics = {
             "loss": loss,
             "accuracy": right / jnp.sum(batch["mask"]),
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
         }
         return TrainState(state.step + 1, model, opt, state.key, self._average(state, model)), metrics
 

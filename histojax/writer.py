@@ -45,9 +45,7 @@ class MetricsWriter:
             path = workdir / "metrics.jsonl"
             _take_back(path, step)
             self._lines = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
-            self._events = tensorboardX.SummaryWriter(
-                str(workdir / "tensorboard"), purge_step=step + 1 if step else None
-            )
+            self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
             if data:
                 self._events.add_text("data", data, step)
 

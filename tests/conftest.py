@@ -4,7 +4,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 # Before jax: programs that tests start as processes keep prepared data and compiled programs here, too.
 _HOME = pathlib.Path(tempfile.mkdtemp(prefix="histojax-tests-"))
@@ -60,3 +60,13 @@ def _restore_working_directory() -> Iterator[None]:
     before = os.getcwd()
     yield
     os.chdir(before)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI a parity or multi-device test that skips is a failure: a skipped check proves nothing."""
+    report = yield
+    if report.skipped and os.environ.get("CI") and any(item.get_closest_marker(m) for m in ("parity", "devices")):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} must not be skipped in CI: {report.longrepr}"
+    return report

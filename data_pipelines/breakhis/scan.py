@@ -81,6 +81,21 @@ def list_pngs(root: pathlib.Path) -> list[pathlib.Path]:
     return sorted(found)
 
 
+def require_pngs(root: pathlib.Path) -> list[pathlib.Path]:
+    """As `list_pngs`.
+
+    Raises:
+      DataError: there are none.
+    """
+    paths = list_pngs(root)
+    if not paths:
+        raise DataError(
+            f"{root}: no PNG images below this folder. Expected BreaKHis_v1.tar.gz, its extracted tree, or any folders "
+            f"with files named like SOB_B_A-14-22549AB-40-001.png; the archive is at {DOWNLOAD} (4 GB)"
+        )
+    return paths
+
+
 def scan(root: pathlib.Path, magnification: str, on_bad_image: str = "error") -> Scan:
     """Reads and checks every image below `root`: the archive's tree, or folders that kept only the names.
 
@@ -94,12 +109,7 @@ def scan(root: pathlib.Path, magnification: str, on_bad_image: str = "error") ->
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; data.root is BreakHis's archive or a folder with its images")
-    paths = list_pngs(root)
-    if not paths:
-        raise DataError(
-            f"{root}: no PNG images below this folder. Expected BreaKHis_v1.tar.gz, its extracted tree, or any folders "
-            f"with files named like SOB_B_A-14-22549AB-40-001.png; the archive is at {DOWNLOAD} (4 GB)"
-        )
+    paths = require_pngs(root)
     wanted = filenames.MAGNIFICATIONS if magnification == "all" else (magnification,)
     bad: dict[str, str] = {}
     named: list[tuple[pathlib.Path, filenames.ImageName]] = []

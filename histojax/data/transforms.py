@@ -83,7 +83,9 @@ def random_crop(image: np.ndarray, scale: float, ratio: float, rng: np.random.Ge
     """A window of `scale` … 1 of the area whose shape departs from the image's by up to `ratio`."""
     height, width = image.shape[:2]
     area = rng.uniform(scale, 1)
-    stretch = np.exp(rng.uniform(-np.log(ratio), np.log(ratio)) / 2)
+    # No further than the window fits in: a side cut off at the border would leave less than `scale`.
+    farthest = min(np.log(ratio), -np.log(area))
+    stretch = np.exp(rng.uniform(-farthest, farthest) / 2)
     h = max(1, min(height, round(height * np.sqrt(area) * stretch)))
     w = max(1, min(width, round(width * np.sqrt(area) / stretch)))
     top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)

@@ -1,0 +1,273 @@
+"""Preparing a root once: what is stored, when it is reused, and that a failure leaves nothing behind."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+
+import pytest
+
+from data_pipelines import prepare as module
+from data_pipelines.breakhis import scan as breakhis_scan
+from data_pipelines.errors import DataError
+from data_pipelines.prepare import Prepared, open_images, prepare
+
+WriteImages = Callable[..., list[pathlib.Path]]
+NAMES = [
+    f"{patient}-{magnification}-{i:03d}.png"
+    for patient in ("SOB_B_A-14-22549AB", "SOB_M_DC-14-2523", "SOB_M_PC-15-190EF")
+    for magnification in (40, 100)
+    for i in (1, 2)
+]
+TREE = [f"BreaKHis_v1/{'benign' if '_B_' in name else 'malignant'}/{name}" for name in NAMES]
+
+
+@pytest.fixture
+def root(tmp_path: pathlib.Path, write_images: WriteImages) -> pathlib.Path:
+    write_images(tmp_path / "root", TREE)
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def base(tmp_path: pathlib.Path) -> str:
+    return str(tmp_path / "base")
+
+
+def _times(folder: pathlib.Path) -> dict[pathlib.Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def _assert_stored(prepared: Prepared, root: pathlib.Path) -> None:
+    """The table and the stored images are, row by row, the files."""
+    files = {path.stem: path for path in root.rglob("*.png")}
+    stored = open_images(prepared.directory)
+    assert len(stored) == len(prepared.records)
+    for i, record in enumerate(prepared.records):
+        assert stored[i]["image"] == files[record.image_id].read_bytes()
+        assert stored[i]["image_id"].decode() == record.image_id
+
+
+def test_prepares_once_and_reuses(root: pathlib.Path, base: str) -> None:
+    first = prepare("breakhis", str(root), magnification="100X", directory=base)
+    _assert_stored(first, root)
+    assert sorted(first.records.column("image_id")) == sorted(n[:-4] for n in NAMES if "-100-" in n)
+    assert not first.synthetic
+    assert first.description == f"BreakHis images of {root}, 100X"
+    before = _times(pathlib.Path(base))
+    second = prepare("breakhis", str(root), magnification="100X", directory=base)
+    assert _times(pathlib.Path(base)) == before  # nothing was written or rewritten
+    assert (second.directory, list(second.records), second.summary) == (
+        first.directory,
+        list(first.records),
+        first.summary,
+    )
+
+
+def test_the_table_says_what_the_names_say(root: pathlib.Path, base: str) -> None:
+    prepared = prepare("breakhis", str(root), magnification="40X", directory=base)
+    found = {image.name.image_id: image for image in breakhis_scan.scan(root, "40X").images}
+    assert len(found) == len(prepared.records)
+    for record in prepared.records:
+        name = found[record.image_id].name
+        assert (record.label, record.subtype, record.magnification) == (name.label, name.subtype, "40X")
+        assert (record.patient_id, record.case_id) == (name.patient_id, name.case_id)
+        assert record.pixel_hash == found[record.image_id].pixel_hash
+    assert set(prepared.records.column("label")) == {"benign", "malignant"}
+
+
+def test_prepares_anew_when_a_file_is_added(root: pathlib.Path, base: str, write_images: WriteImages) -> None:
+    first = prepare("breakhis", str(root), magnification="100X", directory=base)
+    write_images(root, ["SOB_B_F-14-9133-100-001.png"], seed=1)
+    second = prepare("breakhis", str(root), magnification="100X", directory=base)
+    assert second.directory != first.directory
+    assert len(second.records) == len(first.records) + 1
+    _assert_stored(second, root)
+
+
+def test_prepares_anew_when_a_file_is_replaced(root: pathlib.Path, base: str, write_images: WriteImages) -> None:
+    first = prepare("breakhis", str(root), magnification="40X", directory=base)
+    write_images(root, TREE[:1], seed=1)
+    second = prepare("breakhis", str(root), magnification="40X", directory=base)
+    assert second.directory != first.directory
+    _assert_stored(second, root)
+
+
+def test_all_magnifications_and_one_stand_side_by_side(root: pathlib.Path, base: str) -> None:
+    every = prepare("breakhis", str(root), magnification="all", directory=base)
+    assert sorted(every.records.column("image_id")) == sorted(name[:-4] for name in NAMES)
+    _assert_stored(every, root)
+    one = prepare("breakhis", str(root), magnification="40X", directory=base)
+    assert set(one.records.column("magnification")) == {"40X"}
+    assert one.directory != every.directory
+    assert one.summary["patients"] == every.summary["patients"]
+
+
+def test_policies_do_not_share_what_they_prepare(root: pathlib.Path, base: str) -> None:
+    (root / TREE[0]).write_bytes(b"")
+    skipping = prepare("breakhis", str(root), magnification="40X", on_bad_image="skip", directory=base)
+    assert len(skipping.records) == 5
+    assert skipping.summary["bad_images"] == {TREE[0]: "empty file"}
+    with pytest.raises(DataError, match="1 bad image"):
+        prepare("breakhis", str(root), magnification="40X", directory=base)
+
+
+def test_a_deleted_table_is_rebuilt(root: pathlib.Path, base: str) -> None:
+    first = prepare("breakhis", str(root), magnification="100X", directory=base)
+    table = first.directory / "records.csv"
+    content = table.read_bytes()
+    table.unlink()
+    second = prepare("breakhis", str(root), magnification="100X", directory=base)
+    assert list(second.records) == list(first.records)
+    assert table.read_bytes() == content
+
+
+def test_a_table_with_other_columns_is_refused(root: pathlib.Path, base: str) -> None:
+    table = prepare("breakhis", str(root), magnification="100X", directory=base).directory / "records.csv"
+    table.write_text("image_id,label\n")
+    with pytest.raises(DataError, match=r"records\.csv: columns .* delete the folder to prepare anew"):
+        prepare("breakhis", str(root), magnification="100X", directory=base)
+
+
+def test_an_archive_is_prepared_as_its_extracted_tree(root: pathlib.Path, base: str, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "BreaKHis_v1.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(root / "BreaKHis_v1", "BreaKHis_v1")
+    packed = prepare("breakhis", str(path), magnification="100X", directory=base)
+    plain = prepare("breakhis", str(root), magnification="100X", directory=base)
+    assert list(packed.records) == list(plain.records)
+    _assert_stored(packed, root)
+    assert packed.description == f"BreakHis images of {path}, 100X"
+    for fact in ("patients", "published", "notes", "bad_images"):
+        assert packed.summary[fact] == plain.summary[fact]
+    before = _times(pathlib.Path(base))
+    prepare("breakhis", str(path), magnification="100X", directory=base)
+    assert _times(pathlib.Path(base)) == before  # not extracted again
+
+
+def test_without_a_root_the_images_are_synthetic_and_say_so(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = module.generator.SyntheticSpec
+    # As small as the generator goes: what it makes is tested elsewhere.
+    monkeypatch.setattr(
+        module.generator,
+        "SyntheticSpec",
+        lambda magnifications: spec(
+            cases_per_subtype=(1,) * 8, images_per_patient=1, magnifications=magnifications, height=32, width=32
+        ),
+    )
+    prepared = prepare("breakhis", "", magnification="100X", directory=base)
+    assert prepared.synthetic
+    assert prepared.description.startswith("SYNTHETIC H&E-like images (computer-made, no diagnosis)")
+    assert set(prepared.records.column("magnification")) == {"100X"}
+    root = next(pathlib.Path(base).glob("synthetic-*"))
+    _assert_stored(prepared, root)
+    # The same folder given as a root is not passed off as patients either.
+    assert prepare("breakhis", str(root), magnification="100X", directory=base).synthetic
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"pipeline": "camelyon"}, "data.pipeline='camelyon' is not one of breakhis"),
+        ({"magnification": "100x"}, "data.magnification='100x' is not one of 40X, 100X, 200X, 400X, all"),
+        ({"magnification": ""}, "data.magnification='' is not one of"),
+        ({"on_bad_image": "ignore"}, "data.on_bad_image='ignore' is neither 'error' nor 'skip'"),
+        ({"root": "/no/such/place"}, r"/no/such/place: no such file or folder \(data.root\)"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_written(
+    wrong: dict[str, str], message: str, root: pathlib.Path, base: str
+) -> None:
+    settings = {"pipeline": "breakhis", "root": str(root), "magnification": "100X", "directory": base} | wrong
+    with pytest.raises(DataError, match=message):
+        prepare(**settings)
+    assert not pathlib.Path(base).exists()
+
+
+def test_an_empty_root_is_refused_in_our_words(base: str, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no PNG images below this folder"):
+        prepare("breakhis", str(tmp_path / "empty"), magnification="100X", directory=base)
+
+
+def test_an_archive_without_images_is_refused_in_our_words(base: str, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a.tar.gz"
+    (tmp_path / "readme.txt").write_text("hello")
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(tmp_path / "readme.txt", "readme.txt")
+    with pytest.raises(DataError, match="no PNG images below this folder"):
+        prepare("breakhis", str(path), magnification="100X", directory=base)
+
+
+def test_errors_come_out_with_their_own_message(root: pathlib.Path, base: str) -> None:
+    with pytest.raises(DataError) as caught:
+        prepare("breakhis", str(root), magnification="400X", directory=base)
+    # TFDS puts "Failed to construct dataset ..." before a message that passes through it.
+    assert str(caught.value) == f"{root}: no image of magnification 400X (found 40X: 6, 100X: 6)"
+
+
+def test_a_failure_leaves_nothing_usable_and_is_mended(root: pathlib.Path, base: str) -> None:
+    good = (root / TREE[2]).read_bytes()
+    (root / TREE[2]).write_bytes(good[:50])
+    for _ in range(2):  # the second call must not take the first one's remains for a dataset
+        with pytest.raises(DataError, match=f"1 bad image:\n  {TREE[2]}: truncated PNG"):
+            prepare("breakhis", str(root), magnification="100X", directory=base)
+    assert not list(pathlib.Path(base).rglob("*array_record*"))
+    (root / TREE[2]).write_bytes(good)
+    _assert_stored(prepare("breakhis", str(root), magnification="100X", directory=base), root)
+
+
+def test_an_image_that_goes_away_while_images_are_stored(
+    root: pathlib.Path, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Between the scan and the copy, as on a network drive: half of the images are already written.
+    from data_pipelines.breakhis import breakhis_dataset_builder as builder
+
+    def scan_then_lose_one(*args: str) -> breakhis_scan.Scan:
+        found = breakhis_scan.scan(*args)  # type: ignore[arg-type]
+        found.images[-1].path.rename(root / "away")
+        return found
+
+    lost = root / next(name for name in TREE if name.endswith("190EF-100-002.png"))
+    with monkeypatch.context() as patch:
+        patch.setattr(builder, "scan", scan_then_lose_one)
+        with pytest.raises(FileNotFoundError, match=r"190EF-100-002\.png"):
+            prepare("breakhis", str(root), magnification="100X", directory=base)
+    assert not list(pathlib.Path(base).rglob("dataset_info.json"))
+    (root / "away").rename(lost)
+    _assert_stored(prepare("breakhis", str(root), magnification="100X", directory=base), root)
+
+
+def test_the_default_directory_is_the_environments(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    monkeypatch.setenv("HISTOJAX_DATA", str(tmp_path))
+    assert module.default_directory() == tmp_path
+    monkeypatch.setenv("HISTOJAX_DATA", "~/data")
+    assert module.default_directory() == pathlib.Path.home() / "data"
+    monkeypatch.delenv("HISTOJAX_DATA")
+    assert module.default_directory() == pathlib.Path.home() / ".cache" / "histojax"
+
+
+def test_neither_tensorflow_nor_torch_is_imported(root: pathlib.Path, base: str) -> None:
+    program = f"""
+import json, sys
+from data_pipelines.prepare import open_images, prepare
+light = [name for name in ("tensorflow_datasets", "jax") if name in sys.modules]
+for _ in range(2):
+    prepared = prepare("breakhis", {str(root)!r}, magnification="100X", directory={base!r})
+    image = open_images(prepared.directory)[0]["image"]
+heavy = [name for name in ("tensorflow", "torch", "keras") if name in sys.modules]
+print(json.dumps([light, heavy, len(prepared.records), image[1:4].decode()]))
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    light, heavy, images, magic = json.loads(run.stdout.splitlines()[-1])
+    assert (light, heavy) == ([], [])
+    assert (images, magic) == (6, "PNG")
+
+
+def test_the_real_part(breakhis_part: pathlib.Path, base: str) -> None:
+    prepared = prepare("breakhis", str(breakhis_part), magnification="100X", directory=base)
+    assert len(prepared.records) == 140
+    _assert_stored(prepared, breakhis_part)
+    assert len(set(prepared.records.column("pixel_hash"))) > 1
+    assert prepared.summary["bad_images"] == {}

@@ -1,0 +1,273 @@
+"""The program as users run it: real processes that train, are killed, resume and evaluate."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pandas as pd
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from data_pipelines.synthetic.generator import SyntheticSpec, generate
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+CONFIG = "configs/dala_resnet50_breakhis.py:smoke"
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    spec = SyntheticSpec(
+        cases_per_subtype=(1, 2, 1, 1, 2, 1, 1, 1), images_per_patient=4, magnifications=("40X", "100X")
+    )
+    return generate(tmp_path_factory.mktemp("images") / "synthetic", spec)
+
+
+def command(workdir: pathlib.Path, images: pathlib.Path, *more: str) -> list[str]:
+    small = {"data.root": images, "data.image_size": 32, "train.batch_size": 8, "train.epochs": 4, "train.log_every": 1}
+    fields = [f"--config.{key}={value}" for key, value in small.items()]
+    return [sys.executable, "-m", "histojax.main", "--config", CONFIG, "--workdir", str(workdir), *fields, *more]
+
+
+def run(words: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+def run_until(words: list[str], reached: Callable[[], bool], how: signal.Signals) -> tuple[int, str]:
+    """Starts a program and sends it a signal as soon as `reached` says so; exit code and standard error."""
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        deadline = time.monotonic() + 300
+        while not reached():
+            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            assert time.monotonic() < deadline, "the moment to interrupt never came"
+            time.sleep(0.002)
+        process.send_signal(how)
+        _, error = process.communicate(timeout=120)
+        return process.returncode, error
+
+
+def last_logged_step(workdir: pathlib.Path) -> int:
+    try:
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        return json.loads(lines[-1])["step"] if lines else 0
+    except (OSError, json.JSONDecodeError):
+        return 0
+
+
+def arrays(workdir: pathlib.Path, series: str) -> dict[str, np.ndarray]:
+    """All arrays of the newest checkpoint of a series, by path."""
+    newest = max(
+        (p for p in (workdir / "checkpoints" / series).iterdir() if p.name.isdigit()), key=lambda p: int(p.name)
+    )
+    found = {}
+    for item in ("model", "train") if series == "last" else ("model",):
+        with ocp.PyTreeCheckpointer() as reader:
+            tree = reader.restore(newest / item)
+        for path, leaf in ocp.utils.to_flat_dict(tree, sep="/").items():
+            found[f"{newest.name}/{item}/{path}"] = np.asarray(leaf)
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, images: pathlib.Path) -> pathlib.Path:
+    """A run that was never interrupted."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    done = run(command(workdir, images))
+    assert done.returncode == 0, done.stderr
+    assert "SYNTHETIC" in done.stdout
+    assert "test:" in done.stdout
+    assert "\r" not in done.stderr, "the progress line must be silent where there is no terminal"
+    return workdir
+
+
+def test_a_run_leaves_what_it_promises(finished: pathlib.Path) -> None:
+    config = json.loads((finished / "config.json").read_text())
+    results = json.loads((finished / "results.json").read_text())
+    record = json.loads((finished / "run.json").read_text())
+    split = pd.read_csv(finished / "split.csv")
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    table = pd.read_parquet(finished / "predictions.parquet")
+
+    assert config["model"]["name"] == "dala_resnet50"
+    assert results["data"]["synthetic"] is True
+    assert "SYNTHETIC" in results["data"]["description"]
+    assert all("SYN" in name for name in split["image_id"])
+    assert all("SYNTHETIC" in line["data"] for line in lines)
+    assert record["sessions"][-1]["status"] == "finished"
+    assert {"versions", "devices", "git"} <= record["sessions"][-1].keys()
+    assert record["data"]["synthetic"] is True
+    expected = split[split["split"].isin(["val", "test"])]
+    assert sorted(table["image_id"]) == sorted(expected["image_id"])
+    assert len(pd.read_csv(finished / "predictions.csv")) == len(table)
+    for side in ("val", "test"):
+        block = results["splits"][side]
+        assert block["n_images"] == (split["split"] == side).sum()
+        assert {"value", "low", "high"} <= block["image"]["gmean"].keys()
+        assert "recognition_rate" in block["patient"]
+    assert not split.groupby("case_id")["split"].nunique().gt(1).any()
+
+    events = EventAccumulator(str(finished / "tensorboard"))
+    events.Reload()
+    assert {"train/loss", "val/accuracy"} <= set(events.Tags()["scalars"])
+    steps = [event.step for event in events.Scalars("train/loss")]
+    assert steps == [line["step"] for line in lines if "train/loss" in line]
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")  # the reader of this test wants plain arrays
+def test_interrupted_and_killed_ends_bitwise_the_same(
+    tmp_path: pathlib.Path, images: pathlib.Path, finished: pathlib.Path
+) -> None:
+    workdir = tmp_path / "killed"
+    words = command(workdir, images)
+    last = workdir / "checkpoints" / "last"
+
+    code, error = run_until(words, lambda: last_logged_step(workdir) >= 2, signal.SIGTERM)
+    assert code == 0, error
+    assert "stopped by SIGTERM" in error
+    assert not (workdir / "results.json").exists()
+    stopped_at = max(int(p.name) for p in last.iterdir())
+    assert stopped_at >= 2
+
+    # Amid a save: its temporary folder is there, the checkpoint is not.
+    run_until(words, lambda: any("tmp" in p.name for p in last.iterdir()), signal.SIGKILL)
+    # Amid an epoch.
+    now = last_logged_step(workdir)
+    run_until(words, lambda: last_logged_step(workdir) >= now + 2, signal.SIGKILL)
+
+    done = run(words)
+    assert done.returncode == 0, done.stderr
+    for series in ("last", "best"):
+        theirs, ours = arrays(finished, series), arrays(workdir, series)
+        assert theirs.keys() == ours.keys()
+        for path, value in theirs.items():
+            assert value.tobytes() == ours[path].tobytes(), path
+    strip = ("train/images_per_second",)
+    curves = [
+        [{k: v for k, v in json.loads(line).items() if k not in strip} for line in (run_ / "metrics.jsonl").open()]
+        for run_ in (finished, workdir)
+    ]
+    assert curves[0] == curves[1]
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(finished / "predictions.parquet"), pd.read_parquet(workdir / "predictions.parquet")
+    )
+    statuses = [session["status"] for session in json.loads((workdir / "run.json").read_text())["sessions"]]
+    assert statuses == ["interrupted", "running", "running", "finished"]
+
+
+def test_eval_needs_the_checkpoint_alone(tmp_path: pathlib.Path, finished: pathlib.Path) -> None:
+    trained = json.loads((finished / "results.json").read_text())
+    words = [sys.executable, "-m", "histojax.main", "--mode=eval", f"--checkpoint={finished}"]
+    done = run([*words, f"--workdir={tmp_path}"])
+    assert done.returncode == 0, done.stderr
+    again = json.loads((tmp_path / "results.json").read_text())
+    assert again["splits"] == trained["splits"]
+    assert again["split_hash"] == trained["split_hash"]
+
+
+def test_eval_on_other_images_leaves_out_the_patients_of_training(
+    tmp_path: pathlib.Path, finished: pathlib.Path
+) -> None:
+    split = pd.read_csv(finished / "split.csv")
+    words = [sys.executable, "-m", "histojax.main", "--mode=eval", f"--checkpoint={finished}", "--magnification=40X"]
+    done = run([*words, f"--workdir={tmp_path}"])
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("eval/*/predictions.parquet")
+    tested = pd.read_parquet(path)
+    assert set(tested["magnification"]) == {"40X"}
+    assert set(tested["case_id"]) == set(split.loc[split["split"] == "test", "case_id"])
+    assert "left out" in json.loads((path.parent / "results.json").read_text())["protocol"]
+
+
+def test_a_flipped_byte_stops_resume_and_eval(tmp_path: pathlib.Path, images: pathlib.Path) -> None:
+    workdir = tmp_path / "run"
+    words = command(workdir, images, "--config.train.epochs=1")
+    assert run(words).returncode == 0
+    (checkpoint,) = (p for p in (workdir / "checkpoints" / "last").iterdir() if p.name.isdigit())
+    victim = max((p for p in checkpoint.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    done = run(words)
+    assert done.returncode == 1
+    assert str(checkpoint) in done.stderr
+    assert victim.name in done.stderr
+    assert "delete it" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--config.data.magnificatoin=40X"], "magnificatoin"),
+        (["--config.train.batch_size=abc"], "batch_size"),
+        (["--config.train.batch_size=7"], "train.batch_size=7 does not divide among 2 devices; use 6 or 8"),
+        (["--config.model.name=resnet5"], "did you mean 'resnet50'"),
+        (["--config.optimizer.learning_rate=1e30", "--config.optimizer.warmup_epochs=0.0"], "step "),
+        (["--mode=eval"], "drop --config"),
+    ],
+)
+def test_mistakes_are_told_in_words(
+    tmp_path: pathlib.Path, images: pathlib.Path, more: list[str], message: str
+) -> None:
+    done = run(command(tmp_path / "run", images, *more))
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "error: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_work_directory_of_another_config_is_left_alone(finished: pathlib.Path, images: pathlib.Path) -> None:
+    before = (finished / "config.json").read_text()
+    done = run(command(finished, images, "--config.model.options.attention=none", "--config.train.epochs=5"))
+    assert done.returncode == 1
+    assert "model.options.attention: 'layer4' there, 'none' here" in done.stderr
+    assert "train.epochs: 4 there, 5 here" in done.stderr
+    assert (finished / "config.json").read_text() == before
+
+
+@pytest.fixture
+def small_disk(tmp_path: pathlib.Path) -> Iterator[Callable[[str], pathlib.Path]]:
+    """Mounts a tmpfs with the given options; again: with other options."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options: str) -> pathlib.Path:
+        remount = ["-o", f"remount,{options}"] if os.path.ismount(folder) else ["-t", "tmpfs", "-o", options, "tmpfs"]
+        done = subprocess.run(["mount", *remount, str(folder)], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no right to mount a small file system here: {done.stderr.strip()}")
+        return folder
+
+    yield mount
+    if os.path.ismount(folder):
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_named_and_the_run_goes_on_with_more_room(
+    small_disk: Callable[[str], pathlib.Path], images: pathlib.Path
+) -> None:
+    words = command(small_disk("size=150m") / "run", images, "--config.train.epochs=1")
+    done = run(words)
+    assert done.returncode == 1
+    assert "error: " in done.stderr
+    assert "could not be written" in done.stderr
+    assert "No space left" in done.stderr or "ENOSPC" in done.stderr or "RESOURCE_EXHAUSTED" in done.stderr
+    small_disk("size=2g")
+    done = run(words)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_read_only_directory_is_named(small_disk: Callable[[str], pathlib.Path], images: pathlib.Path) -> None:
+    folder = small_disk("size=10m,ro")
+    done = run(command(folder / "run", images))
+    assert done.returncode == 1
+    assert "Read-only file system" in done.stderr
+    assert str(folder) in done.stderr
+    assert "Traceback" not in done.stderr

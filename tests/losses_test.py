@@ -1,0 +1,218 @@
+"""Losses: equal to PyTorch's where it has them, hand-worked constants where it has not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from histojax import losses, tasks
+
+B, K = 7, 4
+ONES = np.ones(K, np.float32)
+ALL = np.ones(B, bool)
+WEIGHTS = np.array([0.4, 1.0, 1.6, 2.5], np.float32)
+
+
+def batch(seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(0, 3, (B, K)).astype(np.float32), rng.integers(0, K, B).astype(np.int32)
+
+
+def mean(logits, targets, mask, weights, gamma=None):
+    """The loss as a training step forms it: sum divided by weight, once."""
+    if gamma is None:
+        total = losses.cross_entropy(logits, targets, mask, weights)
+    else:
+        total = losses.focal(logits, targets, mask, weights, gamma)
+    return total / losses.target_weight(targets, mask, weights)
+
+
+def torch_mean(logits, targets, **options):
+    logits = torch.tensor(logits, requires_grad=True)
+    loss = functional.cross_entropy(logits, torch.as_tensor(targets), **options)
+    loss.backward()
+    return loss.item(), logits.grad.numpy()
+
+
+def soft_targets(seed=1):
+    return np.random.default_rng(seed).dirichlet(np.ones(K), B).astype(np.float32)
+
+
+CASES = {
+    "hard labels": (0.0, ONES, {}),
+    "class weights": (0.0, WEIGHTS, {"weight": torch.tensor(WEIGHTS)}),
+    "label smoothing": (0.1, ONES, {"label_smoothing": 0.1}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_value_and_gradient_are_pytorchs(name):
+    smoothing, weights, options = CASES[name]
+    logits, labels = batch()
+    targets = losses.smooth_one_hot(labels, K, smoothing)
+    ours, gradient = jax.value_and_grad(mean)(logits, targets, ALL, weights)
+    theirs, their_gradient = torch_mean(logits, labels.astype(np.int64), **options)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    np.testing.assert_allclose(gradient, their_gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_soft_targets_are_pytorchs():
+    logits, targets = batch()[0], soft_targets()
+    ours, gradient = jax.value_and_grad(mean)(logits, targets, ALL, ONES)
+    theirs, their_gradient = torch_mean(logits, targets)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    np.testing.assert_allclose(gradient, their_gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_smooth_one_hot_by_hand():
+    got = losses.smooth_one_hot(jnp.array([1]), 4, 0.2)
+    np.testing.assert_allclose(got, [[0.05, 0.85, 0.05, 0.05]], rtol=1e-6)
+    assert got.dtype == jnp.float32
+
+
+def test_target_weight_by_hand():
+    targets = np.array([[1, 0], [0.25, 0.75], [0, 1]], np.float32)
+    # 1·2 + (0.25·2 + 0.75·4); the third image is padding
+    got = losses.target_weight(targets, np.array([True, True, False]), np.array([2, 4], np.float32))
+    assert float(got) == 5.5
+
+
+def test_focal_without_gamma_is_cross_entropy():
+    logits, targets = batch()[0], soft_targets()
+    focal, gradient = jax.value_and_grad(mean)(logits, targets, ALL, WEIGHTS, 0.0)
+    plain, plain_gradient = jax.value_and_grad(mean)(logits, targets, ALL, WEIGHTS)
+    np.testing.assert_allclose(focal, plain, rtol=1e-6)
+    np.testing.assert_allclose(gradient, plain_gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_focal_by_hand():
+    # Logits log 3 and 0: p = (3/4, 1/4). Class 0: (1/4)² log(4/3) = 0.01798013; class 1: (3/4)² log 4 = 0.7797906
+    logits = np.log(np.array([[3, 1], [3, 1]], np.float32))
+    for row, expected in enumerate((0.01798013, 0.7797906)):
+        targets = np.eye(2, dtype=np.float32)[[row]]
+        got = losses.focal(logits[:1], targets, np.array([True]), np.ones(2, np.float32), 2.0)
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
+    # Weights 1 and 3, both images: (0.01798013 + 3·0.7797906) / 4
+    got = mean(logits, np.eye(2, dtype=np.float32), np.array([True, True]), np.array([1, 3], np.float32), 2.0)
+    np.testing.assert_allclose(got, 0.5893380, rtol=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize("far", [20.0, 200.0, 1e4, 1e30])
+@pytest.mark.parametrize("right", [True, False], ids=["p=1", "p=0"])
+def test_focal_at_the_ends_has_a_finite_gradient(gamma, far, right):
+    # From 20 on, the greater probability is 1 in float32, so that 1 - p is 0.
+    logits = np.array([[far, 0.0]], np.float32)
+    targets = np.array([[1.0, 0.0]] if right else [[0.0, 1.0]], np.float32)
+    value, gradient = jax.value_and_grad(losses.focal)(logits, targets, np.array([True]), np.ones(2, np.float32), gamma)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+    np.testing.assert_allclose(value, 0.0 if right else far, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("far", [1e4, 1e30])
+def test_cross_entropy_of_extreme_logits_is_finite(far):
+    logits = np.array([[far, 0, -far], [-far, far, 0]], np.float32)
+    for labels in ([0, 1], [2, 0]):
+        targets = losses.smooth_one_hot(jnp.array(labels), 3)
+        value, gradient = jax.value_and_grad(losses.cross_entropy)(
+            logits, targets, np.ones(2, bool), np.ones(3, np.float32)
+        )
+        np.testing.assert_allclose(value, 0.0 if labels == [0, 1] else 4 * far, rtol=1e-6)
+        assert np.isfinite(gradient).all()
+
+
+def test_narrow_logits_are_summed_in_float32():
+    logits, labels = batch()
+    narrow = jnp.asarray(logits, jnp.bfloat16)
+    targets = losses.smooth_one_hot(labels, K)
+    for got, wide in (
+        (mean(narrow, targets, ALL, ONES), mean(narrow.astype(jnp.float32), targets, ALL, ONES)),
+        (mean(narrow, targets, ALL, ONES, 2.0), mean(narrow.astype(jnp.float32), targets, ALL, ONES, 2.0)),
+    ):
+        assert got.dtype == jnp.float32
+        assert got == wide
+
+
+@pytest.mark.parametrize("gamma", [None, 2.0])
+def test_masked_is_subset(gamma):
+    logits, targets = batch()[0], soft_targets()
+    mask = np.array([True, False, True, True, False, True, False])
+    # What lies in the padding must not matter.
+    logits[~mask] = 1e30
+    masked = mean(logits, targets, mask, WEIGHTS, gamma)
+    subset = mean(logits[mask], targets[mask], mask[mask], WEIGHTS, gamma)
+    np.testing.assert_allclose(masked, subset, rtol=1e-6)
+    gradient = jax.grad(mean)(logits, targets, mask, WEIGHTS, gamma)
+    assert not np.asarray(gradient)[~mask].any()
+
+
+def test_class_weights_by_hand():
+    assert losses.class_weights("none", [5, 1, 94], 0.9).tolist() == [1, 1, 1]
+    # 1/10 and 1/30, divided by their mean 1/15
+    np.testing.assert_allclose(losses.class_weights("inverse", [10, 30], 0.9), [1.5, 0.5], rtol=1e-6)
+    # β = 1/2: (1/2)/(1 - 1/2) = 1 and (1/2)/(1 - 1/4) = 2/3, divided by their mean 5/6
+    np.testing.assert_allclose(losses.class_weights("class_balanced", [1, 2], 0.5), [1.2, 0.8], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["none", "inverse", "class_balanced"])
+@pytest.mark.parametrize("beta", [0.9, 0.999, 0.999999])
+def test_class_weights_have_mean_one(kind, beta):
+    weights = losses.class_weights(kind, [3, 400, 70, 5429], beta)
+    assert weights.dtype == np.float32
+    np.testing.assert_allclose(weights.mean(), 1, rtol=1e-6)
+    assert (weights > 0).all()
+    # Rarer classes never weigh less.
+    assert (np.diff(weights[[0, 2, 1, 3]]) <= 0).all()
+
+
+def test_class_balanced_goes_from_none_to_inverse():
+    counts = [20, 300]
+    small = losses.class_weights("class_balanced", counts, 1e-6)
+    np.testing.assert_allclose(small, losses.class_weights("none", counts, 0), rtol=1e-5)
+    large = losses.class_weights("class_balanced", counts, 1 - 1e-9)
+    np.testing.assert_allclose(large, losses.class_weights("inverse", counts, 0), rtol=1e-5)
+
+
+def test_an_unknown_kind_of_weights_is_refused():
+    with pytest.raises(ValueError, match=r"loss\.class_weights='inverted' is not one of none, inverse, class_balanced"):
+        losses.class_weights("inverted", [1, 2], 0.9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss_name": "hinge"}, r"loss\.name='hinge' is not one of cross_entropy, focal"),
+        ({"label_smoothing": 1.0}, r"loss\.label_smoothing=1\.0 is not in \[0, 1\)"),
+        ({"label_smoothing": -0.1}, r"loss\.label_smoothing=-0\.1"),
+    ],
+)
+def test_a_task_refuses_what_it_does_not_know(options, message):
+    with pytest.raises(ValueError, match=message):
+        tasks.Multiclass(("a", "b"), (1.0, 1.0), **options)
+
+
+@pytest.mark.parametrize("name", tasks.LOSSES)
+def test_a_task_uses_its_loss_and_validates_without_smoothing(name):
+    logits, labels = batch()
+    task = tasks.Multiclass(("a", "b", "c", "d"), tuple(WEIGHTS.tolist()), name, label_smoothing=0.3, focal_gamma=1.5)
+    gamma = 1.5 if name == "focal" else None
+    targets = task.targets(labels)
+    np.testing.assert_array_equal(targets, losses.smooth_one_hot(labels, K, 0.3))
+    got = task.loss_sum(logits, targets, ALL) / task.loss_weight(targets, ALL)
+    np.testing.assert_allclose(got, mean(logits, targets, ALL, WEIGHTS, gamma), rtol=1e-6)
+    sums = task.evaluation_sums(logits, labels, ALL)
+    hard = losses.smooth_one_hot(labels, K)
+    np.testing.assert_allclose(
+        sums["loss_sum"] / sums["loss_weight"], mean(logits, hard, ALL, WEIGHTS, gamma), rtol=1e-6
+    )
+    np.testing.assert_allclose(task.probabilities(logits).sum(-1), np.ones(B), rtol=1e-6)
+
+
+def test_confusion_counts_true_in_rows_and_padding_nowhere():
+    task = tasks.Multiclass(("a", "b", "c"), (1.0, 1.0, 1.0))
+    logits = np.eye(3, dtype=np.float32)[[0, 2, 2, 1]]
+    sums = task.evaluation_sums(logits, np.array([0, 1, 1, 1], np.int32), np.array([True, True, True, False]))
+    assert sums["confusion"].tolist() == [[1, 0, 0], [0, 0, 2], [0, 0, 0]]

@@ -1,0 +1,224 @@
+"""What the loop looks at: arriving metrics, the best epoch so far, signals to stop."""
+
+import json
+import math
+import os
+import signal
+
+import jax.numpy as jnp
+import pytest
+
+from histojax.errors import RunError
+from histojax.monitoring import BEST_METRICS, Signals, Watch, Windows
+
+# ---- The best epoch ------------------------------------------------------------------------------------------------
+
+
+def watch_over(metric, values, patience=0):
+    watch = Watch(metric, patience)
+    return watch, [watch.better({metric: value}, 10 * (i + 1)) for i, value in enumerate(values)]
+
+
+def test_of_a_loss_less_is_better():
+    _, better = watch_over("loss", [2.0, 1.0, 1.5, 1.0, 0.5])
+    assert better == [True, True, False, False, True]
+
+
+@pytest.mark.parametrize("metric", [name for name, sign in BEST_METRICS.items() if sign > 0])
+def test_of_all_others_more_is_better(metric):
+    _, better = watch_over(metric, [0.5, 0.4, 0.6, 0.6, 0.7])
+    assert better == [True, False, True, False, True]
+
+
+def test_a_gain_that_is_rounding_is_none():
+    _, better = watch_over("accuracy", [0.5, 0.5 + 5e-7, 0.5 + 5e-6])
+    assert better == [True, False, True]
+
+
+@pytest.mark.parametrize("metric", ["loss", "gmean"])
+def test_an_undefined_value_is_never_the_best(metric):
+    watch, better = watch_over(metric, [math.nan, 0.5, math.nan], patience=2)
+    assert better == [False, True, False]
+    assert watch.to_json() == {
+        "metric": metric,
+        "best": 0.5 * BEST_METRICS[metric],
+        "best_step": 20,
+        "waited": 1,
+    }
+
+
+def test_patience_counts_the_epochs_since_the_best():
+    watch = Watch("loss", 2)
+    stopped = []
+    for step, loss in enumerate([3.0, 3.5, 2.0, 2.0, 2.5, 9.0]):
+        watch.better({"loss": loss}, step)
+        stopped.append(watch.stopped)
+    assert stopped == [False, False, False, False, True, True]
+
+
+def test_without_patience_nothing_stops():
+    watch, _ = watch_over("loss", [1.0, *[2.0] * 100])
+    assert not watch.stopped
+
+
+@pytest.mark.parametrize("values", [[], [math.nan], [0.5], [0.5, 0.4, 0.3]])
+def test_a_watch_goes_on_where_its_json_says(values):
+    first, _ = watch_over("accuracy", values, patience=4)
+    second = Watch("accuracy", 4)
+    second.restore(json.loads(json.dumps(first.to_json(), allow_nan=False)))
+    assert second.to_json() == first.to_json()
+    for step, value in ((100, 0.45), (110, 0.6), (120, 0.1)):
+        assert second.better({"accuracy": value}, step) == first.better({"accuracy": value}, step)
+        assert (second.stopped, second.to_json()) == (first.stopped, first.to_json())
+
+
+def test_an_unknown_metric_is_refused():
+    with pytest.raises(RunError, match=r"train\.best_metric='auc' is not one of loss, accuracy, balanced_accuracy"):
+        Watch("auc", 0)
+
+
+# ---- Windows of steps ----------------------------------------------------------------------------------------------
+
+
+class Record:
+    """Stands in for the writer and for the progress line."""
+
+    def __init__(self):
+        self.written, self.shown = [], []
+
+    def write(self, step, scalars):
+        self.written.append((step, dict(scalars)))
+
+    def show(self, loss):
+        self.shown.append(loss)
+
+
+def step_metrics(loss, grad_norm=1.0):
+    return {"loss": jnp.float32(loss), "accuracy": jnp.float32(0.5), "grad_norm": jnp.float32(grad_norm)}
+
+
+@pytest.fixture
+def record():
+    return Record()
+
+
+@pytest.fixture
+def windows(record):
+    # The step's own rate is that of the update before it: schedules count from 0.
+    return Windows(record, record, lambda step: step / 1000, batch_size=8)
+
+
+def test_a_window_is_written_when_the_next_one_closes(windows, record):
+    for step, loss in ((1, 1.0), (2, 2.0)):
+        windows.add(step, step_metrics(loss))
+    windows.close()
+    assert record.written == []
+    assert math.isnan(windows.loss)
+    windows.add(3, step_metrics(7.0))
+    windows.close()
+    assert [step for step, _ in record.written] == [2]
+    assert (windows.loss, record.shown) == (1.5, [1.5])
+    windows.flush()
+    assert [step for step, _ in record.written] == [2, 3]
+    assert windows.loss == 7.0
+    windows.flush()
+    assert len(record.written) == 2
+
+
+def test_a_window_holds_means_the_rate_of_its_last_step_and_images_per_second(windows, record):
+    windows.add(9, step_metrics(1.0, grad_norm=3.0))
+    windows.add(10, step_metrics(2.0, grad_norm=4.0))
+    windows.flush()
+    ((step, scalars),) = record.written
+    assert step == 10
+    speed = scalars.pop("train/images_per_second")
+    assert scalars == {
+        "train/loss": 1.5,
+        "train/accuracy": 0.5,
+        "train/grad_norm": 3.5,
+        "train/learning_rate": 0.009,
+    }
+    assert all(isinstance(value, float) for value in scalars.values())
+    assert 0 < speed < math.inf
+
+
+def test_images_per_second_leave_out_what_was_not_training(windows, record, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    windows.restart_clock()
+    for step in range(1, 5):
+        windows.add(step, step_metrics(1.0))
+    now[0] += 2
+    windows.flush()
+    now[0] += 50  # validation
+    windows.restart_clock()
+    windows.add(5, step_metrics(1.0))
+    now[0] += 4
+    windows.flush()
+    assert [scalars["train/images_per_second"] for _, scalars in record.written] == [4 * 8 / 2, 8 / 4]
+
+
+def test_closing_an_empty_window_does_nothing(windows, record):
+    windows.close()
+    windows.close()
+    windows.flush()
+    assert record.written == []
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (step_metrics(math.nan), "loss nan, gradient norm 1.0"),
+        (step_metrics(math.inf), "loss inf, gradient norm 1.0"),
+        (step_metrics(1.0, math.nan), "loss 1.0, gradient norm nan"),
+    ],
+)
+@pytest.mark.parametrize("end", ["close", "flush"])
+def test_what_is_not_finite_stops_the_run_with_its_first_step(windows, record, bad, words, end):
+    windows.add(1, step_metrics(1.0))
+    windows.close()
+    for step, metrics in ((2, step_metrics(1.0)), (3, bad), (4, step_metrics(math.nan))):
+        windows.add(step, metrics)
+    windows.close()
+    windows.add(5, step_metrics(math.nan))
+    with pytest.raises(RunError, match=f"^step 3: {words}.*optimizer.learning_rate"):
+        getattr(windows, end)()
+    assert [step for step, _ in record.written] == [1]
+
+
+# ---- Signals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def heard():
+    """Signals that reach the handlers from before, which must survive whatever a test does."""
+    got = []
+    before = {which: signal.signal(which, lambda n, _: got.append(n)) for which in (signal.SIGTERM, signal.SIGINT)}
+    yield got
+    for which, handler in before.items():
+        signal.signal(which, handler)
+
+
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_is_a_wish_and_the_second_goes_to_the_handlers_before(heard, which):
+    with Signals() as signals:
+        assert signals.received == ""
+        os.kill(os.getpid(), which)
+        assert (signals.received, heard) == (which.name, [])
+        os.kill(os.getpid(), which)
+        assert heard == [which]
+    os.kill(os.getpid(), which)
+    assert heard == [which, which]
+
+
+def test_handlers_come_back_without_a_signal_and_behind_an_error(heard):
+    def fail():
+        with Signals():
+            raise RuntimeError("in the loop")
+
+    with Signals() as signals:
+        pass
+    with pytest.raises(RuntimeError, match="in the loop"):
+        fail()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert (signals.received, heard) == ("", [signal.SIGTERM])

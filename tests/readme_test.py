@@ -1,0 +1,60 @@
+"""What the README says can be typed: its commands parse, its fields exist, its files and numbers are there."""
+
+import importlib
+import re
+import shlex
+import sys
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from configs import common
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if "histojax.main" in line]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(command.split("histojax.main", 1)[1])
+    importlib.import_module("histojax.main")
+    known = flags.FlagValues()
+    for name in ("workdir", "mode", "checkpoint", "data_root", "magnification"):
+        known[name] = flags.FLAGS[name]
+    config = config_flags.DEFINE_config_file("config", None, flag_values=known, lock_config=True)
+    # Paths are relative to the root, as the README's reader stands there.
+    words = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
+    monkeypatch.setattr(sys, "argv", ["main", *words])  # where config_flags looks for overridden fields
+    known(sys.argv)
+    assert (config.value is None) == ("--mode=eval" in words)
+
+
+def test_every_field_that_is_named_exists() -> None:
+    named = set(re.findall(r"`((?:data|model|train|loss|optimizer|sharding|split)\.[a-z_.]+\*?)", README))
+    named |= set(re.findall(r"--config\.([a-z_.]+)=", README))
+    named -= {"split.csv"}
+    assert len(named) > 10
+    for name in named:
+        node = common.base()
+        path = name.removesuffix("=").rstrip("*.").split(".")
+        for part in ["data", *path] if path[0] == "split" else path:
+            assert part in node, name
+            node = node[part]
+
+
+def test_links_lead_somewhere() -> None:
+    headings = {re.sub(r"[^a-z0-9 -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)", README, re.M)}
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        if target.startswith("#"):
+            assert target[1:] in headings
+        elif not target.startswith("http"):
+            assert (ROOT / target).exists(), target
+
+
+def test_the_two_commands_are_marked_for_ci() -> None:
+    marked = re.findall(r"<!-- command: (\w+) -->\n```bash\n(.*?)```", README, re.DOTALL)
+    assert [name for name, _ in marked] == ["smoke", "test"]
+    assert all("python3 -m venv" in command and "pip install" in command for _, command in marked)
