@@ -39,7 +39,7 @@ def assign(
     share = counts / np.maximum(counts.sum(axis=0), 1)
     enough = (counts > 0).sum(axis=0) >= len(fractions) if coverage else np.zeros(len(keys), bool)
     best, best_cost = np.zeros(len(names), int), np.inf
-    tries = min(_TRIES, max(1, 20_000 // len(names)))  # many small groups balance in any order
+    tries = min(_TRIES, max(1, 10_000 // len(names)))  # many small groups balance in any order
     for attempt in range(2 * tries):
         if attempt == tries and best_cost < _EMPTY_CELL:
             break

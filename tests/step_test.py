@@ -1,6 +1,7 @@
 """One training step, pinned; on any devices the same; mixing, averaging and accumulating by their formulas."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -18,7 +19,7 @@ from histojax.tasks import Multiclass
 
 SIZE, B, K = 8, 8, 3
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-TINY = ResNetConfig(stage_sizes=(1, 1, 1, 1), width=2, num_classes=K, zero_init_residual=False)
+TINY = ResNetConfig(stage_sizes=(1, 1, 1, 1), width=4, num_classes=K)
 TASK = Multiclass(("a", "b", "c"), (1.0, 0.5, 1.5), label_smoothing=0.1)
 SGD = OptimizerSpec("sgd", 0.05, 100, schedule="constant")
 
@@ -47,24 +48,38 @@ class Dropped(nnx.Module):
 class Normed(nnx.Module):
     """Convolution, BatchNorm, pooling: compiles in a second, where the smallest ResNet takes ten."""
 
-    def __init__(self, rngs: nnx.Rngs):
-        self.conv = Conv(3, 8, (3, 3), padding=((1, 1), (1, 1)), rngs=rngs)
-        self.bn = BatchNorm(8, rngs=rngs)
+    def __init__(self, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+        self.conv = Conv(3, 8, (3, 3), padding=((1, 1), (1, 1)), dtype=dtype, rngs=rngs)
+        self.bn = BatchNorm(8, dtype=dtype, rngs=rngs)
         self.head = Linear(8, K, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.head(global_avg_pool(jax.nn.relu(self.bn(self.conv(x)))))
 
 
+def resnet(rngs: nnx.Rngs) -> ResNet:
+    return ResNet(TINY, rngs=rngs)
+
+
+def narrow(rngs: nnx.Rngs) -> Normed:
+    return Normed(rngs, dtype=jnp.bfloat16)
+
+
+@functools.cache
+def single() -> Layout:
+    return Layout(1, jax.devices()[:1])
+
+
+@functools.cache  # most of the time here goes into compiling
 def program(make_model=Flat, *, task=TASK, optimizer=SGD, layout=None, **fields) -> Program:
     spec = StepSpec(MEAN, STD, **fields)
-    return Program(make_model, task, make_optimizer(optimizer), spec, layout or Layout(1, jax.devices()[:1]))
+    return Program(make_model, task, make_optimizer(optimizer), spec, layout or single())
 
 
-def batch(seed=0, n=B):
+def batch(seed=0, n=B, size=SIZE):
     rng = np.random.default_rng(seed)
     return {
-        "image": rng.integers(0, 256, (n, SIZE, SIZE, 3), dtype=np.uint8),
+        "image": rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8),
         "label": rng.integers(0, K, n).astype(np.int32),
         "mask": np.ones(n, bool),
     }
@@ -101,12 +116,12 @@ def assert_close(a, b, **tolerance):
 @pytest.fixture(scope="module")
 def one() -> Layout:
     """A single device."""
-    return Layout(1, jax.devices()[:1])
+    return single()
 
 
 @pytest.fixture(scope="module")
 def net(one) -> Program:
-    """A net with batch statistics, compiled once for many tests."""
+    """A net with batch statistics."""
     return program(Normed, layout=one)
 
 
@@ -145,21 +160,20 @@ PINNED = [
 
 
 def test_steps_are_pinned(one):
-    made = program(lambda rngs: ResNet(TINY, rngs=rngs), layout=one)
-    _, seen = train(made, one, [batch(0), batch(1)])
+    _, seen = train(program(resnet, layout=one), one, [batch(seed, size=32) for seed in range(2)])
     for got, expected in zip(seen, PINNED, strict=True):
         assert got == pytest.approx(expected, rel=1e-4)
 
 
 def test_init_is_a_function_of_the_seed(one):
     def state(seed):
-        return program(Dropped, layout=one, seed=seed).init()
+        return host(program.__wrapped__(Dropped, layout=one, seed=seed).init())
 
-    assert_equal(state(0), state(0))
-    a, b = host(state(0)), host(state(1))
+    a, again, b = state(0), state(0), state(1)
+    assert_equal(a, again)
     assert (a.model.params["head"]["kernel"] != b.model.params["head"]["kernel"]).all()
     assert (a.key != b.key).any()
-    assert jax.tree.leaves(a.model.rng)[0].tolist() != jax.tree.leaves(b.model.rng)[0].tolist()
+    assert (a.model.rng["dropout"]["rngs"]["key"] != b.model.rng["dropout"]["rngs"]["key"]).any()
 
 
 # ---- Devices -------------------------------------------------------------------------------------------------------
@@ -222,7 +236,7 @@ def compilations() -> Iterator[list[str]]:
 
 
 def test_a_step_is_compiled_exactly_once(compilations, one):
-    made = program(layout=one, ema_decay=0.9, mixup=0.2)
+    made = program.__wrapped__(Normed, layout=one, ema_decay=0.9)
     state = made.init()
     batches = [one.put(batch(seed)) for seed in range(4)]
     compilations.clear()
@@ -238,8 +252,7 @@ def test_a_step_is_compiled_exactly_once(compilations, one):
     assert len(compilations) == 2
 
 
-@pytest.mark.parametrize("make_model", [Flat, Dropped])
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize(("make_model", "ema_decay"), [(Normed, 0.0), (Dropped, 0.9)])
 def test_the_old_state_is_consumed(make_model, ema_decay, one):
     made = program(make_model, layout=one, ema_decay=ema_decay)
     state = made.init()
@@ -252,7 +265,8 @@ def test_the_old_state_is_consumed(make_model, ema_decay, one):
             for path, leaf in jax.tree_util.tree_leaves_with_path(before)
             if not leaf.is_deleted()
         ]
-        assert kept == []
+        # The average's random streams are replaced without being read, so they are no input of the program.
+        assert [path for path in kept if not path.startswith(".ema.rng")] == []
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
@@ -260,17 +274,16 @@ def test_the_old_state_is_consumed(make_model, ema_decay, one):
 
 
 @pytest.mark.devices
-@pytest.mark.parametrize("n", [2, 4])
-def test_micro_batches_sum_to_the_batch_where_images_do_not_see_each_other(n, one):
-    data = batch(n=16)
-    data["mask"][[1, 6]] = False  # micro-batches of unequal weight
-    expected, metrics = train(program(layout=one), one, [data, batch(1, n=16)])
-    for devices in (1, 4):
-        layout = Layout(1, jax.devices()[:devices])
-        state, got = train(program(layout=layout, accumulate=n), layout, [data, batch(1, n=16)])
-        assert got[0] == pytest.approx(metrics[0], rel=1e-5)
-        assert got[1] == pytest.approx(metrics[1], rel=1e-5)
-        assert_close(host(state.model.params), host(expected.model.params))
+@pytest.mark.parametrize(("n", "devices"), [(2, 1), (4, 1), (2, 4)])
+def test_micro_batches_sum_to_the_batch_where_images_do_not_see_each_other(n, devices, one):
+    batches = [batch(0, n=16), batch(1, n=16)]
+    batches[0]["mask"][[1, 6, 8]] = False  # micro-batches of unequal weight
+    expected, metrics = train(program(layout=one), one, batches)
+    layout = Layout(1, jax.devices()[:devices])
+    state, got = train(program(layout=layout, accumulate=n), layout, batches)
+    for mine, wanted in zip(got, metrics, strict=True):
+        assert mine == pytest.approx(wanted, rel=1e-5)
+    assert_close(host(state.model.params), host(expected.model.params))
 
 
 def test_batch_norm_sees_one_micro_batch_at_a_time(net, one):
@@ -330,38 +343,46 @@ def test_the_moving_average_of_statistics_and_without_it_none(net, one):
 MIXES = {"mixup": {"mixup": 0.8}, "cutmix": {"cutmix": 1.0}, "both": {"mixup": 0.8, "cutmix": 1.0}}
 
 
-def mix(fields, images, targets, steps=1, seed=0):
-    """Images and targets as the given number of steps would mix them."""
-    made = program(seed=seed, **fields)
+@functools.cache
+def mixer(name):
+    made = program(**MIXES[name])
+
+    def steps(key, images, targets, steps):
+        return jax.vmap(lambda step: made._mix(images, targets, jax.random.fold_in(key, step)))(steps)
+
+    return jax.jit(steps)
+
+
+def mix(name, images, targets, seed=0):
+    """Images and targets as 200 steps would mix them; seed 0 is that of a program."""
     key = jax.random.key(seed + 2)
-    mixed = jax.jit(jax.vmap(lambda step: made._mix(images, targets, jax.random.fold_in(key, step))))
-    return [np.asarray(a) for a in mixed(np.arange(steps))]
+    return [np.asarray(a) for a in mixer(name)(key, images, targets.astype(np.float32), np.arange(200))]
 
 
 def colours():
     """Images of one value each, so that a pixel tells which image it is of; and their targets."""
     values = np.arange(B, dtype=np.float32)
-    return np.broadcast_to(values[:, None, None, None], (B, 16, 16, 3)), np.eye(B, dtype=np.float32)
+    return np.broadcast_to(values[:, None, None, None], (B, SIZE, SIZE, 3)), np.eye(B, dtype=np.float32)
 
 
 @pytest.mark.parametrize("name", MIXES)
 def test_targets_stay_distributions(name):
-    _, targets = mix(MIXES[name], colours()[0], np.random.default_rng(0).dirichlet(np.ones(K), B), 50)
+    _, targets = mix(name, colours()[0], np.random.default_rng(0).dirichlet(np.ones(B), B))
     assert (targets >= 0).all()
-    np.testing.assert_allclose(targets.sum(-1), np.ones((50, B)), rtol=1e-5)
+    np.testing.assert_allclose(targets.sum(-1), np.ones((200, B)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", MIXES)
 def test_identical_images_do_not_change(name):
-    image = np.random.default_rng(0).normal(size=(1, 16, 16, 3)).astype(np.float32).repeat(B, 0)
-    target = np.float32([[0.2, 0.3, 0.5]]).repeat(B, 0)
-    images, targets = mix(MIXES[name], image, target, 20)
-    np.testing.assert_allclose(images, image[None].repeat(20, 0), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(targets, target[None].repeat(20, 0), rtol=1e-5)
+    image = np.random.default_rng(0).normal(size=(1, SIZE, SIZE, 3)).astype(np.float32).repeat(B, 0)
+    target = np.random.default_rng(0).dirichlet(np.ones(B), 1).repeat(B, 0)
+    images, targets = mix(name, image, target)
+    np.testing.assert_allclose(images, image[None].repeat(200, 0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(targets, target[None].repeat(200, 0), rtol=1e-5)
 
 
 def test_mixup_mixes_pixels_as_it_mixes_targets():
-    images, targets = mix(MIXES["mixup"], *colours(), 200)
+    images, targets = mix("mixup", *colours())
     for i in range(B):
         share = targets[:, i, i]
         np.testing.assert_allclose(targets[:, i, B - 1 - i], 1 - share, rtol=1e-4, atol=1e-6)
@@ -375,7 +396,7 @@ def test_mixup_mixes_pixels_as_it_mixes_targets():
 
 
 def test_cutmix_pastes_a_box_and_its_share_of_pixels_is_the_targets_share():
-    images, targets = mix(MIXES["cutmix"], *colours(), 200)
+    images, targets = mix("cutmix", *colours())
     own = images == np.arange(B).reshape(1, B, 1, 1, 1)
     partner = images == np.arange(B)[::-1].reshape(1, B, 1, 1, 1)
     assert (own | partner).all()  # nothing is blended
@@ -388,11 +409,11 @@ def test_cutmix_pastes_a_box_and_its_share_of_pixels_is_the_targets_share():
             assert np.abs(np.diff(line.astype(int), prepend=0, append=0)).sum() in (0, 2)
     assert share.min() < 0.3
     assert share.max() > 0.95
-    assert len(np.unique(share[:, 0])) > 50
+    assert len(np.unique(share[:, 0])) > 20
 
 
 def test_with_both_each_batch_has_one_of_them():
-    images, targets = mix(MIXES["both"], *colours(), 200)
+    images, targets = mix("both", *colours())
     blended = (images != np.rint(images)).any((1, 2, 3, 4))
     assert 60 < blended.sum() < 140
     pure = np.isin(images[~blended], np.arange(B))
@@ -407,11 +428,11 @@ def test_with_both_each_batch_has_one_of_them():
 
 @pytest.mark.parametrize("name", MIXES)
 def test_mixing_is_a_function_of_seed_and_step(name):
-    images, targets = mix(MIXES[name], *colours(), 6)
-    again, _ = mix(MIXES[name], *colours(), 6)
+    images, targets = mix(name, *colours())
+    again, _ = mix(name, *colours())
     np.testing.assert_array_equal(images, again)
-    assert len({t.tobytes() for t in targets}) > 1
-    other, _ = mix(MIXES[name], *colours(), 6, seed=1)
+    assert len({t.tobytes() for t in targets}) > 100
+    other, _ = mix(name, *colours(), seed=1)
     assert (other != images).any()
 
 
@@ -421,17 +442,21 @@ def test_without_mixing_nothing_is_drawn():
     assert made._mix(images, targets, None) == (images, targets)
 
 
-def test_the_training_step_mixes(one):
-    # Cutmix of images that are all the same only mixes the targets; with a single class not even these.
-    data = batch()
-    data["image"][:] = data["image"][:1]
-    plain = train(program(layout=one), one, [data])[1][0]
-    mixed = train(program(layout=one, cutmix=1.0), one, [data])[1][0]
-    assert abs(plain["grad_norm"] - mixed["grad_norm"]) > 1e-4
-    data["label"][:] = 1
-    plain = train(program(layout=one), one, [data])[1][0]
-    mixed = train(program(layout=one, cutmix=1.0), one, [data])[1][0]
-    assert mixed == pytest.approx(plain, rel=1e-4)
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_the_training_step_mixes_by_seed_and_step(name, one):
+    made, data = program(layout=one, **MIXES[name]), batch()
+    state = made.init()
+    head = host(state.model.params)["head"]
+    images, shares = mix(name, ((data["image"] / 255 - MEAN) / STD).astype(np.float32), np.eye(B))
+    targets = shares @ (np.eye(K)[data["label"]] * 0.9 + 0.1 / 3)
+    weights = np.array(TASK.class_weights)
+    for step in range(2):
+        z = images[step].reshape(B, -1) @ head["kernel"] + head["bias"]
+        log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
+        expected = -(targets[step] * weights * log_p).sum() / (targets[step] * weights).sum()
+        # The same parameters at every step, so that only the mixing differs.
+        state, metrics = made.train(dataclasses.replace(made.init(), step=jnp.int32(step)), one.put(data))
+        np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
 
 
 # ---- Masks ---------------------------------------------------------------------------------------------------------
@@ -518,7 +543,9 @@ def test_a_bfloat16_model_trains_and_keeps_float32_parameters(one):
     )
     state, seen = train(made, one, [batch(0), batch(1)])
     assert all(np.isfinite(list(metrics.values())).all() for metrics in seen)
-    # The first loss is the float32 net's, as far as eight bits go.
-    assert seen[0]["loss"] == pytest.approx(PINNED[0]["loss"], rel=0.05)
+    # The first loss is the float32 net's, as far as eight bits go, and not to the last digit.
+    wide = train(program(Normed, layout=one), one, [batch(0)])[1][0]["loss"]
+    assert seen[0]["loss"] == pytest.approx(wide, rel=0.02)
+    assert seen[0]["loss"] != wide
     assert {leaf.dtype for leaf in jax.tree.leaves((state.model.params, state.model.stats))} == {jnp.dtype("float32")}
     assert made.evaluate(state.model, one.put(batch(0)))["probabilities"].dtype == jnp.float32

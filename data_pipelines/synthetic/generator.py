@@ -15,21 +15,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from data_pipelines.breakhis.filenames import SUBTYPE_NAMES, SUBTYPES
 from data_pipelines.synthetic import morphology, stain
 
 VERSION = 1  # raise it whenever a pixel of any image changes
 MARKER = "SYNTHETIC.json"
-SUBTYPES = ("A", "F", "PT", "TA", "DC", "LC", "MC", "PC")
-FOLDERS = {
-    "A": "adenosis",
-    "F": "fibroadenoma",
-    "PT": "phyllodes_tumor",
-    "TA": "tubular_adenoma",
-    "DC": "ductal_carcinoma",
-    "LC": "lobular_carcinoma",
-    "MC": "mucinous_carcinoma",
-    "PC": "papillary_carcinoma",
-}
 _BENIGN = frozenset(SUBTYPES[:4])
 _SCALE = {"40X": 0.4, "100X": 1.0, "200X": 2.0, "400X": 4.0}
 
@@ -87,7 +77,7 @@ class _Slide:
             "BreaKHis_v1/histology_slides/breast",
             tumor,
             "SOB",
-            FOLDERS[self.code],
+            SUBTYPE_NAMES[self.code],
             f"{head}_{tail}",
             magnification,
             f"{head}-{tail}-{magnification.removesuffix('X')}-{number:03d}.png",

@@ -123,6 +123,9 @@ class ImageSource:
       indices: positions in the prepared dataset; -1 is padding, masked out.
       labels: `int32 [n]` of the whole dataset.
       names: image_id of the whole dataset, for error messages.
+
+    Raises:
+      DataError: on access, an image that cannot be read.
     """
 
     def __init__(self, directory: pathlib.Path, indices: np.ndarray, labels: np.ndarray, names: Sequence[str]):
@@ -144,8 +147,17 @@ class ImageSource:
     def __getitem__(self, position: int) -> dict[str, Any]:
         index = int(self._indices[position])
         stored = max(index, 0)
+        try:
+            image = self._images[stored]["image"]
+            if image is None:  # behind the end of a file that was cut short
+                raise OSError("no such record")
+        except (RuntimeError, OSError) as error:  # ArrayRecord keeps checksums
+            raise DataError(
+                f"image {self._names[stored]} of the prepared dataset: {error}; "
+                f"delete {self._directory} to prepare it anew"
+            ) from error
         return {
-            "image": self._images[stored]["image"],
+            "image": image,
             "label": self._labels[stored],
             "index": np.int64(index),
             "mask": np.bool_(index >= 0),

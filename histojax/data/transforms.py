@@ -48,7 +48,8 @@ def decode(data: bytes) -> np.ndarray:
     Raises:
       DecodeError: the bytes cannot be decoded.
     """
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    # OpenCV asserts that there is anything at all.
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if image is None:
         raise DecodeError(f"cannot decode {len(data)} bytes")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

@@ -13,6 +13,7 @@ from histojax.evaluation.metrics import Array
 from histojax.files import replacing
 
 Key = tuple[str, ...]
+FEW_UNITS = 10  # below it a percentile interval covers markedly less than it says
 _SPLIT_ORDER = {"train": 0, "val": 1, "validation": 1, "test": 2}
 
 
@@ -59,14 +60,17 @@ def _summarise_split(
         "positive": None if positive is None else classes[positive],
         "resampled": unit_name,
     }
-    figures = bootstrap.intervals(
-        _image_statistic(true, probabilities, unit, n_units, classes, positive, magnification),
-        n_units,
-        n_resamples=n_resamples,
-        seed=seed,
-        n_rows=len(rows),
-    )
+    statistic = _image_statistic(true, probabilities, unit, n_units, classes, positive, magnification)
+    figures = bootstrap.intervals(statistic, n_units, n_resamples=n_resamples, seed=seed, n_rows=len(rows))
     warnings = _class_warnings(split, classes, counts, confusion)
+    for i, name in enumerate(classes):
+        owners = np.unique(unit[true == i])
+        if len(owners) == 1 and n_units > 1:
+            _withdraw_intervals(figures, statistic, int(owners[0]), n_units)
+            warnings.append(
+                f"split '{split}': all images of class '{name}' are of one {unit_name}; "
+                "metrics that need the class have no interval"
+            )
     warnings += _unit_warnings(split, rows, unit_name, n_units)
     for level in ("patient", "case"):
         column = f"{level}_id"
@@ -98,6 +102,21 @@ def _summarise_split(
     out["confusion_matrix"] = confusion.astype(int).tolist()
     out["warnings"] = warnings
     return out
+
+
+def _withdraw_intervals(
+    figures: dict[Key, bootstrap.Figure], statistic: Callable[[Array], dict[Key, Array]], owner: int, n_units: int
+) -> None:
+    """Removes the intervals of metrics that need a class of which one unit owns all images.
+
+    Every resample in which such a metric is defined holds that same unit, so its spread is not seen: the
+    interval would be far too narrow, in the extreme a point.
+    """
+    without = np.ones((1, n_units))
+    without[0, owner] = 0
+    for key, value in statistic(without).items():
+        if np.isnan(value[0]):
+            figures[key] = {"value": figures[key]["value"], "low": None, "high": None}
 
 
 def _arrays(rows: pd.DataFrame, classes: Sequence[str]) -> tuple[Array, Array]:
@@ -229,6 +248,8 @@ def _unit_warnings(split: str, rows: pd.DataFrame, unit_name: str, n_units: int)
         )
     if n_units < 2:
         out.append(f"split '{split}': fewer than two {unit_name}s; no intervals")
+    elif n_units < FEW_UNITS:
+        out.append(f"split '{split}': {n_units} {unit_name}s only; the intervals are rough and likely too narrow")
     return out
 
 

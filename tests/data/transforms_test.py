@@ -65,7 +65,7 @@ def test_decode_of_jpeg_is_opencvs():
     np.testing.assert_array_equal(decode(data), expected)
 
 
-@pytest.mark.parametrize("data", [b"no image", b"\x89PNG\r\n\x1a\n"])
+@pytest.mark.parametrize("data", [b"no image", b"\x89PNG\r\n\x1a\n", b""])
 def test_bytes_that_are_no_image_are_refused(data):
     with pytest.raises(DecodeError, match=f"cannot decode {len(data)} bytes"):
         decode(data)

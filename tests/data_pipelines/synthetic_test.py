@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from sklearn import linear_model, metrics, model_selection, neighbors, pipeline, preprocessing
 
+from data_pipelines.breakhis.filenames import SUBTYPE_NAMES
 from data_pipelines.synthetic import SyntheticSpec, generate, generator
 
 SMALL = SyntheticSpec(
@@ -60,7 +61,7 @@ def test_layout_and_names_are_those_of_breakhis(small: pathlib.Path) -> None:
         folder = path.relative_to(small / "BreaKHis_v1" / "histology_slides" / "breast").parts[:-1]
         tumor = {"B": "benign", "M": "malignant"}[label]
         slide = f"SOB_{label}_{code}_{year}-{digits}{suffix}"
-        assert folder == (tumor, "SOB", generator.FOLDERS[code], slide, f"{magnification}X")
+        assert folder == (tumor, "SOB", SUBTYPE_NAMES[code], slide, f"{magnification}X")
         assert year == "14"
         assert (label == "B") == (code in ("A", "F", "PT", "TA"))
         slides[slide] = digits

@@ -133,7 +133,7 @@ def test_an_absent_class_is_null_and_named():
     assert block["per_class"]["benign"]["recall"]["value"] is None
     assert block["image"]["accuracy"]["value"] == 3 / 4
     assert block["majority_baseline"] == {"class": "malignant", "accuracy": 1.0, "gmean": None}
-    assert block["warnings"] == ["split 'test': class 'benign' has no image; metrics that need it are nan"]
+    assert block["warnings"][0] == "split 'test': class 'benign' has no image; metrics that need it are nan"
     json.dumps(block, allow_nan=False)
     assert "nan" in results.table({"splits": {"test": block}})
 
@@ -143,9 +143,14 @@ def test_a_class_never_predicted_is_named():
     block = results.summarise(df, n_resamples=50)["test"]
     assert block["per_class"]["benign"]["precision"]["value"] == 0.0
     assert "class 'benign' is never predicted" in block["warnings"][0]
-    # Two patients of one class each: half of the resamples lack a class.
-    assert 0.3 < block["image"]["auroc"]["undefined"] < 0.7
-    assert "of the resamples" in block["warnings"][-1]
+
+
+def test_resamples_without_a_class_are_left_out_and_counted():
+    df = by_hand([("benign", 0.6), ("benign", 0.6), ("malignant", 0.8), ("malignant", 0.9)] * 2)
+    block = results.summarise(df, n_resamples=400)["test"]
+    # Of four patients two are of each class: one resample in eight draws one class only.
+    assert 0.08 < block["image"]["auroc"]["undefined"] < 0.18
+    assert any("of the resamples" in warning for warning in block["warnings"])
 
 
 def test_one_patient_has_no_intervals_and_says_why():
@@ -202,13 +207,13 @@ def test_table_prints_the_two_numbers_side_by_side():
     out = {
         "protocol": "image",
         "split_hash": "3f2a",
-        "data": "synthetic",
+        "data": {"description": "synthetic", "n_images": 3},
         "splits": results.summarise(df, n_resamples=99),
     }
     text = results.table(out)
     lines = text.splitlines()
     assert lines[0].split() == ["protocol", "image"]
-    assert "both sides" in lines[3]
+    assert lines[2].split() == ["data", "synthetic"]
     assert "checkpoint" not in text
     block = out["splits"]["test"]
     at = next(i for i, line in enumerate(lines) if line.startswith("  accuracy"))
@@ -235,3 +240,30 @@ def test_json_is_strict_and_written_whole(tmp_path):
         results.write_json({"splits": {"x": float("nan")}}, path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_class_of_one_patient_gives_no_interval_to_what_needs_it():
+    """Otherwise GMean would claim to be known exactly: every resample that defines it holds the same patient."""
+    n = 40
+    malignant = np.r_[np.zeros(10), np.ones(30)].astype(int)
+    probability = np.where(malignant == 1, 0.8, 0.3)
+    probability[[0, 1, 12, 13, 33]] = 0.55, 0.6, 0.4, 0.3, 0.45
+    df = predictions.make_table(
+        [f"i{i}" for i in range(n)],
+        malignant,
+        np.stack([1 - probability, probability], 1),
+        ["benign", "malignant"],
+        split="test",
+        patient_id=[f"p{i // 10}" for i in range(n)],
+    )
+    block = results.summarise(df)["test"]
+    for name in ("gmean", "iba", "auroc", "balanced_accuracy", "recall_macro"):
+        figure = block["image"][name]
+        assert figure["value"] is not None
+        assert figure["low"] is figure["high"] is None, name
+    assert block["per_class"]["benign"]["recall"]["low"] is None
+    for name in ("accuracy", "recall", "precision"):
+        assert block["image"][name]["low"] < block["image"][name]["value"] < block["image"][name]["high"], name
+    text = " ".join(block["warnings"])
+    assert "all images of class 'benign' are of one patient" in text
+    assert "4 patients only" in text
