@@ -146,7 +146,9 @@ def test_a_class_never_predicted_is_named():
 
 
 def test_resamples_without_a_class_are_left_out_and_counted():
-    df = by_hand([("benign", 0.6), ("benign", 0.6), ("malignant", 0.8), ("malignant", 0.9)] * 2)
+    df = by_hand(
+        [("benign", 0.6), ("benign", 0.6), ("malignant", 0.8), ("malignant", 0.9)] * 2, patient=tuple("aabbccdd")
+    )
     block = results.summarise(df, n_resamples=400)["test"]
     # Of four patients two are of each class: one resample in eight draws one class only.
     assert 0.08 < block["image"]["auroc"]["undefined"] < 0.18
