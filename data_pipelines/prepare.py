@@ -1,6 +1,8 @@
 """Prepared once, reused after: from a root of images to ArrayRecord files and a table beside them."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import logging
 import os
@@ -111,7 +113,8 @@ def _build(builder: Any, folder: pathlib.Path) -> None:
     tfds.disable_progress_bar()
     config = tfds.download.DownloadConfig(manual_dir=folder)
     try:
-        builder.download_and_prepare(download_config=config)
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of a download; there is none
+            builder.download_and_prepare(download_config=config)
     except DataError:
         raise
     except Exception as error:

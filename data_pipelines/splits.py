@@ -164,7 +164,8 @@ class Split:
         with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["image_id", "split", "label", "patient_id", "case_id", "magnification", "group", "note"])
-            for row, record, label in zip(self.rows, records, labels, strict=True):
+            table = zip(self.rows, records, labels, strict=True)
+            for row, record, label in sorted(table, key=lambda line: line[0].image_id):
                 place = [record.patient_id, record.case_id, record.magnification, row.group, row.note]
                 writer.writerow([row.image_id, row.side, label, *place])
 

@@ -66,7 +66,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / "config.json", json.loads(config.to_json()))
         split.write_csv(workdir / "split.csv", dataset.records, dataset.label_names)
-    for line in (f"data: {dataset.prepared.description}", f"protocol: {split.protocol}", *split.warnings):
+    for line in (*dataset.report(split), f"protocol: {split.protocol}", *split.warnings):
         _log.info(line)
 
     last = Checkpoints(checkpoint.series(workdir, LAST), config.checkpoint.keep)

@@ -10,12 +10,17 @@ import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pandas as pd
 import pytest
+from ml_collections import ConfigDict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_pipelines.synthetic.generator import SyntheticSpec, generate
+from histojax import build, evaluate
+from histojax.checkpoint import CheckpointError, find
+from histojax.sharding import Layout
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -230,6 +235,20 @@ def test_the_work_directory_of_another_config_is_left_alone(finished: pathlib.Pa
     assert "model.options.attention: 'layer4' there, 'none' here" in done.stderr
     assert "train.epochs: 4 there, 5 here" in done.stderr
     assert (finished / "config.json").read_text() == before
+
+
+def test_a_checkpoint_of_another_model_names_what_differs(finished: pathlib.Path) -> None:
+    config = ConfigDict(json.loads((finished / "config.json").read_text()))
+    config.model.name, config.model.options = "resnet50", ConfigDict()
+    layout = Layout(1)
+    task = build.task(config, ("benign", "malignant"), (1, 1))
+    program = build.program(config, task, layout, optax.identity())
+    with pytest.raises(CheckpointError) as caught:
+        evaluate.restore_model(find(finished), program)
+    message = str(caught.value)
+    assert str(finished) in message
+    assert "missing params/head/kernel (2048, 2)" in message
+    assert "unexpected params/attention/fc1/kernel (2048, 128)" in message
 
 
 @pytest.fixture

@@ -70,6 +70,15 @@ class Dataset:
             facts["published_counts"] = describe_missing(summary["published"])
         return facts
 
+    def report(self, split: Split) -> list[str]:
+        """The facts in lines for the terminal."""
+        facts = self.facts(split)
+        lines = [f"data: {facts['description']}"]
+        if "published_counts" in facts:
+            lines.append(f"published table: {facts['published_counts']}")
+        lines += [f"note: {count} × {note}" for note, count in facts["notes"].items()]
+        return lines + [f"skipped {name}: {reason}" for name, reason in facts["bad_images"].items()]
+
     def _members(self) -> list[Member]:
         task_label = "label" if self.classes == CLASSES else "subtype"
         return [
