@@ -9,11 +9,13 @@ every file, because orbax restores a flipped byte without a word. So:
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import logging
 import pathlib
 import shutil
+import tempfile
 from typing import Any
 
 import jax
@@ -39,12 +41,18 @@ class Checkpoints:
     Args:
       folder: `<workdir>/checkpoints/last` or `…/best`.
       keep: how many to keep; older ones are deleted.
+
+    Raises:
+      CheckpointError: the folder cannot be made.
     """
 
     def __init__(self, folder: pathlib.Path, keep: int):
         self.folder = folder.absolute()
         # Orbax leaves an unhandled save under way waiting for five minutes at exit; close() prevents it.
-        self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+        except OSError as error:
+            raise self._cannot_write(error) from error
         self._sealing: concurrent.futures.Future[None] | None = None
         self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="seal-checkpoint")
 
@@ -56,7 +64,9 @@ class Checkpoints:
             self.wait()
         finally:
             self._pool.shutdown()
-            self._manager.close()
+            # A save that failed fails here once more, in orbax's words; `wait` has told it in ours.
+            with contextlib.suppress(Exception):
+                self._manager.close()
 
     def save(self, step: int, trees: dict[str, Any], meta: dict[str, Any]) -> None:
         """Starts saving; returns once the arrays have left the devices, so that the next step may donate them.
@@ -74,6 +84,8 @@ class Checkpoints:
             return  # a run that was killed behind this save came here again, with the same state
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         try:
+            # Orbax's threads wait for five minutes, at exit too, for a folder that cannot be made.
+            tempfile.TemporaryDirectory(prefix=".", dir=self.folder).cleanup()
             self._manager.save(step, args=ocp.args.Composite(**items, **{_META: ocp.args.JsonSave(meta)}), force=True)
         except Exception as error:  # orbax and tensorstore raise many kinds
             raise self._cannot_write(error) from error
@@ -156,42 +168,41 @@ def find(path: pathlib.Path) -> pathlib.Path:
     raise CheckpointError(f"{path} {what}; name a work directory of a histojax run, or one of its checkpoints")
 
 
-def verify(checkpoint: pathlib.Path) -> None:
-    """Compares every file of a checkpoint with its checksum.
+def verify(checkpoint: pathlib.Path, item: str = "") -> None:
+    """Compares every file of a checkpoint, or of one item in it, with its checksum.
 
     Raises:
-      CheckpointError: a file is missing or differs.
+      CheckpointError: a file is missing or differs; or it is no checkpoint.
     """
-    recorded: dict[str, str] = json.loads((checkpoint / _MANIFEST).read_text())
-    found = _checksums(checkpoint)
+    try:
+        recorded: dict[str, str] = json.loads((checkpoint / _MANIFEST).read_text())
+    except OSError as error:
+        raise _unreadable(checkpoint, error) from error
+    except ValueError as error:
+        raise _damaged(checkpoint, _MANIFEST, "is damaged: it cannot be read") from error
+    found = _checksums(checkpoint, item)
     for name in sorted(recorded.keys() | found.keys()):
         if name not in found:
-            problem = "is missing"
+            if name.startswith(item):
+                raise _damaged(checkpoint, name, "is missing")
         elif name in recorded and found[name] != recorded[name]:
             problem = "is damaged: its content differs from the checksum taken when it was written"
-        else:
-            continue
-        earlier = [step for step in complete_steps(checkpoint.parent) if step < int(checkpoint.name)]
-        remedy = f"go on from step {earlier[-1]}" if earlier else "start anew"
-        raise CheckpointError(
-            f"{checkpoint}: the file {name} {problem}. Restore the folder from a copy, or delete it to {remedy}."
-        )
+            raise _damaged(checkpoint, name, problem)
 
 
 def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
     """What a checkpoint holds beside arrays: config, classes, normalisation, split, progress.
 
     Raises:
-      CheckpointError: it is not a checkpoint of this program.
+      CheckpointError: it is not a checkpoint of this program, or a damaged one.
     """
+    verify(checkpoint, f"{_META}/")
     try:
         with _reader() as reader:
             restored = reader.restore(checkpoint, args=ocp.args.Composite(**{_META: ocp.args.JsonRestore()}))
         return restored[_META]
     except Exception as error:
-        raise CheckpointError(
-            f"{checkpoint}: cannot be read as a histojax checkpoint ({_first_line(error)})"
-        ) from error
+        raise _unreadable(checkpoint, error) from error
 
 
 def restore(checkpoint: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any]:
@@ -247,9 +258,23 @@ def _is_key(leaf: Any) -> bool:
     return dtype is None or jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or np.dtype(dtype) == np.uint32
 
 
-def _checksums(folder: pathlib.Path) -> dict[str, str]:
+def _damaged(checkpoint: pathlib.Path, name: str, problem: str) -> CheckpointError:
+    # A copy may have a name of its own, and no series around it.
+    step = int(checkpoint.name) if checkpoint.name.isdigit() else 0
+    earlier = [other for other in complete_steps(checkpoint.parent) if other < step]
+    remedy = f"go on from step {earlier[-1]}" if earlier else "start anew"
+    return CheckpointError(
+        f"{checkpoint}: the file {name} {problem}. Restore the folder from a copy, or delete it to {remedy}."
+    )
+
+
+def _unreadable(checkpoint: pathlib.Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{checkpoint}: cannot be read as a histojax checkpoint ({_first_line(error)})")
+
+
+def _checksums(folder: pathlib.Path, item: str = "") -> dict[str, str]:
     sums = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(p for p in (folder / item).rglob("*") if p.is_file()):
         if path.name != _MANIFEST:
             with open(path, "rb") as file:
                 sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -258,4 +283,6 @@ def _checksums(folder: pathlib.Path) -> dict[str, str]:
 
 def _first_line(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+    text = f"{type(error).__name__}: {lines[0] if lines else ''}"
+    # The operating system's word, such as "No space left on device", comes last.
+    return text if len(text) <= 300 else f"{text[:140]} … {text[-150:]}"

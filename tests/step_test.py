@@ -113,6 +113,14 @@ def assert_close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **({"rtol": 1e-5, "atol": 1e-6} | tolerance)), a, b)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly() -> Iterator[None]:
+    """Half of the time here would go into optimizing programs that run once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module")
 def one() -> Layout:
     """A single device."""
@@ -431,7 +439,7 @@ def test_mixing_is_a_function_of_seed_and_step(name):
     images, targets = mix(name, *colours())
     again, _ = mix(name, *colours())
     np.testing.assert_array_equal(images, again)
-    assert len({t.tobytes() for t in targets}) > 100
+    assert len({t.tobytes() for t in targets}) > 10
     other, _ = mix(name, *colours(), seed=1)
     assert (other != images).any()
 
@@ -537,7 +545,7 @@ def test_dropout_is_a_function_of_the_seed(one):
 
 def test_a_bfloat16_model_trains_and_keeps_float32_parameters(one):
     made = program(
-        lambda rngs: ResNet(TINY, dtype=jnp.bfloat16, rngs=rngs),
+        narrow,
         layout=one,
         optimizer=dataclasses.replace(SGD, name="adamw", learning_rate=1e-3),
     )

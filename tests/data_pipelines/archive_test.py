@@ -155,7 +155,9 @@ def test_a_damaged_header_is_not_the_end_of_the_archive(header: int, tmp_path: p
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"<html>404 not found</html>" * 100, b"\x1f\x8b", gzip.compress(b"text" * 500)]
+    "content",
+    [b"", b"<html>404 not found</html>" * 100, b"\x1f\x8b", gzip.compress(b"text" * 500)],
+    ids=["empty", "page", "two bytes", "packed text"],
 )
 def test_what_is_no_archive_is_refused(content: bytes, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "BreaKHis_v1.tar.gz"

@@ -609,7 +609,8 @@ def test_csv(tmp_path: pathlib.Path) -> None:
         "note",
     ]
     assert len(lines) == len(table.rows)
-    for line, row, record in zip(lines, split.rows, table.rows, strict=True):
+    by_name = sorted(zip(split.rows, table.rows, strict=True), key=lambda pair: pair[1].image_id)
+    for line, (row, record) in zip(lines, by_name, strict=True):
         assert (line["image_id"], line["split"], line["note"]) == (record.image_id, row.side, row.note)
         assert (line["label"], line["patient_id"], line["case_id"]) == (
             record.label,
