@@ -109,7 +109,9 @@ class Program:
             shardings,
         )
         batch = layout.batch
-        self._jit_init = jax.jit(self._init, out_shardings=shardings)
+        # It runs once: on CPUs, compiling it well takes far longer than running it badly.
+        quickly = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        self._jit_init = jax.jit(self._init, out_shardings=shardings, compiler_options=quickly)
         self._jit_train = jax.jit(
             self._train,
             donate_argnums=0,

@@ -80,7 +80,7 @@ def _summarise_split(
             figures |= found
             warnings += [f"split '{split}': {w}" for w in said]
     undefined = max((figure.get("undefined") or 0.0) for figure in figures.values())
-    if undefined:
+    if undefined >= 0.01:
         warnings.append(
             f"split '{split}': a class is missing from up to {undefined:.1%} of the resamples; "
             "intervals of the metrics that need it leave those out"
