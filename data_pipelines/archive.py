@@ -1,6 +1,5 @@
 """Extracting a published archive that one did not write oneself."""
 
-import contextlib
 import gzip
 import os
 import pathlib
@@ -37,8 +36,11 @@ def extract(archive: pathlib.Path, destination: pathlib.Path) -> pathlib.Path:
                 for member in tar:
                     _extract_member(tar, member, archive, partial)
             _check_end(stream)
-        with contextlib.suppress(FileExistsError, OSError):  # another process was first, with the same result
+        try:
             partial.rename(destination)
+        except OSError:
+            if not destination.is_dir():  # else another process was first, with the same result
+                raise
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise DataError(f"{archive}: damaged or cut short ({error}); download it again") from error
     except OSError as error:

@@ -87,6 +87,7 @@ class SplitSpec:
             require(self.kfolds >= 2, f"kfolds={self.kfolds} is not 0 or at least 2")
             require(0 <= self.fold < self.kfolds, f"fold={self.fold} is not in 0 … {self.kfolds - 1}")
         else:
+            require(self.fold == 0, f"fold={self.fold} has no meaning without kfolds or protocol=folds")
             require(0 < self.test_fraction < 1, f"test_fraction={self.test_fraction} is not in (0, 1)")
 
     def describe(self) -> str:

@@ -168,6 +168,11 @@ def find(path: pathlib.Path) -> pathlib.Path:
     raise CheckpointError(f"{path} {what}; name a work directory of a histojax run, or one of its checkpoints")
 
 
+def run_of(checkpoint: pathlib.Path) -> pathlib.Path | None:
+    """The work directory that a checkpoint lies in; None for a copy elsewhere."""
+    return checkpoint.parents[2] if checkpoint.parents[1].name == _FOLDER else None
+
+
 def verify(checkpoint: pathlib.Path, item: str = "") -> None:
     """Compares every file of a checkpoint, or of one item in it, with its checksum.
 

@@ -160,6 +160,11 @@ def evaluate_checkpoint(
       RunError, DataError: no or a damaged checkpoint, no images.
     """
     path = checkpoint.find(path)
+    if output is None:
+        run = checkpoint.run_of(path)
+        if run is None:
+            raise RunError(f"{path} lies in no work directory: say with --workdir=DIR where results go")
+        output = run / "eval" / f"{path.parent.name}-{path.name}"
     checkpoint.verify(path)
     meta = checkpoint.read_meta(path)
     config = ConfigDict(meta["config"])
@@ -187,8 +192,6 @@ def evaluate_checkpoint(
         seen = len(dataset.records) - len(split.indices("test"))
         protocol = f"other images than the run's; {seen} of patients seen in training left out; model: {protocol}"
     facts = result_facts(config, dataset, split, protocol, path, meta["step"])
-    if output is None:
-        output = path.parents[2] / "eval" / f"{path.parent.name}-{path.name}"
     if not same:
         output = output / "eval" / f"{pathlib.Path(config.data.root).name or 'synthetic'}-{config.data.magnification}"
     output.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,7 @@ def class_weights(kind: str, counts: Sequence[int], beta: float) -> np.ndarray:
       beta: β.
 
     Raises:
-      ValueError: unknown kind.
+      ValueError: unknown kind, β out of (0, 1).
     """
     n = np.asarray(counts, dtype=np.float64)
     if kind == "none":
@@ -54,6 +54,8 @@ def class_weights(kind: str, counts: Sequence[int], beta: float) -> np.ndarray:
     elif kind == "inverse":
         weights = 1 / n
     elif kind == "class_balanced":
+        if not 0 < beta < 1:
+            raise ValueError(f"loss.class_balanced_beta={beta} is not in (0, 1)")
         weights = (1 - beta) / -np.expm1(n * np.log(beta))
     else:
         raise ValueError(f"loss.class_weights='{kind}' is not one of none, inverse, class_balanced")

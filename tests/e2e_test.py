@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +38,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 def command(workdir: pathlib.Path, images: pathlib.Path, *more: str) -> list[str]:
     small = {"data.root": images, "data.image_size": 32, "train.batch_size": 8, "train.epochs": 4, "train.log_every": 1}
+    small["sharding.cpu_devices"] = 2
     fields = [f"--config.{key}={value}" for key, value in small.items()]
     return [sys.executable, "-m", "histojax.main", "--config", CONFIG, "--workdir", str(workdir), *fields, *more]
 
@@ -168,8 +170,12 @@ def test_interrupted_and_killed_ends_bitwise_the_same(
 
 def test_eval_needs_the_checkpoint_alone(tmp_path: pathlib.Path, finished: pathlib.Path) -> None:
     trained = json.loads((finished / "results.json").read_text())
-    words = [sys.executable, "-m", "histojax.main", "--mode=eval", f"--checkpoint={finished}"]
-    done = run([*words, f"--workdir={tmp_path}"])
+    words = [sys.executable, "-m", "histojax.main", "--mode=eval"]
+    copy = shutil.copytree(find(finished), tmp_path / "copy")
+    done = run([*words, f"--checkpoint={copy}"])
+    assert done.returncode == 1
+    assert "say with --workdir" in done.stderr
+    done = run([*words, f"--checkpoint={copy}", f"--workdir={tmp_path}"])
     assert done.returncode == 0, done.stderr
     again = json.loads((tmp_path / "results.json").read_text())
     assert again["splits"] == trained["splits"]

@@ -216,3 +216,9 @@ def test_confusion_counts_true_in_rows_and_padding_nowhere():
     logits = np.eye(3, dtype=np.float32)[[0, 2, 2, 1]]
     sums = task.evaluation_sums(logits, np.array([0, 1, 1, 1], np.int32), np.array([True, True, True, False]))
     assert sums["confusion"].tolist() == [[1, 0, 0], [0, 0, 2], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_class_balanced_weights_need_a_beta_between_0_and_1(beta):
+    with pytest.raises(ValueError, match="class_balanced_beta"):
+        losses.class_weights("class_balanced", [3, 5], beta)
