@@ -39,7 +39,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 def command(workdir: pathlib.Path, images: pathlib.Path, *more: str) -> list[str]:
     small = {"data.root": images, "data.image_size": 32, "train.batch_size": 8, "train.epochs": 4, "train.log_every": 1}
-    small["sharding.cpu_devices"] = 2
+    small |= {"sharding.cpu_devices": 2, "checkpoint.every_epochs": 1}
     fields = [f"--config.{key}={value}" for key, value in small.items()]
     return [sys.executable, "-m", "histojax.main", "--config", CONFIG, "--workdir", str(workdir), *fields, *more]
 
