@@ -160,7 +160,10 @@ def test_interrupted_and_killed_ends_bitwise_the_same(
             assert value.tobytes() == ours[path].tobytes(), path
     strip = ("train/images_per_second",)
     curves = [
-        [{k: v for k, v in json.loads(line).items() if k not in strip} for line in (run_ / "metrics.jsonl").open()]
+        [
+            {k: v for k, v in json.loads(line).items() if k not in strip}
+            for line in (run_ / "metrics.jsonl").read_text().splitlines()
+        ]
         for run_ in (finished, workdir)
     ]
     assert curves[0] == curves[1]
