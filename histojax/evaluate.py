@@ -165,7 +165,6 @@ def evaluate_checkpoint(
         if run is None:
             raise RunError(f"{path} lies in no work directory: say with --workdir=DIR where results go")
         output = run / "eval" / f"{path.parent.name}-{path.name}"
-    checkpoint.verify(path)
     meta = checkpoint.read_meta(path)
     config = ConfigDict(meta["config"])
     if data_root:
