@@ -9,6 +9,7 @@ import zlib
 from typing import IO, cast
 
 from data_pipelines.errors import DataError
+from data_pipelines.listing import fingerprint, list_files
 
 SUFFIXES = (".tar.gz", ".tgz", ".tar")
 
@@ -18,8 +19,27 @@ def is_archive(path: pathlib.Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
-def extract(archive: pathlib.Path, destination: pathlib.Path) -> pathlib.Path:
-    """Extracts the PNG files of a tar archive; nothing else is written, and only below `destination`.
+def unpack(root: pathlib.Path, into: pathlib.Path, wanted: tuple[str, ...] = (".png",)) -> pathlib.Path:
+    """The folder with the files of the wanted suffixes: `root`, or what its archive holds, extracted once below `into`.
+
+    Raises:
+      DataError: several archives and no such file, or an archive that is damaged or unsafe.
+    """
+    packed = [root] if root.is_file() else []
+    if root.is_dir() and not list_files(root, wanted):
+        packed = sorted(path for path in root.iterdir() if path.is_file() and is_archive(path))
+    if not packed:
+        return root
+    if len(packed) > 1:
+        names = ", ".join(path.name for path in packed)
+        raise DataError(f"{root}: several archives ({names}); name one of them as data.root")
+    if not is_archive(packed[0]):
+        raise DataError(f"{root}: neither a folder nor a {' or '.join(SUFFIXES)} archive")
+    return extract(packed[0], into / f"{packed[0].name.split('.')[0]}-{fingerprint([packed[0]])}", wanted)
+
+
+def extract(archive: pathlib.Path, destination: pathlib.Path, wanted: tuple[str, ...] = (".png",)) -> pathlib.Path:
+    """Extracts the files of the wanted suffixes of a tar archive; nothing else, and only below `destination`.
 
     Done once: an existing `destination` is complete, because it is renamed into place at the end.
 
@@ -34,7 +54,7 @@ def extract(archive: pathlib.Path, destination: pathlib.Path) -> pathlib.Path:
         with _open(archive) as stream:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
                 for member in tar:
-                    _extract_member(tar, member, archive, partial)
+                    _extract_member(tar, member, archive, partial, wanted)
             _check_end(stream)
         try:
             partial.rename(destination)
@@ -73,7 +93,9 @@ def _check_end(stream: IO[bytes]) -> None:
         raise tarfile.ReadError("the end is missing")
 
 
-def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, archive: pathlib.Path, to: pathlib.Path) -> None:
+def _extract_member(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, archive: pathlib.Path, to: pathlib.Path, wanted: tuple[str, ...]
+) -> None:
     path = pathlib.PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
         raise DataError(f"{archive}: member '{member.name}' points outside the archive; refused, nothing was kept")
@@ -81,7 +103,7 @@ def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, archive: path
         return
     if not member.isfile():
         raise DataError(f"{archive}: member '{member.name}' is a link or a device; refused, nothing was kept")
-    if path.suffix.lower() != ".png" or path.name.startswith("."):
+    if not path.name.lower().endswith(wanted) or path.name.startswith("."):
         return
     target = to / path
     target.parent.mkdir(parents=True, exist_ok=True)

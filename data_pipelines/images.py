@@ -2,13 +2,18 @@
 
 import dataclasses
 import hashlib
+import io
 import struct
+import warnings
 import zlib
 
 import cv2
 import numpy as np
+from PIL import Image
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8\xff"
+_TIFF = (b"II*\0", b"MM\0*")
 _COLOUR_TYPES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey + alpha", 6: "RGBA"}
 
 
@@ -31,6 +36,43 @@ class CheckedImage:
     width: int
     pixel_hash: str
     note: str = ""
+
+
+def check_image(data: bytes) -> CheckedImage:
+    """Checks the bytes of a PNG, JPEG or TIFF file.
+
+    Raises:
+      BadImageError: as `check_png`; another format; a slide, which is not to be read whole.
+    """
+    if data.startswith(_SIGNATURE) or not data.startswith((_JPEG, *_TIFF)):
+        return check_png(data)
+    return _checked(_read_with_pillow(data))
+
+
+def decode_rgb(data: bytes) -> np.ndarray:
+    """Pixels `uint8 [h, w, 3]` of bytes that `check_image` found good."""
+    if data.startswith(_SIGNATURE):
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        assert pixels is not None  # it was checked
+        return pixels[..., ::-1]
+    return _read_with_pillow(data)
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """The bytes of a PNG file with the given pixels, `uint8 [h, w, 3]`, RGB.
+
+    Raises:
+      OSError: OpenCV could not.
+    """
+    done, data = cv2.imencode(".png", pixels[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    if not done:
+        raise OSError(f"could not encode an image of shape {pixels.shape}")
+    return bytes(data)
+
+
+def is_tiff(data: bytes) -> bool:
+    """Whether the bytes begin as those of a TIFF file, which no loader of tiles reads from memory as it is."""
+    return data.startswith(_TIFF)
 
 
 def check_png(data: bytes) -> CheckedImage:
@@ -57,10 +99,36 @@ def check_png(data: bytes) -> CheckedImage:
         if (pixels[..., 3] != 255).any():
             raise BadImageError("PNG with transparent pixels where 8-bit RGB is expected: flatten it")
         note, pixels = "opaque alpha channel dropped", pixels[..., :3]
-    height, width = pixels.shape[:2]
-    digest = hashlib.sha256(struct.pack(">II", height, width))
-    digest.update(np.ascontiguousarray(pixels[..., ::-1]).tobytes())
-    return CheckedImage(height, width, digest.hexdigest(), note)
+    return _checked(pixels[..., ::-1], note)
+
+
+def pixel_hash(rgb: np.ndarray) -> str:
+    """SHA-256 (hex) of the shape and the values of pixels, `uint8 [h, w, 3]`."""
+    digest = hashlib.sha256(struct.pack(">II", *rgb.shape[:2]))
+    digest.update(np.ascontiguousarray(rgb).tobytes())
+    return digest.hexdigest()
+
+
+def _checked(rgb: np.ndarray, note: str = "") -> CheckedImage:
+    return CheckedImage(rgb.shape[0], rgb.shape[1], pixel_hash(rgb), note)
+
+
+def _read_with_pillow(data: bytes) -> np.ndarray:
+    """Pixels of a JPEG or TIFF file; Pillow, unlike OpenCV, refuses a file that was cut short."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=("JPEG", "TIFF")) as image:
+                kind = image.format
+                if image.mode != "RGB":
+                    raise BadImageError(f"{kind} of mode {image.mode} where 8-bit RGB is expected: convert it")
+                return np.asarray(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImageError("more than 89 million pixels: a slide? Cut it into tiles first") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, BadImageError):
+            raise
+        raise BadImageError(f"damaged or cut short ({error})") from error
 
 
 def _check_chunks(data: bytes) -> tuple[int, int]:

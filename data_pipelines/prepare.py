@@ -7,16 +7,23 @@ import json
 import logging
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
+from data_pipelines import archive
 from data_pipelines.breakhis import filenames
 from data_pipelines.breakhis import scan as breakhis_scan
 from data_pipelines.errors import DataError
-from data_pipelines.records import Record, Records
+from data_pipelines.listing import fingerprint
+from data_pipelines.liver_tiles import layouts, table
+from data_pipelines.liver_tiles.spec import TilesSpec
+from data_pipelines.records import FIELDS, SPLIT, Record, Records, join_labels
 from data_pipelines.synthetic import generator
+from data_pipelines.synthetic import tiles as tiles_generator
+from data_pipelines.synthetic.publish import MARKER
 
 _log = logging.getLogger(__name__)
-_PIPELINES = ("breakhis",)
+_PIPELINES = ("breakhis", "liver_tiles")
 _RECORDS_FILE = "records.csv"
 
 
@@ -27,7 +34,7 @@ class Prepared:
     Attributes:
       directory: of the TFDS dataset; `open_images` reads it.
       records: the table, in the order of the stored images.
-      summary: what the scan found (bad images, notes, patients, counts against the published table).
+      summary: what the scan found (bad images, notes; patients and counts against the published table, or labels).
       synthetic: whether a generator made the images.
       description: one line for every output.
     """
@@ -51,57 +58,103 @@ def prepare(
     magnification: str,
     on_bad_image: str = "error",
     directory: str = "",
+    tiles: TilesSpec | None = None,
 ) -> Prepared:
     """Opens the prepared dataset of `root`, preparing it if it is not there or if `root` has changed since.
 
     Args:
-      pipeline: `breakhis`.
-      root: the archive, its extracted tree or a mirror; empty: the embedded synthetic images.
-      magnification: `40X`, `100X`, `200X`, `400X` or `all`.
+      pipeline: `breakhis` or `liver_tiles`.
+      root: the archive, its extracted tree or a mirror (liver_tiles: a folder, an archive or a table of tiles);
+        empty: the embedded synthetic images.
+      magnification: of BreakHis: `40X`, `100X`, `200X`, `400X` or `all`; of tiles empty.
       on_bad_image: `error` or `skip`.
       directory: where to keep prepared data; empty: `default_directory()`.
+      tiles: of liver_tiles: how to read them.
 
     Raises:
       DataError: anything wrong with the data, in words.
     """
     if pipeline not in _PIPELINES:
         raise DataError(f"data.pipeline='{pipeline}' is not one of {', '.join(_PIPELINES)}")
-    # Importing TFDS takes seconds: only whoever prepares or opens a dataset pays for it.
-    from data_pipelines.breakhis import breakhis_dataset_builder as breakhis
-
-    config = breakhis.config_name(magnification, on_bad_image)
     base = pathlib.Path(directory).expanduser().absolute() if directory else default_directory()
-    if root:
-        source = pathlib.Path(root).expanduser().resolve()
-        if not source.exists():
-            raise DataError(f"{source}: no such file or folder (data.root)")
+    source = pathlib.Path(root).expanduser().resolve() if root else None
+    if source and not source.exists():
+        raise DataError(f"{source}: no such file or folder (data.root)")
+    if pipeline == "breakhis":
+        builder, folder = _breakhis(source, base, magnification, on_bad_image)
+        kind, suffix = f"BreakHis images of {source}", f", {magnification}"
     else:
-        wanted = filenames.MAGNIFICATIONS if magnification == "all" else (magnification,)
-        source = generator.generate(
-            base / f"synthetic-v{generator.VERSION}-{magnification}",
-            generator.SyntheticSpec(magnifications=wanted),
-        )
-    folder = breakhis_scan.unpack(source, base / "extracted")
-    key = breakhis_scan.fingerprint(breakhis_scan.require_pngs(folder), str(folder), str(breakhis.Builder.VERSION))
-    builder = breakhis.Builder(config=config, data_dir=base / "prepared" / key, file_format="array_record")
+        if magnification:
+            raise DataError(
+                f"data.magnification='{magnification}' has no meaning for data.pipeline='{pipeline}': leave it empty"
+            )
+        builder, folder = _liver_tiles(source, base, tiles or TilesSpec(), on_bad_image)
+        kind, suffix = f"tiles of {source}", ""
     target = pathlib.Path(builder.data_dir)
     if not target.exists():
-        _log.info("preparing %s (%s) from %s in %s", pipeline, magnification, source, target)
+        _log.info("preparing %s from %s in %s", pipeline, folder, target)
         _build(builder, folder)
     records_file = target / _RECORDS_FILE
     if not records_file.exists():
         Records(_stored_records(target)).write_csv(records_file)
     summary = json.loads(builder.info.metadata["scan"])
-    marker = (folder / generator.MARKER).is_file()
-    kind = "SYNTHETIC H&E-like images (computer-made, no diagnosis)" if marker else f"BreakHis images of {source}"
-    return Prepared(target, Records.read_csv(records_file), summary, marker, f"{kind}, {magnification}")
+    marker = (folder / MARKER).is_file()
+    if marker:
+        kind = "SYNTHETIC H&E-like images (computer-made, no diagnosis)"
+    return Prepared(target, Records.read_csv(records_file), summary, marker, kind + suffix)
+
+
+# Importing TFDS takes seconds: only whoever prepares or opens a dataset pays for it.
+
+
+def _breakhis(
+    source: pathlib.Path | None, base: pathlib.Path, magnification: str, on_bad_image: str
+) -> tuple[Any, pathlib.Path]:
+    """The builder, and the folder that it reads."""
+    from data_pipelines.breakhis import breakhis_dataset_builder as breakhis
+
+    config = breakhis.config_name(magnification, on_bad_image)
+    if source is None:
+        wanted = filenames.MAGNIFICATIONS if magnification == "all" else (magnification,)
+        source = generator.generate(
+            base / f"synthetic-v{generator.VERSION}-{magnification}",
+            generator.SyntheticSpec(magnifications=wanted),
+        )
+    folder = archive.unpack(source, base / "extracted")
+    key = fingerprint(breakhis_scan.require_pngs(folder), str(folder), str(breakhis.Builder.VERSION))
+    return breakhis.Builder(config=config, data_dir=base / "prepared" / key, file_format="array_record"), folder
+
+
+def _liver_tiles(
+    source: pathlib.Path | None, base: pathlib.Path, spec: TilesSpec, on_bad_image: str
+) -> tuple[Any, pathlib.Path]:
+    """As `_breakhis`."""
+    from data_pipelines.liver_tiles import liver_tiles_dataset_builder as liver_tiles
+
+    if source is None:
+        source = tiles_generator.generate_tiles(base / f"synthetic-tiles-v{tiles_generator.VERSION}")
+    if source.is_file() and source.name.lower().endswith(table.SUFFIXES):
+        spec, source = dataclasses.replace(spec, layout="table", table=source.name), source.parent
+    config = liver_tiles.config(spec, on_bad_image)
+    wanted = (*layouts.IMAGES, *table.SUFFIXES)
+    folder = archive.unpack(source, base / "extracted" / "tiles", wanted)
+    if folder != source:  # an archive as a rule holds one folder, and that the tiles
+        while len(inside := list(folder.iterdir())) == 1 and inside[0].is_dir():
+            folder = inside[0]
+    key = fingerprint(layouts.find(folder, spec).files, str(folder), str(liver_tiles.Builder.VERSION))
+    absl_log = logging.getLogger("absl")
+    level = absl_log.level
+    absl_log.setLevel(logging.ERROR)  # TFDS warns of every configuration that a user made, which ours all are
+    try:
+        builder = liver_tiles.Builder(config=config, data_dir=base / "prepared" / key, file_format="array_record")
+    finally:
+        absl_log.setLevel(level)
+    return builder, folder
 
 
 def open_images(directory: pathlib.Path) -> Any:
     """A random-access, picklable source: `source[i]["image"]` are the original bytes of image i."""
     import tensorflow_datasets as tfds
-
-    from data_pipelines.breakhis.breakhis_dataset_builder import SPLIT
 
     builder = tfds.builder_from_directory(directory)
     return builder.as_data_source(SPLIT, decoders={"image": tfds.decode.SkipDecoding()})
@@ -127,15 +180,10 @@ def _build(builder: Any, folder: pathlib.Path) -> None:
         raise cause from error
 
 
-def _stored_records(directory: pathlib.Path) -> list[Record]:
+def _stored_records(directory: pathlib.Path) -> Iterator[Record]:
     names = ("benign", "malignant")
-    return [
-        Record(
-            label=names[int(row["label"])],
-            **{
-                field: row[field].decode()
-                for field in ("image_id", "subtype", "patient_id", "case_id", "magnification", "pixel_hash")
-            },
-        )
-        for row in open_images(directory)
-    ]
+    for row in open_images(directory):
+        fields = {field: row[field].decode() for field in FIELDS if field in row and field != "label"}
+        several = "labels" in row
+        label = join_labels(name.decode() for name in row["labels"]) if several else names[int(row["label"])]
+        yield Record(label=label, **fields)

@@ -10,6 +10,8 @@ import numpy as np
 from data_pipelines.errors import DataError
 from histojax.files import replacing
 
+SPLIT = "full"  # what TFDS stores; who trains on what is decided later, by data_pipelines.splits
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:
@@ -17,12 +19,16 @@ class Record:
 
     Attributes:
       image_id: unique name.
-      label: class name of the binary task.
-      subtype: class name of the finer task.
-      patient_id: what the dataset calls a patient (BreakHis: the slide folder).
-      case_id: the unit that certainly shares tissue (BreakHis: the accession number without letters).
-      magnification: such as `100X`.
+      label: class name of the binary task; of tiles with several labels the names of those that are there, joined
+        by "+" in the order of the labels, and empty for none.
+      subtype: class name of the finer task; empty where there is none.
+      patient_id: what the dataset calls a patient (BreakHis: the slide folder); empty: unknown.
+      case_id: the unit that certainly shares tissue (BreakHis: the accession number without letters); empty: unknown.
+      magnification: such as `100X`; empty: unknown.
       pixel_hash: equal for identical pixels.
+      slide_id: the slide that a tile is from; empty: unknown.
+      source_id: the image that a tile was cut from, named by its content; empty: unknown.
+      given_split: the side that the dataset's own table gives: train, val or test; empty: none.
     """
 
     image_id: str
@@ -32,6 +38,19 @@ class Record:
     case_id: str
     magnification: str
     pixel_hash: str
+    slide_id: str = ""
+    source_id: str = ""
+    given_split: str = ""
+
+
+def join_labels(labels: Iterable[str]) -> str:
+    """The names of the labels of one image as a record holds them."""
+    return "+".join(labels)
+
+
+def label_set(label: str) -> tuple[str, ...]:
+    """The names in a record's label: of a single class itself, of none nothing."""
+    return tuple(label.split("+")) if label else ()
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Record))
@@ -72,11 +91,19 @@ class Records:
         """Reads what `write_csv` wrote.
 
         Raises:
-          DataError: other columns.
+          DataError: other columns, or a row of another length.
         """
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.reader(file)
             header = next(reader, [])
             if tuple(header) != FIELDS:
                 raise DataError(f"{path}: columns {header}, expected {list(FIELDS)}; delete the folder to prepare anew")
-            return cls(Record(*row) for row in reader)
+            rows = []
+            for row in reader:
+                if len(row) != len(FIELDS):
+                    raise DataError(
+                        f"{path}, line {reader.line_num}: {len(row)} cells where {len(FIELDS)} are expected; "
+                        "delete the folder to prepare anew"
+                    )
+                rows.append(Record(*row))
+            return cls(rows)

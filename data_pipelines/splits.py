@@ -2,12 +2,15 @@
 
 A split is made in two stages, test first and validation out of the rest, whatever the protocol:
 
-* `case` (default) and `patient`: whole groups go to a side, stratified over class and magnification.
+* `case` (default) and `patient`: whole groups go to a side, stratified over class (or labels) and magnification.
   Groups are weighed over all magnifications of the dataset, so a case stands on the same side in a run
   at 40X and in one at 400X.
+* `slide` and `source` (the image that tiles were cut from): the same, for tiles whose patients are not known.
 * `image`: single images, stratified. One patient's images stand on both sides: optimistic, and named so.
+* `given`: the sides that the dataset's own table names; validation out of training if it names none.
+* `auto`: the strictest that the data allow (`data_pipelines.split_spec.resolve`).
 * `folds`: test sets as published (Spanhol et al. 2016), read from `dsfoldN.txt`.
-* `kfolds > 0`: test is fold `fold` (0-based) of k, for `case`, `patient` and `image`.
+* `kfolds > 0`: test is fold `fold` (0-based) of k, for all but `given` and `folds`.
 """
 
 import csv
@@ -23,12 +26,13 @@ import numpy as np
 from data_pipelines.duplicates import Unions, find_duplicates
 from data_pipelines.errors import DataError
 from data_pipelines.official_folds import read_folds
-from data_pipelines.records import Record, Records
+from data_pipelines.records import Record, Records, label_set
+from data_pipelines.split_spec import SplitSpec, describe, group_field, resolve
 from data_pipelines.stratify import assign
 from histojax.files import replacing
 
 SIDES = ("train", "val", "test")
-PROTOCOLS = ("case", "patient", "image", "folds")
+Cell = Counter[tuple[str, str]]  # images by (class or label, magnification)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,70 +43,6 @@ class Member:
     case_id: str
     label: str
     images: Mapping[str, int]  # by magnification
-
-
-@dataclasses.dataclass(frozen=True)
-class SplitSpec:
-    """How to split; the fields of `config.data.split`.
-
-    Attributes:
-      protocol: one of `PROTOCOLS`.
-      test_fraction: share of all images (`kfolds` and `folds` ignore it).
-      val_fraction: share of what is not test; 0 for no validation side.
-      seed: of the random order.
-      kfolds: number of folds; 0 for a single hold-out.
-      fold: which fold is the test side: 0 … kfolds-1, or 1 … 5 for `folds`.
-      folds_dir: folder with `dsfold1.txt` … `dsfold5.txt`.
-      duplicates: `drop` keeps one of each set of identical images; `keep` keeps them together on one side.
-    """
-
-    protocol: str = "case"
-    test_fraction: float = 0.25
-    val_fraction: float = 0.2
-    seed: int = 0
-    kfolds: int = 0
-    fold: int = 0
-    folds_dir: str = ""
-    duplicates: str = "drop"
-
-    def __post_init__(self) -> None:
-        def require(ok: bool, message: str) -> None:
-            if not ok:
-                raise DataError(f"data.split.{message}")
-
-        require(self.protocol in PROTOCOLS, f"protocol='{self.protocol}' is not one of {', '.join(PROTOCOLS)}")
-        require(
-            self.duplicates in ("drop", "keep"),
-            f"duplicates='{self.duplicates}' is neither 'drop' nor 'keep'",
-        )
-        require(0 <= self.val_fraction < 1, f"val_fraction={self.val_fraction} is not in [0, 1)")
-        if self.protocol == "folds":
-            require(1 <= self.fold <= 5, f"fold={self.fold}: the official folds are 1 to 5")
-            require(
-                bool(self.folds_dir),
-                "folds_dir is empty: name the folder that holds dsfold1.txt … dsfold5.txt",
-            )
-            require(not self.kfolds, "kfolds and the official folds exclude each other: set kfolds=0")
-        elif self.kfolds:
-            require(self.kfolds >= 2, f"kfolds={self.kfolds} is not 0 or at least 2")
-            require(0 <= self.fold < self.kfolds, f"fold={self.fold} is not in 0 … {self.kfolds - 1}")
-        else:
-            require(self.fold == 0, f"fold={self.fold} has no meaning without kfolds or protocol=folds")
-            require(0 < self.test_fraction < 1, f"test_fraction={self.test_fraction} is not in (0, 1)")
-
-    def describe(self) -> str:
-        """The protocol in a few words, as results print it."""
-        name = {
-            "case": "case-disjoint",
-            "patient": "patient-disjoint (slide folders)",
-            "image": "image-level (patients on both sides: optimistic)",
-            "folds": f"official fold {self.fold} (patient-disjoint)",
-        }[self.protocol]
-        if self.protocol == "folds":
-            return name
-        if self.kfolds:
-            return f"{name}, fold {self.fold} of {self.kfolds}, seed {self.seed}"
-        return f"{name}, {self.test_fraction:.0%} test, seed {self.seed}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,40 +117,52 @@ def make_split(
     members: Sequence[Member],
     spec: SplitSpec,
     aliases: Mapping[str, str] | None = None,
+    label_names: Sequence[str] = (),
 ) -> Split:
     """Splits a dataset.
 
     Args:
       records: the table.
-      labels: class name of each record in the task at hand.
-      members: the patients of the whole dataset; those of `records` are among them.
+      labels: class name of each record in the task at hand; of several labels their names joined by "+".
+      members: the patients of the whole dataset; those of `records` are among them. Empty: `records` are all.
       spec: how.
       aliases: patient -> patient whose images are the same pictures under another name.
+      label_names: all labels, where an image may have any number of them; empty: one class an image.
 
     Raises:
-      DataError: fewer than two classes, a class that training would never see, bad fold files, a leak.
+      DataError: fewer than two classes, a class that training would never see, a protocol that needs what is not
+        known, bad fold files, a leak.
     """
-    classes = sorted(set(labels))
-    if len(classes) < 2:
+    sets = [label_set(label) if label_names else (label,) for label in labels]
+    classes = list(label_names) or sorted(set(labels))
+    if len(classes) < 2 and not label_names:
         only = classes[0] if classes else "no class"
         raise DataError(f"all {len(records)} images are of one class ({only}): a classifier needs at least two")
     aliases = dict(aliases or {})
-    group_by = {"case": "case_id", "patient": "patient_id", "folds": "patient_id", "image": ""}[spec.protocol]
+    spec = resolve(spec, records)
+    group_by = group_field(spec, records)
     dropped = find_duplicates(records, labels, aliases) if spec.duplicates == "drop" else {}
     groups = _groups(records, members, group_by, aliases if spec.duplicates == "keep" else {}, spec.duplicates)
-    cells = _cells(records, labels, members, groups, group_by, dropped)
+    if members and group_by:
+        cells = _member_cells(records, members, groups, group_by, dropped)
+    else:
+        cells = _record_cells(records, sets, groups, dropped, every=bool(label_names))
 
     notes = dict(dropped)
     if spec.protocol == "folds":
         test, absent = _official_test_groups(records, groups, spec, dropped)
         notes |= absent
+    elif spec.protocol == "given":
+        test = _given_groups(records, groups, "test")
+        if not test:
+            raise DataError("the dataset's own split names no image 'test': set data.split.protocol=auto with kfolds")
     else:
         fractions = [1 / spec.kfolds] * spec.kfolds if spec.kfolds else [spec.test_fraction, 1 - spec.test_fraction]
         parts = assign(cells, fractions, _rng(spec.seed, "test"), coverage=not spec.kfolds)
         test = {group for group, part in parts.items() if part == (spec.fold if spec.kfolds else 0)}
     rest = {group: cell for group, cell in cells.items() if group not in test}
-    val: set[str] = set()
-    if spec.val_fraction:
+    val = _given_groups(records, groups, "val") - test if spec.protocol == "given" else set()
+    if spec.val_fraction and not val:
         parts = assign(rest, [spec.val_fraction, 1 - spec.val_fraction], _rng(spec.seed, "val"))
         val = {group for group, part in parts.items() if part == 0}
 
@@ -219,7 +171,9 @@ def make_split(
         side = "test" if group in test else "val" if group in val else "train"
         note = notes.get(record.image_id, "")
         rows.append(Row(record.image_id, "" if note else side, _key(record, group_by), record.pixel_hash[:16], note))
-    split = Split(spec.describe(), group_by, tuple(rows), tuple(_coverage_warnings(rows, labels, classes, spec)))
+    sides = SIDES if val or spec.val_fraction else ("train", "test")
+    warnings = _coverage_warnings(rows, sets, classes, "label" if label_names else "class", sides)
+    split = Split(describe(spec, records), group_by, tuple(rows), tuple(warnings))
     check(split)
     return split
 
@@ -302,21 +256,28 @@ def _groups(
     return [unions.root(_key(record, group_by)) for record in records]
 
 
-def _cells(
+def _record_cells(
     records: Records,
-    labels: Sequence[str],
-    members: Sequence[Member],
+    sets: Sequence[Sequence[str]],
     groups: Sequence[str],
-    group_by: str,
     dropped: Mapping[str, str],
-) -> dict[str, Counter[tuple[str, str]]]:
-    """Images of each group by (class, magnification), over the whole dataset where groups are patients."""
-    cells: dict[str, Counter[tuple[str, str]]] = {}
-    if not group_by:
-        for record, label, group in zip(records, labels, groups, strict=True):
-            if record.image_id not in dropped:
-                cells.setdefault(group, Counter())[label, record.magnification] += 1
-        return cells
+    every: bool,
+) -> dict[str, Cell]:
+    """Images of each group by (class or label, magnification); with `every`, all of them under the label ""."""
+    cells: dict[str, Cell] = {}
+    for record, names, group in zip(records, sets, groups, strict=True):
+        if record.image_id not in dropped:
+            cell = cells.setdefault(group, Counter())
+            for name in (*names, "") if every else names:
+                cell[name, record.magnification] += 1
+    return cells
+
+
+def _member_cells(
+    records: Records, members: Sequence[Member], groups: Sequence[str], group_by: str, dropped: Mapping[str, str]
+) -> dict[str, Cell]:
+    """Images of each group by (class, magnification) over the whole dataset."""
+    cells: dict[str, Cell] = {}
     root_of = {getattr(record, group_by): group for record, group in zip(records, groups, strict=True)}
     kept = {r.patient_id for r in records if r.image_id not in dropped}
     prepared = {r.patient_id for r in records}
@@ -328,6 +289,10 @@ def _cells(
         for magnification, count in member.images.items():
             cell[member.label, magnification] += count
     return cells
+
+
+def _given_groups(records: Records, groups: Sequence[str], side: str) -> set[str]:
+    return {group for record, group in zip(records, groups, strict=True) if record.given_split == side}
 
 
 def _official_test_groups(
@@ -354,15 +319,15 @@ def _official_test_groups(
 
 
 def _coverage_warnings(
-    rows: Sequence[Row], labels: Sequence[str], classes: Sequence[str], spec: SplitSpec
+    rows: Sequence[Row], sets: Sequence[Sequence[str]], classes: Sequence[str], noun: str, sides: Sequence[str]
 ) -> list[str]:
-    """Names the classes that a side lacks; a class that training lacks is an error."""
+    """Names the classes or labels that a side lacks; one that training lacks is an error."""
     warnings = []
-    for side in SIDES if spec.val_fraction else ("train", "test"):
-        there = {label for row, label in zip(rows, labels, strict=True) if row.side == side}
+    for side in sides:
+        there = {name for row, names in zip(rows, sets, strict=True) if row.side == side for name in names}
         for missing in (name for name in classes if name not in there):
-            groups = {row.group for row, label in zip(rows, labels, strict=True) if label == missing and row.side}
-            fact = f"no image of class '{missing}' in {side}: the class has {len(groups)} group(s) to divide"
+            groups = {row.group for row, names in zip(rows, sets, strict=True) if missing in names and row.side}
+            fact = f"no image of {noun} '{missing}' in {side}: the {noun} has {len(groups)} group(s) to divide"
             if side == "train":
                 raise DataError(f"{fact}; use another seed, fewer folds, or more data")
             warnings.append(fact)

@@ -52,10 +52,11 @@ def assign(
             gain = ((missing - share[group]) ** 2 - missing**2).sum(axis=1)
             if urge:
                 gain -= _EMPTY_CELL * ((filled == 0) & enough & (share[group] > 0)).sum(axis=1)
-            parts[group] = int(gain.argmin())
+            # Rounded: sums differ in the last bit between machines, and who wins a tie must not.
+            parts[group] = int(gain.round(9).argmin())
             filled[parts[group]] += share[group]
         cost = ((filled - target[:, None]) ** 2).sum() + _EMPTY_CELL * ((filled == 0) & enough).sum()
-        if cost < best_cost:
+        if cost < best_cost - 1e-9:
             best, best_cost = parts, cost
     return dict(zip(names, best.tolist(), strict=True))
 

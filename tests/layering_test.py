@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 FILES = sorted(p for room in ("histojax", "data_pipelines", "configs") for p in (ROOT / room).rglob("*.py"))
 _LEAVES = {"histojax.errors", "histojax.files"}  # import the standard library only; everybody may import them
-_FOREIGN = {"jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "ml_collections", "absl", "cv2", "tqdm"}
+_FOREIGN = {"jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "ml_collections", "absl", "cv2", "tqdm", "PIL"}
 _FOREIGN |= {"numpy", "pandas", "pyarrow", "tensorboardX", "tensorflow", "torch", "sklearn", "matplotlib", "jinja2"}
 
 # Room -> what it may import of ours (besides itself and the leaves), and of others.
@@ -19,7 +19,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "histojax.errors": (set(), set()),
     "histojax.files": (set(), set()),
     "configs": (set(), {"ml_collections"}),
-    "data_pipelines": (set(), {"tensorflow_datasets", "numpy", "cv2"}),
+    "data_pipelines": (set(), {"tensorflow_datasets", "numpy", "cv2", "PIL", "pyarrow"}),
     "histojax.models": (set(), {"jax", "flax", "numpy"}),
     "histojax.evaluation": (set(), {"numpy", "pandas", "pyarrow", "sklearn", "matplotlib", "jinja2"}),
     "histojax.data": ({"data_pipelines"}, {"numpy", "grain", "cv2", "absl"}),

@@ -8,11 +8,11 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from data_pipelines.archive import unpack
 from data_pipelines.breakhis import filenames
-from data_pipelines.breakhis.scan import DOWNLOAD, Scan, scan, unpack
+from data_pipelines.breakhis.scan import DOWNLOAD, Scan, scan
 from data_pipelines.errors import DataError
-
-SPLIT = "full"  # who trains on what is decided later, by data_pipelines.splits
+from data_pipelines.records import SPLIT
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -2,21 +2,18 @@
 
 import concurrent.futures
 import dataclasses
-import hashlib
-import json
 import os
 import pathlib
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from data_pipelines import archive
 from data_pipelines.breakhis import filenames
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, bad_images_message
 from data_pipelines.images import BadImageError, CheckedImage, check_png
+from data_pipelines.listing import list_files
 
 DOWNLOAD = "http://www.inf.ufpr.br/vri/databases/BreaKHis_v1.tar.gz"
-_SHOWN = 50  # bad files that an error message lists by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,50 +41,13 @@ class Scan:
     summary: dict[str, Any]
 
 
-def unpack(root: pathlib.Path, into: pathlib.Path) -> pathlib.Path:
-    """The folder with the images: `root`, or what its archive holds, extracted once below `into`.
-
-    Raises:
-      DataError: several archives and no images, or an archive that is damaged or unsafe.
-    """
-    packed = [root] if root.is_file() else []
-    if root.is_dir() and not list_pngs(root):
-        packed = sorted(path for path in root.iterdir() if path.is_file() and archive.is_archive(path))
-    if not packed:
-        return root
-    if len(packed) > 1:
-        names = ", ".join(path.name for path in packed)
-        raise DataError(f"{root}: several archives ({names}); name one of them as data.root")
-    if not archive.is_archive(packed[0]):
-        raise DataError(f"{root}: neither a folder nor a {' or '.join(archive.SUFFIXES)} archive")
-    return archive.extract(packed[0], into / f"{packed[0].name.split('.')[0]}-{fingerprint([packed[0]])}")
-
-
-def fingerprint(paths: Iterable[pathlib.Path], *facts: str) -> str:
-    """A short hash of names, sizes and modification times, and of further facts: changes when files do."""
-    digest = hashlib.sha256(json.dumps(facts).encode())
-    for path in paths:
-        stat = path.stat()
-        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def list_pngs(root: pathlib.Path) -> list[pathlib.Path]:
-    """All PNG files below `root`, sorted; hidden files are left out."""
-    found = []
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        found += [pathlib.Path(folder, f) for f in files if f.lower().endswith(".png") and not f.startswith(".")]
-    return sorted(found)
-
-
 def require_pngs(root: pathlib.Path) -> list[pathlib.Path]:
-    """As `list_pngs`.
+    """All PNG files below `root`, sorted.
 
     Raises:
       DataError: there are none.
     """
-    paths = list_pngs(root)
+    paths = list_files(root, (".png",))
     if not paths:
         raise DataError(
             f"{root}: no PNG images below this folder. Expected BreaKHis_v1.tar.gz, its extracted tree, or any folders "
@@ -142,9 +102,9 @@ def scan(root: pathlib.Path, magnification: str, on_bad_image: str = "error") ->
         else:
             bad[relative] = f"same name as {twin.path.relative_to(root)}, but other pixels"
     if bad and on_bad_image == "error":
-        raise DataError(_bad_images_message(root, bad))
+        raise DataError(bad_images_message(root, bad))
     if not images:
-        raise DataError(f"{root}: no usable image of magnification {magnification}; {_bad_images_message(root, bad)}")
+        raise DataError(f"{root}: no usable image of magnification {magnification}; {bad_images_message(root, bad)}")
 
     ordered = tuple(images[key] for key in sorted(images))
     return Scan(
@@ -204,12 +164,3 @@ def _check(path: pathlib.Path) -> CheckedImage | str:
         return str(error)
     except OSError as error:
         return f"unreadable: {error.strerror}"
-
-
-def _bad_images_message(root: pathlib.Path, bad: dict[str, str]) -> str:
-    lines = [f"  {path}: {reason}" for path, reason in sorted(bad.items())[:_SHOWN]]
-    if len(bad) > _SHOWN:
-        lines.append(f"  … and {len(bad) - _SHOWN} more")
-    noun = "image" if len(bad) == 1 else "images"
-    remedy = "leave them out with --config.data.on_bad_image=skip (the results then say how many)."
-    return "\n".join([f"{root}: {len(bad)} bad {noun}:", *lines, f"Mend or remove them, or {remedy}"])

@@ -1,15 +1,10 @@
 """Writes a seeded folder of synthetic H&E-like images in BreakHis's layout, under BreakHis's file names."""
 
-import concurrent.futures
 import dataclasses
 import itertools
-import json
 import os
 import pathlib
-import shutil
-import uuid
 from collections.abc import Iterator
-from typing import Any
 
 import cv2
 import numpy as np
@@ -17,9 +12,9 @@ import numpy.typing as npt
 
 from data_pipelines.breakhis.filenames import SUBTYPE_NAMES, SUBTYPES
 from data_pipelines.synthetic import morphology, stain
+from data_pipelines.synthetic.publish import publish, write_png
 
 VERSION = 1  # raise it whenever a pixel of any image changes
-MARKER = "SYNTHETIC.json"
 _BENIGN = frozenset(SUBTYPES[:4])
 _SCALE = {"40X": 0.4, "100X": 1.0, "200X": 2.0, "400X": 4.0}
 
@@ -107,7 +102,8 @@ def _render(spec: SyntheticSpec, slide: _Slide, magnification: str, number: int)
     rng = _rng(spec.seed, slide.digits, slide.part, int(magnification.removesuffix("X")), number)
     zoom = spec.width / 175.0
     grade = grade + rng.normal(0.0, 0.08)
-    tissue = morphology.draw_tissue(rng, slide.code, grade, spec.height, spec.width, _SCALE[magnification] * zoom)
+    habit = morphology.HABITS[slide.code]
+    tissue = morphology.draw_tissue(rng, habit, grade, spec.height, spec.width, _SCALE[magnification] * zoom)
     look = stain.vary(look, rng)
     # The lens blurs before the calibration, not after: small nuclei lose more contrast by it, and that would
     # tell the class.
@@ -118,42 +114,7 @@ def _render(spec: SyntheticSpec, slide: _Slide, magnification: str, number: int)
 
 
 def _write(folder: pathlib.Path, spec: SyntheticSpec, slide: _Slide, magnification: str, number: int) -> None:
-    path = folder / slide.path(magnification, number)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = _render(spec, slide, magnification, number)
-    done, png = cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 3])
-    if not done:
-        raise OSError(f"could not encode {path.name}")
-    path.write_bytes(png.tobytes())
-
-
-def _marker(spec: SyntheticSpec) -> dict[str, Any]:
-    text = json.dumps(
-        {
-            "synthetic": True,
-            "generator": "histojax data_pipelines.synthetic",
-            "version": VERSION,
-            **dataclasses.asdict(spec),
-            "note": "computer-made images; no patient, no diagnosis",
-        }
-    )
-    return dict(json.loads(text))  # through JSON, so that it compares equal to what a file gives back
-
-
-def _is_made(root: pathlib.Path, spec: SyntheticSpec) -> bool:
-    """Whether `root` holds this very data set; raises ValueError if it holds anything else."""
-    if root.is_dir() and not any(root.iterdir()):
-        return False
-    if not root.exists() and not root.is_symlink():
-        return False
-    try:
-        found = json.loads((root / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if found == _marker(spec):
-        return True
-    what = "another version or spec of the synthetic images" if found else f"something without a valid {MARKER}"
-    raise ValueError(f"{root} holds {what}; nothing was changed. Remove it, or generate into another folder.")
+    write_png(folder / slide.path(magnification, number), _render(spec, slide, magnification, number))
 
 
 def generate(root: str | os.PathLike[str], spec: SyntheticSpec = SyntheticSpec()) -> pathlib.Path:
@@ -161,30 +122,11 @@ def generate(root: str | os.PathLike[str], spec: SyntheticSpec = SyntheticSpec()
 
     Raises ValueError if `root` holds anything else.
     """
-    root = pathlib.Path(root)
-    if _is_made(root, spec):
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    partial = root.with_name(f".{root.name}.{uuid.uuid4().hex[:12]}.partial")
-    partial.mkdir()
     jobs = [
         (slide, magnification, number)
         for slide in _slides(spec)
         for magnification in spec.magnifications
         for number in range(1, spec.images_per_patient + 1)
     ]
-    try:
-        with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for _ in pool.map(lambda job: _write(partial, spec, *job), jobs):
-                pass
-        (partial / MARKER).write_text(json.dumps(_marker(spec), indent=2) + "\n", encoding="utf-8")
-        if root.is_dir():
-            root.rmdir()  # empty, as checked; a rename replaces an empty folder on POSIX only
-        try:
-            partial.rename(root)
-        except OSError:
-            if not _is_made(root, spec):  # another process was first: fine if it made the same
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return root
+    marker = {"generator": "histojax data_pipelines.synthetic", "version": VERSION, **dataclasses.asdict(spec)}
+    return publish(pathlib.Path(root), marker, jobs, lambda folder, job: _write(folder, spec, *job))

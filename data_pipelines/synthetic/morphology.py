@@ -55,7 +55,7 @@ class Tissue:
     tissue: Array
 
 
-def _noise(rng: np.random.Generator, height: int, width: int, cell: float) -> Array:
+def smooth_noise(rng: np.random.Generator, height: int, width: int, cell: float) -> Array:
     """Smooth noise (h, w) with sd about 1 and a correlation length of `cell` pixels."""
     rows, cols = int(height / cell) + 3, int(width / cell) + 3
 
@@ -69,8 +69,8 @@ def _noise(rng: np.random.Generator, height: int, width: int, cell: float) -> Ar
     return 1.5 * table
 
 
-def _grain(rng: np.random.Generator, height: int, width: int, sigma: float) -> Array:
-    """Blurred white noise (h, w), sd about 1: dearer than `_noise`, but no lattice shows at fine scales."""
+def grain_noise(rng: np.random.Generator, height: int, width: int, sigma: float) -> Array:
+    """Blurred white noise (h, w), sd about 1: dearer than `smooth_noise`, but no lattice shows at fine scales."""
     return cv2.GaussianBlur(rng.normal(size=(height, width)), (0, 0), sigma) * (2 * np.sqrt(np.pi) * sigma)
 
 
@@ -300,8 +300,8 @@ class _Field:
         share = self.clear / 255.0
         over = share.mean() - white
         if over > 0.004:
-            murk = _grain(rng, *self.clear.shape, sigma=2.5 * self.scale)
-            murk += 0.4 * _grain(rng, *self.clear.shape, sigma=max(0.8 * self.scale, 0.6))
+            murk = grain_noise(rng, *self.clear.shape, sigma=2.5 * self.scale)
+            murk += 0.4 * grain_noise(rng, *self.clear.shape, sigma=max(0.8 * self.scale, 0.6))
             level = np.quantile(murk[self.clear > 127], min(over / share.mean(), 1.0))
             filled = np.clip(0.5 + (level - murk) * 2.5, 0.0, 1.0)
             self.clear = np.rint(255.0 * share * (1.0 - filled)).astype(np.uint8)
@@ -315,9 +315,9 @@ class _Field:
         cells = self.epithelium / 255.0
         tissue = np.maximum(1.0 - self.clear / 255.0, nuclei)
         pool = np.minimum(pool, 1.0 - cells)
-        fine = _grain(rng, *shape, sigma=max(0.9 * scale, 0.6))
-        grain = _grain(rng, *shape, sigma=max(0.4 * scale, 0.6))
-        broad = _noise(rng, *shape, cell=22.0 * scale)
+        fine = grain_noise(rng, *shape, sigma=max(0.9 * scale, 0.6))
+        grain = grain_noise(rng, *shape, sigma=max(0.4 * scale, 0.6))
+        broad = smooth_noise(rng, *shape, cell=22.0 * scale)
         fibres = self._fibres(shape)
         stroma = (1.0 - cells) * (1.0 - pool)
         pink = stroma * np.clip(0.62 + 0.24 * fibres + 0.10 * broad, 0.15, None)
@@ -331,7 +331,7 @@ class _Field:
         """Streaks (h, w) along the fibre direction, bent by a slow warp; sd about 1."""
         rng, scale = self.rng, self.scale
         y, x = np.mgrid[: shape[0], : shape[1]] / scale
-        bend = _noise(rng, *shape, cell=40.0 * scale)
+        bend = smooth_noise(rng, *shape, cell=40.0 * scale)
         u = x * np.cos(self.fibre) + y * np.sin(self.fibre)
         v = -x * np.sin(self.fibre) + y * np.cos(self.fibre) + 6.0 * bend
         out = np.zeros(shape)
@@ -347,11 +347,11 @@ class _Field:
         return out
 
 
-def draw_tissue(rng: np.random.Generator, code: str, grade: float, height: int, width: int, scale: float) -> Tissue:
-    """Draws a field of a subtype ('A' .. 'PC') at a grade in 0..1; `scale` in pixels per unit of length."""
+def draw_tissue(rng: np.random.Generator, habit: Habit, grade: float, height: int, width: int, scale: float) -> Tissue:
+    """Draws a field of a habit at a grade in 0..1; `scale` in pixels per unit of length."""
     # Drawn first and from one distribution: the amounts of white and of nuclei must not tell the class.
     white, nuclear = rng.uniform(0.04, 0.20), rng.uniform(0.14, 0.22)
-    field = _Field(rng, HABITS[code], float(np.clip(grade, 0.0, 1.0)), height, width, scale)
+    field = _Field(rng, habit, float(np.clip(grade, 0.0, 1.0)), height, width, scale)
     field.build(nuclear)
     field.whiten(white)
     field.stromal(nuclear)

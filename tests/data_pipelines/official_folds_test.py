@@ -9,7 +9,8 @@ from data_pipelines.breakhis import filenames
 from data_pipelines.errors import DataError
 from data_pipelines.official_folds import read_folds
 from data_pipelines.records import Record, Records
-from data_pipelines.splits import Member, Split, SplitSpec, make_split
+from data_pipelines.split_spec import SplitSpec
+from data_pipelines.splits import Member, Split, make_split
 
 PATIENTS = {
     # patient: its side in the made fold

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from data_pipelines import archive, listing
 from data_pipelines.breakhis import scan as breakhis_scan
 from data_pipelines.breakhis.filenames import MAGNIFICATIONS, PUBLISHED_COUNTS
 from data_pipelines.breakhis.scan import compare_with_published, describe_missing, scan
@@ -239,7 +240,7 @@ def test_a_whole_dataset_misses_nothing(magnifications: tuple[str, ...], total: 
 
 def test_unpack_leaves_a_folder_with_images_alone(tree: pathlib.Path, tmp_path: pathlib.Path) -> None:
     (tree / "BreaKHis_v1.tar.gz").write_bytes(b"not even looked at")
-    assert breakhis_scan.unpack(tree, tmp_path / "into") == tree
+    assert archive.unpack(tree, tmp_path / "into") == tree
     assert not (tmp_path / "into").exists()
 
 
@@ -253,17 +254,17 @@ def _pack(tree: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
 def test_unpack_takes_an_archive_or_the_folder_that_holds_it(tree: pathlib.Path, tmp_path: pathlib.Path) -> None:
     path = _pack(tree, tmp_path / "download" / "BreaKHis_v1.tar.gz")
     (path.parent / "readme.txt").write_text("…")
-    folder = breakhis_scan.unpack(path, tmp_path / "into")
+    folder = archive.unpack(path, tmp_path / "into")
     assert folder.parent == tmp_path / "into"
     assert _ids(scan(folder, "100X")) == AT_100X
-    assert breakhis_scan.unpack(path.parent, tmp_path / "into") == folder
+    assert archive.unpack(path.parent, tmp_path / "into") == folder
 
 
 def test_another_archive_is_extracted_beside(tree: pathlib.Path, tmp_path: pathlib.Path) -> None:
     path = _pack(tree, tmp_path / "download" / "BreaKHis_v1.tar.gz")
-    first = breakhis_scan.unpack(path, tmp_path / "into")
+    first = archive.unpack(path, tmp_path / "into")
     (tree / NAMES[1]).unlink()
-    second = breakhis_scan.unpack(_pack(tree, path), tmp_path / "into")
+    second = archive.unpack(_pack(tree, path), tmp_path / "into")
     assert second != first
     assert _ids(scan(second, "100X")) == AT_100X[1:]
 
@@ -272,7 +273,7 @@ def test_several_archives_are_a_question_to_the_user(tree: pathlib.Path, tmp_pat
     for name in ("b.tar.gz", "a.tgz"):
         _pack(tree, tmp_path / "download" / name)
     with pytest.raises(DataError, match=r"several archives \(a\.tgz, b\.tar\.gz\); name one of them as data\.root"):
-        breakhis_scan.unpack(tmp_path / "download", tmp_path / "into")
+        archive.unpack(tmp_path / "download", tmp_path / "into")
 
 
 def test_a_file_that_is_no_archive_is_refused(tmp_path: pathlib.Path) -> None:
@@ -281,16 +282,16 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(
         DataError, match=r"BreaKHis_v1\.zip: neither a folder nor a \.tar\.gz or \.tgz or \.tar archive"
     ):
-        breakhis_scan.unpack(path, tmp_path / "into")
+        archive.unpack(path, tmp_path / "into")
 
 
 def test_fingerprint_changes_with_any_file(tree: pathlib.Path) -> None:
     def now() -> str:
-        return breakhis_scan.fingerprint(breakhis_scan.list_pngs(tree), "fact")
+        return listing.fingerprint(breakhis_scan.require_pngs(tree), "fact")
 
     first = now()
     assert now() == first
-    assert breakhis_scan.fingerprint(breakhis_scan.list_pngs(tree), "other fact") != first
+    assert listing.fingerprint(breakhis_scan.require_pngs(tree), "other fact") != first
     (tree / NAMES[0]).rename(tree / "moved.png")
     moved = now()
     assert moved != first

@@ -16,7 +16,8 @@ import pytest
 from data_pipelines.breakhis.filenames import DUPLICATE_SLIDES, MAGNIFICATIONS, PUBLISHED_COUNTS
 from data_pipelines.errors import DataError
 from data_pipelines.records import Record, Records
-from data_pipelines.splits import Member, Row, Split, SplitSpec, check, make_split, place
+from data_pipelines.split_spec import SplitSpec, describe
+from data_pipelines.splits import Member, Row, Split, check, make_split, place
 
 BENIGN = ("A", "F", "PT", "TA")
 PUBLISHED_PATIENTS = {"A": 4, "F": 10, "PT": 3, "TA": 7, "DC": 38, "LC": 5, "MC": 9, "PC": 6}
@@ -552,7 +553,10 @@ def test_check_finds_a_leak(rows: list[Row], what: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"protocol": "slide"}, "protocol='slide' is not one of case, patient, image, folds"),
+        (
+            {"protocol": "slides"},
+            "protocol='slides' is not one of auto, case, patient, slide, source, image, given, folds",
+        ),
         ({"duplicates": "ignore"}, "duplicates='ignore' is neither 'drop' nor 'keep'"),
         ({"test_fraction": 0.0}, r"test_fraction=0.0 is not in \(0, 1\)"),
         ({"test_fraction": 1.0}, "test_fraction=1.0"),
@@ -587,7 +591,7 @@ def test_a_wrong_field_is_named(fields: dict[str, Any], message: str) -> None:
     ],
 )
 def test_the_protocol_in_words(spec: SplitSpec, words: str) -> None:
-    assert spec.describe() == words
+    assert describe(spec, _with_13412().records()) == words
 
 
 def test_csv(tmp_path: pathlib.Path) -> None:

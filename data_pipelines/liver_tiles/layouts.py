@@ -1,0 +1,208 @@
+"""Which images lie below a root, and what table, names, folders or masks say of each; no pixel is read here."""
+
+import dataclasses
+import pathlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from data_pipelines.errors import DataError
+from data_pipelines.listing import list_files
+from data_pipelines.liver_tiles import masks, table
+from data_pipelines.liver_tiles.spec import LIVER_LABELS, TilesSpec
+from data_pipelines.records import label_set
+
+IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_MASK_FOLDERS = ("mask", "masks")
+_IMAGE_FOLDERS = ("img", "image", "images")
+_VECTOR = re.compile(r"\[\s*([01](?:[\s,_]*[01])*)\s*\]$")  # name[1 0 0 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """An image file and what is known of it without opening it.
+
+    Attributes:
+      path: of the image.
+      labels: their names, in order; empty where the mask tells them.
+      patient_id: empty: unknown; so are `slide_id` and `source_id`.
+      slide_id: see above.
+      source_id: see above.
+      given_split: train, val or test; empty: none.
+      mask: the file with a class for each pixel, if that is how labels are told.
+    """
+
+    path: pathlib.Path
+    labels: tuple[str, ...] = ()
+    patient_id: str = ""
+    slide_id: str = ""
+    source_id: str = ""
+    given_split: str = ""
+    mask: pathlib.Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What lies below a root.
+
+    Attributes:
+      layout: table, names, folders or masks.
+      labels: all of them, in the order of the model's outputs.
+      items: the images, sorted by path.
+      bad: image -> why it cannot be used.
+      notes: things worth knowing, counted.
+      files: everything that was looked at: the images, their masks, the table.
+    """
+
+    layout: str
+    labels: tuple[str, ...]
+    items: tuple[Item, ...]
+    bad: dict[str, str]
+    notes: Counter[str]
+    files: tuple[pathlib.Path, ...]
+
+
+def find(root: pathlib.Path, spec: TilesSpec) -> Found:
+    """Finds the images below `root` and their labels.
+
+    Raises:
+      DataError: nothing there, an unknown layout, labels that do not fit.
+    """
+    images = list_files(root, IMAGES)
+    tables = table.list_tables(root)
+    layout = _layout(root, spec, images, tables)
+    labels = spec.labels or LIVER_LABELS
+    bad: dict[str, str] = {}
+    files = [*images]
+    if layout == "table":
+        path = table.choose(root, spec.table, tables)
+        items = [_with_groups(Item(**row), spec) for row in table.read(path, labels)]
+        files = sorted({item.path for item in items if item.path.is_file()} | {path})
+        bad = {name_of(i.path, root): "named in the table, but not there" for i in items if not i.path.is_file()}
+    elif layout == "masks":
+        found = [path for path in images if _mask_folder(path, root) is not None]
+        items = [_with_groups(Item(path, mask=masks.mask_of(path)), spec, root) for path in found]
+        bad = {name_of(i.path, root): f"no mask {i.path.stem}.png beside it" for i in items if i.mask is None}
+        labels = spec.labels or masks.own_labels(root, [item.mask for item in items if item.mask])
+    elif layout == "names":
+        items, bad = _from_names(root, images, labels, spec)
+    else:
+        items, bad = _from_folders(root, images, labels, spec)
+    items = [item for item in items if name_of(item.path, root) not in bad]
+    items, notes = _usable_sides(sorted(items, key=lambda item: item.path))
+    return Found(layout, labels, tuple(items), bad, notes, tuple(files))
+
+
+def name_of(path: pathlib.Path, root: pathlib.Path) -> str:
+    """How an image below `root` is called: its path from there."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def _layout(root: pathlib.Path, spec: TilesSpec, images: Sequence[pathlib.Path], tables: Sequence[pathlib.Path]) -> str:
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder (data.root)")
+    there = {
+        "table": bool(tables),
+        "masks": any(_mask_folder(path, root) for path in images),
+        "names": any(_VECTOR.search(path.stem) for path in images),
+        "folders": any(_folder_labels(path, root, spec.labels or LIVER_LABELS) is not None for path in images),
+    }
+    layout = "table" if spec.table else spec.layout
+    if layout == "auto":
+        layout = next((name for name, found in there.items() if found), "")
+    if layout and there[layout]:
+        return layout
+    names = ", ".join(spec.labels or LIVER_LABELS)
+    expected = {
+        "table": f"a table ({', '.join(table.SUFFIXES)}) with the columns path, {names}",
+        "names": "images named like name[1 0 0 1].png, a digit for each label",
+        "folders": f"images in folders named {names} (data.tiles.labels)",
+        "masks": "images in img/ with masks of the same names in mask/",
+    }
+    wanted = expected[layout] if layout else "; or ".join(expected.values())
+    folders = sorted({path.parent.name for path in images})[:8]
+    seen = f"{len(images)} images, in the folders {', '.join(folders)}" if images else "no image"
+    raise DataError(f"{root}: expected {wanted}. Found {seen}; see data_pipelines/liver_tiles/README.md")
+
+
+def _from_names(
+    root: pathlib.Path, images: Sequence[pathlib.Path], labels: Sequence[str], spec: TilesSpec
+) -> tuple[list[Item], dict[str, str]]:
+    items, bad = [], {}
+    for path in images:
+        match = _VECTOR.search(path.stem)
+        if match is None:
+            bad[name_of(path, root)] = f"its name has no labels like [{' '.join('0' for _ in labels)}]"
+            continue
+        digits = re.findall("[01]", match[1])
+        if len(digits) != len(labels):
+            raise DataError(
+                f"{path}: {len(digits)} digits in the name, but {len(labels)} labels ({', '.join(labels)}): "
+                "name the labels in the order of the digits with --config.data.tiles.labels=\"('a','b')\""
+            )
+        there = tuple(name for name, digit in zip(labels, digits, strict=True) if digit == "1")
+        items.append(_with_groups(Item(path, there), spec, root))
+    return items, bad
+
+
+def _from_folders(
+    root: pathlib.Path, images: Sequence[pathlib.Path], labels: Sequence[str], spec: TilesSpec
+) -> tuple[list[Item], dict[str, str]]:
+    items, bad = [], {}
+    for path in images:
+        there = _folder_labels(path, root, labels)
+        if there is None:
+            bad[name_of(path, root)] = f"it lies in no folder named after a label ({', '.join(labels)})"
+        else:
+            items.append(_with_groups(Item(path, there), spec, root))
+    return items, bad
+
+
+def _folder_labels(path: pathlib.Path, root: pathlib.Path, labels: Sequence[str]) -> tuple[str, ...] | None:
+    """The labels that the nearest folder above `path` names, such as `tumor` or `tumor+necrosis`; None: none does."""
+    for folder in reversed(path.relative_to(root).parts[:-1]):
+        named = set(label_set(folder))
+        if named <= set(labels):
+            return tuple(name for name in labels if name in named)
+    return None
+
+
+def _mask_folder(path: pathlib.Path, root: pathlib.Path) -> pathlib.Path | None:
+    """The folder of masks beside the folder of images that `path` lies in; None: it is no image with a mask."""
+    if path.parent == root or path.parent.name.lower() not in _IMAGE_FOLDERS:
+        return None
+    beside = path.parent.parent
+    return next((beside / name for name in _MASK_FOLDERS if (beside / name).is_dir()), None)
+
+
+def _with_groups(item: Item, spec: TilesSpec, root: pathlib.Path | None = None) -> Item:
+    """The item with what the name's pattern, and below a `root` its folders' names, say of it.
+
+    Raises:
+      DataError: a name that the pattern does not match.
+    """
+    if root is not None:
+        sides = [table.SIDES.get(part.lower(), "") for part in item.path.relative_to(root).parts[:-1]]
+        item = dataclasses.replace(item, given_split=next(filter(None, sides), ""))
+    if not spec.group_pattern:
+        return item
+    match = re.search(spec.group_pattern, item.path.stem)
+    if match is None:
+        raise DataError(f"{item.path}: its name does not match data.tiles.group_pattern='{spec.group_pattern}'")
+    named = match.groupdict()
+    return dataclasses.replace(
+        item,
+        patient_id=item.patient_id or named.get("patient") or "",
+        slide_id=item.slide_id or named.get("slide") or "",
+    )
+
+
+def _usable_sides(items: Iterable[Item]) -> tuple[list[Item], Counter[str]]:
+    """Drops given sides unless they make a split: every image has one, and there are train and test."""
+    items = list(items)
+    sides = Counter(item.given_split for item in items)
+    if sides["train"] and sides["test"] and not sides[""]:
+        return items, Counter()
+    given = sum(sides.values()) - sides[""]
+    note = "image with a given side that is not used: train and test are needed, and a side for every image"
+    return [dataclasses.replace(item, given_split="") for item in items], Counter({note: given} if given else {})

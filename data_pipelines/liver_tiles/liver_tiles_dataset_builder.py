@@ -1,0 +1,79 @@
+"""TFDS builder of multi-label tiles: ArrayRecord files. TensorFlow is never imported."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from data_pipelines.errors import DataError
+from data_pipelines.liver_tiles.scan import Scan, scan, stored_bytes
+from data_pipelines.liver_tiles.spec import TilesSpec
+from data_pipelines.records import FIELDS, SPLIT, label_set
+
+
+@dataclasses.dataclass(kw_only=True)
+class LiverTilesConfig(tfds.core.BuilderConfig):
+    """How to read a root.
+
+    Attributes:
+      tiles: labels, layout, cutting.
+      on_bad_image: `error` or `skip`.
+    """
+
+    tiles: TilesSpec
+    on_bad_image: str = "error"
+
+
+def config(tiles: TilesSpec, on_bad_image: str = "error") -> LiverTilesConfig:
+    """The builder's configuration, named after all that it says.
+
+    Raises:
+      DataError: unknown policy.
+    """
+    if on_bad_image not in ("error", "skip"):
+        raise DataError(f"data.on_bad_image='{on_bad_image}' is neither 'error' nor 'skip'")
+    facts = json.dumps([dataclasses.asdict(tiles), on_bad_image], sort_keys=True)
+    name = f"tiles_{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+    return LiverTilesConfig(name=name, tiles=tiles, on_bad_image=on_bad_image)
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """Tiles with any number of labels; `manual_dir` is the folder that holds them.
+
+    Use `config=config(TilesSpec(…))` and `file_format="array_record"`: TFDS's default format needs TensorFlow.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "No tiles of the paper are published: bring your own, see README.md beside this file."
+    )
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Tiles with any number of labels each (layouts: see data_pipelines/liver_tiles/README.md).",
+            metadata=tfds.core.MetadataDict(),
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3)),  # the file's own bytes
+                    "labels": tfds.features.Sequence(tfds.features.Text()),
+                    **{field: tfds.features.Text() for field in FIELDS if field != "label"},
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        settings: LiverTilesConfig = self.builder_config
+        found = scan(pathlib.Path(dl_manager.manual_dir), settings.tiles, settings.on_bad_image)
+        self.info.metadata["scan"] = json.dumps(found.summary)
+        return {SPLIT: self._generate_examples(found)}
+
+    def _generate_examples(self, found: Scan) -> Iterator[tuple[str, dict[str, Any]]]:
+        for tile in found.tiles:
+            fields = dataclasses.asdict(tile.record)
+            labels = list(label_set(fields.pop("label")))
+            yield tile.record.image_id, {"image": stored_bytes(tile), "labels": labels} | fields

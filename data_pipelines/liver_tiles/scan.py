@@ -1,0 +1,143 @@
+"""Reading and checking every image of a root, cutting those with masks, telling what is wrong before any is stored."""
+
+import concurrent.futures
+import dataclasses
+import os
+import pathlib
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from data_pipelines.errors import DataError, bad_images_message
+from data_pipelines.images import BadImageError, check_image, decode_rgb, encode_png, is_tiff, pixel_hash
+from data_pipelines.liver_tiles import layouts, masks
+from data_pipelines.liver_tiles.layouts import Item, name_of
+from data_pipelines.liver_tiles.spec import TilesSpec
+from data_pipelines.records import Record, join_labels
+
+_NO_LABEL = "tile without a label left out (data.tiles.keep_empty=True keeps them)"
+_SMALL = "image smaller than a tile left out (data.tiles.size)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """An image to be stored: a file, or the square of `size` pixels of it whose corner is `corner`, x and y."""
+
+    record: Record
+    path: pathlib.Path
+    corner: tuple[int, int] | None = None
+    size: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """What lies under a root.
+
+    Attributes:
+      tiles: what is usable, sorted by image_id.
+      summary: JSON-able facts that travel with the prepared dataset: `root`, `layout`, `labels`, `bad_images`
+        (file -> reason), `notes`.
+    """
+
+    tiles: tuple[Tile, ...]
+    summary: dict[str, Any]
+
+
+def scan(root: pathlib.Path, spec: TilesSpec, on_bad_image: str = "error") -> Scan:
+    """Reads and checks every image below `root`.
+
+    Args:
+      root: a folder.
+      spec: how to read it.
+      on_bad_image: `error` or `skip`.
+
+    Raises:
+      DataError: no images, or bad images while `on_bad_image` is `error`.
+    """
+    found = layouts.find(root, spec)
+    bad, notes = dict(found.bad), Counter(found.notes)
+    ids = _ids(found.items, root)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        read = list(pool.map(lambda item: _read(item, ids[item.path], found.labels, spec), found.items))
+    tiles: list[Tile] = []
+    for item, result in zip(found.items, read, strict=True):
+        if isinstance(result, str):
+            bad[name_of(item.path, root)] = result
+        else:
+            tiles += result[0]
+            notes += result[1]
+    if bad and on_bad_image == "error":
+        raise DataError(bad_images_message(root, bad))
+    if not tiles:
+        reasons = "; ".join(f"{count} × {note}" for note, count in notes.items())
+        raise DataError(f"{root}: no usable tile; {bad_images_message(root, bad) if bad else reasons}")
+    return Scan(
+        tiles=tuple(sorted(tiles, key=lambda tile: tile.record.image_id)),
+        summary={
+            "root": str(root),
+            "layout": found.layout,
+            "labels": list(found.labels),
+            "bad_images": dict(sorted(bad.items())),
+            "notes": dict(sorted(notes.items())),
+        },
+    )
+
+
+def stored_bytes(tile: Tile) -> bytes:
+    """What is stored of a tile: the file's own bytes where they can be (PNG, JPEG), else a PNG of its pixels."""
+    data = tile.path.read_bytes()
+    if tile.corner is not None:
+        x, y = tile.corner
+        return encode_png(decode_rgb(data)[y : y + tile.size, x : x + tile.size])
+    return encode_png(decode_rgb(data)) if is_tiff(data) else data
+
+
+def _ids(items: Iterable[Item], root: pathlib.Path) -> dict[pathlib.Path, str]:
+    """A unique name for each image: its path below the root, without the suffix where that is unique."""
+    bare = {item.path: name_of(item.path, root).removesuffix(item.path.suffix) for item in items}
+    count = Counter(bare.values())
+    return {path: name if count[name] == 1 else name_of(path, root) for path, name in bare.items()}
+
+
+def _read(item: Item, image_id: str, labels: tuple[str, ...], spec: TilesSpec) -> tuple[list[Tile], Counter[str]] | str:
+    """The tiles of an image and what is to be noted, or the reason why it cannot be used."""
+    try:
+        data = item.path.read_bytes()
+        checked = check_image(data)
+        whole = Record(
+            image_id=image_id,
+            label=join_labels(item.labels),
+            subtype="",
+            patient_id=item.patient_id,
+            case_id="",
+            magnification="",
+            pixel_hash=checked.pixel_hash,
+            slide_id=item.slide_id,
+            source_id=item.source_id,
+            given_split=item.given_split,
+        )
+        notes = Counter({checked.note: 1} if checked.note else {})
+        if item.mask is None:
+            return [Tile(whole, item.path)], notes
+        mask = masks.read_mask(item.mask, checked.height, checked.width)
+    except BadImageError as error:
+        return str(error)
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
+    if min(mask.shape) < spec.size:
+        return [], notes + Counter({_SMALL: 1})
+    pixels = decode_rgb(data)
+    whole = dataclasses.replace(whole, source_id=f"{item.path.stem}-{checked.pixel_hash[:8]}")
+    cut = []
+    for x, y, there in masks.tiles(mask, labels, spec):
+        if not there and not spec.keep_empty:
+            notes[_NO_LABEL] += 1
+            continue
+        record = dataclasses.replace(
+            whole,
+            image_id=f"{image_id}@x{x}y{y}",
+            label=join_labels(there),
+            pixel_hash=pixel_hash(pixels[y : y + spec.size, x : x + spec.size]),
+        )
+        cut.append(Tile(record, item.path, (x, y), spec.size))
+    return cut, notes
