@@ -181,6 +181,11 @@ def test_class_folders_also_below_sides(tmp_path: pathlib.Path, write_images: Wr
     assert [tile.record.given_split for tile in found.tiles] == ["test", "train", "train"]
 
 
+def test_the_nearest_folder_tells_the_label(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
+    write_images(tmp_path, ["necrosis/tumor/a.png", "tumor/necrosis/2019/b.png"])
+    assert list(labels_of(scan(tmp_path, TilesSpec())).values()) == ["tumor", "necrosis"]
+
+
 def test_sides_that_make_no_split_are_not_used_and_counted(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
     write_images(tmp_path, ["train/tumor/a.png", "train/necrosis/b.png"])
     found = scan(tmp_path, TilesSpec())
@@ -225,7 +230,8 @@ def test_masks_are_cut_into_tiles(mask_root: pathlib.Path) -> None:
         assert check_image(stored_bytes(tile)).pixel_hash == tile.record.pixel_hash
         sources.add(tile.record.source_id)
     assert len(sources) == 1
-    assert sources.pop().startswith("a-")
+    # Named by its content: the a.png of another set is another image.
+    assert sources == {f"a-{check_image((mask_root / 'img' / 'a.png').read_bytes()).pixel_hash[:8]}"}
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.39, "tumor+stroma"), (0.41, "tumor")])
