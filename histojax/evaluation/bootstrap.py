@@ -1,4 +1,4 @@
-"""95 % percentile intervals by bootstrap over patients (or images), vectorised through weights.
+"""95 % percentile intervals by bootstrap over patients (slides, source images, images), vectorised through weights.
 
 A resample is a vector of weights: how often each unit was drawn. A statistic is a function of such weights,
 so that the point estimate (all weights 1) and every resample are the same code.
@@ -18,15 +18,17 @@ Figure = dict[str, float | None]
 _CHUNK_ELEMENTS = 1 << 20
 
 
-def units(patient_id: Array) -> tuple[str, Array, int]:
-    """What is resampled: ("patient" or "image", unit index of each image (n,), number of units).
+def units(patient_id: Array, slide_id: Array | None = None, source_id: Array | None = None) -> tuple[str, Array, int]:
+    """What is resampled: (its name, unit index of each image (n,), number of units).
 
-    Patients where every image has a non-empty patient_id (n,), images otherwise.
+    "patient" where every image has a non-empty patient_id (n,), else "slide" or "source image" where those are
+    given and known of every image, else "image".
     """
-    patient_id = np.asarray(patient_id, dtype=str)
-    if len(patient_id) and np.all(patient_id != ""):
-        names, unit = np.unique(patient_id, return_inverse=True)
-        return "patient", unit, len(names)
+    for name, ids in (("patient", patient_id), ("slide", slide_id), ("source image", source_id)):
+        known = np.asarray([] if ids is None else ids, dtype=str)
+        if len(known) and np.all(known != ""):
+            names, unit = np.unique(known, return_inverse=True)
+            return name, unit, len(names)
     return "image", np.arange(len(patient_id)), len(patient_id)
 
 

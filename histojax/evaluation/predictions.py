@@ -1,8 +1,9 @@
 """The table of predictions: a row an image; every metric, plot and report is made from it alone.
 
-Columns `image_id, patient_id, magnification, split, label, prob_<class>…`, optionally `case_id` and
-`subtype`; further columns are kept. `label` holds a class name; the order of the classes is that of the prob
-columns.
+Columns `image_id, patient_id, magnification, split, label, prob_<class>…`, optionally `case_id`, `subtype`,
+`slide_id` and `source_id`; further columns are kept. `label` holds a class name; the order of the classes is that
+of the prob columns. Where an image may have several labels, or none, there are columns `label_<name>`, 0 or 1,
+instead of `label`, and each `prob_<name>` is a question of its own.
 """
 
 import os
@@ -17,9 +18,10 @@ import pandas as pd
 from histojax.evaluation.metrics import Array
 from histojax.files import replacing
 
-REQUIRED = ("image_id", "patient_id", "magnification", "split", "label")
-OPTIONAL = ("case_id", "subtype")
+REQUIRED = ("image_id", "patient_id", "magnification", "split")
+OPTIONAL = ("case_id", "subtype", "slide_id", "source_id")
 PREFIX = "prob_"
+LABEL_PREFIX = "label_"
 SUM_TOLERANCE = 1e-3
 RANGE_TOLERANCE = 1e-6  # a mean of float32 softmaxes may stand a rounding error above 1
 
@@ -39,10 +41,13 @@ def make_table(
     magnification: Sequence[object] | Array | None = None,
     case_id: Sequence[object] | Array | None = None,
     subtype: Sequence[object] | Array | None = None,
+    slide_id: Sequence[object] | Array | None = None,
+    source_id: Sequence[object] | Array | None = None,
 ) -> pd.DataFrame:
-    """Valid table from columns (n,) and probabilities (n, k); label as class indices (integers) or names.
+    """Valid table from columns (n,) and probabilities (n, k).
 
-    Raises PredictionsError where lengths differ or `validate` finds something.
+    `label`: class indices (integers) or names, (n,); several labels an image: 0 or 1, (n, k). Raises
+    PredictionsError where lengths differ or `validate` finds something.
     """
     probabilities = np.asarray(probabilities)
     n = len(image_id)
@@ -56,9 +61,18 @@ def make_table(
         "patient_id": [""] * n if patient_id is None else patient_id,
         "magnification": [""] * n if magnification is None else magnification,
         "split": [split] * n if isinstance(split, str) else split,
-        "label": _label_names(label, classes),
     }
-    columns |= {name: c for name, c in (("case_id", case_id), ("subtype", subtype)) if c is not None}
+    further = {"case_id": case_id, "subtype": subtype, "slide_id": slide_id, "source_id": source_id}
+    columns |= {name: column for name, column in further.items() if column is not None}
+    truth = np.asarray(label)
+    if truth.ndim == 2:
+        if truth.shape != probabilities.shape:
+            raise PredictionsError(
+                f"labels have shape {truth.shape}, probabilities {probabilities.shape}: give one column a label"
+            )
+        columns |= {LABEL_PREFIX + name: truth[:, i] for i, name in enumerate(classes)}
+    else:
+        columns["label"] = _label_names(label, classes)
     table = {}
     for name, column in columns.items():
         values = list(column)
@@ -85,8 +99,24 @@ def _label_names(label: Sequence[object] | Array, classes: Sequence[str]) -> lis
 
 
 def class_names(df: pd.DataFrame) -> list[str]:
-    """Names of the classes, in the order of the prob columns."""
+    """Names of the classes or labels, in the order of the prob columns."""
     return [str(c)[len(PREFIX) :] for c in df.columns if str(c).startswith(PREFIX)]
+
+
+def is_multilabel(df: pd.DataFrame) -> bool:
+    """Whether an image of this table may have several labels.
+
+    Raises PredictionsError if it has the columns of both forms.
+    """
+    columns = {str(c) for c in df.columns}
+    names = class_names(df)
+    each = bool(names) and all(LABEL_PREFIX + name in columns for name in names)
+    if "label" in columns and each:
+        raise PredictionsError(
+            f"column 'label' stands beside '{LABEL_PREFIX}{names[0]}'… ({len(df)} rows): drop 'label' if an image may "
+            "have several labels, else the others"
+        )
+    return "label" not in columns and any(c.startswith(LABEL_PREFIX) for c in columns)
 
 
 def _text(column: pd.Series) -> pd.Series:
@@ -116,7 +146,8 @@ def _refuse(column: str, bad: Array, what: str, remedy: str, examples: pd.Series
 def validate(df: pd.DataFrame) -> list[str]:
     """Names of the classes of a table that can be evaluated; raises PredictionsError otherwise."""
     n, columns = len(df), [str(c) for c in df.columns]
-    missing = [c for c in REQUIRED if c not in columns]
+    several = is_multilabel(df)
+    missing = [c for c in (REQUIRED if several else (*REQUIRED, "label")) if c not in columns]
     if missing:
         raise PredictionsError(
             f"column {', '.join(map(repr, missing))} missing from a table of {n} rows: add it "
@@ -126,31 +157,58 @@ def validate(df: pd.DataFrame) -> list[str]:
     if doubled:
         raise PredictionsError(f"column {', '.join(map(repr, doubled))} stands twice ({n} rows): drop one")
     classes = class_names(df)
-    if len(classes) < 2 or "" in classes:
+    if (len(classes) < 2 and not several) or "" in classes:
         raise PredictionsError(
             f"columns 'prob_<class>': {n} rows give {classes}: one named column a class, two or more"
         )
     if n == 0:
         raise PredictionsError("column 'image_id': 0 rows: nothing to evaluate; check the split that was predicted")
 
-    image_id, label = _text(df["image_id"]), _text(df["label"])
+    image_id = _text(df["image_id"])
     _refuse("image_id", np.asarray(image_id == ""), "are empty", "give every image a name")
     _refuse("image_id", np.asarray(image_id.duplicated(keep=False)), "share their image_id with another",
             "keep one row an image: padding or a repeated epoch doubles rows", image_id)  # fmt: skip
     _refuse("split", np.asarray(_text(df["split"]) == ""), "are empty", "name the split, such as 'test'")
-    _refuse("label", np.asarray(~label.isin(classes)), "are none of the classes",
-            f"use the names of the prob columns, {classes}, or add the missing one", label)  # fmt: skip
+    if several:
+        _validate_labels(df, classes)
+    else:
+        label = _text(df["label"])
+        _refuse("label", np.asarray(~label.isin(classes)), "are none of the classes",
+                f"use the names of the prob columns, {classes}, or add the missing one", label)  # fmt: skip
 
     for name in classes:
         column = PREFIX + name
-        numbers = np.asarray(pd.to_numeric(df[column], errors="coerce"), np.float64)
+        numbers = _numbers(df[column])
         _refuse(column, ~np.isfinite(numbers), "are no finite number", "look for nan in the logits or empty cells")
         outside = (numbers < -RANGE_TOLERANCE) | (numbers > 1 + RANGE_TOLERANCE)
-        _refuse(column, outside, "lie outside [0, 1]", "give probabilities: softmax the logits")
-    off = np.abs(_probabilities(df, classes).sum(1) - 1) > SUM_TOLERANCE
-    _refuse(f"{PREFIX}{classes[0]}…{PREFIX}{classes[-1]}", off, f"do not sum to 1 within {SUM_TOLERANCE}",
-            "give the softmax over all classes, in float32 or better")  # fmt: skip
+        remedy = "sigmoid" if several else "softmax"
+        _refuse(column, outside, "lie outside [0, 1]", f"give probabilities: {remedy} the logits")
+    if not several:
+        off = np.abs(_probabilities(df, classes).sum(1) - 1) > SUM_TOLERANCE
+        _refuse(f"{PREFIX}{classes[0]}…{PREFIX}{classes[-1]}", off, f"do not sum to 1 within {SUM_TOLERANCE}",
+                "give the softmax over all classes, in float32 or better")  # fmt: skip
     return classes
+
+
+def _validate_labels(df: pd.DataFrame, names: Sequence[str]) -> None:
+    labelled = [str(c)[len(LABEL_PREFIX) :] for c in df.columns if str(c).startswith(LABEL_PREFIX)]
+    alone = [LABEL_PREFIX + name for name in labelled if name not in names]
+    alone += [PREFIX + name for name in names if name not in labelled]
+    if alone:
+        raise PredictionsError(
+            f"column {', '.join(map(repr, alone))} ({len(df)} rows): of every label there must be both, "
+            f"{LABEL_PREFIX}<name> and {PREFIX}<name>"
+        )
+    for name in names:
+        column = LABEL_PREFIX + name
+        wrong = ~np.isin(_numbers(df[column]), (0.0, 1.0))
+        _refuse(
+            column, wrong, "are neither 0 nor 1", "say of every image whether it carries the label", _text(df[column])
+        )
+
+
+def _numbers(column: pd.Series) -> Array:
+    return np.asarray(pd.to_numeric(column, errors="coerce"), np.float64)
 
 
 def _probabilities(df: pd.DataFrame, classes: Sequence[str]) -> Array:
@@ -162,13 +220,17 @@ def normalise(df: pd.DataFrame) -> pd.DataFrame:
     classes = validate(df)
     table = df.reset_index(drop=True).copy()
     table.columns = pd.Index([str(c) for c in table.columns])
-    text = [*REQUIRED, *(c for c in OPTIONAL if c in table.columns)]
+    several = is_multilabel(table)
+    text = [*REQUIRED, *(() if several else ("label",)), *(c for c in OPTIONAL if c in table.columns)]
     for name in text:
         table[name] = _text(table[name])
+    truth = [LABEL_PREFIX + name for name in classes] if several else []
+    for name in truth:
+        table[name] = _numbers(table[name]).astype(np.int64)
     probabilities = np.clip(_probabilities(table, classes), 0.0, 1.0)
     for i, name in enumerate(classes):
         table[PREFIX + name] = probabilities[:, i]
-    named = [*text, *(PREFIX + c for c in classes)]
+    named = [*text, *truth, *(PREFIX + c for c in classes)]
     return table[[*named, *(c for c in table.columns if c not in named)]]
 
 
@@ -199,7 +261,7 @@ def read(path: str | os.PathLike[str]) -> pd.DataFrame:
     # Identifiers stay text ("007", "NA"). So do probabilities, at first: Python's float gives back every bit;
     # what the parser of CSV does depends on the version of pandas.
     probabilities = [c for c in pd.read_csv(path, nrows=0).columns if c.startswith(PREFIX)]
-    text = dict.fromkeys((*REQUIRED, *OPTIONAL, *probabilities), str)
+    text = dict.fromkeys((*REQUIRED, "label", *OPTIONAL, *probabilities), str)
     table = pd.read_csv(path, dtype=text, na_filter=False)
     for name in probabilities:
         with suppress(ValueError):  # what is no number is left for `validate` to name

@@ -1,4 +1,4 @@
-"""From the table of predictions to the numbers of results.json and the table of the terminal."""
+"""From the table of predictions to the numbers of results.json."""
 
 import json
 import os
@@ -8,28 +8,36 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from histojax.evaluation import bootstrap, metrics, predictions
+from histojax.evaluation import blocks, bootstrap, metrics, multilabel, predictions
+from histojax.evaluation.blocks import Key
 from histojax.evaluation.metrics import Array
 from histojax.files import replacing
 
-Key = tuple[str, ...]
-FEW_UNITS = 10  # below it a percentile interval covers markedly less than it says
 _SPLIT_ORDER = {"train": 0, "val": 1, "validation": 1, "test": 2}
 
 
-# --- Numbers ------------------------------------------------------------------------------------------------
-
-
 def summarise(
-    df: pd.DataFrame, *, positive: str | None = None, n_resamples: int = 2000, seed: int = 0
+    df: pd.DataFrame,
+    *,
+    positive: str | None = None,
+    n_resamples: int = 2000,
+    seed: int = 0,
+    thresholds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """The "splits" of results.json: {split: figures with intervals}, JSON-safe (an undefined number is None).
 
-    `positive` names the positive class of two (default: the second). A figure is {"value", "low", "high"}.
-    The order of the rows does not matter. Raises PredictionsError.
+    `positive` names the positive class of two (default: the second); `thresholds` are those of several labels, by
+    name (default: 0.5 each). A figure is {"value", "low", "high"}. The order of the rows does not matter. Raises
+    PredictionsError.
     """
     df = predictions.normalise(df)
     classes = predictions.class_names(df)
+    several = predictions.is_multilabel(df)
+    if several and positive is not None:
+        raise predictions.PredictionsError(f"positive={positive!r}: a table of several labels has no positive class")
+    if thresholds is not None and not several:
+        raise predictions.PredictionsError("thresholds belong to several labels; this table has one class an image")
+    cuts = multilabel.thresholds_of(classes, thresholds) if several else None
     if positive is not None and (positive not in classes or len(classes) != 2):
         raise predictions.PredictionsError(
             f"columns 'prob_<class>' of {len(df)} rows give {classes}: positive={positive!r} must be one of two classes"
@@ -38,10 +46,14 @@ def summarise(
     # A resample of images is drawn by row number: the order must come from the images themselves.
     df = df.sort_values("image_id", ignore_index=True)
     names = sorted(df["split"].unique(), key=lambda s: (_SPLIT_ORDER.get(s, 3), s))
-    return {
-        name: _summarise_split(df[df["split"] == name].reset_index(drop=True), classes, index, n_resamples, seed)
-        for name in names
-    }
+    out = {}
+    for name in names:
+        rows = df[df["split"] == name].reset_index(drop=True)
+        if cuts is not None:
+            out[name] = multilabel.summarise_split(rows, classes, cuts, n_resamples, seed)
+        else:
+            out[name] = _summarise_split(rows, classes, index, n_resamples, seed)
+    return out
 
 
 def _summarise_split(
@@ -49,7 +61,7 @@ def _summarise_split(
 ) -> dict[str, Any]:
     true, probabilities = _arrays(rows, classes)
     split = str(rows["split"].iloc[0])
-    unit_name, unit, n_units = bootstrap.units(rows["patient_id"].to_numpy())
+    unit_name, unit, n_units = blocks.resampled_units(rows)
     magnification = rows["magnification"].to_numpy().astype(str)
     counts = np.bincount(true, minlength=len(classes))
     confusion = metrics.confusion_matrix(true, probabilities.argmax(1), len(classes))
@@ -64,14 +76,12 @@ def _summarise_split(
     figures = bootstrap.intervals(statistic, n_units, n_resamples=n_resamples, seed=seed, n_rows=len(rows))
     warnings = _class_warnings(split, classes, counts, confusion)
     for i, name in enumerate(classes):
-        owners = np.unique(unit[true == i])
-        if len(owners) == 1 and n_units > 1:
-            _withdraw_intervals(figures, statistic, int(owners[0]), n_units)
+        if blocks.withdraw_intervals(figures, statistic, true == i, unit, n_units):
             warnings.append(
                 f"split '{split}': all images of class '{name}' are of one {unit_name}; "
                 "metrics that need the class have no interval"
             )
-    warnings += _unit_warnings(split, rows, unit_name, n_units)
+    warnings += blocks.unit_warnings(split, rows, unit_name, n_units)
     for level in ("patient", "case"):
         column = f"{level}_id"
         if column in rows and (rows[column] != "").all():
@@ -79,14 +89,9 @@ def _summarise_split(
             found, said = _group_figures(rows, column, classes, n_resamples, seed)
             figures |= found
             warnings += [f"split '{split}': {w}" for w in said]
-    undefined = max((figure.get("undefined") or 0.0) for figure in figures.values())
-    if undefined >= 0.01:
-        warnings.append(
-            f"split '{split}': a class is missing from up to {undefined:.1%} of the resamples; "
-            "intervals of the metrics that need it leave those out"
-        )
+    warnings += blocks.undefined_warnings(split, figures)
     for key, figure in figures.items():
-        _insert(out, key, figure)
+        blocks.insert(out, key, figure)
     for value, at in out.get("by_magnification", {}).items():
         at["n_images"] = int((magnification == value).sum())
         here = np.bincount(true[magnification == value], minlength=len(classes))
@@ -102,21 +107,6 @@ def _summarise_split(
     out["confusion_matrix"] = confusion.astype(int).tolist()
     out["warnings"] = warnings
     return out
-
-
-def _withdraw_intervals(
-    figures: dict[Key, bootstrap.Figure], statistic: Callable[[Array], dict[Key, Array]], owner: int, n_units: int
-) -> None:
-    """Removes the intervals of metrics that need a class of which one unit owns all images.
-
-    Every resample in which such a metric is defined holds that same unit, so its spread is not seen: the
-    interval would be far too narrow, in the extreme a point.
-    """
-    without = np.ones((1, n_units))
-    without[0, owner] = 0
-    for key, value in statistic(without).items():
-        if np.isnan(value[0]):
-            figures[key] = {"value": figures[key]["value"], "low": None, "high": None}
 
 
 def _arrays(rows: pd.DataFrame, classes: Sequence[str]) -> tuple[Array, Array]:
@@ -201,7 +191,8 @@ def _group_figures(
 ) -> tuple[dict[Key, bootstrap.Figure], list[str]]:
     """Figures over patients or cases, resampled over the same, and what is to be warned of."""
     level = column.removesuffix("_id")
-    _, group, n_groups = bootstrap.units(rows[column].to_numpy())
+    ids, group = np.unique(rows[column].to_numpy().astype(str), return_inverse=True)
+    n_groups = len(ids)
     scores = metrics.group_scores(*_arrays(rows, classes), group, n_groups)
     mixed = int((scores.label < 0).sum())
     warnings = []
@@ -210,7 +201,7 @@ def _group_figures(
             f"{mixed} of {n_groups} {level}s carry images of several classes and are left out "
             "of majority_accuracy and mean_probability_accuracy"
         )
-    if n_groups < 2 and level != "patient":  # of patients, _unit_warnings says it
+    if n_groups < 2 and level != "patient":  # of patients, blocks.unit_warnings says it
         warnings.append(f"fewer than two {level}s: no interval over {level}s")
 
     def statistic(weights: Array) -> dict[Key, Array]:
@@ -233,38 +224,15 @@ def _class_warnings(split: str, classes: Sequence[str], counts: Array, confusion
     return out
 
 
-def _unit_warnings(split: str, rows: pd.DataFrame, unit_name: str, n_units: int) -> list[str]:
-    out = []
-    empty = int((rows["patient_id"] == "").sum())
-    if 0 < empty < len(rows):
-        out.append(
-            f"split '{split}': {empty} of {len(rows)} images have no patient_id; no patient-level "
-            "figures, and the intervals are over images"
-        )
-    elif empty:
-        out.append(
-            f"split '{split}': patients unknown; the intervals are over images and too narrow where "
-            "one patient has several"
-        )
-    if n_units < 2:
-        out.append(f"split '{split}': fewer than two {unit_name}s; no intervals")
-    elif n_units < FEW_UNITS:
-        out.append(f"split '{split}': {n_units} {unit_name}s only; the intervals are rough and likely too narrow")
-    return out
-
-
-def _insert(tree: dict[str, Any], key: Key, leaf: object) -> None:
-    for part in key[:-1]:
-        tree = tree.setdefault(part, {})
-    tree[key[-1]] = leaf
-
-
 def group_table(df: pd.DataFrame, by: str = "patient_id") -> pd.DataFrame:
     """A row for each split and patient (or `by="case_id"`): label, scores, mean probabilities.
 
-    `label` is empty where the images of a group carry several. Images without `by` are left out.
+    `label` is empty where the images of a group carry several. Images without `by` are left out. Raises
+    PredictionsError for a table of several labels, or without any group.
     """
     df = predictions.normalise(df)
+    if predictions.is_multilabel(df):
+        raise predictions.PredictionsError("a table of several labels has no class of a group to compare with")
     classes = predictions.class_names(df)
     names = np.array([*classes, ""], dtype=object)  # index -1: no single label
     tables = []
@@ -287,71 +255,6 @@ def group_table(df: pd.DataFrame, by: str = "patient_id") -> pd.DataFrame:
             f"column '{by}': missing or empty in all {len(df)} rows: fill it, or group by another"
         )
     return pd.concat(tables, ignore_index=True)
-
-
-# --- For the terminal ---------------------------------------------------------------------------------------
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """Plain text of results.json: a block for each split, with intervals, and the warnings at the foot."""
-    lines = []
-    for name in ("protocol", "split_hash", "model", "pretrained", "checkpoint_step", "data"):
-        if results.get(name) is not None:
-            value = results[name]
-            if isinstance(value, Mapping):
-                value = value.get("description", json.dumps(value))
-            lines.append(f"{name:<16}{value if isinstance(value, str) else json.dumps(value)}")
-    for split, block in results["splits"].items():
-        lines += ["", *_split_lines(split, block)]
-    warnings = [w for block in results["splits"].values() for w in block["warnings"]]
-    if warnings:
-        lines += ["", *(f"warning: {w}" for w in warnings)]
-    return "\n".join(lines).lstrip("\n") + "\n"
-
-
-def _split_lines(split: str, block: Mapping[str, Any]) -> list[str]:
-    counted = [f"{block['n_images']} images"]
-    counted += [f"{block[k]} {k[2:]}" for k in ("n_patients", "n_cases") if block.get(k) is not None]
-    classes = ", ".join(f"{name} {count}" for name, count in block["classes"].items())
-    baseline, positive = block["majority_baseline"], block["positive"]
-    rows: list[tuple[str, str, str]] = [("metric", "value", f"95 % interval over {block['resampled']}s")]
-
-    def add(name: str, figure: Mapping[str, float | None], over: str | None = None) -> None:
-        low, high = figure.get("low"), figure.get("high")
-        interval = "" if low is None or high is None else f"[{low:.4f}, {high:.4f}]"
-        rows.append((name, _number(figure["value"]), interval + (f" over {over}" if over and interval else "")))
-
-    image = block["image"]
-    add("accuracy", image["accuracy"])
-    add(f"  always '{baseline['class']}'", {"value": baseline["accuracy"]})
-    # The patient's number stands beside the image's, always: the two tell different stories.
-    for level in ("patient", "case"):
-        if level in block:
-            for name, figure in block[level].items():
-                add(f"{level} {_words(name)}", figure, f"{level}s")
-    add("gmean", image["gmean"])
-    add(f"  always '{baseline['class']}'", {"value": baseline["gmean"]})
-    for name, figure in image.items():
-        if name not in ("accuracy", "gmean"):
-            of_positive = positive is not None and name in ("precision", "recall", "f1")
-            add(f"{_words(name)} ({positive})" if of_positive else _words(name), figure)
-    for label, figures in block["per_class"].items():
-        for name, figure in figures.items():
-            add(f"{label}: {_words(name)}", figure)
-    for value, figures in block.get("by_magnification", {}).items():
-        for name in ("accuracy", "gmean"):
-            add(f"at {value or '?'} ({figures['n_images']} images): {name}", figures[name])
-    width = max(len(row[0]) for row in rows)
-    body = [f"  {name:<{width}}  {value:>7}  {interval}".rstrip() for name, value, interval in rows]
-    return [f"{split}: {', '.join(counted)} ({classes})", *body]
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _number(value: float | None) -> str:
-    return "nan" if value is None else f"{value:.4f}"
 
 
 def write_json(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:

@@ -100,7 +100,7 @@ def test_make_table():
     by_index = predictions.make_table(["a", "b"], np.array([0, 1]), p, ["neg", "pos"], split="val")
     by_name = predictions.make_table(["a", "b"], ["neg", "pos"], p, ["neg", "pos"], split=["val", "val"])
     pd.testing.assert_frame_equal(by_index, by_name)
-    assert by_index.columns.tolist() == [*predictions.REQUIRED, "prob_neg", "prob_pos"]
+    assert by_index.columns.tolist() == [*predictions.REQUIRED, "label", "prob_neg", "prob_pos"]
     assert by_index["patient_id"].tolist() == ["", ""]
     with pytest.raises(PredictionsError, match="shape"):
         predictions.make_table(["a", "b"], [0, 1], p, ["neg"], split="val")

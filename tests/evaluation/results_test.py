@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from histojax.evaluation import predictions, results
+from histojax.evaluation import predictions, results, terminal
 from histojax.evaluation.predictions import PredictionsError
 
 
@@ -135,7 +135,7 @@ def test_an_absent_class_is_null_and_named():
     assert block["majority_baseline"] == {"class": "malignant", "accuracy": 1.0, "gmean": None}
     assert block["warnings"][0] == "split 'test': class 'benign' has no image; metrics that need it are nan"
     json.dumps(block, allow_nan=False)
-    assert "nan" in results.table({"splits": {"test": block}})
+    assert "nan" in terminal.table({"splits": {"test": block}})
 
 
 def test_a_class_never_predicted_is_named():
@@ -212,7 +212,7 @@ def test_table_prints_the_two_numbers_side_by_side():
         "data": {"description": "synthetic", "n_images": 3},
         "splits": results.summarise(df, n_resamples=99),
     }
-    text = results.table(out)
+    text = terminal.table(out)
     lines = text.splitlines()
     assert lines[0].split() == ["protocol", "image"]
     assert lines[2].split() == ["data", "synthetic"]
