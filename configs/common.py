@@ -9,11 +9,11 @@ def base() -> ConfigDict:
     config.seed = 0
 
     config.data = data = ConfigDict()
-    data.pipeline = "breakhis"
-    data.root = ""  # archive, extracted tree or mirror; empty: the embedded synthetic images
+    data.pipeline = "breakhis"  # or liver_tiles: any multi-label set of tiles
+    data.root = ""  # archive, folder or table (see the pipeline's README); empty: the embedded synthetic images
     data.prepared_dir = ""  # empty: $HISTOJAX_DATA, else ~/.cache/histojax
-    data.magnification = "100X"  # 40X, 100X, 200X, 400X or all
-    data.task = "binary"  # binary: benign, malignant; subtype: the eight subtypes
+    data.magnification = "100X"  # BreakHis: 40X, 100X, 200X, 400X or all
+    data.task = "binary"  # BreakHis: binary (benign, malignant) or subtype (the eight); liver_tiles: multilabel
     data.on_bad_image = "error"  # or skip
     data.sampling = "natural"  # or balanced: every class equally often
     data.image_size = 224
@@ -22,8 +22,19 @@ def base() -> ConfigDict:
     data.threads = 4  # that decode in each process
     data.workers = 0  # processes that decode; 0: threads only
 
+    data.tiles = tiles = ConfigDict()  # of liver_tiles; see data_pipelines/liver_tiles/README.md
+    tiles.labels = ()  # empty: interstitial, necrosis, non_tumor, tumor; of WSSS4LUAD's masks: tumor, stroma, normal
+    tiles.layout = "auto"  # auto, table, names, folders or masks
+    tiles.table = ""  # file name of the table below root, if there are several
+    tiles.group_pattern = ""  # regular expression on file names with the groups patient, slide or both
+    tiles.size = 224  # pixels of a tile that is cut from an image with a mask
+    tiles.stride = 0  # pixels from tile to tile; 0: the size
+    tiles.min_share = 0.05  # of a tile that a class must cover to be one of its labels
+    tiles.mask_values = ()  # value of each label in the masks; empty: 0, 1, 2 … in their order
+    tiles.keep_empty = False  # tiles without any label
+
     data.split = split = ConfigDict()
-    split.protocol = "case"  # case, patient, image or folds
+    split.protocol = "case"  # BreakHis: case, patient, image, folds; tiles: auto, patient, slide, source, image, given
     split.test_fraction = 0.25
     split.val_fraction = 0.2  # of what is not test
     split.seed = 0
@@ -55,16 +66,23 @@ def base() -> ConfigDict:
     train.ema_decay = 0.0  # 0: off
     train.freeze_backbone_epochs = 0
     train.early_stopping = 0  # epochs without a better validation metric; 0: off
-    train.best_metric = "loss"  # of the validation side: loss, accuracy, balanced_accuracy, gmean, f1
+    # Of the validation side: loss, accuracy, f1; balanced_accuracy, gmean; with several labels subset_accuracy,
+    # mean_average_precision.
+    train.best_metric = "loss"
+    train.thresholds = "f1"  # of each of several labels, chosen on validation: f1, youden, or fixed (0.5)
     train.mixup = 0.0  # alpha of the Beta distribution; 0: off
     train.cutmix = 0.0
 
     config.loss = loss = ConfigDict()
-    loss.name = "cross_entropy"  # or focal
+    loss.name = "cross_entropy"  # or focal; with several labels, also asymmetric
     loss.label_smoothing = 0.0
     loss.class_weights = "none"  # none, inverse, class_balanced (Cui et al. 2019)
     loss.class_balanced_beta = 0.999
     loss.focal_gamma = 2.0
+    loss.positive_weights = "none"  # several labels: none or balanced (negatives / positives)
+    loss.asymmetric_gamma_positive = 0.0  # Ridnik et al. 2021
+    loss.asymmetric_gamma_negative = 4.0
+    loss.asymmetric_margin = 0.05
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"  # or sgd
@@ -77,6 +95,10 @@ def base() -> ConfigDict:
     optimizer.beta1 = 0.9  # adamw
     optimizer.beta2 = 0.999
     optimizer.clip_norm = 0.0  # of the global gradient; 0: off
+
+    config.paper = paper = ConfigDict()  # what a paper reports, printed beside the results; changes nothing
+    paper.source = ""
+    paper.label_accuracy = ConfigDict()  # of each label
 
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.every_epochs = 1

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from data_pipelines.splits import SplitSpec
+from data_pipelines.split_spec import SplitSpec
 from histojax import losses, models
 from histojax.data.pipeline import LoaderSpec
 from histojax.data.transforms import AugmentSpec
@@ -17,7 +16,7 @@ from histojax.errors import RunError
 from histojax.optimizer import OptimizerSpec, make_optimizer
 from histojax.sharding import Layout
 from histojax.step import Program, StepSpec
-from histojax.tasks import Multiclass
+from histojax.tasks import Multiclass, Multilabel, Task
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -64,21 +63,39 @@ def loader_spec(config: ConfigDict, layout: Layout, *, training: bool) -> Loader
     )
 
 
-def task(config: ConfigDict, classes: Sequence[str], counts: Sequence[int]) -> Multiclass:
-    """The task with its class weights from the training counts.
+def task(config: ConfigDict, classes: Sequence[str], counts: Sequence[int], images: int) -> Task:
+    """The task with its weights from the training images.
+
+    Args:
+      config: `data.task`, `loss`.
+      classes: names of the classes or labels.
+      counts: training images of each class, or with each label.
+      images: all training images.
 
     Raises:
       RunError: an unknown loss or weighting.
     """
-    try:
-        weights = losses.class_weights(config.loss.class_weights, counts, config.loss.class_balanced_beta)
-        return Multiclass(
-            tuple(classes),
-            tuple(weights.tolist()),
-            config.loss.name,
-            config.loss.label_smoothing,
-            config.loss.focal_gamma,
+    loss, multilabel = config.loss, config.data.task == "multilabel"
+    foreign = "class_weights" if multilabel else "positive_weights"
+    if loss[foreign] != "none":
+        right = "positive_weights" if multilabel else "class_weights"
+        raise RunError(
+            f"loss.{foreign} has no meaning for data.task='{config.data.task}': set it to none; see loss.{right}"
         )
+    try:
+        if multilabel:
+            weights = losses.positive_weights(loss.positive_weights, counts, images)
+            asymmetric = (loss.asymmetric_gamma_positive, loss.asymmetric_gamma_negative, loss.asymmetric_margin)
+            return Multilabel(
+                tuple(classes),
+                tuple(weights.tolist()),
+                loss.name,
+                loss.label_smoothing,
+                loss.focal_gamma,
+                asymmetric,
+            )
+        weights = losses.class_weights(loss.class_weights, counts, loss.class_balanced_beta)
+        return Multiclass(tuple(classes), tuple(weights.tolist()), loss.name, loss.label_smoothing, loss.focal_gamma)
     except ValueError as error:
         raise RunError(str(error)) from error
 
@@ -102,11 +119,11 @@ def optimizer(config: ConfigDict, steps_per_epoch: int) -> tuple[optax.GradientT
         raise RunError(str(error)) from error
 
 
-def program(config: ConfigDict, task: Multiclass, layout: Layout, transform: optax.GradientTransformation) -> Program:
+def program(config: ConfigDict, task: Task, layout: Layout, transform: optax.GradientTransformation) -> Program:
     """The compiled functions of a run.
 
     Raises:
-      RunError: an unknown model, option or type.
+      RunError: an unknown model, option or type; an image size that the model does not take.
     """
     if config.model.dtype not in _DTYPES:
         raise RunError(f"model.dtype='{config.model.dtype}' is not one of {', '.join(_DTYPES)}")
@@ -114,6 +131,10 @@ def program(config: ConfigDict, task: Multiclass, layout: Layout, transform: opt
         raise RunError(f"train.accumulate={config.train.accumulate} is not at least 1")
     if not 0 <= config.train.ema_decay < 1:
         raise RunError(f"train.ema_decay={config.train.ema_decay} is not in [0, 1)")
+    try:
+        models.check_image_size(config.model.name, config.data.image_size)
+    except ValueError as error:
+        raise RunError(f"data.image_size={config.data.image_size}: {error}") from error
     # A config read back from JSON has lists where models take tuples.
     options = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in config.model.options.items()}
 
@@ -140,8 +161,3 @@ def program(config: ConfigDict, task: Multiclass, layout: Layout, transform: opt
         return Program(make_model, task, transform, spec, layout)
     except ValueError as error:
         raise RunError(f"model.name / model.options: {error}") from error
-
-
-def class_counts(labels: np.ndarray, classes: Sequence[str]) -> list[int]:
-    """Images of each class."""
-    return np.bincount(labels, minlength=len(classes)).tolist()

@@ -16,7 +16,7 @@ from histojax import build, checkpoint
 from histojax.data.pipeline import LoaderSpec, eval_batches
 from histojax.data.sources import Dataset, open_dataset
 from histojax.errors import RunError
-from histojax.evaluation import metrics, predictions, results
+from histojax.evaluation import metrics, multilabel, predictions, results, terminal
 from histojax.sharding import Layout
 from histojax.step import ModelState, Program
 
@@ -63,17 +63,32 @@ def run_model(
     return Outcome(np.concatenate(probabilities)[: len(indices)], sums)
 
 
-def validation_metrics(outcome: Outcome, classes: Sequence[str]) -> dict[str, float]:
-    """Loss and metrics of the confusion matrix; F1 is that of the positive class, else the macro mean."""
+def validation_metrics(outcome: Outcome, dataset: Dataset, indices: np.ndarray) -> dict[str, float]:
+    """Loss and the task's metrics of the images at `indices`.
+
+    One class an image: of the confusion matrix; F1 is that of the positive class, else the macro mean. Several
+    labels: at thresholds of 0.5, since the chosen ones fit these very images.
+    """
+    loss = {"loss": float(outcome.sums["loss_sum"] / outcome.sums["loss_weight"])}
+    if dataset.multilabel:
+        halves = np.full(len(dataset.classes), 0.5)
+        return loss | multilabel.scores(dataset.labels[indices], outcome.probabilities, halves)
     confusion = outcome.sums["confusion"]
     f1 = metrics.f1(confusion)
-    return {
-        "loss": float(outcome.sums["loss_sum"] / outcome.sums["loss_weight"]),
+    classes = dataset.classes
+    return loss | {
         "accuracy": float(metrics.accuracy(confusion)),
         "balanced_accuracy": float(metrics.balanced_accuracy(confusion)),
         "gmean": float(metrics.gmean(confusion)),
         "f1": float(f1[..., classes.index(POSITIVE)] if POSITIVE in classes else metrics.macro(f1)),
     }
+
+
+def thresholds(outcome: Outcome, dataset: Dataset, indices: np.ndarray, rule: str) -> list[float] | None:
+    """The threshold of each label that serves the images at `indices` best; None where an image has one class."""
+    if not dataset.multilabel:
+        return None
+    return multilabel.choose_thresholds(dataset.labels[indices], outcome.probabilities, rule).tolist()
 
 
 def predict_split(
@@ -88,6 +103,7 @@ def predict_split(
             continue
         outcome = run_model(program, model, dataset, indices, spec, layout)
         rows = dataset.records.take(indices)
+        further = ("slide_id", "source_id") if dataset.multilabel else ("case_id", "subtype")
         tables.append(
             predictions.make_table(
                 rows.column("image_id"),
@@ -97,21 +113,14 @@ def predict_split(
                 split=side,
                 patient_id=rows.column("patient_id"),
                 magnification=rows.column("magnification"),
-                case_id=rows.column("case_id"),
-                subtype=rows.column("subtype"),
+                **{name: rows.column(name) for name in further},
             )
         )
     return pd.concat(tables, ignore_index=True)
 
 
 def write_results(
-    workdir: pathlib.Path,
-    table: pd.DataFrame,
-    facts: Mapping[str, Any],
-    *,
-    classes: Sequence[str],
-    resamples: int,
-    seed: int,
+    workdir: pathlib.Path, table: pd.DataFrame, facts: Mapping[str, Any], config: ConfigDict, meta: Mapping[str, Any]
 ) -> str:
     """Writes `predictions.parquet`, `.csv` and `results.json`; returns the table to print.
 
@@ -119,18 +128,23 @@ def write_results(
       workdir: where to.
       table: of predictions.
       facts: `protocol`, `split_hash`, `checkpoint_step`, `data`, … as results.json has them at the top.
-      classes: names in the order of the probabilities.
-      resamples: of the bootstrap.
-      seed: of the bootstrap.
+      config: `evaluation`, `seed`, `paper`.
+      meta: of the checkpoint: `classes`, `thresholds`.
     """
     predictions.write(table, workdir / "predictions")
-    positive = POSITIVE if POSITIVE in classes else None
-    summary = {
-        **facts,
-        "splits": results.summarise(table, positive=positive, n_resamples=resamples, seed=seed),
-    }
+    classes, cuts = meta["classes"], meta["thresholds"]
+    summary = dict(facts)
+    if cuts is not None and config.paper.label_accuracy:
+        summary["reported"] = config.paper.to_dict()
+    summary["splits"] = results.summarise(
+        table,
+        positive=POSITIVE if POSITIVE in classes else None,
+        n_resamples=config.evaluation.resamples,
+        seed=config.seed,
+        thresholds=None if cuts is None else dict(zip(classes, cuts, strict=True)),
+    )
     results.write_json(summary, workdir / "results.json")
-    return results.table(summary)
+    return terminal.table(summary)
 
 
 def restore_model(path: pathlib.Path, program: Program) -> ModelState:
@@ -141,7 +155,12 @@ def restore_model(path: pathlib.Path, program: Program) -> ModelState:
 
 
 def evaluate_checkpoint(
-    path: pathlib.Path, output: pathlib.Path | None, *, data_root: str = "", magnification: str = ""
+    path: pathlib.Path,
+    output: pathlib.Path | None,
+    *,
+    data_root: str = "",
+    magnification: str = "",
+    image_size: int = 0,
 ) -> str:
     """`--mode=eval`: rebuilds model, preprocessing and split from a checkpoint alone and evaluates it.
 
@@ -152,6 +171,7 @@ def evaluate_checkpoint(
       data_root: other images than the run's; empty: the run's. Nothing that the model was trained or selected
         on is tested: such images, their copies and other images of their groups are left out.
       magnification: another one than the run's; empty: the run's.
+      image_size: height and width of the model's input; 0: the run's.
 
     Returns:
       The table to print.
@@ -164,13 +184,16 @@ def evaluate_checkpoint(
         run = checkpoint.run_of(path)
         if run is None:
             raise RunError(f"{path} lies in no work directory: say with --workdir=DIR where results go")
-        output = run / "eval" / f"{path.parent.name}-{path.name}"
+        size = f"-{image_size}px" if image_size else ""
+        output = run / "eval" / f"{path.parent.name}-{path.name}{size}"
     meta = checkpoint.read_meta(path)
     config = ConfigDict(meta["config"])
     if data_root:
         config.data.root = str(pathlib.Path(data_root).expanduser().resolve())
     if magnification:
         config.data.magnification = magnification
+    if image_size:
+        config.data.image_size = image_size
     dataset = open_dataset(config.data, meta["classes"])
     saved = Split.from_json(meta["split"])
     split = dataset.place(saved)
@@ -182,7 +205,8 @@ def evaluate_checkpoint(
             "selected on, so nothing is left to test"
         )
     layout = Layout(1)
-    program = build.program(config, build.task(config, meta["classes"], meta["class_counts"]), layout, optax.identity())
+    task = build.task(config, meta["classes"], meta["class_counts"], meta["train_images"])
+    program = build.program(config, task, layout, optax.identity())
     model = restore_model(path, program)
     spec = build.loader_spec(config, layout, training=False)
     table = predict_split(program, model, dataset, split, sides, spec, layout)
@@ -192,16 +216,10 @@ def evaluate_checkpoint(
         protocol = f"other images than the run's; {seen} of patients seen in training left out; model: {protocol}"
     facts = result_facts(config, dataset, split, protocol, path, meta["step"])
     if not same:
-        output = output / "eval" / f"{pathlib.Path(config.data.root).name or 'synthetic'}-{config.data.magnification}"
+        names = (pathlib.Path(config.data.root).name or "synthetic", config.data.magnification)
+        output = output / "eval" / "-".join(name for name in names if name)
     output.mkdir(parents=True, exist_ok=True)
-    text = write_results(
-        output,
-        table,
-        facts,
-        classes=meta["classes"],
-        resamples=config.evaluation.resamples,
-        seed=config.seed,
-    )
+    text = write_results(output, table, facts, config, meta)
     return f"{text}\nresults.json and predictions are in {output}"
 
 
@@ -213,6 +231,7 @@ def result_facts(
         "protocol": protocol,
         "split_hash": split.hash,
         "model": config.model.name,
+        "image_size": config.data.image_size,
         "pretrained": "none: trained from random initial weights",
         "checkpoint": str(path),
         "checkpoint_step": step,

@@ -17,6 +17,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an interrupt
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "eval: evaluates a checkpoint.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "eval: a checkpoint or a work directory, if not --workdir.")
 _DATA_ROOT = flags.DEFINE_string("data_root", "", "eval: other images than the run's.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 0, "eval: another height and width of the input than the run's.")
 _MAGNIFICATION = flags.DEFINE_string("magnification", "", "eval: another magnification than the run's.")
 
 
@@ -46,12 +47,17 @@ def _run() -> None:
         raise RunError("--mode=eval needs --workdir=DIR of a run, or --checkpoint=DIR")
     if config is not None:
         raise RunError(
-            "--mode=eval takes its config from the checkpoint: drop --config; see --data_root, --magnification"
+            "--mode=eval takes its config from the checkpoint: drop --config; "
+            "see --data_root, --magnification, --image_size"
         )
     output = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None
     print(
         evaluate.evaluate_checkpoint(
-            pathlib.Path(source), output, data_root=_DATA_ROOT.value, magnification=_MAGNIFICATION.value
+            pathlib.Path(source),
+            output,
+            data_root=_DATA_ROOT.value,
+            magnification=_MAGNIFICATION.value,
+            image_size=_IMAGE_SIZE.value,
         )
     )
 

@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -12,7 +12,6 @@ import jax
 from histojax.errors import RunError
 from histojax.writer import MetricsWriter, Progress
 
-BEST_METRICS = {"loss": -1, "accuracy": 1, "balanced_accuracy": 1, "gmean": 1, "f1": 1}
 _LEAST = 1e-6  # a smaller gain is rounding
 
 
@@ -80,16 +79,17 @@ class Watch:
     """The best validation so far, and when to stop early. Its state is part of a checkpoint.
 
     Args:
-      metric: one of `BEST_METRICS`.
+      metric: one of `known`; of the loss less is better, of every other one more.
       patience: epochs without a better value after which to stop; 0: never.
+      known: what the task's validation measures.
 
     Raises:
       RunError: unknown metric.
     """
 
-    def __init__(self, metric: str, patience: int):
-        if metric not in BEST_METRICS:
-            raise RunError(f"train.best_metric='{metric}' is not one of {', '.join(BEST_METRICS)}")
+    def __init__(self, metric: str, patience: int, known: Sequence[str]):
+        if metric not in known:
+            raise RunError(f"train.best_metric='{metric}' is not one of {', '.join(known)}")
         self._metric, self._patience = metric, patience
         self._best = -math.inf
         self._best_step = 0
@@ -97,7 +97,7 @@ class Watch:
 
     def better(self, measured: dict[str, float], step: int) -> bool:
         """Whether an epoch is the best so far; an undefined value never is."""
-        value = measured[self._metric] * BEST_METRICS[self._metric]
+        value = measured[self._metric] * (-1 if self._metric == "loss" else 1)
         if value > self._best + _LEAST:
             self._best, self._best_step, self._waited = value, step, 0
             return True

@@ -1,7 +1,7 @@
 """Optimizers and schedules (optax). Knows parameters by their path, and no model.
 
-A parameter below a component named `head` or `attention` is new and belongs to the head's group; every other
-one to the backbone's, which pretrained weights fill.
+A parameter below a component named `head`, `attention`, `ldc`, `fr` or `resnet` is what a paper adds to a backbone: it
+belongs to the head's group; every other one to the backbone's, which pretrained weights fill.
 """
 
 import dataclasses
@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-_HEAD = re.compile(r"(^|/)(head|attention)(/|$)")
+_POSITION = re.compile(r"position")
+_HEAD = re.compile(r"(^|/)(head|attention|ldc|fr|resnet)(/|$)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class OptimizerSpec:
       warmup_steps: length of the warm-up.
       total_steps: length of the run.
       weight_decay: decoupled from the gradient for adamw and, times the learning rate, for sgd as well;
-        of arrays with two or more axes only, so neither biases nor norms.
+        of arrays with two or more axes only, so neither biases nor norms, and not of position tables.
       momentum: of sgd.
       beta1: of adamw.
       beta2: of adamw.
@@ -91,17 +92,17 @@ def make_optimizer(spec: OptimizerSpec) -> optax.GradientTransformation:
 
 
 def decayed(params: Any) -> Any:
-    """True for the arrays that weight decay shrinks."""
-    return jax.tree.map(lambda p: p.ndim > 1, params)
+    """True for the arrays that weight decay shrinks: kernels, not biases, norms or tables of positions."""
+    return jax.tree_util.tree_map_with_path(lambda path, p: p.ndim > 1 and not _POSITION.search(_name(path)), params)
 
 
 def in_head(params: Any) -> Any:
     """True for the arrays of the head's group."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: bool(_HEAD.search(_name(path))), params)
 
-    def belongs(path: Any, _: Any) -> bool:
-        return bool(_HEAD.search(jax.tree_util.keystr(path, simple=True, separator="/")))
 
-    return jax.tree_util.tree_map_with_path(belongs, params)
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _scale_groups(spec: OptimizerSpec) -> optax.GradientTransformation:

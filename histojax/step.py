@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 from histojax.sharding import Layout
-from histojax.tasks import Multiclass
+from histojax.tasks import Task
 
 Batch = dict[str, jax.Array]
 MakeModel = Callable[[nnx.Rngs], nnx.Module]
@@ -86,7 +86,7 @@ class Program:
     def __init__(
         self,
         make_model: MakeModel,
-        task: Multiclass,
+        task: Task,
         optimizer: optax.GradientTransformation,
         spec: StepSpec,
         layout: Layout,
@@ -151,7 +151,7 @@ class Program:
         return (images.astype(jnp.float32) / 255 - mean) / std
 
     def _train(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        images, targets = self._normalise(batch["image"]), self._task.targets(batch["label"])
+        images, targets = self._normalise(batch["image"]), self._task.targets(batch[self._task.batch_key])
         images, targets = self._mix(images, targets, jax.random.fold_in(state.key, state.step))
         weight = self._task.loss_weight(targets, batch["mask"])
 
@@ -159,7 +159,7 @@ class Program:
             def loss_fn(params: nnx.State) -> tuple[jax.Array, tuple[ModelState, jax.Array]]:
                 module = nnx.merge(self._train_graph, params, model.stats, model.rng)
                 logits = module(images)
-                right = jnp.sum((logits.argmax(-1) == targets.argmax(-1)) * mask)
+                right = self._task.right(logits, targets, mask)
                 return self._task.loss_sum(logits, targets, mask) / weight, (_split(module), right)
 
             (loss, (after, right)), grads = jax.value_and_grad(loss_fn, has_aux=True)(model.params)
@@ -193,7 +193,7 @@ class Program:
                 right + more_right,
             ), None
 
-        zero = (model, jax.tree.map(jnp.zeros_like, model.params), jnp.zeros([]), jnp.zeros([], jnp.int32))
+        zero = (model, jax.tree.map(jnp.zeros_like, model.params), jnp.zeros([]), jnp.zeros([]))
         return jax.lax.scan(body, zero, tuple(micro))[0]
 
     def _mix(self, images: jax.Array, targets: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -237,7 +237,7 @@ class Program:
     def _eval(self, model: ModelState, batch: Batch) -> dict[str, jax.Array]:
         module = nnx.merge(self._eval_graph, model.params, model.stats, model.rng)
         logits = module(self._normalise(batch["image"]))
-        sums = self._task.evaluation_sums(logits, batch["label"], batch["mask"])
+        sums = self._task.evaluation_sums(logits, batch[self._task.batch_key], batch["mask"])
         return {"probabilities": self._task.probabilities(logits), **sums}
 
 

@@ -23,7 +23,7 @@ from histojax.writer import MetricsWriter, Progress, RunFile, write_json
 _log = logging.getLogger(__name__)
 # Fields that change neither what is learned nor what it is learned from (the split's hash guards the data).
 _FREE_FIELDS = ("data.root", "data.prepared_dir", "data.threads", "data.workers", "train.log_every")
-_FREE_GROUPS = ("checkpoint.", "evaluation.", "sharding.")
+_FREE_GROUPS = ("checkpoint.", "evaluation.", "paper.", "sharding.")
 
 
 def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
@@ -58,8 +58,8 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
     total_steps = config.train.epochs * steps_per_epoch
 
     # ---- Program --------------------------------------------------------------------------------------------
-    counts = build.class_counts(dataset.labels[train_indices], dataset.classes)
-    task = build.task(config, dataset.classes, counts)
+    counts = dataset.counts(train_indices)
+    task = build.task(config, dataset.classes, counts, len(train_indices))
     transform, optimizer_spec = build.optimizer(config, steps_per_epoch)
     program = build.program(config, task, layout, transform)
     if first:
@@ -75,7 +75,8 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
         # ---- State: the last checkpoint's, or a fresh one -----------------------------------------------------
         last.discard_incomplete()
         best.discard_incomplete()
-        watch = Watch(config.train.best_metric, config.train.early_stopping)
+        watch = Watch(config.train.best_metric, config.train.early_stopping, task.METRICS)
+        thresholds = [0.5] * len(dataset.classes) if dataset.multilabel else None
         if last.steps():
             path = last.folder / str(last.steps()[-1])
             state, meta = restore(path, program)
@@ -85,6 +86,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
                     f"now {split.hash}); point data.root at the same images or use a new work directory"
                 )
             watch.restore(meta["watch"])
+            thresholds = meta["thresholds"]
         else:
             state = program.init()
         step = int(state.step)
@@ -102,6 +104,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
             "config": json.loads(config.to_json()),
             "classes": list(dataset.classes),
             "class_counts": counts,
+            "train_images": len(train_indices),
             "split": split.to_json(),
             "data": dataset.facts(split),
         }
@@ -109,7 +112,8 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
         def save(series: Checkpoints, named: dict[str, Any]) -> None:
             # The stream of batches is a function of seed and position, so its state is one number.
             position = {"next_index": step * train_spec.batch_size, "seed": train_spec.seed}
-            series.save(step, named, constants | {"step": step, "watch": watch.to_json(), "stream": position})
+            now = {"step": step, "watch": watch.to_json(), "stream": position, "thresholds": thresholds}
+            series.save(step, named, constants | now)
 
         # ---- Loop ---------------------------------------------------------------------------------------------
         progress = Progress(total_steps, step, train_spec.batch_size, first)
@@ -139,9 +143,10 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
                 if len(val_indices):
                     model = state.ema or state.model
                     outcome = evaluate.run_model(program, model, dataset, val_indices, eval_spec, layout)
-                    measured = evaluate.validation_metrics(outcome, dataset.classes)
+                    measured = evaluate.validation_metrics(outcome, dataset, val_indices)
+                    thresholds = evaluate.thresholds(outcome, dataset, val_indices, config.train.thresholds)
                     writer.write(step, {f"val/{key}": value for key, value in measured.items()})
-                    line += "".join(f"  val {key} {measured[key]:.4f}" for key in ("loss", "accuracy", "gmean"))
+                    line += "".join(f"  val {key} {measured[key]:.4f}" for key in task.METRICS[:3])
                     if watch.better(measured, step):
                         save(best, model_trees(state))
                         line += "  *"
@@ -168,15 +173,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
     table = evaluate.predict_split(program, model, dataset, split, sides, eval_spec, layout)
     if first:
         facts = evaluate.result_facts(config, dataset, split, split.protocol, path, checkpoint_step)
-        text = evaluate.write_results(
-            workdir,
-            table,
-            facts,
-            classes=dataset.classes,
-            resamples=config.evaluation.resamples,
-            seed=config.seed,
-        )
-        print(text, flush=True)
+        print(evaluate.write_results(workdir, table, facts, config, checkpoint.read_meta(path)), flush=True)
     run_file.end("finished", step)
     return True
 

@@ -194,7 +194,7 @@ def test_a_task_refuses_what_it_does_not_know(options, message):
         tasks.Multiclass(("a", "b"), (1.0, 1.0), **options)
 
 
-@pytest.mark.parametrize("name", tasks.LOSSES)
+@pytest.mark.parametrize("name", tasks.Multiclass.LOSSES)
 def test_a_task_uses_its_loss_and_validates_without_smoothing(name):
     logits, labels = batch()
     task = tasks.Multiclass(("a", "b", "c", "d"), tuple(WEIGHTS.tolist()), name, label_smoothing=0.3, focal_gamma=1.5)
@@ -222,3 +222,115 @@ def test_confusion_counts_true_in_rows_and_padding_nowhere():
 def test_class_balanced_weights_need_a_beta_between_0_and_1(beta):
     with pytest.raises(ValueError, match="class_balanced_beta"):
         losses.class_weights("class_balanced", [3, 5], beta)
+
+
+# ---- Several labels -------------------------------------------------------------------------------------------------
+
+POSITIVE_WEIGHTS = np.array([0.5, 1.0, 3.0, 7.0], np.float32)
+
+
+def label_batch(seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(0, 3, (B, K)).astype(np.float32), rng.integers(0, 2, (B, K)).astype(np.float32)
+
+
+def label_mean(logits, targets, mask, weights, *shape):
+    return losses.asymmetric(logits, targets, mask, weights, *shape) / losses.label_weight(targets, mask)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_sigmoid_cross_entropy_is_pytorchs(smoothing):
+    logits, labels = label_batch()
+    targets = losses.smooth_labels(labels, smoothing)
+    ours, gradient = jax.value_and_grad(label_mean)(logits, targets, ALL, POSITIVE_WEIGHTS)
+    x = torch.tensor(logits, requires_grad=True)
+    theirs = functional.binary_cross_entropy_with_logits(
+        x, torch.tensor(np.asarray(targets)), pos_weight=torch.tensor(POSITIVE_WEIGHTS)
+    )
+    theirs.backward()
+    np.testing.assert_allclose(ours, theirs.item(), rtol=1e-6)
+    np.testing.assert_allclose(gradient, x.grad.numpy(), rtol=1e-5, atol=1e-7)
+    assert smoothing == 0 or targets.min() == pytest.approx(0.1)
+
+
+def reference_asymmetric(logits, targets, gamma_positive, gamma_negative, margin):
+    """Equations 4 to 6 of Ridnik et al. 2021, in float64, written as they stand there."""
+    p = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    p_m = np.maximum(p - margin, 0)
+    positive = (1 - p) ** gamma_positive * np.log(p)
+    negative = p_m**gamma_negative * np.log(1 - p_m)
+    return -(targets * POSITIVE_WEIGHTS * positive + (1 - targets) * negative).mean()
+
+
+@pytest.mark.parametrize("shape", [(2.0, 2.0, 0.0), (0.0, 4.0, 0.05), (1.0, 4.0, 0.2), (0.5, 0.5, 0.0)])
+def test_focal_and_asymmetric_are_the_papers(shape):
+    logits, labels = label_batch(1)
+    ours = label_mean(logits, labels, ALL, POSITIVE_WEIGHTS, *shape)
+    np.testing.assert_allclose(ours, reference_asymmetric(logits, labels, *shape), rtol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(0.0, 0.0, 0.0), (2.0, 2.0, 0.0), (0.5, 0.5, 0.0), (0.0, 4.0, 0.05)])
+def test_saturated_logits_leave_loss_and_gradient_finite(shape):
+    logits = np.array([[200.0, -200.0, 200.0, -200.0]], np.float32)
+    labels = np.array([[1.0, 1.0, 0.0, 0.0]], np.float32)
+    loss, gradient = jax.value_and_grad(label_mean)(logits, labels, ALL[:1], POSITIVE_WEIGHTS, *shape)
+    assert np.isfinite(loss)
+    assert loss > 0
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", tasks.Multilabel.LOSSES)
+def test_padding_counts_nowhere_and_validation_is_not_smoothed(name):
+    logits, labels = label_batch(2)
+    task = tasks.Multilabel(("a", "b", "c", "d"), tuple(POSITIVE_WEIGHTS.tolist()), name, label_smoothing=0.3)
+    mask = np.array([True] * 4 + [False] * 3)
+    padded, part = (task.evaluation_sums(logits[:n], labels[:n], mask[:n]) for n in (B, 4))
+    assert padded.keys() == {"loss_sum", "loss_weight"}
+    for key in padded:
+        np.testing.assert_allclose(padded[key], part[key], rtol=1e-6)
+    assert part["loss_weight"] == 4 * K
+    np.testing.assert_allclose(task.right(logits, labels, mask), task.right(logits[:4], labels[:4], ALL[:4]))
+    shape = {"cross_entropy": (), "focal": (2.0, 2.0), "asymmetric": (0.0, 4.0, 0.05)}[name]
+    np.testing.assert_allclose(
+        part["loss_sum"], losses.asymmetric(logits[:4], labels[:4], ALL[:4], POSITIVE_WEIGHTS, *shape), rtol=1e-6
+    )
+    np.testing.assert_array_equal(task.targets(labels), losses.smooth_labels(labels, 0.3))
+
+
+def test_right_counts_an_image_by_the_share_of_its_labels():
+    task = tasks.Multilabel(("a", "b"), (1.0, 1.0))
+    logits = np.array([[1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]], np.float32)
+    labels = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]], np.float32)
+    assert float(task.right(logits, labels, np.array([True, True, True]))) == 1.5
+    np.testing.assert_allclose(task.probabilities(np.zeros((1, 2), np.float32)), [[0.5, 0.5]])
+
+
+def test_balanced_positives_weigh_as_much_as_negatives():
+    weights = losses.positive_weights("balanced", [10, 50, 80], 100)
+    np.testing.assert_allclose(weights * [10, 50, 80], [90, 50, 20], rtol=1e-6)
+    np.testing.assert_array_equal(losses.positive_weights("none", [0, 5], 5), [1, 1])
+
+
+@pytest.mark.parametrize("positives", [[0, 3], [5, 3]])
+def test_a_label_that_no_or_every_image_carries_cannot_be_balanced(positives):
+    with pytest.raises(ValueError, match="needs images with it and without"):
+        losses.positive_weights("balanced", positives, 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss_name": "hinge"}, r"loss\.name='hinge' is not one of cross_entropy, focal, asymmetric"),
+        ({"label_smoothing": 1.0}, r"loss\.label_smoothing=1\.0"),
+        ({"asymmetric": (0.0, -1.0, 0.05)}, r"loss\.asymmetric"),
+        ({"asymmetric": (0.0, 1.0, 1.0)}, r"loss\.asymmetric"),
+    ],
+)
+def test_a_multilabel_task_refuses_what_it_does_not_know(options, message):
+    with pytest.raises(ValueError, match=message):
+        tasks.Multilabel(("a", "b"), (1.0, 1.0), **options)
+
+
+def test_an_unknown_weighting_of_positives_is_refused():
+    with pytest.raises(ValueError, match="neither 'none' nor 'balanced'"):
+        losses.positive_weights("inverse", [1, 2], 5)

@@ -9,13 +9,17 @@ import jax.numpy as jnp
 import pytest
 
 from histojax.errors import RunError
-from histojax.monitoring import BEST_METRICS, Signals, Watch, Windows
+from histojax.monitoring import Signals, Watch, Windows
+from histojax.tasks import Multiclass, Multilabel
 
 # ---- The best epoch ------------------------------------------------------------------------------------------------
 
 
+METRICS = dict.fromkeys((*Multiclass.METRICS, *Multilabel.METRICS))
+
+
 def watch_over(metric, values, patience=0):
-    watch = Watch(metric, patience)
+    watch = Watch(metric, patience, METRICS)
     return watch, [watch.better({metric: value}, 10 * (i + 1)) for i, value in enumerate(values)]
 
 
@@ -24,7 +28,7 @@ def test_of_a_loss_less_is_better():
     assert better == [True, True, False, False, True]
 
 
-@pytest.mark.parametrize("metric", [name for name, sign in BEST_METRICS.items() if sign > 0])
+@pytest.mark.parametrize("metric", [name for name in METRICS if name != "loss"])
 def test_of_all_others_more_is_better(metric):
     _, better = watch_over(metric, [0.5, 0.4, 0.6, 0.6, 0.7])
     assert better == [True, False, True, False, True]
@@ -41,14 +45,14 @@ def test_an_undefined_value_is_never_the_best(metric):
     assert better == [False, True, False]
     assert watch.to_json() == {
         "metric": metric,
-        "best": 0.5 * BEST_METRICS[metric],
+        "best": -0.5 if metric == "loss" else 0.5,
         "best_step": 20,
         "waited": 1,
     }
 
 
 def test_patience_counts_the_epochs_since_the_best():
-    watch = Watch("loss", 2)
+    watch = Watch("loss", 2, METRICS)
     stopped = []
     for step, loss in enumerate([3.0, 3.5, 2.0, 2.0, 2.5, 9.0]):
         watch.better({"loss": loss}, step)
@@ -64,7 +68,7 @@ def test_without_patience_nothing_stops():
 @pytest.mark.parametrize("values", [[], [math.nan], [0.5], [0.5, 0.4, 0.3]])
 def test_a_watch_goes_on_where_its_json_says(values):
     first, _ = watch_over("accuracy", values, patience=4)
-    second = Watch("accuracy", 4)
+    second = Watch("accuracy", 4, METRICS)
     second.restore(json.loads(json.dumps(first.to_json(), allow_nan=False)))
     assert second.to_json() == first.to_json()
     for step, value in ((100, 0.45), (110, 0.6), (120, 0.1)):
@@ -73,8 +77,12 @@ def test_a_watch_goes_on_where_its_json_says(values):
 
 
 def test_an_unknown_metric_is_refused():
-    with pytest.raises(RunError, match=r"train\.best_metric='auc' is not one of loss, accuracy, balanced_accuracy"):
-        Watch("auc", 0)
+    with pytest.raises(RunError, match=r"train\.best_metric='auc' is not one of loss, accuracy, gmean"):
+        Watch("auc", 0, Multiclass.METRICS)
+    with pytest.raises(
+        RunError, match=r"train\.best_metric='gmean' is not one of loss, accuracy, mean_average_precision"
+    ):
+        Watch("gmean", 0, Multilabel.METRICS)
 
 
 # ---- Windows of steps ----------------------------------------------------------------------------------------------

@@ -112,9 +112,17 @@ def test_weight_decay_shrinks_kernels_only(name):
         np.testing.assert_array_equal(now["bias"], before["bias"])
 
 
-def test_convolutions_are_decayed_and_norms_are_not():
-    params = {"conv": {"kernel": jnp.ones((3, 3, 2, 4))}, "bn": {"scale": jnp.ones(4), "bias": jnp.ones(4)}}
-    assert decayed(params) == {"conv": {"kernel": True}, "bn": {"scale": False, "bias": False}}
+def test_convolutions_are_decayed_and_norms_and_positions_are_not():
+    params = {
+        "conv": {"kernel": jnp.ones((3, 3, 2, 4))},
+        "bn": {"scale": jnp.ones(4), "bias": jnp.ones(4)},
+        "attn": {"relative_position_bias_table": jnp.ones((9, 2))},
+    }
+    assert decayed(params) == {
+        "conv": {"kernel": True},
+        "bn": {"scale": False, "bias": False},
+        "attn": {"relative_position_bias_table": False},
+    }
 
 
 def test_the_head_is_told_by_components_of_the_path():
@@ -125,6 +133,9 @@ def test_the_head_is_told_by_components_of_the_path():
         "ahead": leaf,
         "layer4": {0: {"attention": {"kernel": leaf}, "conv1": leaf, "attention_free": leaf}},
         "attention": leaf,
+        "stages": {0: {"ldc": {"kernel": leaf}, "blocks": leaf}},
+        "fr": leaf,
+        "resnet": {0: leaf},
     }
     assert in_head(params) == {
         "head": {"dense1": {"bias": True}},
@@ -132,6 +143,9 @@ def test_the_head_is_told_by_components_of_the_path():
         "ahead": False,
         "layer4": {0: {"attention": {"kernel": True}, "conv1": False, "attention_free": False}},
         "attention": True,
+        "stages": {0: {"ldc": {"kernel": True}, "blocks": False}},
+        "fr": True,
+        "resnet": {0: True},
     }
 
 

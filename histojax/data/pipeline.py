@@ -79,7 +79,7 @@ def _decode(element: Mapping[str, Any]) -> np.ndarray:
 
 
 def _with_pixels(element: Mapping[str, Any], image: np.ndarray) -> dict[str, Any]:
-    return {"image": image} | {key: element[key] for key in ("label", "index", "mask")}
+    return {"image": image} | {key: value for key, value in element.items() if key not in ("image", "name")}
 
 
 def train_batches(
@@ -95,11 +95,14 @@ def train_batches(
       start: batches already consumed; the stream goes on behind them.
 
     Yields:
-      `image: u8 [b, s, s, 3]`, `label: i32 [b]`, `mask: bool [b]`, `index: i64 [b]`; b is this process's share.
+      `image: u8 [b, s, s, 3]`, `label: i32 [b]` or `labels: f32 [b, k]`, `mask: bool [b]`, `index: i64 [b]`; b is this
+      process's share.
 
     Raises:
-      DataError: balanced sampling of a class that has no image.
+      DataError: balanced sampling of a class that has no image, or where an image may have several labels.
     """
+    if spec.sampling == "balanced" and dataset.multilabel:
+        raise DataError("data.sampling=balanced needs one class an image; see loss.positive_weights=balanced")
     if spec.sampling == "balanced":
         by_class = [indices[dataset.labels[indices] == k] for k in range(len(dataset.classes))]
         for name, members in zip(dataset.classes, by_class, strict=True):

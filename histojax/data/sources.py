@@ -11,11 +11,13 @@ import numpy as np
 from data_pipelines.breakhis.filenames import CLASSES, DUPLICATE_SLIDES, SUBTYPES
 from data_pipelines.breakhis.scan import describe_missing
 from data_pipelines.errors import DataError
+from data_pipelines.liver_tiles.spec import TilesSpec
 from data_pipelines.prepare import Prepared, open_images, prepare
-from data_pipelines.records import Records
-from data_pipelines.splits import Member, Split, SplitSpec, make_split, place
+from data_pipelines.records import Records, label_set
+from data_pipelines.split_spec import SplitSpec
+from data_pipelines.splits import Member, Split, make_split, place
 
-_TASKS = ("binary", "subtype")
+_TASKS = {"breakhis": ("binary", "subtype"), "liver_tiles": ("multilabel",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Dataset:
     Attributes:
       prepared: where it lies and what its scan found.
       classes: names in the order of the labels.
-      labels: `int32 [n]`, positions in `classes`.
+      labels: one class an image: `int32 [n]`, positions in `classes`; any number of them: `float32 [n, k]`, 0 or 1.
     """
 
     prepared: Prepared
@@ -38,13 +40,28 @@ class Dataset:
         return self.prepared.records
 
     @property
+    def multilabel(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return self.labels.ndim == 2
+
+    @property
     def label_names(self) -> list[str]:
-        """The class name of each image."""
+        """The class name of each image; several joined by "+"."""
+        if self.multilabel:
+            return self.records.column("label").tolist()
         return [self.classes[label] for label in self.labels]
+
+    def counts(self, indices: np.ndarray) -> list[int]:
+        """Images of each class, or with each label, among those at `indices`."""
+        labels = self.labels[indices]
+        if self.multilabel:
+            return labels.sum(axis=0).astype(int).tolist()
+        return np.bincount(labels, minlength=len(self.classes)).tolist()
 
     def split(self, spec: SplitSpec) -> Split:
         """Divides the dataset anew."""
-        return make_split(self.records, self.label_names, self._members(), spec, DUPLICATE_SLIDES)
+        names = self.classes if self.multilabel else ()
+        return make_split(self.records, self.label_names, self._members(), spec, DUPLICATE_SLIDES, names)
 
     def place(self, saved: Split) -> Split:
         """Divides the dataset as an earlier run did, whatever root this one was prepared from."""
@@ -66,7 +83,9 @@ class Dataset:
             "notes": summary["notes"],
             "left_out": left_out,
         }
-        if not self.prepared.synthetic:
+        if self.multilabel:
+            facts["labels"] = dict(zip(self.classes, self.counts(np.arange(len(self.records))), strict=True))
+        elif not self.prepared.synthetic:
             facts["published_counts"] = describe_missing(summary["published"])
         return facts
 
@@ -74,12 +93,16 @@ class Dataset:
         """The facts in lines for the terminal."""
         facts = self.facts(split)
         lines = [f"data: {facts['description']}"]
+        if "labels" in facts:
+            lines.append("labels: " + ", ".join(f"{name} {count}" for name, count in facts["labels"].items()))
         if "published_counts" in facts:
             lines.append(f"published table: {facts['published_counts']}")
         lines += [f"note: {count} × {note}" for note, count in facts["notes"].items()]
         return lines + [f"skipped {name}: {reason}" for name, reason in facts["bad_images"].items()]
 
     def _members(self) -> list[Member]:
+        if self.multilabel:
+            return []
         task_label = "label" if self.classes == CLASSES else "subtype"
         return [
             Member(row["patient_id"], row["case_id"], row[task_label], row["images"])
@@ -91,22 +114,27 @@ def open_dataset(settings: Mapping[str, Any], classes: Sequence[str] = ()) -> Da
     """Prepares what is not there yet and opens it.
 
     Args:
-      settings: `pipeline, root, magnification, on_bad_image, prepared_dir, task` of `config.data`.
+      settings: `pipeline, root, magnification, on_bad_image, prepared_dir, task, tiles` of `config.data`.
       classes: those of a trained model; empty: those of the task.
 
     Raises:
       DataError: anything wrong with the data, in words; a class that the model does not know.
     """
-    task = settings["task"]
-    if task not in _TASKS:
-        raise DataError(f"data.task='{task}' is not one of {', '.join(_TASKS)}")
+    pipeline, task = settings["pipeline"], settings["task"]
+    if pipeline not in _TASKS:
+        raise DataError(f"data.pipeline='{pipeline}' is not one of {', '.join(_TASKS)}")
+    if task not in _TASKS[pipeline]:
+        raise DataError(f"data.task='{task}' is not one of {', '.join(_TASKS[pipeline])} of data.pipeline='{pipeline}'")
     prepared = prepare(
-        settings["pipeline"],
+        pipeline,
         settings["root"],
         magnification=settings["magnification"],
         on_bad_image=settings["on_bad_image"],
         directory=settings["prepared_dir"],
+        tiles=_tiles_spec(settings["tiles"]) if task == "multilabel" else None,
     )
+    if task == "multilabel":
+        return _multilabel(prepared, classes)
     names = prepared.records.column("label" if task == "binary" else "subtype").tolist()
     if classes:
         unknown = sorted(set(names) - set(classes))
@@ -124,13 +152,36 @@ def open_dataset(settings: Mapping[str, Any], classes: Sequence[str] = ()) -> Da
     return Dataset(prepared, tuple(classes), np.array([position[name] for name in names], dtype=np.int32))
 
 
+def _tiles_spec(fields: Mapping[str, Any]) -> TilesSpec:
+    # A config read back from JSON has lists where the spec has tuples.
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in fields.items()}
+    return TilesSpec(**given)
+
+
+def _multilabel(prepared: Prepared, classes: Sequence[str]) -> Dataset:
+    labels = tuple(prepared.summary["labels"])
+    if classes and set(classes) != set(labels):
+        raise DataError(
+            f"{prepared.summary['root']}: its labels are {', '.join(labels)}, those of the model {', '.join(classes)}; "
+            "a model is evaluated on the labels that it was trained for"
+        )
+    classes = tuple(classes or labels)
+    there = [set(label_set(label)) for label in prepared.records.column("label").tolist()]
+    return Dataset(prepared, classes, np.array([[name in one for name in classes] for one in there], dtype=np.float32))
+
+
+def label_key(labels: np.ndarray) -> str:
+    """The name of the truth in a batch: `label` where an image has one, `labels` where it may have several."""
+    return "labels" if labels.ndim == 2 else "label"
+
+
 class ImageSource:
-    """Random access for grain: position -> bytes, label, index, mask. Picklable; opened where it is used.
+    """Random access for grain: position -> bytes, label(s), index, mask. Picklable; opened where it is used.
 
     Args:
       directory: of the prepared dataset.
       indices: positions in the prepared dataset; -1 is padding, masked out.
-      labels: `int32 [n]` of the whole dataset.
+      labels: `int32 [n]` or `float32 [n, k]` of the whole dataset.
       names: image_id of the whole dataset, for error messages.
 
     Raises:
@@ -167,7 +218,7 @@ class ImageSource:
             ) from error
         return {
             "image": image,
-            "label": self._labels[stored],
+            label_key(self._labels): self._labels[stored],
             "index": np.int64(index),
             "mask": np.bool_(index >= 0),
             "name": self._names[stored],

@@ -10,13 +10,20 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from histojax.models import swin
 from histojax.models.dala_resnet import dala_resnet50
+from histojax.models.ldcsf import ldcsf
 from histojax.models.resnet import resnet50
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
     "resnet50": resnet50,
     "dala_resnet50": dala_resnet50,
+    "swin_tiny_patch4_window7_224": swin.swin_tiny_patch4_window7_224,
+    "ldcsf": ldcsf,
 }
+
+_SMALLEST = 32
+_IN_WINDOWS = ("swin_tiny_patch4_window7_224", "ldcsf")
 
 _COMMON = ("num_classes", "rngs", "dtype", "remat")
 
@@ -46,6 +53,18 @@ def create(
     if num_classes < 1:
         raise ValueError(f"num_classes={num_classes} is not a positive number")
     return builder(num_classes=num_classes, rngs=rngs, dtype=dtype, remat=remat, **options)
+
+
+def check_image_size(name: str, size: int) -> None:
+    """Raise ValueError, saying which sizes work, where the model `name` does not take images of size × size.
+
+    What a model would say itself once it is called, said before anything is built. Of a name that is not in `MODELS`
+    nothing is said: `create` does that.
+    """
+    if name in _IN_WINDOWS:
+        swin.check_image_size(size)
+    elif name in MODELS and size < _SMALLEST:
+        raise ValueError(f"image height and width must be at least {_SMALLEST}, not {size}")
 
 
 def _hint(word: str, known: Any) -> str:

@@ -12,14 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from histojax.models.layers import Linear, at_least_float32, global_avg_pool
+from histojax.models.layers import ChannelAttention, Linear, at_least_float32
 from histojax.models.resnet import ResNet, ResNetConfig
 
 Attention = Literal["none", "layer4", "layer4_blocks"]
 Head = Literal["linear", "dual"]
-
-# sigmoid(3) = 0.953: the features of a pretrained backbone pass almost unchanged at first.
-OPEN_GATE = 3.0
 
 
 @dataclass(frozen=True)
@@ -52,38 +49,6 @@ class DALAResNetConfig:
             raise ValueError(f"head_widths={self.head_widths} is not two positive numbers")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} is not in [0, 1)")
-
-
-class ChannelAttention(nnx.Module):
-    """y = x · sigmoid(W2 · leaky_relu(W1 · gap(x))), W1: c -> c / reduction, W2: back, both with biases.
-
-    W1 and W2 are 1×1 convolutions of a 1×1 map, written as the dense layers that they are. The kernel of W2
-    starts at zero and its bias at 3, so the gate starts at 0.953 for every input and every scale of the
-    features, which no random kernel guarantees. Zero is no dead end: W2 gets its gradient at the first step
-    already, from the random W1, and W1 gets one from the second step on. The gate is computed in float32
-    and applied in the type of `x`. (b, h, w, c) -> (b, h, w, c).
-    """
-
-    def __init__(self, channels: int, reduction: int = 16, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
-        hidden = channels // reduction
-        dtype = at_least_float32(dtype)
-        self.fc1 = Linear(channels, hidden, kernel_init=jax.nn.initializers.he_normal(), dtype=dtype, rngs=rngs)
-        self.fc2 = Linear(
-            hidden,
-            channels,
-            kernel_init=jax.nn.initializers.zeros,
-            bias_init=jax.nn.initializers.constant(OPEN_GATE),
-            dtype=dtype,
-            rngs=rngs,
-        )
-
-    def gate(self, x: jax.Array) -> jax.Array:
-        """Map (b, h, w, c) to the weights of its channels, (b, c), in (0, 1)."""
-        return jax.nn.sigmoid(self.fc2(jax.nn.leaky_relu(self.fc1(global_avg_pool(x)))))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Scale the channels of (b, h, w, c)."""
-        return x * self.gate(x)[:, None, None, :].astype(x.dtype)
 
 
 class DualActivationHead(nnx.Module):
@@ -129,7 +94,7 @@ class DALAResNet(ResNet):
         channels, num_classes = config.backbone.num_features, config.backbone.num_classes
 
         def make_attention() -> ChannelAttention:
-            return ChannelAttention(channels, config.reduction, dtype=dtype, rngs=rngs)
+            return ChannelAttention(channels, config.reduction, activation=jax.nn.leaky_relu, dtype=dtype, rngs=rngs)
 
         head = None
         if config.head == "dual":

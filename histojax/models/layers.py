@@ -7,6 +7,7 @@ The custom gradients support reverse mode only: `jax.jvp`, `jax.jacfwd` and `jax
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -19,6 +20,8 @@ Initializer = Callable[..., jax.Array]
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 SMALL_MAP = 64  # pixels
+# sigmoid(3) = 0.953: the features of a pretrained backbone pass almost unchanged at first.
+OPEN_GATE = 3.0
 
 lecun_normal = jax.nn.initializers.lecun_normal()
 he_normal_fan_out = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -27,6 +30,11 @@ he_normal_fan_out = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal
 def at_least_float32(dtype: Any) -> jnp.dtype:
     """Return `dtype`, or float32 where `dtype` is narrower: the type for statistics and logits."""
     return jnp.promote_types(dtype, jnp.float32)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x · Φ(x), exactly (Hendrycks and Gimpel 2016, arXiv 1606.08415), not the tanh approximation."""
+    return jax.nn.gelu(x, approximate=False)
 
 
 def _over_channels(v: jax.Array, ndim: int) -> jax.Array:
@@ -88,11 +96,12 @@ class Conv(nnx.Module):
 
     Parameters: `kernel` (kh, kw, i / groups, o) and, with `use_bias`, `bias` (o,).
 
-    `impl` says how an ungrouped convolution is computed: "dot" as a product of patches and kernel, "conv" as
+    `impl` says how a convolution without groups is computed: "dot" as a product of patches and kernel, "conv" as
     a convolution, "auto" by the backend found when the call is traced: on CPUs as a product where the patches
     are the input itself (1×1: twice as fast) or the output has at most `SMALL_MAP` pixels (XLA's gradient is
-    slower there, at 2×2 forty times). Parameters are the same either way. Raises ValueError for an unknown
-    `impl`.
+    slower there, at 2×2 forty times). "dot" of a depthwise convolution, and "auto" on CPUs, is a sum of shifted maps
+    times their weights: XLA's gradient takes several times as long there. Parameters are the same either way.
+    Raises ValueError for an unknown `impl`.
     """
 
     def __init__(
@@ -128,6 +137,11 @@ class Conv(nnx.Module):
             x = self._patches(x)
             y = matmul(x.reshape(-1, x.shape[-1]), kernel.reshape(-1, kernel.shape[-1]))
             y = y.reshape(*x.shape[:-1], kernel.shape[-1])
+        elif self._as_shifts():
+            wide = at_least_float32(self.dtype)
+            weights = kernel.astype(wide).reshape(-1, 1, 1, 1, kernel.shape[-1])
+            products = (tap.astype(wide) * weight for tap, weight in zip(self._taps(x), weights, strict=True))
+            y = functools.reduce(jnp.add, products).astype(self.dtype)
         else:
             y = jax.lax.conv_general_dilated(
                 x,
@@ -152,18 +166,26 @@ class Conv(nnx.Module):
         pays = self.kernel.shape[:2] == (1, 1) or height * width <= SMALL_MAP
         return self.impl == "dot" or (pays and jax.default_backend() == "cpu")
 
+    def _as_shifts(self) -> bool:
+        depthwise = self.groups > 1 and self.kernel.shape[2] == 1 and self.kernel.shape[3] == self.groups
+        return depthwise and (self.impl == "dot" or (self.impl == "auto" and jax.default_backend() == "cpu"))
+
     def _patches(self, x: jax.Array) -> jax.Array:
         """Map (b, h, w, i) to (b, h', w', kh · kw · i), channels in the kernel's order."""
+        taps = self._taps(x)
+        return taps[0] if len(taps) == 1 else jnp.concatenate(taps, axis=-1)
+
+    def _taps(self, x: jax.Array) -> list[jax.Array]:
+        """For each of the kernel's kh · kw positions, row by row, the part of the map that meets it: (b, h', w', i)."""
         height, width = self._output_size(x)
         down, right = self.strides
         if any(sum(pad) for pad in self.padding):
             x = jnp.pad(x, ((0, 0), *self.padding, (0, 0)))
-        taps = [
+        return [
             x[:, top : top + down * (height - 1) + 1 : down, left : left + right * (width - 1) + 1 : right]
             for top in range(self.kernel.shape[0])
             for left in range(self.kernel.shape[1])
         ]
-        return taps[0] if len(taps) == 1 else jnp.concatenate(taps, axis=-1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -263,6 +285,29 @@ class BatchNorm(nnx.Module):
         return y
 
 
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis (Ba et al. 2016, arXiv 1607.06450): (..., c) -> (..., c) in `dtype`.
+
+    Parameters `scale` and `bias`, both (c,) float32. Statistics are float32 (or float64) whatever `dtype` is, and the
+    variance is the mean of squared deviations, not E[x²] - E[x]²: tokens may lie far from zero.
+    """
+
+    def __init__(self, num_features: int, *, epsilon: float = 1e-5, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+        del rngs  # both start constant
+        self.scale = nnx.Param(jnp.ones((num_features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((num_features,), jnp.float32))
+        self.epsilon = epsilon
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise each (c,) of (..., c)."""
+        x = x.astype(at_least_float32(self.dtype))
+        x = x - x.mean(-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
+        x = x * _over_channels(self.scale[...], x.ndim) + _over_channels(self.bias[...], x.ndim)
+        return x.astype(self.dtype)
+
+
 def max_pool_3x3_s2(x: jax.Array) -> jax.Array:
     """Max-pool (b, h, w, c) with a 3×3 window, stride 2 and padding 1 to (b, ⌈h/2⌉, ⌈w/2⌉, c).
 
@@ -288,3 +333,44 @@ def _max_of_3_stride_2(x: jax.Array, axis: int) -> jax.Array:
 def global_avg_pool(x: jax.Array) -> jax.Array:
     """Average (b, h, w, c) over h and w in float32 (or float64) to (b, c)."""
     return x.astype(at_least_float32(x.dtype)).mean((1, 2))
+
+
+class ChannelAttention(nnx.Module):
+    """y = x · sigmoid(W2 · activation(W1 · gap(x))), W1: c -> c / reduction, W2: back, both with biases.
+
+    W1 and W2 are 1×1 convolutions of a 1×1 map, written as the dense layers that they are. The kernel of W2
+    starts at zero and its bias at 3, so the gate starts at 0.953 for every input and every scale of the
+    features, which no random kernel guarantees. Zero is no dead end: W2 gets its gradient at the first step
+    already, from the random W1, and W1 gets one from the second step on. The gate is computed in float32
+    and applied in the type of `x`. (b, h, w, c) -> (b, h, w, c).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 16,
+        *,
+        activation: Callable[[jax.Array], jax.Array] = jax.nn.leaky_relu,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        hidden = channels // reduction
+        dtype = at_least_float32(dtype)
+        self.activation = activation
+        self.fc1 = Linear(channels, hidden, kernel_init=jax.nn.initializers.he_normal(), dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(
+            hidden,
+            channels,
+            kernel_init=jax.nn.initializers.zeros,
+            bias_init=jax.nn.initializers.constant(OPEN_GATE),
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def gate(self, x: jax.Array) -> jax.Array:
+        """Map (b, h, w, c) to the weights of its channels, (b, c), in (0, 1)."""
+        return jax.nn.sigmoid(self.fc2(self.activation(self.fc1(global_avg_pool(x)))))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Scale the channels of (b, h, w, c)."""
+        return x * self.gate(x)[:, None, None, :].astype(x.dtype)

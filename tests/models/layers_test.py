@@ -86,6 +86,65 @@ def test_grouped_and_padded_convolutions_do_not_take_the_dot_path():
     assert padded(x).shape == (1, 6, 6, 2)
 
 
+@pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_depthwise_convolution_is_the_same_as_shifts_and_as_convolution(dtype, strides):
+    x = normal(0, 2, 7, 6, 5)
+    options = {"strides": strides, "padding": PAD_1, "groups": 5, "use_bias": True, "dtype": dtype, "rngs": nnx.Rngs(0)}
+    shifts, auto, conv = (layers.Conv(5, 5, (3, 3), impl=impl, **options) for impl in ("dot", "auto", "conv"))
+    for other in (shifts, auto):
+        nnx.update(other, nnx.state(conv))
+
+    def loss_and_grads(model):
+        graphdef, params = nnx.split(model, nnx.Param)
+
+        def loss_fn(p, x):
+            return jnp.sum(jnp.sin(nnx.merge(graphdef, p)(x).astype(jnp.float32)))
+
+        return jax.jit(jax.value_and_grad(loss_fn, (0, 1)))(nnx.as_pure(params), x)
+
+    def convolutions(model):
+        return str(jax.make_jaxpr(lambda x: model(x))(x)).count("conv_general_dilated")
+
+    assert [convolutions(model) for model in (shifts, auto, conv)] == [0, 0, 1]  # these tests run on CPUs
+    tolerance = 2e-5 if dtype == jnp.float32 else 0.1
+    for a, b in zip(jax.tree.leaves(loss_and_grads(shifts)), jax.tree.leaves(loss_and_grads(conv)), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_layer_norm_gradients_are_those_of_the_plain_formula_in_float64():
+    x = 3 + 2 * normal(0, 4, 5, 7, dtype=np.float64)
+    weights = normal(3, *x.shape, dtype=np.float64)
+    with jax.enable_x64(True):
+        norm = layers.LayerNorm(7, dtype=jnp.float64, rngs=nnx.Rngs(0))
+        graphdef, _ = nnx.split(norm)
+
+        def ours(x, scale, bias):
+            return nnx.merge(graphdef, nnx.State({"scale": nnx.Param(scale), "bias": nnx.Param(bias)}))(x)
+
+        def plain(x, scale, bias):
+            deviation = x - x.mean(-1, keepdims=True)
+            var = jnp.square(deviation).mean(-1, keepdims=True)
+            return deviation / jnp.sqrt(var + 1e-5) * scale[None, None] + bias[None, None]
+
+        args = x, normal(1, 7, dtype=np.float64), normal(2, 7, dtype=np.float64)
+        (y, grads), (y_plain, exact) = (value_and_grads(f, weights)(*args) for f in (ours, plain))
+        assert abs(y - y_plain) < 1e-10
+        for a, b in zip(grads, exact, strict=True):
+            assert a.dtype == jnp.float64
+            assert relative(a, b) < 1e-12
+
+
+def test_layer_norm_of_bfloat16_has_float32_statistics():
+    # Far from zero: bfloat16 statistics, or E[x²] - E[x]² in float32, would be off by more than this.
+    x = jnp.asarray(1000 + 8 * np.arange(16), jnp.bfloat16).reshape(1, 16)
+    y = layers.LayerNorm(16, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(x)
+    wide = np.asarray(x, np.float64)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype(np.float32), (wide - wide.mean()) / wide.std(), rtol=2**-8)
+
+
 def test_unknown_impl_is_refused():
     with pytest.raises(ValueError, match="impl='gemm'"):
         layers.Conv(3, 3, (1, 1), impl="gemm", rngs=nnx.Rngs(0))

@@ -1,0 +1,187 @@
+"""LDCSF (arXiv 2308.10446): a Swin module, local depth convolution, feature reconstruction and a ResNet module.
+
+The paper gives the four modules and their order; code is not published. What its abstract leaves open is marked
+"choice"; each is a field of `LDCSFConfig`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from histojax.models.layers import (
+    BatchNorm,
+    ChannelAttention,
+    Conv,
+    LayerNorm,
+    Linear,
+    at_least_float32,
+    gelu,
+    global_avg_pool,
+    lecun_normal,
+)
+from histojax.models.resnet import EXPANSION, Bottleneck
+from histojax.models.swin import SwinConfig, SwinStages
+
+Places = Literal["stages", "blocks", "none"]
+Norm = Literal["layer", "batch"]
+
+
+@dataclass(frozen=True)
+class LDCSFConfig:
+    """Parts and sizes of LDCSF.
+
+    choice: `backbone`, the first three stages of Swin-T; `stochastic_depth` 0.2 at its last block.
+    choice: `ldc` "stages", one LDC after the blocks of each stage, before the merging; "blocks": after each block.
+    choice: `ldc_norm` "layer" within the LDC; "batch".
+    choice: `fr_reduction` 16 within FR.
+    choice: `resnet_blocks` 3, width 4/3 of the Swin module's (384 -> 512), the first with stride 2.
+    `ldc="none"`, `fr=False` and `resnet=False` leave a module out; without the ResNet module a layer norm, the average
+    over the map and a linear layer follow, as in Swin.
+    Raises ValueError for a value out of range, naming the legal ones.
+    """
+
+    backbone: SwinConfig = field(default_factory=lambda: SwinConfig(depths=(2, 2, 6), heads=(3, 6, 12)))
+    ldc: Places = "stages"
+    ldc_norm: Norm = "layer"
+    fr: bool = True
+    fr_reduction: int = 16
+    resnet: bool = True
+    resnet_blocks: int = 3
+
+    def __post_init__(self) -> None:
+        for name, value, legal in (("ldc", self.ldc, get_args(Places)), ("ldc_norm", self.ldc_norm, get_args(Norm))):
+            if value not in legal:
+                raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, legal))}")
+        for name, switch in (("fr", self.fr), ("resnet", self.resnet)):
+            if not isinstance(switch, bool):
+                raise ValueError(f"{name}={switch!r} is not one of True, False")
+        if len(self.backbone.depths) > 3:
+            raise ValueError(f"depths={self.backbone.depths}: at most three stages, the ResNet module halves once more")
+        if not 1 <= self.fr_reduction <= self.backbone.num_features:
+            raise ValueError(
+                f"fr_reduction={self.fr_reduction} is not in [1, {self.backbone.num_features}], "
+                "the channels of the map that FR weighs"
+            )
+        if self.resnet_blocks < 1:
+            raise ValueError(f"resnet_blocks={self.resnet_blocks} is not a positive number")
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the map that is averaged."""
+        return self.resnet_width * EXPANSION if self.resnet else self.backbone.num_features
+
+    @property
+    def resnet_width(self) -> int:
+        """Inner channels of the bottlenecks."""
+        return max(self.backbone.num_features * 4 // 3, 1)
+
+
+class LocalDepthConv(nnx.Module):
+    """y = x + pointwise(gelu(norm(depthwise(x)))), depthwise 3×3, pointwise 1×1: (b, h, w, c) -> (b, h, w, c).
+
+    The map that attention worked on window by window is convolved as a whole, each channel by itself. The pointwise
+    layer starts at zero, so that the model starts as the Swin Transformer whose weights it was given; it gets its
+    gradient at the first step, the layers before it from the second on.
+    """
+
+    def __init__(self, channels: int, *, norm: Norm = "layer", dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+        make_norm = LayerNorm if norm == "layer" else BatchNorm
+        self.depthwise = Conv(
+            channels,
+            channels,
+            (3, 3),
+            padding=((1, 1), (1, 1)),
+            groups=channels,
+            dtype=dtype,
+            kernel_init=lecun_normal,
+            rngs=rngs,
+        )
+        self.norm = make_norm(channels, dtype=dtype, rngs=rngs)
+        self.pointwise = Linear(channels, channels, kernel_init=jax.nn.initializers.zeros, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map (b, h, w, c) to (b, h, w, c)."""
+        return x + self.pointwise(gelu(self.norm(self.depthwise(x))))
+
+
+class LDCSF(SwinStages):
+    """LDCSF: images (b, h, w, 3), already normalised, to float32 logits (b, num_classes).
+
+    Every parameter of a part that the paper adds has `ldc`, `fr`, `resnet` or `head` in its path; the rest is at the
+    same paths as in `Swin`. With `ldc="none"`, `fr=False` and `resnet=False` it is the Swin of these stages.
+    `features` is the Swin module's output, LDC included, before FR. See `SwinStages` for `remat`, which holds for
+    LDCs and bottlenecks, too, and `Swin` for the image sizes and `dtype`.
+    """
+
+    def __init__(self, config: LDCSFConfig, *, dtype: Any = jnp.float32, remat: bool = False, rngs: nnx.Rngs) -> None:
+        backbone = config.backbone
+        super().__init__(backbone, dtype=dtype, remat=remat, rngs=rngs)
+        # Block number -> place in the list, in the order of the forward pass.
+        ends = [(i, depth - 1) for i, depth in enumerate(backbone.depths)]
+        every = [(i, j) for i, depth in enumerate(backbone.depths) for j in range(depth)]
+        self.ldc_places = tuple({"stages": ends, "blocks": every, "none": []}[config.ldc])
+        self.ldc = nnx.List(
+            LocalDepthConv(backbone.width(i), norm=config.ldc_norm, dtype=dtype, rngs=rngs) for i, _ in self.ldc_places
+        )
+        channels, width, head_dtype = backbone.num_features, config.resnet_width, at_least_float32(dtype)
+        make_fr = partial(ChannelAttention, channels, config.fr_reduction, activation=gelu, dtype=dtype, rngs=rngs)
+        self.fr = make_fr() if config.fr else None
+        self.resnet = nnx.List(
+            Bottleneck(width * EXPANSION if i else channels, width, stride=1 if i else 2, dtype=dtype, rngs=rngs)
+            for i in range(config.resnet_blocks if config.resnet else 0)
+        )
+        self.norm = None if config.resnet else LayerNorm(channels, dtype=head_dtype, rngs=rngs)
+        self.head = Linear(config.num_features, backbone.num_classes, dtype=head_dtype, rngs=rngs)
+
+    def after_block(self, x: jax.Array, stage: int, block: int) -> jax.Array:
+        """Apply the LDC at this place, if there is one."""
+        if (stage, block) not in self.ldc_places:
+            return x
+        return self.run(self.ldc[self.ldc_places.index((stage, block))], x)
+
+    def reconstruct(self, features: jax.Array) -> jax.Array:
+        """Map the output of `features` through FR and the ResNet module: (b, h, w, c) -> (b, h / 2, w / 2, c')."""
+        x = features if self.fr is None else self.fr(features)
+        for block in self.resnet:
+            x = self.run(block, x)
+        return x
+
+    def classify(self, features: jax.Array) -> jax.Array:
+        """Map the output of `features` to float32 logits (b, num_classes)."""
+        x = self.reconstruct(features)
+        return self.head(global_avg_pool(x if self.norm is None else self.norm(x)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map images (b, h, w, 3) to float32 logits (b, num_classes)."""
+        return self.classify(self.features(x))
+
+
+def ldcsf(
+    *,
+    num_classes: int,
+    rngs: nnx.Rngs,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+    embed_dim: int = 96,
+    depths: tuple[int, ...] = (2, 2, 6),
+    heads: tuple[int, ...] = (3, 6, 12),
+    window: int = 7,
+    mlp_ratio: float = 4.0,
+    stochastic_depth: float = 0.2,
+    ldc: Places = "stages",
+    ldc_norm: Norm = "layer",
+    fr: bool = True,
+    fr_reduction: int = 16,
+    resnet: bool = True,
+    resnet_blocks: int = 3,
+) -> LDCSF:
+    """Build LDCSF; see `LDCSFConfig` and `SwinConfig` for the options and what they raise."""
+    backbone = SwinConfig(embed_dim, depths, heads, window, mlp_ratio, stochastic_depth, num_classes)
+    config = LDCSFConfig(backbone, ldc, ldc_norm, fr, fr_reduction, resnet, resnet_blocks)
+    return LDCSF(config, dtype=dtype, remat=remat, rngs=rngs)

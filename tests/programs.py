@@ -1,0 +1,77 @@
+"""The program as a process: starting it, stopping it, and reading what it left."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pandas as pd
+
+from tests.conftest import ROOT
+
+
+def run(words: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+def run_until(words: list[str], reached: Callable[[], bool], how: signal.Signals) -> tuple[int, str]:
+    """Starts a program and sends it a signal as soon as `reached` says so; exit code and standard error."""
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        deadline = time.monotonic() + 300
+        while not reached():
+            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            assert time.monotonic() < deadline, "the moment to interrupt never came"
+            time.sleep(0.002)
+        process.send_signal(how)
+        _, error = process.communicate(timeout=120)
+        return process.returncode, error
+
+
+def last_logged_step(workdir: pathlib.Path) -> int:
+    try:
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        return json.loads(lines[-1])["step"] if lines else 0
+    except (OSError, json.JSONDecodeError):
+        return 0
+
+
+def arrays(workdir: pathlib.Path, series: str) -> dict[str, np.ndarray]:
+    """All arrays of the newest checkpoint of a series, by path."""
+    newest = max(
+        (p for p in (workdir / "checkpoints" / series).iterdir() if p.name.isdigit()), key=lambda p: int(p.name)
+    )
+    found = {}
+    for item in ("model", "train") if series == "last" else ("model",):
+        with ocp.PyTreeCheckpointer() as reader:
+            tree = reader.restore(newest / item)
+        for path, leaf in ocp.utils.to_flat_dict(tree, sep="/").items():
+            is_key = jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
+            found[f"{newest.name}/{item}/{path}"] = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+    return found
+
+
+def assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
+    """Two work directories hold bitwise the same checkpoints, the same curves and the same predictions."""
+    for series in ("last", "best"):
+        theirs, ours = arrays(one, series), arrays(other, series)
+        assert len(theirs) > 100
+        assert theirs.keys() == ours.keys()
+        for path, value in theirs.items():
+            assert value.tobytes() == ours[path].tobytes(), path
+    strip = ("train/images_per_second",)
+    curves = [
+        [
+            {k: v for k, v in json.loads(line).items() if k not in strip}
+            for line in (run_ / "metrics.jsonl").read_text().splitlines()
+        ]
+        for run_ in (one, other)
+    ]
+    assert curves[0] == curves[1]
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(one / "predictions.parquet"), pd.read_parquet(other / "predictions.parquet")
+    )
