@@ -95,13 +95,16 @@ def prepare(
         _log.info("preparing %s from %s in %s", pipeline, folder, target)
         _build(builder, folder)
     records_file = target / _RECORDS_FILE
-    if not records_file.exists():
-        Records(_stored_records(target)).write_csv(records_file)
+    try:
+        records = Records.read_csv(records_file)
+    except (OSError, DataError):  # not written yet, by an earlier version, or damaged: it is all in the dataset
+        records = Records(_stored_records(target))
+        records.write_csv(records_file)
     summary = json.loads(builder.info.metadata["scan"])
     marker = (folder / MARKER).is_file()
     if marker:
         kind = "SYNTHETIC H&E-like images (computer-made, no diagnosis)"
-    return Prepared(target, Records.read_csv(records_file), summary, marker, kind + suffix)
+    return Prepared(target, records, summary, marker, kind + suffix)
 
 
 # Importing TFDS takes seconds: only whoever prepares or opens a dataset pays for it.

@@ -97,13 +97,10 @@ class Records:
             reader = csv.reader(file)
             header = next(reader, [])
             if tuple(header) != FIELDS:
-                raise DataError(f"{path}: columns {header}, expected {list(FIELDS)}; delete the folder to prepare anew")
+                raise DataError(f"{path}: columns {header}, expected {list(FIELDS)}")
             rows = []
             for row in reader:
                 if len(row) != len(FIELDS):
-                    raise DataError(
-                        f"{path}, line {reader.line_num}: {len(row)} cells where {len(FIELDS)} are expected; "
-                        "delete the folder to prepare anew"
-                    )
+                    raise DataError(f"{path}, line {reader.line_num}: {len(row)} cells, expected {len(FIELDS)}")
                 rows.append(Record(*row))
             return cls(rows)

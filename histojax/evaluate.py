@@ -134,7 +134,7 @@ def write_results(
     predictions.write(table, workdir / "predictions")
     classes, cuts = meta["classes"], meta["thresholds"]
     summary = dict(facts)
-    if cuts is not None and config.paper.label_accuracy:
+    if cuts is not None and set(config.paper.label_accuracy) == set(classes):  # else it is another question
         summary["reported"] = config.paper.to_dict()
     summary["splits"] = results.summarise(
         table,

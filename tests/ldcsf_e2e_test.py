@@ -149,3 +149,4 @@ def test_real_images_with_masks_need_nothing_but_their_root(tmp_path: pathlib.Pa
     assert list(found["splits"]["test"]["labels"]) == ["tumor", "stroma", "normal"]
     assert found["protocol"].startswith("source-image-disjoint")
     assert found["splits"]["test"]["resampled"] == "source image"
+    assert "reported" not in found, "the paper says nothing of these labels"

@@ -47,7 +47,7 @@ def undefined_warnings(split: str, figures: dict[Key, bootstrap.Figure]) -> list
     if share < 0.01:
         return []
     return [
-        f"split '{split}': a class is missing from up to {share:.1%} of the resamples; "
+        f"split '{split}': a class or label is missing from up to {share:.1%} of the resamples; "
         "intervals of the metrics that need it leave those out"
     ]
 

@@ -123,11 +123,16 @@ def test_a_deleted_table_is_rebuilt(root: pathlib.Path, base: str) -> None:
     assert table.read_bytes() == content
 
 
-def test_a_table_with_other_columns_is_refused(root: pathlib.Path, base: str) -> None:
-    table = prepare("breakhis", str(root), magnification="100X", directory=base).directory / "records.csv"
-    table.write_text("image_id,label\n")
-    with pytest.raises(DataError, match=r"records\.csv: columns .* delete the folder to prepare anew"):
-        prepare("breakhis", str(root), magnification="100X", directory=base)
+@pytest.mark.parametrize("content", ["image_id,label\n", "", None])
+def test_a_table_of_an_earlier_version_or_a_damaged_one_is_rebuilt(
+    root: pathlib.Path, base: str, content: str | None
+) -> None:
+    first = prepare("breakhis", str(root), magnification="100X", directory=base)
+    table = first.directory / "records.csv"
+    good = table.read_text()
+    table.write_text(good[:-30] if content is None else content)
+    assert list(prepare("breakhis", str(root), magnification="100X", directory=base).records) == list(first.records)
+    assert table.read_text() == good
 
 
 def test_an_archive_is_prepared_as_its_extracted_tree(root: pathlib.Path, base: str, tmp_path: pathlib.Path) -> None:
