@@ -192,7 +192,7 @@ def test_a_checkpoint_of_another_model_names_what_differs(finished: pathlib.Path
     config = ConfigDict(json.loads((finished / "config.json").read_text()))
     config.model.name, config.model.options = "resnet50", ConfigDict()
     layout = Layout(1)
-    task = build.task(config, ("benign", "malignant"), (1, 1))
+    task = build.task(config, ("benign", "malignant"), (1, 1), 2)
     program = build.program(config, task, layout, optax.identity())
     with pytest.raises(CheckpointError) as caught:
         evaluate.restore_model(find(finished), program)
