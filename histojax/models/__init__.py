@@ -12,12 +12,20 @@ from flax import nnx
 
 from histojax.models import swin
 from histojax.models.dala_resnet import dala_resnet50
+from histojax.models.densenet import densenet121
 from histojax.models.ldcsf import ldcsf
 from histojax.models.resnet import resnet50
+from histojax.models.seresnet import seresnet50
+from histojax.models.vgg import vgg16, vgg16_bn, vgg16_inception
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
     "resnet50": resnet50,
     "dala_resnet50": dala_resnet50,
+    "seresnet50": seresnet50,
+    "densenet121": densenet121,
+    "vgg16": vgg16,
+    "vgg16_bn": vgg16_bn,
+    "vgg16_inception": vgg16_inception,
     "swin_tiny_patch4_window7_224": swin.swin_tiny_patch4_window7_224,
     "ldcsf": ldcsf,
 }

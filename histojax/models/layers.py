@@ -336,7 +336,7 @@ def global_avg_pool(x: jax.Array) -> jax.Array:
 
 
 class ChannelAttention(nnx.Module):
-    """y = x · sigmoid(W2 · activation(W1 · gap(x))), W1: c -> c / reduction, W2: back, both with biases.
+    """y = x · sigmoid(W2 · activation(W1 · gap(x))), W1: c -> c / reduction (or `hidden`), W2: back, with biases.
 
     W1 and W2 are 1×1 convolutions of a 1×1 map, written as the dense layers that they are. The kernel of W2
     starts at zero and its bias at 3, so the gate starts at 0.953 for every input and every scale of the
@@ -350,11 +350,12 @@ class ChannelAttention(nnx.Module):
         channels: int,
         reduction: int = 16,
         *,
+        hidden: int | None = None,
         activation: Callable[[jax.Array], jax.Array] = jax.nn.leaky_relu,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        hidden = channels // reduction
+        hidden = channels // reduction if hidden is None else hidden
         dtype = at_least_float32(dtype)
         self.activation = activation
         self.fc1 = Linear(channels, hidden, kernel_init=jax.nn.initializers.he_normal(), dtype=dtype, rngs=rngs)

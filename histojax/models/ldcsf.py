@@ -145,12 +145,26 @@ class LDCSF(SwinStages):
             return x
         return self.run(self.ldc[self.ldc_places.index((stage, block))], x)
 
+    def feature_maps(self, x: jax.Array) -> dict[str, jax.Array]:
+        """Map images (b, h, w, 3) to the outputs of the stages, LDC included, of FR (`fr`) and of the ResNet module.
+
+        A module that the model does not have has no map. Raises ValueError where h or w is no multiple of 32.
+        """
+        maps = super().feature_maps(x)
+        return maps | self._rebuilt(maps[f"stage{len(self.stages)}"])
+
+    def _rebuilt(self, features: jax.Array) -> dict[str, jax.Array]:
+        """Map the output of `features` to those of FR, (b, h, w, c), and the ResNet module, (b, h / 2, w / 2, c')."""
+        maps, x = {}, features
+        if self.fr is not None:
+            maps["fr"] = x = self.fr(x)
+        for block in self.resnet:
+            maps["resnet"] = x = self.run(block, x)
+        return maps
+
     def reconstruct(self, features: jax.Array) -> jax.Array:
         """Map the output of `features` through FR and the ResNet module: (b, h, w, c) -> (b, h / 2, w / 2, c')."""
-        x = features if self.fr is None else self.fr(features)
-        for block in self.resnet:
-            x = self.run(block, x)
-        return x
+        return next(reversed(self._rebuilt(features).values()), features)
 
     def classify(self, features: jax.Array) -> jax.Array:
         """Map the output of `features` to float32 logits (b, num_classes)."""

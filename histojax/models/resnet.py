@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -113,10 +114,10 @@ class ResNet(nnx.Module):
     """Bottleneck ResNet: images (b, h, w, 3), already normalised, to float32 logits (b, num_classes).
 
     `head` maps the pooled features (b, c) to logits; it defaults to one linear layer. `layer4_attention`
-    makes the attention module of each block of the last stage. `remat` recomputes each block in the
-    backward pass instead of storing its activations. The head computes in float32 whatever `dtype` is,
-    because it costs nothing and bfloat16 logits carry three digits; with `dtype=float64` it computes and
-    returns float64.
+    makes the attention module of each block of the last stage, `attention` that of each block of the
+    other stages, or of all, from its channels. `remat` recomputes each block in the backward pass instead
+    of storing its activations. The head computes in float32 whatever `dtype` is, because it costs nothing
+    and bfloat16 logits carry three digits; with `dtype=float64` it computes and returns float64.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class ResNet(nnx.Module):
         *,
         head: nnx.Module | None = None,
         layer4_attention: Callable[[], nnx.Module] | None = None,
+        attention: Callable[[int], nnx.Module] | None = None,
         dtype: Any = jnp.float32,
         remat: bool = False,
         rngs: nnx.Rngs,
@@ -138,6 +140,8 @@ class ResNet(nnx.Module):
         def stage(index: int, make_attention: Callable[[], nnx.Module] | None = None) -> nnx.List:
             nonlocal in_features
             features = config.width * 2**index
+            if make_attention is None and attention is not None:
+                make_attention = partial(attention, features * EXPANSION)
             blocks = []
             for i in range(config.stage_sizes[index]):
                 blocks.append(
@@ -163,13 +167,22 @@ class ResNet(nnx.Module):
             head = Linear(config.num_features, config.num_classes, dtype=head_dtype, rngs=rngs)
         self.head = head
 
-    def features(self, x: jax.Array) -> jax.Array:
-        """Map images (b, h, w, 3) to the output of `layer4`, (b, h / 32, w / 32, 32 · width)."""
+    def feature_maps(self, x: jax.Array) -> dict[str, jax.Array]:
+        """Map images (b, h, w, 3) to the outputs of `layer1` … `layer4`, by these names and in this order.
+
+        That of layer i is (b, h / 2ⁱ⁺¹, w / 2ⁱ⁺¹, 4 · width · 2ⁱ⁻¹), sizes rounded up.
+        """
         x = max_pool_3x3_s2(jax.nn.relu(self.bn1(self.conv1(x))))
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+        maps = {}
+        for index, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)):
             for block in stage:
                 x = _rematerialised(block, x) if self.remat else block(x)
-        return x
+            maps[f"layer{index + 1}"] = x
+        return maps
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """Map images (b, h, w, 3) to the output of `layer4`, (b, h / 32, w / 32, 32 · width)."""
+        return self.feature_maps(x)["layer4"]
 
     def classify(self, features: jax.Array) -> jax.Array:
         """Map the output of `features` to float32 logits (b, num_classes)."""

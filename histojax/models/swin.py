@@ -302,20 +302,30 @@ class SwinStages(nnx.Module):
         del stage, block
         return x
 
+    def feature_maps(self, x: jax.Array) -> dict[str, jax.Array]:
+        """Map images (b, h, w, 3) to the outputs of the stages, `stage1` … , by these names and in this order.
+
+        The first is (b, h / 4, w / 4, embed_dim); each further one has half the height and width, twice the channels.
+        Raises ValueError where h or w is no multiple of 32.
+        """
+        check_image_size(*x.shape[1:3])
+        x = self.patch_embed(x)
+        maps = {}
+        for i, stage in enumerate(self.stages):
+            if i:
+                x = self.merges[i - 1](x)
+            for j, block in enumerate(stage):
+                x = self.after_block(self.run(block, x), i, j)
+            maps[f"stage{i + 1}"] = x
+        return maps
+
     def features(self, x: jax.Array) -> jax.Array:
         """Map images (b, h, w, 3) to the last stage's output, before any norm: (b, h / 32, w / 32, 8 · embed_dim).
 
         So with four stages; with three (b, h / 16, w / 16, 4 · embed_dim).
         Raises ValueError where h or w is no multiple of 32.
         """
-        check_image_size(*x.shape[1:3])
-        x = self.patch_embed(x)
-        for i, stage in enumerate(self.stages):
-            if i:
-                x = self.merges[i - 1](x)
-            for j, block in enumerate(stage):
-                x = self.after_block(self.run(block, x), i, j)
-        return x
+        return SwinStages.feature_maps(self, x)[f"stage{len(self.stages)}"]
 
 
 class Swin(SwinStages):
