@@ -55,6 +55,7 @@ def base() -> ConfigDict:
     config.model = model = ConfigDict()
     model.name = "resnet50"
     model.options = ConfigDict()  # of that model: see histojax/models
+    model.pretrained = ""  # file of weights, or hf:OWNER/NAME; parts that it lacks start at random
     model.dtype = "float32"  # of the computation; parameters and statistics are float32
     model.remat = False
 
@@ -98,7 +99,11 @@ def base() -> ConfigDict:
 
     config.paper = paper = ConfigDict()  # what a paper reports, printed beside the results; changes nothing
     paper.source = ""
+    paper.accuracy = ConfigDict()  # of each model
     paper.label_accuracy = ConfigDict()  # of each label
+
+    config.compare = compare = ConfigDict()
+    compare.models = ()  # that `histojax compare` trains, one after another; no run looks at it
 
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.every_epochs = 1

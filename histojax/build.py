@@ -1,6 +1,7 @@
 """From a config to the objects that it describes: the one place where fields meet constructors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -119,6 +120,11 @@ def optimizer(config: ConfigDict, steps_per_epoch: int) -> tuple[optax.GradientT
         raise RunError(str(error)) from error
 
 
+def model_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`config.model.options` as models take them: a config read back from JSON has lists instead of tuples."""
+    return {name: tuple(value) if isinstance(value, list | tuple) else value for name, value in options.items()}
+
+
 def program(config: ConfigDict, task: Task, layout: Layout, transform: optax.GradientTransformation) -> Program:
     """The compiled functions of a run.
 
@@ -135,8 +141,7 @@ def program(config: ConfigDict, task: Task, layout: Layout, transform: optax.Gra
         models.check_image_size(config.model.name, config.data.image_size)
     except ValueError as error:
         raise RunError(f"data.image_size={config.data.image_size}: {error}") from error
-    # A config read back from JSON has lists where models take tuples.
-    options = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in config.model.options.items()}
+    options = model_options(config.model.options)
 
     def make_model(rngs: nnx.Rngs) -> nnx.Module:
         return models.create(

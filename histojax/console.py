@@ -42,4 +42,10 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
     except flags.Error as error:
-        sys.exit(f"error: {error}\nSee python -m histojax.main --help, and configs/common.py for the config's fields.")
+        # Of an error inside a config file absl shows the whole traceback; its last line says what is wrong.
+        message = str(error).strip()
+        if "Traceback" in message:
+            message = message.splitlines()[-1].removeprefix("ValueError: ")
+        sys.exit(
+            f"error: {message}\nSee python -m histojax.main --help, and configs/common.py for the config's fields."
+        )

@@ -214,7 +214,7 @@ def evaluate_checkpoint(
     if not same:
         seen = len(dataset.records) - len(split.indices("test"))
         protocol = f"other images than the run's; {seen} of patients seen in training left out; model: {protocol}"
-    facts = result_facts(config, dataset, split, protocol, path, meta["step"])
+    facts = result_facts(config, dataset, split, protocol, path, meta)
     if not same:
         names = (pathlib.Path(config.data.root).name or "synthetic", config.data.magnification)
         output = output / "eval" / "-".join(name for name in names if name)
@@ -224,16 +224,21 @@ def evaluate_checkpoint(
 
 
 def result_facts(
-    config: ConfigDict, dataset: Dataset, split: Split, protocol: str, path: pathlib.Path, step: int
+    config: ConfigDict,
+    dataset: Dataset,
+    split: Split,
+    protocol: str,
+    path: pathlib.Path,
+    meta: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The head of results.json."""
+    """The head of results.json; `path` and `meta` are the checkpoint's."""
     return {
         "protocol": protocol,
         "split_hash": split.hash,
         "model": config.model.name,
         "image_size": config.data.image_size,
-        "pretrained": "none: trained from random initial weights",
+        "pretrained": meta["pretrained"] or "none: trained from random initial weights",
         "checkpoint": str(path),
-        "checkpoint_step": step,
+        "checkpoint_step": meta["step"],
         "data": dataset.facts(split) | {"split_warnings": list(split.warnings)},
     }

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from histojax import build, checkpoint, evaluate
+from histojax import build, checkpoint, evaluate, pretrained
 from histojax.checkpoint import BEST, LAST, Checkpoints
 from histojax.data.pipeline import train_batches
 from histojax.data.sources import open_dataset
@@ -23,7 +23,7 @@ from histojax.writer import MetricsWriter, Progress, RunFile, write_json
 _log = logging.getLogger(__name__)
 # Fields that change neither what is learned nor what it is learned from (the split's hash guards the data).
 _FREE_FIELDS = ("data.root", "data.prepared_dir", "data.threads", "data.workers", "train.log_every")
-_FREE_GROUPS = ("checkpoint.", "evaluation.", "paper.", "sharding.")
+_FREE_GROUPS = ("checkpoint.", "compare.", "evaluation.", "paper.", "sharding.")
 
 
 def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
@@ -42,8 +42,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
     # ---- Work directory -------------------------------------------------------------------------------------
     first = jax.process_index() == 0
     workdir = workdir.expanduser().absolute()
-    if config.data.root:  # so that the checkpoint finds the images from any folder
-        config.data.root = str(pathlib.Path(config.data.root).expanduser().resolve())
+    make_root_absolute(config)
     check_config(workdir, config)
 
     # ---- Data -----------------------------------------------------------------------------------------------
@@ -86,9 +85,11 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
                     f"now {split.hash}); point data.root at the same images or use a new work directory"
                 )
             watch.restore(meta["watch"])
-            thresholds = meta["thresholds"]
+            thresholds, origin = meta["thresholds"], meta["pretrained"]
         else:
-            state = program.init()
+            state, origin = program.init(), ""
+            if config.model.pretrained:
+                state, origin = pretrained.fill(state, config.model.name, config.model.pretrained)
         step = int(state.step)
 
         data_note = dataset.prepared.description if dataset.prepared.synthetic else ""
@@ -105,6 +106,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
             "classes": list(dataset.classes),
             "class_counts": counts,
             "train_images": len(train_indices),
+            "pretrained": origin,
             "split": split.to_json(),
             "data": dataset.facts(split),
         }
@@ -167,15 +169,21 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
 
     # ---- Evaluation of the best checkpoint ------------------------------------------------------------------------
     path = checkpoint.find(workdir)
-    checkpoint_step = int(path.name)
     model = evaluate.restore_model(path, program)
     sides = ("val", "test") if len(val_indices) else ("test",)
     table = evaluate.predict_split(program, model, dataset, split, sides, eval_spec, layout)
     if first:
-        facts = evaluate.result_facts(config, dataset, split, split.protocol, path, checkpoint_step)
-        print(evaluate.write_results(workdir, table, facts, config, checkpoint.read_meta(path)), flush=True)
+        meta = checkpoint.read_meta(path)
+        facts = evaluate.result_facts(config, dataset, split, split.protocol, path, meta)
+        print(evaluate.write_results(workdir, table, facts, config, meta), flush=True)
     run_file.end("finished", step)
     return True
+
+
+def make_root_absolute(config: ConfigDict) -> None:
+    """So that a checkpoint finds its images from any folder."""
+    if config.data.root:
+        config.data.root = str(pathlib.Path(config.data.root).expanduser().resolve())
 
 
 def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:

@@ -13,7 +13,7 @@ FILES = sorted(p for room in ("histojax", "data_pipelines", "configs") for p in 
 _LEAVES = {"histojax.errors", "histojax.files"}  # import the standard library only; everybody may import them
 _FOREIGN = {"jax", "flax", "optax", "orbax", "grain", "PIL", "tensorflow_datasets", "ml_collections", "absl", "cv2"}
 _FOREIGN |= {"numpy", "pandas", "pyarrow", "tensorboardX", "tensorflow", "torch", "tqdm", "sklearn", "matplotlib"}
-_FOREIGN |= {"jinja2"}
+_FOREIGN |= {"jinja2", "ml_dtypes", "safetensors"}
 
 # Room -> what it may import of ours (besides itself and the leaves), and of others.
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
@@ -22,6 +22,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "configs": (set(), {"ml_collections"}),
     "data_pipelines": (set(), {"tensorflow_datasets", "numpy", "cv2", "PIL", "pyarrow"}),
     "histojax.models": (set(), {"jax", "flax", "numpy"}),
+    "histojax.weights": (set(), {"numpy", "ml_dtypes", "safetensors"}),
     "histojax.evaluation": (set(), {"numpy", "pandas", "pyarrow", "sklearn", "matplotlib", "jinja2"}),
     "histojax.data": ({"data_pipelines"}, {"numpy", "grain", "cv2", "absl"}),
     "histojax.losses": (set(), {"jax", "numpy"}),
@@ -76,11 +77,11 @@ def test_a_file_imports_what_its_room_may(path: pathlib.Path) -> None:
 def test_one_file_each_for_orbax_mesh_axes_and_tensorflow() -> None:
     using = {
         word: {module_of(path) for path in FILES if word in path.read_text()}
-        for word in ("import orbax", "AxisType", "PartitionSpec", "import torch", "import tensorflow\n")
+        for word in ("import orbax", "AxisType", "PartitionSpec", "import torch\n", "import tensorflow\n")
     }
     assert using["import orbax"] == {"histojax.checkpoint"}
     assert using["AxisType"] == using["PartitionSpec"] == {"histojax.sharding"}
-    assert not using["import torch"]
+    assert not using["import torch\n"]
     assert not using["import tensorflow\n"]
 
 

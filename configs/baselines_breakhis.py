@@ -1,0 +1,66 @@
+"""The models that DALAResNet50's paper (arXiv 2308.13150) compares with, on BreakHis under one protocol.
+
+Of the paper's nine, ViT and DINOv2 are not here yet.
+
+One of them (`MODEL` is one of `MODELS`; the default is resnet50):
+
+    python -m histojax.main --config configs/baselines_breakhis.py:MODEL --workdir runs/MODEL --config.data.root=PATH
+
+All of them, one after another, and the table of the paper:
+
+    histojax compare --config configs/baselines_breakhis.py --workdir runs/compare --config.data.root=PATH
+
+Stated by the paper's abstract: the models, BreakHis, accuracy, precision, recall, F1, GMean and IBA, and for
+DALAResNet50 the accuracies 98.5, 98.7, 97.9 and 94.3 % at 40X, 100X, 200X and 400X. Its protocol is not stated, and
+neither are the others' figures. One protocol here means: the same images, split, augmentation, loss, schedule, batch
+and number of epochs; the learning rate alone goes by the kind of network (`_RATES`), because one that trains a ResNet
+from random weights trains no transformer. `MODEL,smoke` and `:smoke` shrink it to a laptop: 64×64, one epoch, the
+embedded synthetic images.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+MODELS = (
+    "dala_resnet50",
+    "resnet50",
+    "seresnet50",
+    "densenet121",
+    "vgg16",
+    "vgg16_inception",
+    "swin_tiny_patch4_window7_224",
+)
+# Of networks without batch norm, which at the others' 1e-3 stay where they are.
+_RATES = {"vgg16": 1e-4, "vgg16_inception": 1e-4, "swin_tiny_patch4_window7_224": 3e-4}
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The experiment; `variant` is empty or a model, `smoke`, or both, separated by a comma."""
+    parts = [part for part in variant.split(",") if part]
+    names = [part for part in parts if part != "smoke"]
+    for name in names:
+        if name not in MODELS:
+            raise ValueError(f"unknown variant ':{name}' of this config; there are smoke, {', '.join(MODELS)}")
+    if len(names) > 1:
+        raise ValueError(f"the variants {', '.join(names)} of this config exclude each other")
+    config = common.base()
+    config.model.name = names[0] if names else "resnet50"
+    config.optimizer.learning_rate = _RATES.get(config.model.name, 1e-3)
+    config.data.augment.crop_scale = 0.6
+    config.data.augment.colour_jitter = 0.1
+    config.data.augment.stain_jitter = 0.05
+    config.loss.class_weights = "inverse"
+    config.optimizer.clip_norm = 1.0
+    config.compare.models = MODELS
+    config.paper.source = "arXiv 2308.13150, protocol not stated"
+    reported = {"40X": 0.985, "100X": 0.987, "200X": 0.979, "400X": 0.943}  # of DALAResNet50
+    config.paper.accuracy = ConfigDict({"dala_resnet50": ConfigDict(reported)})
+    if "smoke" in parts:
+        config.data.image_size = 64
+        config.train.batch_size = 16
+        config.train.epochs = 1
+        config.data.augment.crop_scale = 0.8
+        config.sharding.cpu_devices = 1
+        config.evaluation.resamples = 500
+    return config

@@ -1,0 +1,114 @@
+"""`histojax VERB …`: what is done with models besides one training run, which is `python -m histojax.main`."""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+from histojax import console
+
+_HELP = """histojax VERB …
+
+  models                                     the models: parameters, FLOPs, feature maps, weights
+  convert --model NAME --weights FILE --output DIR
+                                             another program's weights, by our names (--naming, --num_classes)
+  convert --checkpoint RUN --to safetensors --output DIR
+                                             a trained model, by names of torchvision or timm (--naming)
+  compare --config FILE[:smoke] --workdir D  trains several models under one protocol and prints one table
+                                             (--models a,b: only these; --config.a.b=…: fields, as in training)
+
+One run: python -m histojax.main --config FILE --workdir D"""
+
+
+def main() -> None:
+    """Runs the verb; whatever a user can mend is told in words, with exit code 1."""
+    verbs: dict[str, Callable[[list[str]], None]] = {"models": _models, "convert": _convert, "compare": _compare}
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_HELP)
+        return
+    if words[0] not in verbs:
+        sys.exit(f"error: unknown verb '{words[0]}'; there are {', '.join(verbs)}\n\n{_HELP}")
+    verbs[words[0]](words[1:])
+
+
+def _models(words: list[str]) -> None:
+    if words:
+        sys.exit(f"error: histojax models takes no arguments, not {' '.join(words)}")
+    from histojax import catalogue
+
+    print(catalogue.table())
+
+
+def _convert(words: list[str]) -> None:
+    parser = argparse.ArgumentParser("histojax convert", description="Weights in, by --weights; out, by --checkpoint.")
+    parser.add_argument("--model", help="of the file given by --weights: a name that `histojax models` lists")
+    parser.add_argument("--weights", help="a file (.safetensors, .npz, .pth, .pt, .bin, .ckpt) or hf:OWNER/NAME")
+    parser.add_argument(
+        "--num_classes", type=int, default=1000, help="of the model; another number than the file's: no head"
+    )
+    parser.add_argument("--checkpoint", type=pathlib.Path, help="a work directory or a checkpoint")
+    parser.add_argument("--to", choices=["safetensors"], default="safetensors")
+    parser.add_argument("--naming", default="", help="of the file that is written")
+    parser.add_argument(
+        "--output", type=pathlib.Path, required=True, help="folder for model.safetensors and config.json"
+    )
+    given = parser.parse_args(words)
+    if (given.checkpoint is None) == (given.weights is None) or (given.weights is not None) != (
+        given.model is not None
+    ):
+        parser.error("give either --model and --weights, or --checkpoint")
+    from histojax import pretrained
+
+    console.configure_logging()
+    with console.errors_in_words():
+        if given.checkpoint is not None:
+            print(pretrained.export(given.checkpoint, given.output, given.naming))
+        else:
+            print(pretrained.rewrite(given.weights, given.model, given.num_classes, given.output, given.naming))
+
+
+def _compare(words: list[str]) -> None:
+    # Defined here: histojax.main has flags of the same names.
+    from absl import app, flags
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file("config", None, "Config file[:variant]; fields: --config.a.b=…", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Folder of the comparison; each model has one of its own in it.")
+    flags.DEFINE_list("models", [], "Only these models.")
+
+    def run(argv: Sequence[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+        console.configure_logging()
+        with console.errors_in_words():
+            _run_comparison()
+
+    app.run(run, argv=["histojax compare", *words], flags_parser=console.parse_flags)
+
+
+def _run_comparison() -> None:
+    from absl import flags
+    from ml_collections import config_flags
+
+    from data_pipelines.prepare import default_directory
+    from histojax import compare, compilation, sharding
+    from histojax.errors import RunError
+
+    values = flags.FLAGS
+    if values.config is None or values.workdir is None:
+        raise RunError("histojax compare needs --config=FILE and --workdir=DIR")
+    compilation.use_cache(default_directory())
+    sharding.use_cpu_devices(values.config.sharding.cpu_devices)
+    flag = values["config"]
+    found = compare.configs(
+        config_flags.get_config_filename(flag), config_flags.get_override_values(flag), values.models
+    )
+    text = compare.compare(found, pathlib.Path(values.workdir))
+    print("interrupted: the same command goes on" if text is None else text)
+    if text is None:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

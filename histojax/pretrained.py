@@ -1,0 +1,212 @@
+"""Where weights from elsewhere meet models: into a fresh state, and out of a checkpoint."""
+
+import hashlib
+import json
+import logging
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import safetensors.numpy
+from flax import nnx
+from ml_collections import ConfigDict
+
+from histojax import build, checkpoint, models, weights
+from histojax.errors import RunError
+from histojax.evaluate import restore_model
+from histojax.files import replacing
+from histojax.sharding import Layout
+from histojax.step import ModelState, TrainState
+from histojax.writer import write_json
+
+_log = logging.getLogger(__name__)
+OWN = "histojax"  # the naming of files that hold our own paths, with dots
+_HUB = "hf:"
+_HUB_FILE = "model.safetensors"
+
+
+def fill(state: TrainState, model: str, source: str) -> tuple[TrainState, str]:
+    """A fresh state with the weights of a file in it, in the model and in its moving average.
+
+    Args:
+      state: of the model, born sharded.
+      model: its name.
+      source: a file (.safetensors, .npz, .pth, .pt, .bin, .ckpt) or `hf:OWNER/NAME`.
+
+    Returns:
+      The state, and in words what was loaded from where: results print it.
+
+    Raises:
+      RunError: no such file, a damaged one, weights of another model, no network.
+    """
+    path = locate(source)
+    contents = weights.inspect(path)
+    values, report = _convert(contents.arrays, model, _expected(state.model), str(path))
+    _log.info("%s\n%s", contents, report)
+
+    def filled(tree: Any) -> Any:
+        def put(key: Any, leaf: jax.Array) -> jax.Array:
+            value = values.get(_name(key))
+            if value is None:
+                return leaf
+            return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
+
+        return jax.tree_util.tree_map_with_path(put, tree)
+
+    def loaded(kept: ModelState) -> ModelState:
+        return ModelState(filled(kept.params), filled(kept.stats), kept.rng)
+
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    initial = sorted({path.split("/")[0] for path in _expected(state.model) if path not in values})
+    new = f"; random at first: {', '.join(initial)}" if initial else ""
+    words = f"{source} (sha256 {digest}…), {len(values)} arrays{new}"
+    # The moving average gets arrays of its own: a step takes back the memory of what it is given.
+    state.model, state.ema = loaded(state.model), None if state.ema is None else loaded(state.ema)
+    return state, words
+
+
+def locate(source: str) -> pathlib.Path:
+    """The file that `source` names: itself, or what `hf:OWNER/NAME` holds, downloaded once.
+
+    Raises:
+      RunError: no such file, huggingface_hub is not installed, or the download fails.
+    """
+    if not source.startswith(_HUB):
+        path = pathlib.Path(source).expanduser()
+        if not path.is_file():
+            raise RunError(f"model.pretrained={source}: no such file")
+        return path
+    repository = source.removeprefix(_HUB)
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise RunError(f"model.pretrained={source} needs huggingface_hub: pip install 'histojax[hub]'") from error
+    try:
+        return pathlib.Path(huggingface_hub.hf_hub_download(repository, _HUB_FILE))
+    except Exception as error:  # whatever the network, its proxies and the hub have to say
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RunError(
+            f"model.pretrained={source}: {_HUB_FILE} could not be downloaded and is not in the cache ({first}). "
+            "Offline, name a file that you have"
+        ) from error
+
+
+def export(source: pathlib.Path, output: pathlib.Path, naming: str = "") -> str:
+    """Writes the model of a checkpoint as `model.safetensors` and `config.json`.
+
+    Args:
+      source: a work directory or a checkpoint.
+      output: a folder, made if it is not there.
+      naming: of the parameters: one of the model's in `weights.TABLES`, such as torchvision's, or `histojax`, our
+        paths with dots; empty: the first that has a name for every parameter.
+
+    Returns:
+      What was written, in words.
+
+    Raises:
+      RunError: no or a damaged checkpoint, a naming that lacks parameters of the model.
+    """
+    path = checkpoint.find(source)
+    meta = checkpoint.read_meta(path)
+    config = ConfigDict(meta["config"])
+    layout = Layout(1)
+    task = build.task(config, meta["classes"], meta["class_counts"], meta["train_images"])
+    program = build.program(config, task, layout, optax.identity())
+    model = restore_model(path, program)
+    values = {name: np.asarray(leaf) for name, leaf in _leaves(model)}
+    facts = {
+        "architecture": config.model.name,
+        "options": config.model.options.to_dict(),
+        "task": config.data.task,
+        "classes": meta["classes"],
+        "thresholds": meta["thresholds"],
+        "image_size": config.data.image_size,
+        "mean": list(config.data.mean),
+        "std": list(config.data.std),
+        "split_hash": meta["split"]["hash"],
+        "protocol": meta["split"]["protocol"],
+        "step": meta["step"],
+    }
+    return _write(values, facts, output, naming)
+
+
+def rewrite(source: str, model: str, num_classes: int, output: pathlib.Path, naming: str = "") -> str:
+    """Writes another program's weights of a model as `export` does, by our own names unless `naming` says others.
+
+    A classifier of another number of classes is left out. Raises RunError as `fill` and `export` do.
+    """
+    path = locate(source)
+    contents = weights.inspect(path)
+    try:
+        abstract = nnx.eval_shape(lambda: models.create(model, num_classes=num_classes, rngs=nnx.Rngs(0)))
+    except ValueError as error:
+        raise RunError(f"--model: {error}") from error
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.as_pure(nnx.state(abstract, (nnx.Param, nnx.BatchStat))))
+    expected = {_name(key): (leaf.shape, leaf.dtype) for key, leaf in leaves}
+    values, report = _convert(contents.arrays, model, expected, str(path))
+    facts = {"architecture": model, "options": {}, "num_classes": num_classes, "source": source}
+    return f"{contents}\n{report}\n{_write(values, facts, output, naming or OWN)}"
+
+
+def _write(values: Mapping[str, np.ndarray], facts: Mapping[str, Any], output: pathlib.Path, naming: str) -> str:
+    name = facts["architecture"]
+    arrays, used = _named(values, name, naming)
+    facts = {**facts, "naming": used}
+    output.mkdir(parents=True, exist_ok=True)
+    with replacing(output / _HUB_FILE) as temporary:
+        safetensors.numpy.save_file(arrays, temporary, metadata={"format": "pt", "histojax": json.dumps(facts)})
+    write_json(output / "config.json", facts)
+    return f"{len(arrays)} arrays of {name} by {used} names in {output / _HUB_FILE}; {output / 'config.json'}"
+
+
+def _named(values: Mapping[str, np.ndarray], model: str, naming: str) -> tuple[dict[str, np.ndarray], str]:
+    table = weights.TABLES.get(model)
+    titles = [known.title for known in table.namings] if table else []
+    if naming and naming not in (*titles, OWN):
+        raise RunError(f"--naming: {model} has no naming '{naming}'; there are {', '.join((*titles, OWN))}")
+    for title in [naming] if naming else titles:
+        if title == OWN or table is None:
+            break
+        try:
+            return weights.export(values, table, title), title
+        except weights.WeightsError:
+            if naming:
+                raise
+    return {path.replace("/", "."): np.ascontiguousarray(value) for path, value in values.items()}, OWN
+
+
+def _convert(
+    arrays: Mapping[str, np.ndarray], model: str, expected: weights.Shapes, source: str
+) -> tuple[dict[str, np.ndarray], str]:
+    own = {name.replace(".", "/"): array for name, array in arrays.items()}
+    if own.keys() == expected.keys():
+        wrong = [path for path, (shape, _) in expected.items() if own[path].shape != shape]
+        kept = [path for path in wrong if path.startswith("head/")]
+        if wrong != kept:
+            shapes = ", ".join(f"{path} {own[path].shape}" for path in wrong[:8])
+            raise RunError(f"{source}: weights of {model} in another size ({shapes})")
+        return {path: np.asarray(own[path], expected[path][1]) for path in expected if path not in kept}, f"{OWN} names"
+    table = weights.TABLES.get(model)
+    if table is None:
+        raise RunError(f"model.pretrained: no names of other implementations are known for {model}")
+    values, report = weights.convert(arrays, table, expected, source=source)
+    return values, str(report)
+
+
+def _leaves(model: ModelState) -> list[tuple[str, Any]]:
+    return [
+        (_name(path), leaf)
+        for tree in (model.params, model.stats)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+def _expected(model: ModelState) -> weights.Shapes:
+    return {name: (leaf.shape, leaf.dtype) for name, leaf in _leaves(model)}
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,0 +1,53 @@
+"""What this room raises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from histojax.errors import RunError
+
+_SHOWN = 20
+
+
+class WeightsError(RunError):
+    """A file of weights that cannot be used; the message names the file, what is wrong with it, and the remedy."""
+
+
+class MismatchError(WeightsError):
+    """Weights of another model: the message shows the first names of each kind, the attributes hold all of them."""
+
+    def __init__(
+        self, head: str, missing: Sequence[str], unexpected: Sequence[str], misshapen: Sequence[str], remedy: str
+    ):
+        self.missing, self.unexpected, self.misshapen = tuple(missing), tuple(unexpected), tuple(misshapen)
+        lines = [head]
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen)):
+            lines += [f"  {kind} {name}" for name in names[:_SHOWN]]
+            if len(names) > _SHOWN:
+                lines.append(f"  … and {len(names) - _SHOWN} more that are {kind}")
+        super().__init__("\n".join([*lines, remedy]))
+
+
+class Problem(Exception):
+    """What is wrong inside a file, and the remedy; `files` adds the file's name and raises a `WeightsError`."""
+
+    def __init__(self, what: str, remedy: str = "Download or copy it again"):
+        super().__init__(f"{what}. {remedy}.")
+
+
+def short(name: object) -> str:
+    """A name out of a file, cut to what a message can hold."""
+    if isinstance(name, str):
+        text = name
+    elif isinstance(name, bytes):
+        text = repr(name[:200])
+    elif name is None or isinstance(name, int | float) or _is_shape(name):
+        text = repr(name)
+    else:
+        # Not its repr: a few nested tuples out of a pickle can make one of any length.
+        text = f"a {type(name).__name__}"
+    return text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"
+
+
+def _is_shape(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) <= 64 and all(isinstance(item, int) for item in value)

@@ -1,0 +1,223 @@
+"""Files of weights as names and arrays: safetensors, npz, and those of `torch.save`, all without PyTorch."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pathlib
+import zipfile
+import zlib
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from histojax.weights import torch_pickle
+from histojax.weights.errors import Problem, WeightsError, short
+from histojax.weights.pickle_machine import Global, Inert
+
+TORCH = (".pth", ".pt", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", ".npz", *TORCH)
+# Where training programs put the state dict that others shall use. Without one of these the user has to say.
+WRAPPERS = ("state_dict", "model", "model_state_dict", "teacher")
+_COUNTER = "num_batches_tracked"  # of torch's batch norms, an integer that only its `momentum=None` needs
+_DEEPEST = 8
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file of weights holds.
+
+    `arrays` by the file's names; `wrapper` is the path of keys to them, such as "state_dict", empty where they lie at
+    the top; `left_out` names what lies beside them: numbers, optimizer states, counters of batches.
+    """
+
+    path: pathlib.Path
+    arrays: dict[str, np.ndarray]
+    wrapper: str = ""
+    left_out: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        inside = f" in {self.wrapper!r}" if self.wrapper else ""
+        beside = f"; left out: {', '.join(self.left_out[:10])}" if self.left_out else ""
+        more = f" and {len(self.left_out) - 10} more" if len(self.left_out) > 10 else ""
+        return f"{self.path}: {len(self.arrays)} arrays{inside}{beside}{more}"
+
+
+def read(path: str | os.PathLike[str], *, wrapper: str | None = None) -> dict[str, np.ndarray]:
+    """Read the arrays of a file by name, in the file's layout and types (bfloat16 as in ml_dtypes), perhaps read-only.
+
+    What was found where, and what was left out, is logged; `inspect` returns it. See there for `wrapper` and errors.
+    """
+    contents = inspect(path, wrapper=wrapper)
+    _log.info("%s", contents)
+    return contents.arrays
+
+
+def inspect(path: str | os.PathLike[str], *, wrapper: str | None = None) -> Contents:
+    """Read a file of weights; nothing in it is executed, and all of it is read or nothing.
+
+    Args:
+      path: ends in .safetensors, .npz, .pth, .pt, .bin or .ckpt.
+      wrapper: where torch files nest several state dicts, the keys to the one wanted, joined by dots ("ema.model").
+
+    Raises:
+      WeightsError: the file is missing, of another kind, cut short or damaged; would run code; or holds several
+        state dicts, or none.
+    """
+    path = pathlib.Path(path)
+    reader = {".safetensors": _safetensors, ".npz": _npz}.get(path.suffix.lower(), _torch)
+    if path.suffix.lower() not in SUFFIXES:
+        raise WeightsError(f"{path}: weights are read from files that end in {', '.join(SUFFIXES)}")
+    try:
+        if path.is_file() and path.stat().st_size == 0:
+            raise Problem("it is empty")
+        contents = reader(path, wrapper)
+    except Problem as error:
+        raise WeightsError(f"{path}: {error}") from error
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path} does not exist; name a file of weights") from error
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror or error}). Is it a file, and yours?") from error
+    counters = [name for name in contents.arrays if name.endswith(_COUNTER)]
+    arrays = {name: array for name, array in contents.arrays.items() if not name.endswith(_COUNTER)}
+    if not arrays:
+        raise WeightsError(f"{path}: it holds no tensors by name. Save `model.state_dict()`.")
+    noted = (f"{len(counters)} × {_COUNTER}",) if counters else ()
+    return Contents(path, arrays, contents.wrapper, contents.left_out + noted)
+
+
+def _safetensors(path: pathlib.Path, wrapper: str | None) -> Contents:
+    _no_wrapper(wrapper)
+    with open(path, "rb") as file:
+        if file.read(20).startswith(b"version https://git"):
+            raise Problem("it is a pointer of Git LFS, not the weights", "Fetch them with `git lfs pull`")
+    try:
+        # The header's sizes and offsets are compared with the file's size by the library, before it reads.
+        return Contents(path, safetensors.numpy.load_file(path))
+    except (safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise Problem(f"it is cut short, damaged or no safetensors file ({short(str(error))})") from error
+
+
+def _npz(path: pathlib.Path, wrapper: str | None) -> Contents:
+    _no_wrapper(wrapper)
+    try:
+        _check_npz(path)
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, KeyError, SyntaxError) as error:
+        raise Problem(f"it is cut short, damaged or no npz file of numbers ({short(str(error))})") from error
+    # numpy has no name for bfloat16 and writes it as two bytes without a type.
+    return Contents(
+        path, {n: a.view(ml_dtypes.bfloat16) if a.dtype == np.dtype("V2") else a for n, a in arrays.items()}
+    )
+
+
+def _check_npz(path: pathlib.Path) -> None:
+    """Compare what the members' headers declare with what the archive holds: numpy allocates before it reads."""
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        # Trained weights hardly compress; an archive that grows twentyfold is none.
+        if (unpacked := sum(info.file_size for info in archive.infolist())) > 20 * size + 2**26:
+            raise Problem(f"it would unpack to {unpacked} bytes from {size}", "Is it the right file?")
+        for info in archive.infolist():
+            with archive.open(info) as member:
+                version = np.lib.format.read_magic(member)
+                header = (
+                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                )
+                shape, _, dtype = header(member)
+            if dtype.hasobject:
+                raise Problem(
+                    f"this file would run code: {short(info.filename)} holds pickled objects", "Do not use it"
+                )
+            declared = dtype.itemsize
+            for axis in shape:
+                declared *= axis
+            if min(shape, default=0) < 0 or declared > info.file_size:
+                raise Problem(f"it is damaged: {short(info.filename)} declares shape {short(shape)}")
+
+
+def _no_wrapper(wrapper: str | None) -> None:
+    if wrapper:
+        raise Problem(f"this kind of file nests nothing, so there is no {short(wrapper)} in it", "Leave `wrapper` out")
+
+
+def _torch(path: pathlib.Path, wrapper: str | None) -> Contents:
+    found: dict[str, Any] = {}
+
+    def choose(tree: Any) -> dict[str, torch_pickle.Tensor]:
+        keys, left_out = _select(tree, wrapper)
+        found.update(keys=keys, left_out=left_out)
+        return _tensors(_at(tree, keys))
+
+    with open(path, "rb") as file:
+        arrays = torch_pickle.load(file, choose)
+    return Contents(path, arrays, ".".join(found["keys"]), found["left_out"])
+
+
+def _tensors(node: Mapping[Any, Any]) -> dict[str, torch_pickle.Tensor]:
+    return {k: v for k, v in node.items() if isinstance(k, str) and isinstance(v, torch_pickle.Tensor)}
+
+
+def _at(tree: Any, keys: tuple[str, ...]) -> Any:
+    for key in keys:
+        tree = tree[key]
+    return tree
+
+
+def _select(tree: Any, wrapper: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The keys to the state dict, and what is left out beside it; raises Problem where they are not plain to see."""
+    if not isinstance(tree, dict):
+        kind = "a single tensor" if isinstance(tree, torch_pickle.Tensor) else f"a {_kind(tree)}"
+        raise Problem(f"it holds {kind}, not tensors by name", "Save `model.state_dict()`")
+    candidates = dict(_state_dicts(tree))
+    known = [keys for keys in candidates if keys and all(key in WRAPPERS for key in keys)]
+    if wrapper:
+        keys = next((keys for keys in candidates if ".".join(keys) == wrapper), None)
+        if keys is None:
+            raise Problem(f"it has no tensors in {short(wrapper)!r}", f"It has some in: {_listed(candidates)}")
+    elif () in candidates:
+        keys = ()
+    elif len(candidates) == 1 or len(known) == 1:
+        keys = (known or list(candidates))[0]
+    elif candidates:
+        raise Problem("it holds several state dicts", f"Say by `wrapper` which one is wanted: {_listed(candidates)}")
+    else:
+        raise Problem("it holds no tensors by name", "Save `model.state_dict()`")
+    left_out = []
+    for depth in range(len(keys) + 1):
+        node, taken = _at(tree, keys[:depth]), keys[depth] if depth < len(keys) else None
+        for key, value in node.items():
+            if key != taken and (taken is not None or not isinstance(value, torch_pickle.Tensor)):
+                left_out.append(f"{'.'.join([*keys[:depth], short(key)])} ({_kind(value)})")
+    return keys, tuple(left_out)
+
+
+def _state_dicts(tree: dict[Any, Any]) -> Iterator[tuple[tuple[str, ...], dict[Any, Any]]]:
+    """Every dictionary, reached by strings, that has tensors as values; optimizers number theirs and are not."""
+    waiting: deque[tuple[tuple[str, ...], dict[Any, Any]]] = deque([((), tree)])
+    seen = set()
+    while waiting:
+        keys, node = waiting.popleft()
+        # A pickle can hold a dictionary in itself, in many places, or at any depth.
+        if id(node) in seen or len(keys) > _DEEPEST:
+            continue
+        seen.add(id(node))
+        if _tensors(node):
+            yield keys, node
+        waiting += [((*keys, k), v) for k, v in node.items() if isinstance(k, str) and isinstance(v, dict)]
+
+
+def _listed(candidates: Mapping[tuple[str, ...], Any]) -> str:
+    return ", ".join(repr(short(".".join(keys))) for keys in list(candidates)[:20])
+
+
+def _kind(value: Any) -> str:
+    return value.name if isinstance(value, Inert | Global) else type(value).__name__
