@@ -24,6 +24,7 @@ from histojax.writer import write_json
 
 _log = logging.getLogger(__name__)
 OWN = "histojax"  # the naming of files that hold our own paths, with dots
+_HEAD = "head/"  # a classifier for other classes is none for these
 _HUB = "hf:"
 _HUB_FILE = "model.safetensors"
 
@@ -182,13 +183,13 @@ def _convert(
     arrays: Mapping[str, np.ndarray], model: str, expected: weights.Shapes, source: str
 ) -> tuple[dict[str, np.ndarray], str]:
     own = {name.replace(".", "/"): array for name, array in arrays.items()}
-    if own.keys() == expected.keys():
-        wrong = [path for path, (shape, _) in expected.items() if own[path].shape != shape]
-        kept = [path for path in wrong if path.startswith("head/")]
-        if wrong != kept:
-            shapes = ", ".join(f"{path} {own[path].shape}" for path in wrong[:8])
+    if own.keys() <= expected.keys() and all(path.startswith(_HEAD) for path in expected.keys() - own.keys()):
+        wrong = [path for path in own if own[path].shape != expected[path][0]]
+        if not all(path.startswith(_HEAD) for path in wrong):
+            shapes = ", ".join(f"{path} {own[path].shape}, here {expected[path][0]}" for path in wrong[:8])
             raise RunError(f"{source}: weights of {model} in another size ({shapes})")
-        return {path: np.asarray(own[path], expected[path][1]) for path in expected if path not in kept}, f"{OWN} names"
+        values = {path: np.asarray(own[path], expected[path][1]) for path in own if path not in wrong}
+        return values, f"{model}: {len(values)} arrays loaded by {OWN} names"
     table = weights.TABLES.get(model)
     if table is None:
         raise RunError(f"model.pretrained: no names of other implementations are known for {model}")

@@ -210,6 +210,14 @@ def test_weights_of_another_model_are_named_all_at_once(tmp_path: pathlib.Path, 
     arrays = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
     assert "layer1.0.conv1.kernel" in arrays
     assert not any(name.startswith("head") for name in arrays)
+    # What was written by our names is read back, the missing head and all.
+    source = str(tmp_path / "out" / "model.safetensors")
+    said = pretrained.rewrite(source, "resnet50", 7, tmp_path / "again")
+    assert f"{len(arrays)} arrays loaded by histojax names" in said
+    again = safetensors.numpy.load_file(tmp_path / "again" / "model.safetensors")
+    assert all(np.array_equal(again[name], array) for name, array in arrays.items())
+    with pytest.raises(RunError, match=r"its names, .* are not those of densenet121"):
+        pretrained.rewrite(source, "densenet121", 7, tmp_path / "third")
     done = run([*words, "--model=resnet18"])
     assert done.returncode == 1
     assert "unknown model 'resnet18' (did you mean 'resnet50'?)" in done.stderr
