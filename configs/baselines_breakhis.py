@@ -1,7 +1,5 @@
 """The models that DALAResNet50's paper (arXiv 2308.13150) compares with, on BreakHis under one protocol.
 
-Of the paper's nine, ViT and DINOv2 are not here yet.
-
 One of them (`MODEL` is one of `MODELS`; the default is resnet50):
 
     python -m histojax.main --config configs/baselines_breakhis.py:MODEL --workdir runs/MODEL --config.data.root=PATH
@@ -29,10 +27,18 @@ MODELS = (
     "densenet121",
     "vgg16",
     "vgg16_inception",
+    "vit_base_patch16_224",
     "swin_tiny_patch4_window7_224",
+    "dinov2_vitb14",
 )
 # Of networks without batch norm, which at the others' 1e-3 stay where they are.
-_RATES = {"vgg16": 1e-4, "vgg16_inception": 1e-4, "swin_tiny_patch4_window7_224": 3e-4}
+_RATES = {
+    "vgg16": 1e-4,
+    "vgg16_inception": 1e-4,
+    "vit_base_patch16_224": 1e-4,
+    "swin_tiny_patch4_window7_224": 3e-4,
+    "dinov2_vitb14": 1e-4,
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -57,7 +63,7 @@ def get_config(variant: str = "") -> ConfigDict:
     reported = {"40X": 0.985, "100X": 0.987, "200X": 0.979, "400X": 0.943}  # of DALAResNet50
     config.paper.accuracy = ConfigDict({"dala_resnet50": ConfigDict(reported)})
     if "smoke" in parts:
-        config.data.image_size = 64
+        config.data.image_size = 56 if config.model.name == "dinov2_vitb14" else 64  # four patches of 14
         config.train.batch_size = 16
         config.train.epochs = 1
         config.data.augment.crop_scale = 0.8

@@ -16,6 +16,8 @@ PARITY = {
     "vgg16": "torchvision vgg16",
     "vgg16_bn": "torchvision vgg16_bn",
     "vgg16_inception": "PyTorch twin",
+    "vit_base_patch16_224": "timm, torchvision vit_b_16",
+    "dinov2_vitb14": "timm vit_base_patch14_dinov2",
     "swin_tiny_patch4_window7_224": "torchvision swin_t",
     "ldcsf": "PyTorch twin",
 }

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,7 @@ from histojax.writer import write_json
 _log = logging.getLogger(__name__)
 OWN = "histojax"  # the naming of files that hold our own paths, with dots
 _HEAD = "head/"  # a classifier for other classes is none for these
+_POSITIONS = ("pos_embed", "pos_embedding", "position_embeddings")
 _HUB = "hf:"
 _HUB_FILE = "model.safetensors"
 
@@ -193,8 +195,26 @@ def _convert(
     table = weights.TABLES.get(model)
     if table is None:
         raise RunError(f"model.pretrained: no names of other implementations are known for {model}")
+    arrays, resampled = _fitting_positions(arrays, expected)
     values, report = weights.convert(arrays, table, expected, source=source)
-    return values, str(report)
+    return values, f"{report}{resampled}"
+
+
+def _fitting_positions(
+    arrays: Mapping[str, np.ndarray], expected: weights.Shapes
+) -> tuple[Mapping[str, np.ndarray], str]:
+    """The arrays with a Vision Transformer's position embedding resampled to the model's grid, and words for it."""
+    if "position_embedding" not in expected:
+        return arrays, ""
+    _, wanted, channels = expected["position_embedding"][0]
+    for name, array in arrays.items():
+        if not name.endswith(_POSITIONS) or array.ndim != 3 or array.shape[1] == wanted or array.shape[2] != channels:
+            continue
+        old, new = math.isqrt(array.shape[1] - 1), math.isqrt(wanted - 1)
+        if old**2 == array.shape[1] - 1:
+            table = models.vit.resample_positions(array.astype(np.float32), (old, old), (new, new))
+            return {**arrays, name: table}, f"\nposition embedding resampled from {old}×{old} to {new}×{new}"
+    return arrays, ""
 
 
 def _leaves(model: ModelState) -> list[tuple[str, Any]]:

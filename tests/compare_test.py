@@ -75,7 +75,11 @@ def test_each_model_has_the_command_lines_fields_and_its_own_rate() -> None:
     found = compare.configs(CONFIG, {"train.epochs": 7}, ())
     assert tuple(found) == baselines_breakhis.MODELS
     for name, config in found.items():
-        assert (config.model.name, config.train.epochs, config.data.image_size) == (name, 7, 64)
+        assert (config.model.name, config.train.epochs, config.data.image_size) == (
+            name,
+            7,
+            56 if name == "dinov2_vitb14" else 64,
+        )
     rates = {name: config.optimizer.learning_rate for name, config in found.items()}
     assert rates["resnet50"] == 1e-3
     assert rates["swin_tiny_patch4_window7_224"] == 3e-4
@@ -110,5 +114,5 @@ def test_named_maps_get_smaller_and_never_larger(name: str) -> None:
     maps = catalogue.feature_maps(name)
     heights = [shape[0] for shape in maps.values()]
     assert heights == sorted(heights, reverse=True)
-    assert heights[-1] == 7
+    assert heights[-1] == {"vit_base_patch16_224": 14, "dinov2_vitb14": 16}.get(name, 7)
     assert catalogue.PARITY.keys() == models.MODELS.keys()

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from histojax.models import swin
+from histojax.models import swin, vit
 from histojax.models.dala_resnet import dala_resnet50
 from histojax.models.densenet import densenet121
 from histojax.models.ldcsf import ldcsf
@@ -26,12 +26,15 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "vgg16": vgg16,
     "vgg16_bn": vgg16_bn,
     "vgg16_inception": vgg16_inception,
+    "vit_base_patch16_224": vit.vit_base_patch16_224,
     "swin_tiny_patch4_window7_224": swin.swin_tiny_patch4_window7_224,
+    "dinov2_vitb14": vit.dinov2_vitb14,
     "ldcsf": ldcsf,
 }
 
 _SMALLEST = 32
 _IN_WINDOWS = ("swin_tiny_patch4_window7_224", "ldcsf")
+_PATCHES = {"vit_base_patch16_224": 16, "dinov2_vitb14": 14}
 
 _COMMON = ("num_classes", "rngs", "dtype", "remat")
 
@@ -71,6 +74,8 @@ def check_image_size(name: str, size: int) -> None:
     """
     if name in _IN_WINDOWS:
         swin.check_image_size(size)
+    elif name in _PATCHES:
+        vit.check_image_size(_PATCHES[name], size)
     elif name in MODELS and size < _SMALLEST:
         raise ValueError(f"image height and width must be at least {_SMALLEST}, not {size}")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from histojax.weights.names import Table
-from histojax.weights.tables import densenet, resnet, swin, vgg
+from histojax.weights.tables import densenet, resnet, swin, vgg, vit
 
 TABLES: dict[str, Table] = {
-    table.model: table for table in (*resnet.TABLES, *densenet.TABLES, *vgg.TABLES, *swin.TABLES)
+    table.model: table for table in (*resnet.TABLES, *densenet.TABLES, *vgg.TABLES, *vit.TABLES, *swin.TABLES)
 }

@@ -1,0 +1,309 @@
+"""Vision Transformer (Dosovitskiy et al. 2020, arXiv 2010.11929), equal to timm's and torchvision's, and DINOv2's.
+
+DINOv2 (Oquab et al. 2023, arXiv 2304.07193) and the backbones made like it are the same network with patches of 14 and
+layer scale: sizes are parameters. Names are timm's, but for `pos_embed`, `cls_token` and `ls1.gamma`, which are
+`position_embedding`, `class_token` and `scale1` here. Shapes: n positions row by row, c channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from histojax.models.layers import Conv, LayerNorm, Linear, at_least_float32, gelu, lecun_normal
+
+Pool = Literal["token", "mean", "token_mean"]
+EPSILON = 1e-6
+
+_kernel_init = jax.nn.initializers.truncated_normal(0.02)
+
+
+def check_image_size(patch: int, *sizes: int) -> None:
+    """Raise ValueError, naming the nearest sizes that work, where a height or width is no multiple of `patch`."""
+    for size in sizes:
+        if size < 1 or size % patch:
+            below = max(size, 0) // patch * patch
+            nearest = f"{below} or {below + patch}" if below else f"{patch}"
+            raise ValueError(f"image height and width must be multiples of {patch}, not {size}: use {nearest}")
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Sizes of a Vision Transformer; the defaults are ViT-B/16's at 224×224 (table 1 of the paper).
+
+    `image_size` is that of the position embedding; images of other sizes see it resampled. `layer_scale` is what the
+    scales of the branches start at (Touvron et al. 2021, arXiv 2103.17239); 0: there are none. `pool` says what the
+    head sees: the class token, the mean of the positions, or both side by side. `stochastic_depth` is the last block's
+    drop rate; the others' grow linearly from zero. Raises ValueError for a value out of range, naming the legal ones.
+    """
+
+    image_size: int = 224
+    patch: int = 16
+    embed_dim: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    layer_scale: float = 0.0
+    pool: Pool = "token"
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    num_classes: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("patch", "embed_dim", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not a positive number")
+        check_image_size(self.patch, self.image_size)
+        if self.embed_dim % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide embed_dim={self.embed_dim}")
+        if self.pool not in get_args(Pool):
+            raise ValueError(f"pool={self.pool!r} is not one of {', '.join(map(repr, get_args(Pool)))}")
+        if self.mlp_ratio <= 0 or self.layer_scale < 0:
+            raise ValueError(
+                f"mlp_ratio={self.mlp_ratio} is not positive, or layer_scale={self.layer_scale} is negative"
+            )
+        for name in ("dropout", "stochastic_depth"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not in [0, 1)")
+
+    @property
+    def grid(self) -> int:
+        """Positions along a side of the position embedding."""
+        return self.image_size // self.patch
+
+
+def resampling_weights(old: int, new: int) -> np.ndarray:
+    """Bicubic resampling of `old` equidistant values to `new`, smoothed where they get fewer: (new, old).
+
+    That of Pillow, and of PyTorch with `antialias=True`: Keys's kernel with a = -1/2, widened by old / new if that is
+    more than one, and cut at the borders.
+    """
+    scale = old / new
+    wide = max(scale, 1.0)
+    weights = np.zeros((new, old))
+    for i in range(new):
+        centre = (i + 0.5) * scale
+        first, last = max(int(centre - 2 * wide + 0.5), 0), min(int(centre + 2 * wide + 0.5), old)
+        x = np.abs((np.arange(first, last) + 0.5 - centre) / wide)
+        near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+        kernel = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+        weights[i, first:last] = kernel / kernel.sum()
+    return weights
+
+
+def resample_positions(table: Any, old: tuple[int, int], new: tuple[int, int]) -> Any:
+    """Map a position embedding (1, t + h·w, c) from a grid (h, w) to another; the t leading tokens stay as they are.
+
+    Equal to timm's `resample_abs_pos_embed`. A numpy array stays one, in its type.
+    """
+    if old == new:
+        return table
+    leading, xp = table.shape[1] - old[0] * old[1], np if isinstance(table, np.ndarray) else jnp
+    dtype = np.promote_types(table.dtype, np.float32)
+    rows, columns = (resampling_weights(o, n).astype(dtype) for o, n in zip(old, new, strict=True))
+    grid = table[:, leading:].astype(dtype).reshape(1, *old, -1)
+    grid = xp.einsum("ah,bw,nhwc->nabc", rows, columns, grid).reshape(1, new[0] * new[1], -1)
+    return xp.concatenate([table[:, :leading], grid.astype(table.dtype)], axis=1)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention, softmax(q kᵀ / √d) v: (b, n, c) -> (b, n, c). Logits and softmax at least float32."""
+
+    def __init__(self, channels: int, heads: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+        self.qkv = Linear(channels, 3 * channels, kernel_init=_kernel_init, dtype=dtype, rngs=rngs)
+        self.proj = Linear(channels, channels, kernel_init=_kernel_init, dtype=dtype, rngs=rngs)
+        self.heads = heads
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Let every position of (b, n, c) attend to all."""
+        b, n, c = x.shape
+        qkv = self.qkv(x).reshape(b, n, 3, self.heads, c // self.heads)
+        q, k, v = (qkv[:, :, i] for i in range(3))  # each (b, n, heads, d)
+        q = q * (c // self.heads) ** -0.5
+        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=at_least_float32(q.dtype))
+        weights = jax.nn.softmax(logits).astype(v.dtype)
+        return self.proj(jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(b, n, c))
+
+
+class MLP(nnx.Module):
+    """Dense, GELU, dropout, dense: (..., c) -> (..., c)."""
+
+    def __init__(self, channels: int, hidden: int, dropout: float, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+        self.fc1 = Linear(channels, hidden, kernel_init=_kernel_init, dtype=dtype, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+        self.fc2 = Linear(hidden, channels, kernel_init=_kernel_init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map each (c,) of (..., c)."""
+        return self.fc2(self.dropout(gelu(self.fc1(x))))
+
+
+class Block(nnx.Module):
+    """y = x + drop(scale1 · attn(norm1(x))), z = y + drop(scale2 · mlp(norm2(y))): (b, n, c) -> (b, n, c).
+
+    In training `drop` is dropout, then stochastic depth: a whole image's branch is left out with probability
+    `drop_rate`, else divided by 1 - `drop_rate`.
+    """
+
+    def __init__(self, config: ViTConfig, drop_rate: float, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+        channels = config.embed_dim
+        self.norm1 = LayerNorm(channels, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.attn = Attention(channels, config.heads, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(channels, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.mlp = MLP(channels, int(channels * config.mlp_ratio), config.dropout, dtype=dtype, rngs=rngs)
+        self.dropout = nnx.Dropout(config.dropout, rngs=rngs)
+        self.stochastic_depth = nnx.Dropout(drop_rate, broadcast_dims=(1, 2), rngs=rngs)
+
+        def scale() -> nnx.Param | None:
+            return nnx.Param(jnp.full((channels,), config.layer_scale, jnp.float32)) if config.layer_scale else None
+
+        self.scale1, self.scale2 = scale(), scale()
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map (b, n, c) to (b, n, c)."""
+        x = x + self._branch(self.attn(self.norm1(x)), self.scale1)
+        return x + self._branch(self.mlp(self.norm2(x)), self.scale2)
+
+    def _branch(self, x: jax.Array, scale: nnx.Param | None) -> jax.Array:
+        if scale is not None:
+            x = x * scale[...][None, None].astype(x.dtype)
+        return self.stochastic_depth(self.dropout(x))
+
+
+class PatchEmbed(nnx.Module):
+    """Patches to vectors: (b, h, w, 3) -> (b, h / p, w / p, c)."""
+
+    def __init__(self, patch: int, channels: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+        size = (patch, patch)
+        self.proj = Conv(
+            3, channels, size, strides=size, use_bias=True, dtype=dtype, kernel_init=lecun_normal, rngs=rngs
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map (b, h, w, 3) to (b, h / p, w / p, c)."""
+        return self.proj(x)
+
+
+_rematerialised = nnx.remat(Block.__call__)
+
+
+class ViT(nnx.Module):
+    """Vision Transformer: images (b, h, w, 3), already normalised, to float32 logits (b, num_classes).
+
+    Height and width are multiples of the patch and may differ; at another size than `image_size` the position
+    embedding is resampled. `remat` recomputes each block in the backward pass. The last norm and the head compute in
+    float32 whatever `dtype` is; with `dtype=float64` everything is float64.
+    """
+
+    def __init__(self, config: ViTConfig, *, dtype: Any = jnp.float32, remat: bool = False, rngs: nnx.Rngs) -> None:
+        self.dtype = dtype
+        self.remat = remat
+        self.patch = config.patch
+        self.grid = config.grid
+        self.pool = config.pool
+        channels = config.embed_dim
+        self.patch_embed = PatchEmbed(config.patch, channels, dtype=dtype, rngs=rngs)
+        self.class_token = nnx.Param(jnp.zeros((channels,), jnp.float32))
+        positions = _kernel_init(rngs.params(), (1, 1 + config.grid**2, channels), jnp.float32)
+        self.position_embedding = nnx.Param(positions)
+        self.dropout = nnx.Dropout(config.dropout, rngs=rngs)
+        rates = np.linspace(0, config.stochastic_depth, config.depth).tolist()
+        self.blocks = nnx.List([Block(config, rate, dtype=dtype, rngs=rngs) for rate in rates])
+        head_dtype = at_least_float32(dtype)
+        self.norm = LayerNorm(channels, epsilon=EPSILON, dtype=head_dtype, rngs=rngs)
+        seen = channels * (2 if config.pool == "token_mean" else 1)
+        self.head = Linear(seen, config.num_classes, kernel_init=_kernel_init, dtype=head_dtype, rngs=rngs)
+
+    def _run(self, x: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+        check_image_size(self.patch, *x.shape[1:3])
+        x = self.patch_embed(x)
+        b, h, w, c = x.shape
+        positions = resample_positions(self.position_embedding[...], (self.grid, self.grid), (h, w)).astype(x.dtype)
+        token = jnp.broadcast_to(self.class_token[...][None, None].astype(x.dtype), (b, 1, c))
+        x = jnp.concatenate([token, x.reshape(b, h * w, c)], axis=1)
+        x = self.dropout(x + jnp.broadcast_to(positions, x.shape))
+        maps = {}
+        for i, block in enumerate(self.blocks):
+            x = _rematerialised(block, x) if self.remat else block(x)
+            maps[f"block{i + 1}"] = x[:, 1:].reshape(b, h, w, c)
+        return maps, x
+
+    def feature_maps(self, x: jax.Array) -> dict[str, jax.Array]:
+        """Map images (b, h, w, 3) to the positions after each block, `block1` … , each (b, h / p, w / p, c).
+
+        Raises ValueError where h or w is no multiple of the patch.
+        """
+        return self._run(x)[0]
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """Map images (b, h, w, 3) to the class token and the positions after the last norm, (b, 1 + n, c), float32.
+
+        Raises ValueError where h or w is no multiple of the patch.
+        """
+        return self.norm(self._run(x)[1])
+
+    def classify(self, features: jax.Array) -> jax.Array:
+        """Map the output of `features` to float32 logits (b, num_classes)."""
+        token, mean = features[:, 0], features[:, 1:].mean(1)
+        seen = {"token": token, "mean": mean, "token_mean": jnp.concatenate([token, mean], axis=-1)}
+        return self.head(seen[self.pool])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map images (b, h, w, 3) to float32 logits (b, num_classes)."""
+        return self.classify(self.features(x))
+
+
+def vit_base_patch16_224(
+    *,
+    num_classes: int,
+    rngs: nnx.Rngs,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+    image_size: int = 224,
+    patch: int = 16,
+    embed_dim: int = 768,
+    depth: int = 12,
+    heads: int = 12,
+    mlp_ratio: float = 4.0,
+    layer_scale: float = 0.0,
+    pool: Pool = "token",
+    dropout: float = 0.0,
+    stochastic_depth: float = 0.0,
+) -> ViT:
+    """Build ViT-B/16, or by its options another; see `ViTConfig` for them and what it raises."""
+    config = ViTConfig(
+        image_size, patch, embed_dim, depth, heads, mlp_ratio, layer_scale, pool, dropout, stochastic_depth, num_classes
+    )
+    return ViT(config, dtype=dtype, remat=remat, rngs=rngs)
+
+
+def dinov2_vitb14(
+    *,
+    num_classes: int,
+    rngs: nnx.Rngs,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+    image_size: int = 224,
+    pool: Pool = "token",
+    dropout: float = 0.0,
+    stochastic_depth: float = 0.0,
+) -> ViT:
+    """Build DINOv2's ViT-B/14; its published position embedding, of 518×518, is resampled where it is loaded.
+
+    See `ViTConfig` for the options and what it raises.
+    """
+    config = ViTConfig(
+        image_size=image_size,
+        patch=14,
+        layer_scale=1e-5,
+        pool=pool,
+        dropout=dropout,
+        stochastic_depth=stochastic_depth,
+        num_classes=num_classes,
+    )
+    return ViT(config, dtype=dtype, remat=remat, rngs=rngs)
