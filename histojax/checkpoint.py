@@ -26,6 +26,7 @@ from histojax.errors import RunError
 from histojax.files import replacing
 
 LAST, BEST = "last", "best"
+FORMAT = 2  # of what a checkpoint holds; 1 had no thresholds
 _log = logging.getLogger(__name__)
 _FOLDER, _MANIFEST = "checkpoints", "sha256.json"
 _MODEL, _EMA, _TRAIN, _META = "model", "ema", "train", "meta"
@@ -205,9 +206,15 @@ def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
     try:
         with _reader() as reader:
             restored = reader.restore(checkpoint, args=ocp.args.Composite(**{_META: ocp.args.JsonRestore()}))
-        return restored[_META]
+        meta: dict[str, Any] = restored[_META]
     except Exception as error:
         raise _unreadable(checkpoint, error) from error
+    if meta.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{checkpoint}: written by another version of histojax (format {meta.get('format')}, this one reads {FORMAT}): "
+            "use that version, or train anew"
+        )
+    return meta
 
 
 def restore(checkpoint: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
         }
         run_file = RunFile(workdir / "run.json", step, facts, first)
         constants = {
-            "format": 1,
+            "format": checkpoint.FORMAT,
             "config": json.loads(config.to_json()),
             "classes": list(dataset.classes),
             "class_counts": counts,

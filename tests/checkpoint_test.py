@@ -18,10 +18,10 @@ import pytest
 from flax import nnx
 
 from histojax import checkpoint
-from histojax.checkpoint import BEST, LAST, CheckpointError, Checkpoints, find, read_meta, restore
+from histojax.checkpoint import BEST, FORMAT, LAST, CheckpointError, Checkpoints, find, read_meta, restore
 from histojax.sharding import Layout
 
-META = {"format": 1, "classes": ["benign", "malignant"], "watch": {"best": None, "best_step": 0}, "ratio": 0.1}
+META = {"format": FORMAT, "classes": ["benign", "malignant"], "watch": {"best": None, "best_step": 0}, "ratio": 0.1}
 MANIFEST = "sha256.json"
 
 
@@ -86,6 +86,13 @@ def copy(saved, tmp_path):
 
 def last(workdir, step) -> pathlib.Path:
     return checkpoint.series(workdir, LAST) / str(step)
+
+
+def test_what_another_version_wrote_is_refused_in_words(tmp_path):
+    with Checkpoints(checkpoint.series(tmp_path, LAST), 2) as series:
+        series.save(1, trees(), META | {"format": 1})
+    with pytest.raises(CheckpointError, match=r"another version of histojax \(format 1, this one reads 2\): use that"):
+        read_meta(last(tmp_path, 1))
 
 
 # ---- There and back -------------------------------------------------------------------------------------------------
