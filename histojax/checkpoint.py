@@ -211,8 +211,8 @@ def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
         raise _unreadable(checkpoint, error) from error
     if meta.get("format") != FORMAT:
         raise CheckpointError(
-            f"{checkpoint}: written by another version of histojax (format {meta.get('format')}, this one reads {FORMAT}): "
-            "use that version, or train anew"
+            f"{checkpoint}: written by another version of histojax (format {meta.get('format')}, this one reads "
+            f"{FORMAT}): use that version, or train anew"
         )
     return meta
 
