@@ -10,7 +10,8 @@ All of them, one after another, and the table of the paper:
 
 Stated by the paper's abstract: the models, BreakHis, accuracy, precision, recall, F1, GMean and IBA, and for
 DALAResNet50 the accuracies 98.5, 98.7, 97.9 and 94.3 % at 40X, 100X, 200X and 400X. Its protocol is not stated, and
-neither are the others' figures. One protocol here means: the same images, split, augmentation, loss, schedule, batch
+neither are the others' figures. `ldcsf` is the other paper's network (arXiv 2308.10446), which this one does not have:
+it stands last, for its own sake. One protocol here means: the same images, split, augmentation, loss, schedule, batch
 and number of epochs; the learning rate alone goes by the kind of network (`_RATES`), because one that trains a ResNet
 from random weights trains no transformer. `MODEL,smoke` and `:smoke` shrink it to a laptop: 64×64, one epoch, the
 embedded synthetic images.
@@ -30,6 +31,7 @@ MODELS = (
     "vit_base_patch16_224",
     "swin_tiny_patch4_window7_224",
     "dinov2_vitb14",
+    "ldcsf",
 )
 # Of networks without batch norm, which at the others' 1e-3 stay where they are.
 _RATES = {
@@ -38,6 +40,7 @@ _RATES = {
     "vit_base_patch16_224": 1e-4,
     "swin_tiny_patch4_window7_224": 3e-4,
     "dinov2_vitb14": 1e-4,
+    "ldcsf": 3e-4,
 }
 
 

@@ -138,7 +138,7 @@ def program(config: ConfigDict, task: Task, layout: Layout, transform: optax.Gra
     if not 0 <= config.train.ema_decay < 1:
         raise RunError(f"train.ema_decay={config.train.ema_decay} is not in [0, 1)")
     try:
-        models.check_image_size(config.model.name, config.data.image_size)
+        models.check_image_size(config.model.name, config.data.image_size, config.model.options)
     except ValueError as error:
         raise RunError(f"data.image_size={config.data.image_size}: {error}") from error
     options = model_options(config.model.options)

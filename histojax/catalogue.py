@@ -18,6 +18,7 @@ PARITY = {
     "vgg16_inception": "PyTorch twin",
     "vit_base_patch16_224": "timm, torchvision vit_b_16",
     "dinov2_vitb14": "timm vit_base_patch14_dinov2",
+    "vit": "timm and transformers, in the layouts of UNI, UNI2, GigaPath, H-optimus, Virchow2, Phikon, DINOv2",
     "swin_tiny_patch4_window7_224": "torchvision swin_t",
     "ldcsf": "PyTorch twin",
 }

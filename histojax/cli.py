@@ -11,7 +11,8 @@ _HELP = """histojax VERB …
 
   models                                     the models: parameters, FLOPs, feature maps, weights
   convert --model NAME --weights FILE --output DIR
-                                             another program's weights, by our names (--naming, --num_classes)
+                                             another program's weights, by our names (--naming, --num_classes; --dtype;
+                                             --config FILE:VARIANT instead of --model: with the options of a config)
   convert --checkpoint RUN --to safetensors --output DIR
                                              a trained model, by names of torchvision or timm (--naming)
   compare --config FILE[:smoke] --workdir D  trains several models under one protocol and prints one table
@@ -43,29 +44,36 @@ def _models(words: list[str]) -> None:
 def _convert(words: list[str]) -> None:
     parser = argparse.ArgumentParser("histojax convert", description="Weights in, by --weights; out, by --checkpoint.")
     parser.add_argument("--model", help="of the file given by --weights: a name that `histojax models` lists")
-    parser.add_argument("--weights", help="a file (.safetensors, .npz, .pth, .pt, .bin, .ckpt) or hf:OWNER/NAME")
+    parser.add_argument("--config", help="instead of --model: a config file[:variant] that has its name and options")
+    parser.add_argument("--weights", help="a file (.safetensors, .npz, .pth, .pt, .bin, .ckpt) or hf:OWNER/NAME[/FILE]")
     parser.add_argument(
         "--num_classes", type=int, default=1000, help="of the model; another number than the file's: no head"
     )
     parser.add_argument("--checkpoint", type=pathlib.Path, help="a work directory or a checkpoint")
     parser.add_argument("--to", choices=["safetensors"], default="safetensors")
     parser.add_argument("--naming", default="", help="of the file that is written")
+    parser.add_argument("--dtype", default="float32", help="of the file that is written: float32, float16, bfloat16")
     parser.add_argument(
         "--output", type=pathlib.Path, required=True, help="folder for model.safetensors and config.json"
     )
     given = parser.parse_args(words)
-    if (given.checkpoint is None) == (given.weights is None) or (given.weights is not None) != (
-        given.model is not None
-    ):
-        parser.error("give either --model and --weights, or --checkpoint")
-    from histojax import pretrained
+    inward = (given.model is not None) + (given.config is not None) + 2 * (given.weights is not None)
+    if (given.checkpoint is not None, inward) not in ((True, 0), (False, 3)):
+        parser.error("give either --weights and --model (or --config), or --checkpoint")
+    from histojax import config_files, pretrained
 
     console.configure_logging()
     with console.errors_in_words():
         if given.checkpoint is not None:
-            print(pretrained.export(given.checkpoint, given.output, given.naming))
-        else:
-            print(pretrained.rewrite(given.weights, given.model, given.num_classes, given.output, given.naming))
+            print(pretrained.export(given.checkpoint, given.output, given.naming, given.dtype))
+            return
+        name, options = given.model, {}
+        if given.config is not None:
+            model = config_files.read(given.config).model
+            name, options = model.name, model.options.to_dict()
+        print(
+            pretrained.rewrite(given.weights, name, given.num_classes, given.output, given.naming, given.dtype, options)
+        )
 
 
 def _compare(words: list[str]) -> None:

@@ -1,7 +1,6 @@
 """`histojax compare`: several models under one protocol, one after another, and one table of what they scored."""
 
 import csv
-import importlib.util
 import json
 import logging
 import pathlib
@@ -12,7 +11,7 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from histojax import build, models, train
+from histojax import build, config_files, models, train
 from histojax.errors import RunError
 from histojax.files import replacing
 from histojax.writer import write_json
@@ -32,12 +31,8 @@ def configs(path: str, overrides: Mapping[str, Any], names: Sequence[str]) -> di
     Raises:
       RunError: a file without models to compare, a model that it does not know.
     """
-    file, _, variant = path.partition(":")
-    spec = importlib.util.spec_from_file_location("compared_config", file)
-    if spec is None or spec.loader is None or not pathlib.Path(file).is_file():
-        raise RunError(f"{file}: no such config file (--config)")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module, variant = config_files.load(path)
+    file = path.partition(":")[0]
     try:
         known = tuple(module.get_config(variant).compare.models)
         if not known:

@@ -154,6 +154,48 @@ def restore_model(path: pathlib.Path, program: Program) -> ModelState:
     return ModelState(**checkpoint.restore(path, {name: abstract.as_dict()})[name])
 
 
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A model as a checkpoint holds it, ready to be asked.
+
+    Attributes:
+      path: of the checkpoint.
+      meta: what it holds beside arrays: `classes`, `thresholds`, `split`, `data`, `step`, …
+      config: the run's, with the image size that was asked for.
+      layout: all devices, data-parallel.
+      program: its compiled functions.
+      model: its state.
+    """
+
+    path: pathlib.Path
+    meta: dict[str, Any]
+    config: ConfigDict
+    layout: Layout
+    program: Program
+    model: ModelState
+
+
+def load(path: pathlib.Path, *, image_size: int = 0) -> Trained:
+    """Builds and restores the model of a checkpoint from it alone.
+
+    Args:
+      path: a work directory, a series of checkpoints, or one checkpoint.
+      image_size: height and width of the model's input; 0: the run's.
+
+    Raises:
+      RunError: no or a damaged checkpoint, a size that the model does not take.
+    """
+    path = checkpoint.find(path)
+    meta = checkpoint.read_meta(path)
+    config = ConfigDict(meta["config"])
+    if image_size:
+        config.data.image_size = image_size
+    layout = Layout(1)
+    task = build.task(config, meta["classes"], meta["class_counts"], meta["train_images"])
+    program = build.program(config, task, layout, optax.identity())
+    return Trained(path, meta, config, layout, program, restore_model(path, program))
+
+
 def evaluate_checkpoint(
     path: pathlib.Path,
     output: pathlib.Path | None,
@@ -186,14 +228,12 @@ def evaluate_checkpoint(
             raise RunError(f"{path} lies in no work directory: say with --workdir=DIR where results go")
         size = f"-{image_size}px" if image_size else ""
         output = run / "eval" / f"{path.parent.name}-{path.name}{size}"
-    meta = checkpoint.read_meta(path)
-    config = ConfigDict(meta["config"])
+    trained = load(path, image_size=image_size)
+    meta, config = trained.meta, trained.config
     if data_root:
         config.data.root = str(pathlib.Path(data_root).expanduser().resolve())
     if magnification:
         config.data.magnification = magnification
-    if image_size:
-        config.data.image_size = image_size
     dataset = open_dataset(config.data, meta["classes"])
     saved = Split.from_json(meta["split"])
     split = dataset.place(saved)
@@ -204,12 +244,8 @@ def evaluate_checkpoint(
             f"{dataset.prepared.description}: every image belongs to patients that the model was trained or "
             "selected on, so nothing is left to test"
         )
-    layout = Layout(1)
-    task = build.task(config, meta["classes"], meta["class_counts"], meta["train_images"])
-    program = build.program(config, task, layout, optax.identity())
-    model = restore_model(path, program)
-    spec = build.loader_spec(config, layout, training=False)
-    table = predict_split(program, model, dataset, split, sides, spec, layout)
+    spec = build.loader_spec(config, trained.layout, training=False)
+    table = predict_split(trained.program, trained.model, dataset, split, sides, spec, trained.layout)
     protocol = saved.protocol
     if not same:
         seen = len(dataset.records) - len(split.indices("test"))

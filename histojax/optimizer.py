@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-_POSITION = re.compile(r"position")
+_POSITION = re.compile(r"position|registers")
 _HEAD = re.compile(r"(^|/)(head|attention|ldc|fr|resnet)(/|$)")
 
 

@@ -9,17 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
-import optax
 import safetensors.numpy
 from flax import nnx
-from ml_collections import ConfigDict
 
-from histojax import build, checkpoint, models, weights
+from histojax import build, evaluate, models, weights
 from histojax.errors import RunError
-from histojax.evaluate import restore_model
 from histojax.files import replacing
-from histojax.sharding import Layout
 from histojax.step import ModelState, TrainState
 from histojax.writer import write_json
 
@@ -28,7 +25,9 @@ OWN = "histojax"  # the naming of files that hold our own paths, with dots
 _HEAD = "head/"  # a classifier for other classes is none for these
 _POSITIONS = ("pos_embed", "pos_embedding", "position_embeddings")
 _HUB = "hf:"
-_HUB_FILE = "model.safetensors"
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_OUTPUT = _HUB_FILES[0]
+_DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
 def fill(state: TrainState, model: str, source: str) -> tuple[TrainState, str]:
@@ -37,7 +36,7 @@ def fill(state: TrainState, model: str, source: str) -> tuple[TrainState, str]:
     Args:
       state: of the model, born sharded.
       model: its name.
-      source: a file (.safetensors, .npz, .pth, .pt, .bin, .ckpt) or `hf:OWNER/NAME`.
+      source: a file (.safetensors, .npz, .pth, .pt, .bin, .ckpt) or `hf:OWNER/NAME[/FILE]`.
 
     Returns:
       The state, and in words what was loaded from where: results print it.
@@ -72,7 +71,9 @@ def fill(state: TrainState, model: str, source: str) -> tuple[TrainState, str]:
 
 
 def locate(source: str) -> pathlib.Path:
-    """The file that `source` names: itself, or what `hf:OWNER/NAME` holds, downloaded once.
+    """The file that `source` names: itself, or what `hf:OWNER/NAME[/FILE]` holds, downloaded once.
+
+    Without FILE it is `model.safetensors`, or `pytorch_model.bin` where the repository has no other.
 
     Raises:
       RunError: no such file, huggingface_hub is not installed, or the download fails.
@@ -82,22 +83,37 @@ def locate(source: str) -> pathlib.Path:
         if not path.is_file():
             raise RunError(f"model.pretrained={source}: no such file")
         return path
-    repository = source.removeprefix(_HUB)
+    owner, _, rest = source.removeprefix(_HUB).partition("/")
+    name, _, file = rest.partition("/")
+    if not owner or not name:
+        raise RunError(f"model.pretrained={source} is not hf:OWNER/NAME or hf:OWNER/NAME/FILE")
     try:
         import huggingface_hub
     except ImportError as error:
         raise RunError(f"model.pretrained={source} needs huggingface_hub: pip install 'histojax[hub]'") from error
-    try:
-        return pathlib.Path(huggingface_hub.hf_hub_download(repository, _HUB_FILE))
-    except Exception as error:  # whatever the network, its proxies and the hub have to say
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RunError(
-            f"model.pretrained={source}: {_HUB_FILE} could not be downloaded and is not in the cache ({first}). "
-            "Offline, name a file that you have"
-        ) from error
+    wanted = [file] if file else list(_HUB_FILES)
+    for candidate in wanted:
+        try:
+            return pathlib.Path(huggingface_hub.hf_hub_download(f"{owner}/{name}", candidate))
+        except huggingface_hub.errors.EntryNotFoundError as error:
+            # Offline, a file that is not in the cache is such an error, too; then it is the connection that is missing.
+            if candidate != wanted[-1] and not isinstance(error, huggingface_hub.errors.LocalEntryNotFoundError):
+                continue
+            raise _not_downloaded(source, candidate, error) from error
+        except Exception as error:  # whatever the network, its proxies and the hub have to say
+            raise _not_downloaded(source, candidate, error) from error
+    raise AssertionError(wanted)
 
 
-def export(source: pathlib.Path, output: pathlib.Path, naming: str = "") -> str:
+def _not_downloaded(source: str, file: str, error: Exception) -> RunError:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return RunError(
+        f"model.pretrained={source}: {file} could not be downloaded and is not in the cache ({first}). Offline, name a "
+        "file that you have; of a repository behind a licence, accept it there and set HF_TOKEN"
+    )
+
+
+def export(source: pathlib.Path, output: pathlib.Path, naming: str = "", dtype: str = "float32") -> str:
     """Writes the model of a checkpoint as `model.safetensors` and `config.json`.
 
     Args:
@@ -105,6 +121,7 @@ def export(source: pathlib.Path, output: pathlib.Path, naming: str = "") -> str:
       output: a folder, made if it is not there.
       naming: of the parameters: one of the model's in `weights.TABLES`, such as torchvision's, or `histojax`, our
         paths with dots; empty: the first that has a name for every parameter.
+      dtype: of the file: float32, float16 or bfloat16.
 
     Returns:
       What was written, in words.
@@ -112,14 +129,9 @@ def export(source: pathlib.Path, output: pathlib.Path, naming: str = "") -> str:
     Raises:
       RunError: no or a damaged checkpoint, a naming that lacks parameters of the model.
     """
-    path = checkpoint.find(source)
-    meta = checkpoint.read_meta(path)
-    config = ConfigDict(meta["config"])
-    layout = Layout(1)
-    task = build.task(config, meta["classes"], meta["class_counts"], meta["train_images"])
-    program = build.program(config, task, layout, optax.identity())
-    model = restore_model(path, program)
-    values = {name: np.asarray(leaf) for name, leaf in _leaves(model)}
+    trained = evaluate.load(source)
+    meta, config = trained.meta, trained.config
+    values = {name: np.asarray(leaf) for name, leaf in _leaves(trained.model)}
     facts = {
         "architecture": config.model.name,
         "options": config.model.options.to_dict(),
@@ -133,36 +145,63 @@ def export(source: pathlib.Path, output: pathlib.Path, naming: str = "") -> str:
         "protocol": meta["split"]["protocol"],
         "step": meta["step"],
     }
-    return _write(values, facts, output, naming)
+    return _write(values, facts, output, naming, dtype)
 
 
-def rewrite(source: str, model: str, num_classes: int, output: pathlib.Path, naming: str = "") -> str:
+def rewrite(
+    source: str,
+    model: str,
+    num_classes: int,
+    output: pathlib.Path,
+    naming: str = "",
+    dtype: str = "float32",
+    options: Mapping[str, Any] | None = None,
+) -> str:
     """Writes another program's weights of a model as `export` does, by our own names unless `naming` says others.
 
-    A classifier of another number of classes is left out. Raises RunError as `fill` and `export` do.
+    A classifier of another number of classes is left out. `options` are the model's own. Raises RunError as `fill` and
+    `export` do.
     """
     path = locate(source)
     contents = weights.inspect(path)
+    given = build.model_options(options or {})
     try:
-        abstract = nnx.eval_shape(lambda: models.create(model, num_classes=num_classes, rngs=nnx.Rngs(0)))
+        abstract = nnx.eval_shape(lambda: models.create(model, num_classes=num_classes, rngs=nnx.Rngs(0), **given))
     except ValueError as error:
         raise RunError(f"--model: {error}") from error
     leaves = jax.tree_util.tree_leaves_with_path(nnx.as_pure(nnx.state(abstract, (nnx.Param, nnx.BatchStat))))
     expected = {_name(key): (leaf.shape, leaf.dtype) for key, leaf in leaves}
     values, report = _convert(contents.arrays, model, expected, str(path))
-    facts = {"architecture": model, "options": {}, "num_classes": num_classes, "source": source}
-    return f"{contents}\n{report}\n{_write(values, facts, output, naming or OWN)}"
+    facts = {"architecture": model, "options": given, "num_classes": num_classes, "source": source}
+    return f"{contents}\n{report}\n{_write(values, facts, output, naming or OWN, dtype)}"
 
 
-def _write(values: Mapping[str, np.ndarray], facts: Mapping[str, Any], output: pathlib.Path, naming: str) -> str:
+def _write(
+    values: Mapping[str, np.ndarray], facts: Mapping[str, Any], output: pathlib.Path, naming: str, dtype: str
+) -> str:
+    if dtype not in _DTYPES:
+        raise RunError(f"--dtype: '{dtype}' is not one of {', '.join(_DTYPES)}")
     name = facts["architecture"]
     arrays, used = _named(values, name, naming)
-    facts = {**facts, "naming": used}
+    arrays = _narrowed(arrays, dtype)
+    facts = {**facts, "naming": used, "dtype": dtype}
     output.mkdir(parents=True, exist_ok=True)
-    with replacing(output / _HUB_FILE) as temporary:
+    with replacing(output / _OUTPUT) as temporary:
         safetensors.numpy.save_file(arrays, temporary, metadata={"format": "pt", "histojax": json.dumps(facts)})
     write_json(output / "config.json", facts)
-    return f"{len(arrays)} arrays of {name} by {used} names in {output / _HUB_FILE}; {output / 'config.json'}"
+    return f"{len(arrays)} arrays of {name} by {used} names in {output / _OUTPUT}; {output / 'config.json'}"
+
+
+def _narrowed(arrays: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
+    """The floating-point arrays in a type for files; raises RunError where a value is too large for it."""
+    wide = {name: array for name, array in arrays.items() if array.dtype == np.float32}
+    with np.errstate(over="ignore"):  # told by name below
+        narrow = {name: array.astype(_DTYPES[dtype]) for name, array in wide.items()}
+    large = [name for name, array in narrow.items() if not np.isfinite(array.astype(np.float32)).all()]
+    if large:
+        listed = ", ".join(large[:8]) + (f" and {len(large) - 8} more" if len(large) > 8 else "")
+        raise RunError(f"--dtype: values of {listed} are too large for {dtype}; take bfloat16 or float32")
+    return {**arrays, **narrow}
 
 
 def _named(values: Mapping[str, np.ndarray], model: str, naming: str) -> tuple[dict[str, np.ndarray], str]:
@@ -203,17 +242,40 @@ def _convert(
 def _fitting_positions(
     arrays: Mapping[str, np.ndarray], expected: weights.Shapes
 ) -> tuple[Mapping[str, np.ndarray], str]:
-    """The arrays with a Vision Transformer's position embedding resampled to the model's grid, and words for it."""
+    """The arrays with a Vision Transformer's position embedding on the model's grid, and words for what was done.
+
+    Files differ in how many tokens before the patches have positions: none, the class token, the registers, too. A
+    position is added to its token, so it can as well be part of the token.
+    """
     if "position_embedding" not in expected:
         return arrays, ""
     _, wanted, channels = expected["position_embedding"][0]
+    registers = expected["registers"][0][0] if "registers" in expected else 0
+    ours = 0 if registers else 1
     for name, array in arrays.items():
-        if not name.endswith(_POSITIONS) or array.ndim != 3 or array.shape[1] == wanted or array.shape[2] != channels:
+        suffix = next((suffix for suffix in _POSITIONS if name.endswith(suffix)), None)
+        if suffix is None or array.ndim != 3 or array.shape[1] == wanted or array.shape[2] != channels:
             continue
-        old, new = math.isqrt(array.shape[1] - 1), math.isqrt(wanted - 1)
-        if old**2 == array.shape[1] - 1:
-            table = models.vit.resample_positions(array.astype(np.float32), (old, old), (new, new))
-            return {**arrays, name: table}, f"\nposition embedding resampled from {old}×{old} to {new}×{new}"
+        for theirs in (ours, 1, 0, 1 + registers):
+            old = math.isqrt(max(array.shape[1] - theirs, 0))
+            if old and old**2 == array.shape[1] - theirs:
+                break
+        else:
+            continue
+        new, table = math.isqrt(wanted - ours), array.astype(np.float32)
+        words = f"\nposition embedding resampled from {old}×{old} to {new}×{new}" if old != new else ""
+        replaced = {}
+        if theirs < ours:
+            table = np.concatenate([np.zeros_like(table[:, :1]), table], axis=1)
+        elif theirs > ours:
+            tokens = [name.removesuffix(suffix) + token for token in ("cls_token", "reg_token", "register_tokens")]
+            tokens = [token for token in tokens if token in arrays]
+            sizes = np.cumsum([arrays[token].shape[1] for token in tokens])
+            for token, position in zip(tokens, np.split(table[:, :theirs], sizes, axis=1), strict=False):
+                if position.shape[1]:
+                    replaced[token] = arrays[token].astype(np.float32) + position
+            table = table[:, theirs:]
+        return {**arrays, **replaced, name: models.vit.resample_positions(table, (old, old), (new, new))}, words
     return arrays, ""
 
 

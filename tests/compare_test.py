@@ -60,7 +60,7 @@ def test_models_are_trained_once_and_stand_in_one_table(tmp_path: pathlib.Path) 
         (["compare", "--config", f"{CONFIG}y", "--workdir=x"], "unknown variant ':smokey' of this config"),
         (["train"], "unknown verb 'train'; there are models, convert, compare"),
         (["models", "all"], "takes no arguments"),
-        (["convert", "--output=x"], "give either --model and --weights, or --checkpoint"),
+        (["convert", "--output=x"], "give either --weights and --model (or --config), or --checkpoint"),
         (["convert", "--output=x", "--checkpoint=none"], "none"),
     ],
 )
@@ -114,5 +114,5 @@ def test_named_maps_get_smaller_and_never_larger(name: str) -> None:
     maps = catalogue.feature_maps(name)
     heights = [shape[0] for shape in maps.values()]
     assert heights == sorted(heights, reverse=True)
-    assert heights[-1] == {"vit_base_patch16_224": 14, "dinov2_vitb14": 16}.get(name, 7)
+    assert heights[-1] == {"vit_base_patch16_224": 14, "vit": 14, "dinov2_vitb14": 16}.get(name, 7)
     assert catalogue.PARITY.keys() == models.MODELS.keys()

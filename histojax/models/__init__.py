@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -29,12 +29,13 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "vit_base_patch16_224": vit.vit_base_patch16_224,
     "swin_tiny_patch4_window7_224": swin.swin_tiny_patch4_window7_224,
     "dinov2_vitb14": vit.dinov2_vitb14,
+    "vit": vit.vit,
     "ldcsf": ldcsf,
 }
 
 _SMALLEST = 32
 _IN_WINDOWS = ("swin_tiny_patch4_window7_224", "ldcsf")
-_PATCHES = {"vit_base_patch16_224": 16, "dinov2_vitb14": 14}
+_PATCHES = {"vit_base_patch16_224": 16, "vit": 16, "dinov2_vitb14": 14}
 
 _COMMON = ("num_classes", "rngs", "dtype", "remat")
 
@@ -66,8 +67,8 @@ def create(
     return builder(num_classes=num_classes, rngs=rngs, dtype=dtype, remat=remat, **options)
 
 
-def check_image_size(name: str, size: int) -> None:
-    """Raise ValueError, saying which sizes work, where the model `name` does not take images of size × size.
+def check_image_size(name: str, size: int, options: Mapping[str, Any] | None = None) -> None:
+    """Raise ValueError, saying which sizes work, where the model `name` with `options` takes no images of size × size.
 
     What a model would say itself once it is called, said before anything is built. Of a name that is not in `MODELS`
     nothing is said: `create` does that.
@@ -75,7 +76,7 @@ def check_image_size(name: str, size: int) -> None:
     if name in _IN_WINDOWS:
         swin.check_image_size(size)
     elif name in _PATCHES:
-        vit.check_image_size(_PATCHES[name], size)
+        vit.check_image_size((options or {}).get("patch", _PATCHES[name]), size)
     elif name in MODELS and size < _SMALLEST:
         raise ValueError(f"image height and width must be at least {_SMALLEST}, not {size}")
 

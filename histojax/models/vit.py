@@ -1,8 +1,9 @@
 """Vision Transformer (Dosovitskiy et al. 2020, arXiv 2010.11929), equal to timm's and torchvision's, and DINOv2's.
 
-DINOv2 (Oquab et al. 2023, arXiv 2304.07193) and the backbones made like it are the same network with patches of 14 and
-layer scale: sizes are parameters. Names are timm's, but for `pos_embed`, `cls_token` and `ls1.gamma`, which are
-`position_embedding`, `class_token` and `scale1` here. Shapes: n positions row by row, c channels.
+DINOv2 (Oquab et al. 2023, arXiv 2304.07193) and the pathology backbones made like it are the same network with patches
+of 14, layer scale, registers (Darcet et al. 2023, arXiv 2309.16588) and a gated MLP (Shazeer 2020, arXiv 2002.05202):
+sizes are parameters of `vit`. Names are timm's, but for `pos_embed`, `cls_token`, `reg_token` and `ls1.gamma`, which
+are `position_embedding`, `class_token`, `registers` and `scale1` here. Shapes: n positions row by row, c channels.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from flax import nnx
 from histojax.models.layers import Conv, LayerNorm, Linear, at_least_float32, gelu, lecun_normal
 
 Pool = Literal["token", "mean", "token_mean"]
-EPSILON = 1e-6
+Gate = Literal["gelu", "swiglu"]
 
 _kernel_init = jax.nn.initializers.truncated_normal(0.02)
 
@@ -38,8 +39,11 @@ class ViTConfig:
 
     `image_size` is that of the position embedding; images of other sizes see it resampled. `layer_scale` is what the
     scales of the branches start at (Touvron et al. 2021, arXiv 2103.17239); 0: there are none. `pool` says what the
-    head sees: the class token, the mean of the positions, or both side by side. `stochastic_depth` is the last block's
-    drop rate; the others' grow linearly from zero. Raises ValueError for a value out of range, naming the legal ones.
+    head sees: the class token, the mean of the positions, or both side by side. `registers` are tokens more, which the
+    head does not see; with them only the patches have a position embedding, as in timm's. `mlp="swiglu"` splits the
+    `mlp_ratio` · c hidden channels into gates and values, half each. `epsilon` is the norms'. `stochastic_depth` is the
+    last block's drop rate; the others' grow linearly from zero. Raises ValueError for a value out of range, naming the
+    legal ones.
     """
 
     image_size: int = 224
@@ -48,8 +52,11 @@ class ViTConfig:
     depth: int = 12
     heads: int = 12
     mlp_ratio: float = 4.0
+    mlp: Gate = "gelu"
     layer_scale: float = 0.0
+    registers: int = 0
     pool: Pool = "token"
+    epsilon: float = 1e-6
     dropout: float = 0.0
     stochastic_depth: float = 0.0
     num_classes: int = 1000
@@ -61,11 +68,18 @@ class ViTConfig:
         check_image_size(self.patch, self.image_size)
         if self.embed_dim % self.heads:
             raise ValueError(f"heads={self.heads} does not divide embed_dim={self.embed_dim}")
-        if self.pool not in get_args(Pool):
-            raise ValueError(f"pool={self.pool!r} is not one of {', '.join(map(repr, get_args(Pool)))}")
-        if self.mlp_ratio <= 0 or self.layer_scale < 0:
+        for name, kind in (("pool", Pool), ("mlp", Gate)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, get_args(kind)))}")
+        for name in ("mlp_ratio", "epsilon"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} is not positive")
+        for name in ("layer_scale", "registers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} is negative")
+        if self.mlp == "swiglu" and self.hidden % 2:
             raise ValueError(
-                f"mlp_ratio={self.mlp_ratio} is not positive, or layer_scale={self.layer_scale} is negative"
+                f"mlp_ratio={self.mlp_ratio} gives {self.hidden} hidden channels: swiglu wants an even number"
             )
         for name in ("dropout", "stochastic_depth"):
             if not 0 <= getattr(self, name) < 1:
@@ -75,6 +89,11 @@ class ViTConfig:
     def grid(self) -> int:
         """Positions along a side of the position embedding."""
         return self.image_size // self.patch
+
+    @property
+    def hidden(self) -> int:
+        """Channels after an MLP's first layer."""
+        return int(self.embed_dim * self.mlp_ratio)
 
 
 def resampling_weights(old: int, new: int) -> np.ndarray:
@@ -131,16 +150,25 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Dense, GELU, dropout, dense: (..., c) -> (..., c)."""
+    """Dense, GELU or gate, dropout, dense: (..., c) -> (..., c)."""
 
-    def __init__(self, channels: int, hidden: int, dropout: float, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ViTConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+        channels, hidden = config.embed_dim, config.hidden
+        self.gated = config.mlp == "swiglu"
         self.fc1 = Linear(channels, hidden, kernel_init=_kernel_init, dtype=dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(dropout, rngs=rngs)
-        self.fc2 = Linear(hidden, channels, kernel_init=_kernel_init, dtype=dtype, rngs=rngs)
+        self.dropout = nnx.Dropout(config.dropout, rngs=rngs)
+        inner = hidden // 2 if self.gated else hidden
+        self.fc2 = Linear(inner, channels, kernel_init=_kernel_init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map each (c,) of (..., c)."""
-        return self.fc2(self.dropout(gelu(self.fc1(x))))
+        x = self.fc1(x)
+        if self.gated:
+            gate, value = jnp.split(x, 2, axis=-1)
+            x = jax.nn.silu(gate) * value
+        else:
+            x = gelu(x)
+        return self.fc2(self.dropout(x))
 
 
 class Block(nnx.Module):
@@ -152,10 +180,10 @@ class Block(nnx.Module):
 
     def __init__(self, config: ViTConfig, drop_rate: float, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
         channels = config.embed_dim
-        self.norm1 = LayerNorm(channels, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(channels, epsilon=config.epsilon, dtype=dtype, rngs=rngs)
         self.attn = Attention(channels, config.heads, dtype=dtype, rngs=rngs)
-        self.norm2 = LayerNorm(channels, epsilon=EPSILON, dtype=dtype, rngs=rngs)
-        self.mlp = MLP(channels, int(channels * config.mlp_ratio), config.dropout, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(channels, epsilon=config.epsilon, dtype=dtype, rngs=rngs)
+        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs)
         self.stochastic_depth = nnx.Dropout(drop_rate, broadcast_dims=(1, 2), rngs=rngs)
 
@@ -209,13 +237,16 @@ class ViT(nnx.Module):
         channels = config.embed_dim
         self.patch_embed = PatchEmbed(config.patch, channels, dtype=dtype, rngs=rngs)
         self.class_token = nnx.Param(jnp.zeros((channels,), jnp.float32))
-        positions = _kernel_init(rngs.params(), (1, 1 + config.grid**2, channels), jnp.float32)
-        self.position_embedding = nnx.Param(positions)
+        shape = (config.registers, channels)
+        self.registers = nnx.Param(_kernel_init(rngs.params(), shape, jnp.float32)) if config.registers else None
+        # With registers the class token has no position: adding one to it says nothing that it does not.
+        n = config.grid**2 + (0 if config.registers else 1)
+        self.position_embedding = nnx.Param(_kernel_init(rngs.params(), (1, n, channels), jnp.float32))
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs)
         rates = np.linspace(0, config.stochastic_depth, config.depth).tolist()
         self.blocks = nnx.List([Block(config, rate, dtype=dtype, rngs=rngs) for rate in rates])
         head_dtype = at_least_float32(dtype)
-        self.norm = LayerNorm(channels, epsilon=EPSILON, dtype=head_dtype, rngs=rngs)
+        self.norm = LayerNorm(channels, epsilon=config.epsilon, dtype=head_dtype, rngs=rngs)
         seen = channels * (2 if config.pool == "token_mean" else 1)
         self.head = Linear(seen, config.num_classes, kernel_init=_kernel_init, dtype=head_dtype, rngs=rngs)
 
@@ -224,13 +255,23 @@ class ViT(nnx.Module):
         x = self.patch_embed(x)
         b, h, w, c = x.shape
         positions = resample_positions(self.position_embedding[...], (self.grid, self.grid), (h, w)).astype(x.dtype)
+        x = x.reshape(b, h * w, c)
         token = jnp.broadcast_to(self.class_token[...][None, None].astype(x.dtype), (b, 1, c))
-        x = jnp.concatenate([token, x.reshape(b, h * w, c)], axis=1)
-        x = self.dropout(x + jnp.broadcast_to(positions, x.shape))
+        if self.registers is None:
+            x = jnp.concatenate([token, x], axis=1)
+            x = self.dropout(x + jnp.broadcast_to(positions, x.shape))
+            leading = 1
+        else:
+            registers = jnp.broadcast_to(self.registers[...][None].astype(x.dtype), (b, *self.registers.shape))
+            x = x + jnp.broadcast_to(positions, x.shape)
+            x = self.dropout(jnp.concatenate([token, registers, x], axis=1))
+            leading = 1 + self.registers.shape[0]
         maps = {}
         for i, block in enumerate(self.blocks):
             x = _rematerialised(block, x) if self.remat else block(x)
-            maps[f"block{i + 1}"] = x[:, 1:].reshape(b, h, w, c)
+            maps[f"block{i + 1}"] = x[:, leading:].reshape(b, h, w, c)
+        if leading > 1:
+            x = jnp.concatenate([x[:, :1], x[:, leading:]], axis=1)
         return maps, x
 
     def feature_maps(self, x: jax.Array) -> dict[str, jax.Array]:
@@ -258,7 +299,7 @@ class ViT(nnx.Module):
         return self.classify(self.features(x))
 
 
-def vit_base_patch16_224(
+def vit(
     *,
     num_classes: int,
     rngs: nnx.Rngs,
@@ -270,14 +311,48 @@ def vit_base_patch16_224(
     depth: int = 12,
     heads: int = 12,
     mlp_ratio: float = 4.0,
+    mlp: Gate = "gelu",
     layer_scale: float = 0.0,
+    registers: int = 0,
+    pool: Pool = "token",
+    epsilon: float = 1e-6,
+    dropout: float = 0.0,
+    stochastic_depth: float = 0.0,
+) -> ViT:
+    """Build a Vision Transformer of any size; see `ViTConfig` for the options and what it raises."""
+    config = ViTConfig(
+        image_size=image_size,
+        patch=patch,
+        embed_dim=embed_dim,
+        depth=depth,
+        heads=heads,
+        mlp_ratio=mlp_ratio,
+        mlp=mlp,
+        layer_scale=layer_scale,
+        registers=registers,
+        pool=pool,
+        epsilon=epsilon,
+        dropout=dropout,
+        stochastic_depth=stochastic_depth,
+        num_classes=num_classes,
+    )
+    return ViT(config, dtype=dtype, remat=remat, rngs=rngs)
+
+
+def vit_base_patch16_224(
+    *,
+    num_classes: int,
+    rngs: nnx.Rngs,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+    image_size: int = 224,
     pool: Pool = "token",
     dropout: float = 0.0,
     stochastic_depth: float = 0.0,
 ) -> ViT:
-    """Build ViT-B/16, or by its options another; see `ViTConfig` for them and what it raises."""
+    """Build ViT-B/16; see `ViTConfig` for the options and what it raises."""
     config = ViTConfig(
-        image_size, patch, embed_dim, depth, heads, mlp_ratio, layer_scale, pool, dropout, stochastic_depth, num_classes
+        image_size=image_size, pool=pool, dropout=dropout, stochastic_depth=stochastic_depth, num_classes=num_classes
     )
     return ViT(config, dtype=dtype, remat=remat, rngs=rngs)
 

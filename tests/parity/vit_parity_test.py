@@ -123,7 +123,7 @@ def small(**options):
 def test_named_maps():
     module = randomised(small())
     x = images(64, 64)
-    graphdef, params, rest = loaded("vit_base_patch16_224", module, image_size=64, **SMALL)
+    graphdef, params, rest = loaded("vit", module, image_size=64, **SMALL)
     ours = nnx.merge(graphdef, params, rest).feature_maps(jnp.asarray(x))
     with torch.no_grad():
         theirs = module.forward_intermediates(to_torch(x), intermediates_only=True)
@@ -138,12 +138,10 @@ def test_gradients():
         module = randomised(small(init_values=0.5)).double()
         x = images(64, 64, np.float64)
         options = {"image_size": 64, "layer_scale": 0.5} | SMALL
-        _, params, rest = loaded("vit_base_patch16_224", module, np.float64, **options)
+        _, params, rest = loaded("vit", module, np.float64, **options)
         model = nnx.view(
             nnx.eval_shape(
-                lambda: models.create(
-                    "vit_base_patch16_224", num_classes=CLASSES, rngs=nnx.Rngs(0), dtype=jnp.float64, **options
-                )
+                lambda: models.create("vit", num_classes=CLASSES, rngs=nnx.Rngs(0), dtype=jnp.float64, **options)
             ),
             deterministic=True,
         )
@@ -159,7 +157,7 @@ def test_gradients():
         torch.nn.functional.cross_entropy(module(xt), torch.from_numpy(y)).backward()
         arrays = {name: p.grad.numpy() for name, p in module.named_parameters()}
         expected = {name_of(p): (v.shape, np.float64) for p, v in jax.tree_util.tree_leaves_with_path(params)}
-        wanted, _ = convert(arrays, TABLES["vit_base_patch16_224"], expected)
+        wanted, _ = convert(arrays, TABLES["vit"], expected)
         worst = 0.0
         for path, found in jax.tree_util.tree_leaves_with_path(grads):
             reference = wanted[name_of(path)]

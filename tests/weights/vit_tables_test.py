@@ -31,8 +31,8 @@ def saved(module: Any, folder: pathlib.Path) -> dict[str, np.ndarray]:
 def test_hugging_faces_vit(tmp_path: pathlib.Path) -> None:
     config = transformers.ViTConfig(**SIZES, intermediate_size=512, num_labels=twins.CLASSES, layer_norm_eps=1e-6)
     module = twins.randomised(transformers.ViTForImageClassification(config))
-    model = twins.abstract("vit_base_patch16_224", **SMALL)
-    values, report = convert(saved(module, tmp_path), TABLES["vit_base_patch16_224"], twins.expected(model))
+    model = twins.abstract("vit", **SMALL)
+    values, report = convert(saved(module, tmp_path), TABLES["vit"], twins.expected(model))
     assert report.naming == "Hugging Face"
     assert not report.initial
     x = twins.images(32)
@@ -43,9 +43,9 @@ def test_hugging_faces_vit(tmp_path: pathlib.Path) -> None:
 def test_hugging_faces_dinov2_loads_all_but_the_head(tmp_path: pathlib.Path) -> None:
     config = transformers.Dinov2Config(**SIZES, mlp_ratio=4, layerscale_value=0.5)
     module = twins.randomised(transformers.Dinov2Model(config))
-    model = twins.abstract("vit_base_patch16_224", **SMALL, layer_scale=0.5)
-    values, report = convert(saved(module, tmp_path), TABLES["dinov2_vitb14"], twins.expected(model))
-    assert report.naming == "Hugging Face, without head"
+    model = twins.abstract("vit", **SMALL, layer_scale=0.5)
+    values, report = convert(saved(module, tmp_path), TABLES["vit"], twins.expected(model))
+    assert report.naming == "Hugging Face DINOv2, without head"
     assert set(report.initial) == {"head/kernel", "head/bias"}
     assert all("mask_token" in name for name in report.left_out)
     expected = twins.expected(model)
@@ -60,10 +60,10 @@ def test_hugging_faces_dinov2_loads_all_but_the_head(tmp_path: pathlib.Path) -> 
 
 
 def test_the_originals_npz_goes_out_and_comes_back(tmp_path: pathlib.Path) -> None:
-    expected = twins.expected(twins.abstract("vit_base_patch16_224", **SMALL))
+    expected = twins.expected(twins.abstract("vit", **SMALL))
     rng = np.random.default_rng(0)
     values = {path: rng.normal(size=shape).astype(dtype) for path, (shape, dtype) in expected.items()}
-    table = TABLES["vit_base_patch16_224"]
+    table = TABLES["vit"]
     theirs = export(values, table, "the original's")
     block = "Transformer/encoderblock_1"
     attention = f"{block}/MultiHeadDotProductAttention_1"
@@ -89,8 +89,8 @@ def test_positions_of_another_grid_are_resampled_and_said() -> None:
             img_size=56, patch_size=8, embed_dim=128, depth=2, num_heads=2, num_classes=twins.CLASSES
         )
     )
-    expected = twins.expected(twins.abstract("vit_base_patch16_224", **SMALL))
-    values, words = pretrained._convert(arrays_of(module), "vit_base_patch16_224", expected, "a file")
+    expected = twins.expected(twins.abstract("vit", **SMALL))
+    values, words = pretrained._convert(arrays_of(module), "vit", expected, "a file")
     assert "position embedding resampled from 7×7 to 4×4" in words
     module.set_input_size((32, 32))  # timm resamples its own
     np.testing.assert_allclose(values["position_embedding"], module.pos_embed.detach().numpy(), atol=1e-5)

@@ -13,8 +13,9 @@ from histojax.weights.transforms import CONV, DENSE, SPLIT_BIAS, SPLIT_DENSE, Tr
 
 _BLOCK = "blocks/{i}"
 _HEAD_CHANNELS = 64  # of the original's files, which keep the heads apart; all published sizes have these
-# One vector (c,) <-> (1, 1, c).
+# One vector (c,) <-> (1, 1, c); several (r, c) <-> (1, r, c).
 _TOKEN = Transform(lambda a: a[0].reshape(-1), lambda a: (a.reshape(1, 1, -1),))
+_TOKENS = Transform(lambda a: a[0].reshape(a[0].shape[-2:]), lambda a: (a.reshape(1, *a.shape),))
 
 
 def _split(a: np.ndarray, axis: int) -> list[np.ndarray]:
@@ -43,15 +44,16 @@ def _ends(token: str, positions: str, patches: str, last: str, head: str) -> tup
     )
 
 
-def _timm() -> Naming:
+def _timm(title: str, registers: str = "reg_token", mlp: tuple[str, str] = ("fc1", "fc2")) -> Naming:
     rules = [*_ends("cls_token", "pos_embed", "patch_embed.proj", "norm", "head")]
+    rules.append(Rule("registers", registers, _TOKENS))
     for n in (1, 2):
         rules += norm(f"{_BLOCK}/norm{n}", f"blocks.{{i}}.norm{n}")
-        rules += dense(f"{_BLOCK}/mlp/fc{n}", f"blocks.{{i}}.mlp.fc{n}")
+        rules += dense(f"{_BLOCK}/mlp/fc{n}", f"blocks.{{i}}.mlp.{mlp[n - 1]}")
         rules.append(Rule(f"{_BLOCK}/scale{n}", f"blocks.{{i}}.ls{n}.gamma"))
     for part in ("qkv", "proj"):
         rules += dense(f"{_BLOCK}/attn/{part}", f"blocks.{{i}}.attn.{part}")
-    return Naming("timm/DINOv2", tuple(rules), classifier=("head.",), ignored=(r"^mask_token$",))
+    return Naming(title, tuple(rules), classifier=("head.",), ignored=(r"^mask_token$",))
 
 
 def _torchvision() -> Naming:
@@ -79,7 +81,8 @@ def _hugging_face(title: str, begin: str, names: dict[str, str]) -> Naming:
             f"{embeddings}.patch_embeddings.projection",
             f"{begin}layernorm",
             "classifier",
-        )
+        ),
+        Rule("registers", f"{embeddings}.register_tokens", _TOKENS),
     ]
     for n in (1, 2):
         rules += norm(f"{_BLOCK}/norm{n}", f"{layer}.{names[f'norm{n}']}")
@@ -97,6 +100,7 @@ def _hugging_face(title: str, begin: str, names: dict[str, str]) -> Naming:
 
 _VIT = {"norm1": "layernorm_before", "norm2": "layernorm_after", "fc1": "intermediate.dense", "fc2": "output.dense"}
 _DINOV2 = {"norm1": "norm1", "norm2": "norm2", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+_DINOV2_GATED = _DINOV2 | {"fc1": "mlp.weights_in", "fc2": "mlp.weights_out"}
 
 
 def _original() -> Naming:
@@ -125,23 +129,34 @@ def _original() -> Naming:
     return Naming("the original's", tuple(rules), classifier=("head/", "pre_logits/"))
 
 
+_OF_VIT = (
+    _torchvision(),
+    _hugging_face("Hugging Face", "vit.", _VIT),
+    _hugging_face("Hugging Face, without head", "", _VIT),
+    _original(),
+)
+_OF_DINOV2 = (
+    _hugging_face("Hugging Face DINOv2", "dinov2.", _DINOV2),
+    _hugging_face("Hugging Face DINOv2, without head", "", _DINOV2),
+)
+# DINOv2's own files have other names than timm's for what only its larger models have.
+_OF_LARGER = (
+    _timm("DINOv2, registers", "register_tokens"),
+    _timm("DINOv2, gated", "register_tokens", ("w12", "w3")),
+    *(
+        _hugging_face(f"Hugging Face DINOv2, {what}", begin, names)
+        for what, begin, names in (
+            ("registers", "dinov2_with_registers.", _DINOV2),
+            ("gated", "dinov2.", _DINOV2_GATED),
+            ("gated, without head", "", _DINOV2_GATED),
+            ("gated, registers", "dinov2_with_registers.", _DINOV2_GATED),
+        )
+    ),
+)
+_TIMM = _timm("timm/DINOv2")
+
 TABLES = (
-    Table(
-        "vit_base_patch16_224",
-        (
-            _timm(),
-            _torchvision(),
-            _hugging_face("Hugging Face", "vit.", _VIT),
-            _hugging_face("Hugging Face, without head", "", _VIT),
-            _original(),
-        ),
-    ),
-    Table(
-        "dinov2_vitb14",
-        (
-            _timm(),
-            _hugging_face("Hugging Face", "dinov2.", _DINOV2),
-            _hugging_face("Hugging Face, without head", "", _DINOV2),
-        ),
-    ),
+    Table("vit_base_patch16_224", (_TIMM, *_OF_VIT)),
+    Table("dinov2_vitb14", (_TIMM, *_OF_DINOV2)),
+    Table("vit", (_TIMM, *_OF_VIT, *_OF_DINOV2, *_OF_LARGER)),
 )

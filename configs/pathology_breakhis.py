@@ -1,0 +1,94 @@
+"""Backbones that were trained on pathology images, fine-tuned on BreakHis.
+
+    python -m histojax.main --config configs/pathology_breakhis.py:lunit_vit_small16 --workdir runs/lunit \\
+        --config.model.pretrained=FILE --config.data.root=PATH
+
+The variant is one of `BACKBONES`; `NAME,smoke` shrinks images and epochs to a laptop. An entry says what the file does
+not: sizes of the network and the normalisation that it was trained with. Its last field is where its authors, or the
+named copy, publish the weights: `model.pretrained=hf:…` takes them from there, but most ask you to accept a licence
+first, and nothing is downloaded unless you ask for it. Sizes are those of the published model cards; what they are
+tested on are files with these names and sizes and random values. `train.freeze_backbone_epochs` trains the head alone.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_LUNIT = ((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464))
+_BIOPTIMUS = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network, the mean and standard deviation of its images, and where its weights are published."""
+
+    model: str
+    options: dict[str, Any] = field(default_factory=dict)
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] = _IMAGENET
+    source: str = ""
+
+
+_LARGE = {"embed_dim": 1024, "depth": 24, "heads": 16, "layer_scale": 1e-5}
+_GIANT = {"embed_dim": 1536, "depth": 40, "heads": 24, "layer_scale": 1e-5, "mlp": "swiglu", "mlp_ratio": 5.33334}
+
+BACKBONES = {
+    # Kang et al. 2023, arXiv 2212.04690: Barlow Twins and DINO on TCGA.
+    "lunit_resnet50": Backbone("resnet50", {}, _LUNIT, "1aurent/resnet50.lunit_bt"),
+    "lunit_vit_small16": Backbone(
+        "vit", {"embed_dim": 384, "heads": 6}, _LUNIT, "1aurent/vit_small_patch16_224.lunit_dino"
+    ),
+    "lunit_vit_small8": Backbone(
+        "vit", {"embed_dim": 384, "heads": 6, "patch": 8}, _LUNIT, "1aurent/vit_small_patch8_224.lunit_dino"
+    ),
+    # Filiot et al. 2023, medRxiv 2023.07.21.23292757, and 2024, arXiv 2409.09173.
+    "phikon": Backbone("vit", {"epsilon": 1e-12}, _IMAGENET, "owkin/phikon"),
+    "phikon_v2": Backbone("vit", _LARGE, _IMAGENET, "owkin/phikon-v2"),
+    # Chen et al. 2024, Nature Medicine 30.
+    "uni": Backbone("vit", _LARGE, _IMAGENET, "MahmoodLab/UNI"),
+    "uni2": Backbone("vit", _GIANT | {"depth": 24, "patch": 14, "registers": 8}, _IMAGENET, "MahmoodLab/UNI2-h"),
+    # Xu et al. 2024, Nature 630.
+    "gigapath": Backbone("vit", _GIANT, _IMAGENET, "prov-gigapath/prov-gigapath"),
+    # Saillard et al. 2024, github.com/bioptimus.
+    "h_optimus_0": Backbone("vit", _GIANT | {"patch": 14, "registers": 4}, _BIOPTIMUS, "bioptimus/H-optimus-0"),
+    # Zimmermann et al. 2024, arXiv 2408.00738.
+    "virchow2": Backbone(
+        "vit",
+        {"embed_dim": 1280, "depth": 32, "heads": 16, "layer_scale": 1e-5, "mlp": "swiglu", "mlp_ratio": 5.3375}
+        | {"patch": 14, "registers": 4, "pool": "token_mean"},
+        _IMAGENET,
+        "paige-ai/Virchow2",
+    ),
+}
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The experiment; `variant` is empty (lunit_vit_small16) or a backbone, `smoke`, or both, separated by a comma."""
+    parts = [part for part in variant.split(",") if part]
+    names = [part for part in parts if part != "smoke"]
+    for name in names:
+        if name not in BACKBONES:
+            raise ValueError(f"unknown variant ':{name}' of this config; there are smoke, {', '.join(BACKBONES)}")
+    if len(names) > 1:
+        raise ValueError(f"the variants {', '.join(names)} of this config exclude each other")
+    backbone = BACKBONES[names[0] if names else "lunit_vit_small16"]
+    config = common.base()
+    config.model.name = backbone.model
+    config.model.options = ConfigDict(backbone.options)
+    config.data.mean, config.data.std = backbone.normalisation
+    config.data.augment.crop_scale = 0.6
+    config.data.augment.colour_jitter = 0.1
+    config.data.augment.stain_jitter = 0.05
+    config.loss.class_weights = "inverse"
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.clip_norm = 1.0
+    if "smoke" in parts:
+        config.data.image_size = 56 if backbone.options.get("patch") == 14 else 64
+        config.train.batch_size = 16
+        config.train.epochs = 1
+        config.sharding.cpu_devices = 1
+        config.evaluation.resamples = 500
+    return config

@@ -1,0 +1,96 @@
+"""Every model, whole: a PyTorch file comes in and goes out by public names; the reference that reads it is the same."""
+
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from histojax import pretrained, weights
+from tests.weights import twins
+
+# After twins, which makes torchvision importable.
+import timm  # isort: skip
+import torchvision  # isort: skip
+
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
+K = twins.CLASSES
+Make = Callable[[], torch.nn.Module]
+
+# Model -> maker of the reference, naming that goes out, side of the images.
+CASES: dict[str, tuple[str, Make, str, int]] = {
+    "resnet50 torchvision": ("resnet50", lambda: torchvision.models.resnet50(num_classes=K), "torchvision/timm", 64),
+    "seresnet50 timm": ("seresnet50", lambda: timm.create_model("seresnet50", num_classes=K), "timm", 64),
+    "densenet121 torchvision": (
+        "densenet121",
+        lambda: torchvision.models.densenet121(num_classes=K),
+        "torchvision/timm",
+        64,
+    ),
+    "vgg16 torchvision": ("vgg16", lambda: torchvision.models.vgg16(num_classes=K), "torchvision", 64),
+    "vgg16_bn torchvision": ("vgg16_bn", lambda: torchvision.models.vgg16_bn(num_classes=K), "torchvision", 64),
+    "vit timm": (
+        "vit_base_patch16_224",
+        lambda: timm.create_model("vit_base_patch16_224", num_classes=K),
+        "timm/DINOv2",
+        224,
+    ),
+    "vit torchvision": (
+        "vit_base_patch16_224",
+        lambda: torchvision.models.vit_b_16(num_classes=K),
+        "torchvision",
+        224,
+    ),
+    "dinov2 timm": (
+        "dinov2_vitb14",
+        lambda: timm.create_model("vit_base_patch14_dinov2", num_classes=K, img_size=224),
+        "timm/DINOv2",
+        224,
+    ),
+    "swin torchvision": (
+        "swin_tiny_patch4_window7_224",
+        lambda: torchvision.models.swin_t(num_classes=K),
+        "torchvision",
+        224,
+    ),
+    "swin timm": (
+        "swin_tiny_patch4_window7_224",
+        lambda: timm.create_model("swin_tiny_patch4_window7_224", num_classes=K),
+        "timm",
+        224,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_reference_reads_what_went_out(case: str, tmp_path: pathlib.Path) -> None:
+    name, make, naming, side = CASES[case]
+    with torch.no_grad():
+        reference = twins.randomised(make())
+    x = twins.images(side)[:1]
+    wanted = twins.torch_logits(reference, x)
+    torch.save(reference.state_dict(), tmp_path / "theirs.pth")
+    said = pretrained.rewrite(str(tmp_path / "theirs.pth"), name, K, tmp_path / "out", naming)
+    assert "initial values kept" not in said
+    path = tmp_path / "out" / "model.safetensors"
+    with torch.device("meta"):
+        back = make()
+    missing, unexpected = back.load_state_dict(safetensors.torch.load_file(path), strict=False, assign=True)
+    assert not unexpected
+    assert all(key.endswith(("num_batches_tracked", "relative_position_index")) for key in missing), missing
+    # What is no parameter: counters and indices, which the file need not have.
+    state = reference.state_dict()
+    back.load_state_dict({key: state[key] for key in missing}, strict=False, assign=True)
+    for key, buffer in reference.named_buffers():
+        if key not in state:  # timm's Swin keeps such as these out of its files
+            module, _, attribute = key.rpartition(".")
+            setattr(back.get_submodule(module), attribute, buffer)
+    for key, value in back.state_dict().items():
+        np.testing.assert_array_equal(value, state[key], err_msg=key)
+    np.testing.assert_allclose(twins.torch_logits(back.eval(), x), wanted, atol=1e-5 * np.abs(wanted).max())
+    model = twins.abstract(name)
+    values, _ = pretrained._convert(weights.inspect(path).arrays, name, twins.expected(model), str(path))
+    found = twins.logits(model, values, x)
+    np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())
