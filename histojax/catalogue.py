@@ -9,7 +9,7 @@ from histojax.compare import cost
 _SIZE, _CLASSES = 224, 1000
 # What the tests in tests/parity compare a model with.
 PARITY = {
-    "resnet50": "PyTorch twin (as dala_resnet50 without attention)",
+    "resnet50": "torchvision resnet50",
     "dala_resnet50": "PyTorch twin",
     "seresnet50": "timm seresnet50",
     "densenet121": "torchvision densenet121",

@@ -98,6 +98,27 @@ def test_logits(choice, size):
     assert error <= 1e-4
 
 
+@pytest.mark.parametrize("choice", ["default", "small"])
+def test_stages(choice):
+    (graphdef, *state), twin = pair(choice, training=False)
+    theirs = {}
+    places = {f"stage{i + 1}": ldc for i, ldc in enumerate(twin.ldc)} | {"fr": twin.fr, "resnet": twin.resnet}
+    for name, place in places.items():
+        place.register_forward_hook(lambda m, i, o, name=name: theirs.update({name: o.detach().clone()}))
+    x = images(2, 64)
+    with torch.no_grad():
+        twin(to_torch(x))
+    theirs["resnet"] = theirs["resnet"].permute(0, 2, 3, 1)
+    ours = jax.jit(lambda state, x: nnx.merge(graphdef, *state).feature_maps(x))(state, x)
+    assert ours.keys() == theirs.keys()
+    for name, wanted in theirs.items():
+        assert ours[name].shape == tuple(wanted.shape)
+        assert 1e-2 < wanted.std() < 1e2
+        error = np.abs(ours[name] - wanted.numpy()).max() / np.abs(wanted.numpy()).max()
+        print(f"{choice}, {name}: {error:.1e}")
+        assert error <= 1e-4
+
+
 @pytest.mark.parametrize("choice", ["default", *CHOICES])
 def test_gradients_and_statistics_in_train_mode(choice):
     # In float64: batch norm over the few values of the last map amplifies float32 rounding beyond any honest tolerance.

@@ -1,4 +1,4 @@
-"""ResNet50, Swin-T, DALAResNet50 and LDCSF stage by stage, and ResNet50's gradients, against their references."""
+"""ResNet50, Swin-T and DALAResNet50 stage by stage, and ResNet50's gradients, against their references."""
 
 from __future__ import annotations
 
