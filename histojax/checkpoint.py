@@ -174,6 +174,11 @@ def run_of(checkpoint: pathlib.Path) -> pathlib.Path | None:
     return checkpoint.parents[2] if checkpoint.parents[1].name == _FOLDER else None
 
 
+def digest(checkpoint: pathlib.Path) -> str:
+    """Sixteen hexadecimal digits that tell a checkpoint from any other: of the list of its files' checksums."""
+    return hashlib.sha256((checkpoint / _MANIFEST).read_bytes()).hexdigest()[:16]
+
+
 def verify(checkpoint: pathlib.Path, item: str = "") -> None:
     """Compares every file of a checkpoint, or of one item in it, with its checksum.
 

@@ -84,11 +84,21 @@ def validation_metrics(outcome: Outcome, dataset: Dataset, indices: np.ndarray) 
     }
 
 
-def thresholds(outcome: Outcome, dataset: Dataset, indices: np.ndarray, rule: str) -> list[float] | None:
-    """The threshold of each label that serves the images at `indices` best; None where an image has one class."""
-    if not dataset.multilabel:
-        return None
+def thresholds(outcome: Outcome, dataset: Dataset, indices: np.ndarray, rule: str) -> list[float]:
+    """The threshold of each label that serves the images at `indices` best."""
     return multilabel.choose_thresholds(dataset.labels[indices], outcome.probabilities, rule).tolist()
+
+
+def label_confusion(
+    outcome: Outcome, dataset: Dataset, indices: np.ndarray, cuts: Sequence[float]
+) -> dict[str, list[int]]:
+    """Of each label how many images at `indices` are true negatives, false positives, false negatives, true positives.
+
+    A checkpoint keeps them: they say how far a count of predicted labels can be off.
+    """
+    there, said = dataset.labels[indices] > 0.5, outcome.probabilities >= np.asarray(cuts)
+    cells = (~there & ~said, ~there & said, there & ~said, there & said)
+    return {name: [int(cell[:, i].sum()) for cell in cells] for i, name in enumerate(dataset.classes)}
 
 
 def predict_split(

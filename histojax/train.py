@@ -22,7 +22,7 @@ from histojax.writer import MetricsWriter, Progress, RunFile, write_json
 
 _log = logging.getLogger(__name__)
 # Fields that change neither what is learned nor what it is learned from (the split's hash guards the data).
-_FREE_FIELDS = ("data.root", "data.prepared_dir", "data.threads", "data.workers", "train.log_every")
+_FREE_FIELDS = ("data.root", "data.prepared_dir", "data.mpp", "data.threads", "data.workers", "train.log_every")
 _FREE_GROUPS = ("checkpoint.", "compare.", "evaluation.", "paper.", "sharding.")
 
 
@@ -76,6 +76,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
         best.discard_incomplete()
         watch = Watch(config.train.best_metric, config.train.early_stopping, task.METRICS)
         thresholds = [0.5] * len(dataset.classes) if dataset.multilabel else None
+        confusion = None
         if last.steps():
             path = last.folder / str(last.steps()[-1])
             state, meta = restore(path, program)
@@ -86,6 +87,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
                 )
             watch.restore(meta["watch"])
             thresholds, origin = meta["thresholds"], meta["pretrained"]
+            confusion = meta.get("confusion")  # checkpoints of version 0.1.0 have none
         else:
             state, origin = program.init(), ""
             if config.model.pretrained:
@@ -114,8 +116,8 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
         def save(series: Checkpoints, named: dict[str, Any]) -> None:
             # The stream of batches is a function of seed and position, so its state is one number.
             position = {"next_index": step * train_spec.batch_size, "seed": train_spec.seed}
-            now = {"step": step, "watch": watch.to_json(), "stream": position, "thresholds": thresholds}
-            series.save(step, named, constants | now)
+            now = {"step": step, "watch": watch.to_json(), "stream": position}
+            series.save(step, named, constants | now | {"thresholds": thresholds, "confusion": confusion})
 
         # ---- Loop ---------------------------------------------------------------------------------------------
         progress = Progress(total_steps, step, train_spec.batch_size, first)
@@ -146,7 +148,9 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
                     model = state.ema or state.model
                     outcome = evaluate.run_model(program, model, dataset, val_indices, eval_spec, layout)
                     measured = evaluate.validation_metrics(outcome, dataset, val_indices)
-                    thresholds = evaluate.thresholds(outcome, dataset, val_indices, config.train.thresholds)
+                    if dataset.multilabel:
+                        thresholds = evaluate.thresholds(outcome, dataset, val_indices, config.train.thresholds)
+                        confusion = evaluate.label_confusion(outcome, dataset, val_indices, thresholds)
                     writer.write(step, {f"val/{key}": value for key, value in measured.items()})
                     line += "".join(f"  val {key} {measured[key]:.4f}" for key in task.METRICS[:3])
                     if watch.better(measured, step):

@@ -4,6 +4,7 @@ import json
 import pathlib
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pandas as pd
 
+from data_pipelines.synthetic.tiles import TilesSyntheticSpec, generate_tiles
 from tests.conftest import ROOT
 
 
@@ -75,3 +77,17 @@ def assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
     pd.testing.assert_frame_equal(
         pd.read_parquet(one / "predictions.parquet"), pd.read_parquet(other / "predictions.parquet")
     )
+
+
+def small_ldcsf_run(folder: pathlib.Path, **fields: object) -> pathlib.Path:
+    """A tiny LDCSF trained by the program itself on synthetic tiles of 48 pixels, at 0.5 µm/px, for two epochs."""
+    root = generate_tiles(folder / "tiles", TilesSyntheticSpec(patients=10, tiles_per_slide=6, size=48))
+    small = {"model.options.depths": "(1, 1, 1)", "model.options.resnet_blocks": 1, "model.options.embed_dim": 24}
+    small |= {"model.options.heads": "(1, 2, 3)", "data.root": root, "data.image_size": 32, "data.mpp": 0.5}
+    small |= {"train.batch_size": 16, "train.epochs": 2, "train.ema_decay": 0.0, "evaluation.resamples": 50}
+    flags = [f"--config.{key}={value}" for key, value in (small | fields).items()]
+    workdir = folder / "run"
+    config = "configs/ldcsf_liver.py:smoke"
+    done = run([sys.executable, "-m", "histojax.main", f"--config={config}", f"--workdir={workdir}", *flags])
+    assert done.returncode == 0, done.stderr
+    return workdir

@@ -47,7 +47,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     Use `config=config(TilesSpec(…))` and `file_format="array_record"`: TFDS's default format needs TensorFlow.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "No tiles of the paper are published: bring your own, see README.md beside this file."
     )

@@ -21,12 +21,12 @@ _SMALL = "image smaller than a tile left out (data.tiles.size)"
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """An image to be stored: a file, or the square of `size` pixels of it whose corner is `corner`, x and y."""
+    """An image to be stored, of height and width `shape`: a file, or the part of it whose corner is `corner`, x and y."""
 
     record: Record
     path: pathlib.Path
+    shape: tuple[int, int]
     corner: tuple[int, int] | None = None
-    size: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Scan:
     Attributes:
       tiles: what is usable, sorted by image_id.
       summary: JSON-able facts that travel with the prepared dataset: `root`, `layout`, `labels`, `bad_images`
-        (file -> reason), `notes`.
+        (file -> reason), `notes`, `tile_pixels` (side of the tiles; None where they are not all one square).
     """
 
     tiles: tuple[Tile, ...]
@@ -56,7 +56,7 @@ def scan(root: pathlib.Path, spec: TilesSpec, on_bad_image: str = "error") -> Sc
     """
     found = layouts.find(root, spec)
     bad, notes = dict(found.bad), Counter(found.notes)
-    ids = _ids(found.items, root)
+    ids = image_ids(found.items, root)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         read = list(pool.map(lambda item: _read(item, ids[item.path], found.labels, spec), found.items))
     tiles: list[Tile] = []
@@ -71,6 +71,8 @@ def scan(root: pathlib.Path, spec: TilesSpec, on_bad_image: str = "error") -> Sc
     if not tiles:
         reasons = "; ".join(f"{count} × {note}" for note, count in notes.items())
         raise DataError(f"{root}: no usable tile; {bad_images_message(root, bad) if bad else reasons}")
+    shapes = {tile.shape for tile in tiles}
+    height, width = min(shapes)
     return Scan(
         tiles=tuple(sorted(tiles, key=lambda tile: tile.record.image_id)),
         summary={
@@ -79,6 +81,7 @@ def scan(root: pathlib.Path, spec: TilesSpec, on_bad_image: str = "error") -> Sc
             "labels": list(found.labels),
             "bad_images": dict(sorted(bad.items())),
             "notes": dict(sorted(notes.items())),
+            "tile_pixels": height if len(shapes) == 1 and height == width else None,
         },
     )
 
@@ -87,12 +90,12 @@ def stored_bytes(tile: Tile) -> bytes:
     """What is stored of a tile: the file's own bytes where they can be (PNG, JPEG), else a PNG of its pixels."""
     data = tile.path.read_bytes()
     if tile.corner is not None:
-        x, y = tile.corner
-        return encode_png(decode_rgb(data)[y : y + tile.size, x : x + tile.size])
+        (x, y), (height, width) = tile.corner, tile.shape
+        return encode_png(decode_rgb(data)[y : y + height, x : x + width])
     return encode_png(decode_rgb(data)) if is_tiff(data) else data
 
 
-def _ids(items: Iterable[Item], root: pathlib.Path) -> dict[pathlib.Path, str]:
+def image_ids(items: Iterable[Item], root: pathlib.Path) -> dict[pathlib.Path, str]:
     """A unique name for each image: its path below the root, without the suffix where that is unique."""
     bare = {item.path: name_of(item.path, root).removesuffix(item.path.suffix) for item in items}
     count = Counter(bare.values())
@@ -118,7 +121,7 @@ def _read(item: Item, image_id: str, labels: tuple[str, ...], spec: TilesSpec) -
         )
         notes = Counter({checked.note: 1} if checked.note else {})
         if item.mask is None:
-            return [Tile(whole, item.path)], notes
+            return [Tile(whole, item.path, (checked.height, checked.width))], notes
         mask = masks.read_mask(item.mask, checked.height, checked.width)
     except BadImageError as error:
         return str(error)
@@ -139,5 +142,5 @@ def _read(item: Item, image_id: str, labels: tuple[str, ...], spec: TilesSpec) -
             label=join_labels(there),
             pixel_hash=pixel_hash(pixels[y : y + spec.size, x : x + spec.size]),
         )
-        cut.append(Tile(record, item.path, (x, y), spec.size))
+        cut.append(Tile(record, item.path, (spec.size, spec.size), (x, y)))
     return cut, notes

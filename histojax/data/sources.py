@@ -84,6 +84,7 @@ class Dataset:
             "left_out": left_out,
         }
         if self.multilabel:
+            facts["tile_pixels"] = summary["tile_pixels"]
             facts["labels"] = dict(zip(self.classes, self.counts(np.arange(len(self.records))), strict=True))
         elif not self.prepared.synthetic:
             facts["published_counts"] = describe_missing(summary["published"])
@@ -131,7 +132,7 @@ def open_dataset(settings: Mapping[str, Any], classes: Sequence[str] = ()) -> Da
         magnification=settings["magnification"],
         on_bad_image=settings["on_bad_image"],
         directory=settings["prepared_dir"],
-        tiles=_tiles_spec(settings["tiles"]) if task == "multilabel" else None,
+        tiles=tiles_spec(settings["tiles"]) if task == "multilabel" else None,
     )
     if task == "multilabel":
         return _multilabel(prepared, classes)
@@ -152,7 +153,8 @@ def open_dataset(settings: Mapping[str, Any], classes: Sequence[str] = ()) -> Da
     return Dataset(prepared, tuple(classes), np.array([position[name] for name in names], dtype=np.int32))
 
 
-def _tiles_spec(fields: Mapping[str, Any]) -> TilesSpec:
+def tiles_spec(fields: Mapping[str, Any]) -> TilesSpec:
+    """`config.data.tiles`, also as a checkpoint holds it."""
     # A config read back from JSON has lists where the spec has tuples.
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in fields.items()}
     return TilesSpec(**given)

@@ -57,8 +57,13 @@ def decode(data: bytes) -> np.ndarray:
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
     """Resizes to `[size, size, 3]`, aspect ratio ignored as the paper's 224×224 input does."""
-    shrinks = image.shape[0] >= size and image.shape[1] >= size
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return resize_to(image, size, size)
+
+
+def resize_to(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Resizes to `[height, width, 3]`: averaged over areas where both sides shrink, interpolated where one grows."""
+    shrinks = image.shape[0] >= height and image.shape[1] >= width
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def augment(image: np.ndarray, size: int, spec: AugmentSpec, rng: np.random.Generator) -> np.ndarray:

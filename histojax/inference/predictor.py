@@ -1,0 +1,111 @@
+"""A trained model as a function of pixels: numpy in, numpy out, one compiled program whatever the number of images."""
+
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from histojax import checkpoint, evaluate
+from histojax.data.sources import label_key
+from histojax.data.transforms import resize
+from histojax.errors import RunError
+
+_AHEAD = 2  # batches under way on the device while the host prepares the next
+
+
+class Predictor:
+    """What a run learned, ready to be asked.
+
+    Attributes:
+      classes: names of the classes, or of the labels, in the order of the probabilities.
+      thresholds: of each label, chosen on validation images; None where an image has one class.
+      image_size: height and width of the model's input.
+      digest: sixteen digits that tell the checkpoint from any other.
+      batch_size: images that are asked about at a time.
+    """
+
+    def __init__(self, trained: evaluate.Trained, batch_size: int):
+        try:
+            trained.layout.check_batch("batch size", batch_size)
+        except RunError as error:
+            raise RunError(f"--batch_size: {error}") from error
+        self.trained, self.batch_size = trained, batch_size
+        self.classes: tuple[str, ...] = tuple(trained.meta["classes"])
+        cuts = trained.meta["thresholds"]
+        self.thresholds: dict[str, float] | None = None if cuts is None else dict(zip(self.classes, cuts, strict=True))
+        self.image_size: int = trained.config.data.image_size
+        self.digest = checkpoint.digest(trained.path)
+
+    @classmethod
+    def load(cls, run: str | pathlib.Path, *, batch_size: int = 32) -> "Predictor":
+        """The model of a checkpoint.
+
+        Args:
+          run: a work directory, a series of checkpoints, or one checkpoint.
+          batch_size: images asked about at a time; the devices divide it.
+
+        Raises:
+          RunError: no or a damaged checkpoint, a batch that does not divide.
+        """
+        return cls(evaluate.load(pathlib.Path(run)), batch_size)
+
+    def predict(self, images: Iterable[np.ndarray]) -> np.ndarray:
+        """Probabilities `f32 [n, k]` of images `u8 [h, w, 3]`, RGB, of any size: they are resized as in training.
+
+        Raises:
+          RunError: an image of another shape or type.
+        """
+        rows = list(self.stream(self._batches(images)))
+        return np.concatenate(rows) if rows else np.zeros((0, len(self.classes)), np.float32)
+
+    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Probabilities `f32 [b, k]` of each batch `u8 [b, s, s, 3]`, in order; b is at most the batch size.
+
+        The device computes while the next batch is fetched. A batch that is not full is padded, so nothing is compiled
+        twice.
+        """
+        under_way: list[tuple[jax.Array, int]] = []
+        for images in batches:
+            under_way.append((self._ask(images), len(images)))
+            if len(under_way) > _AHEAD:
+                yield _fetch(under_way.pop(0))
+        for one in under_way:
+            yield _fetch(one)
+
+    def _ask(self, images: np.ndarray) -> jax.Array:
+        n, size = len(images), self.image_size
+        if not 0 < n <= self.batch_size or images.shape[1:] != (size, size, 3):
+            raise ValueError(
+                f"a batch of shape {images.shape}; at most ({self.batch_size}, {size}, {size}, 3) is asked"
+            )
+        if n < self.batch_size:
+            images = np.concatenate([images, np.zeros((self.batch_size - n, size, size, 3), np.uint8)])
+        # The very program that evaluation runs: it wants a truth, which the mask says to be none.
+        truth = np.zeros((self.batch_size, len(self.classes)), np.float32)
+        if self.thresholds is None:
+            truth = truth[:, 0].astype(np.int32)
+        batch: dict[str, Any] = {"image": images, label_key(truth): truth, "mask": np.zeros(self.batch_size, bool)}
+        asked = self.trained.program.evaluate(self.trained.model, self.trained.layout.put(batch))
+        return asked["probabilities"]
+
+    def _batches(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        batch: list[np.ndarray] = []
+        for image in images:
+            image = np.asarray(image)
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+                raise RunError(
+                    f"an image of shape {image.shape}, {image.dtype}; uint8 of shape (height, width, 3) is RGB"
+                )
+            batch.append(resize(image, self.image_size))
+            if len(batch) == self.batch_size:
+                yield np.stack(batch)
+                batch = []
+        if batch:
+            yield np.stack(batch)
+
+
+def _fetch(one: tuple[jax.Array, int]) -> np.ndarray:
+    probabilities, n = one
+    return np.asarray(probabilities)[:n]
