@@ -17,13 +17,16 @@ _HELP = """histojax VERB …
                                              a trained model, by names of torchvision or timm (--naming)
   compare --config FILE[:smoke] --workdir D  trains several models under one protocol and prints one table
                                              (--models a,b: only these; --config.a.b=…: fields, as in training)
+  slide RUN SLIDE… --output D                tiles, maps and tumor-to-stroma ratio of whole slides
+  slide train-tiles SLIDE… --output D …      labelled tiles from slides and QuPath's annotations
+  slide agreement RUN… --output D            stroma percentage of test images, predicted and by their masks
 
 One run: python -m histojax.main --config FILE --workdir D"""
 
 
 def main() -> None:
     """Runs the verb; whatever a user can mend is told in words, with exit code 1."""
-    verbs: dict[str, Callable[[list[str]], None]] = {"models": _models, "convert": _convert, "compare": _compare}
+    verbs: dict[str, Callable[[list[str]], None]] = {"models": _models, "convert": _convert, "compare": _compare, "slide": _slide}
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help", "help"):
         print(_HELP)
@@ -74,6 +77,12 @@ def _convert(words: list[str]) -> None:
         print(
             pretrained.rewrite(given.weights, name, given.num_classes, given.output, given.naming, given.dtype, options)
         )
+
+
+def _slide(words: list[str]) -> None:
+    from histojax import slide_cli
+
+    slide_cli.main(words)
 
 
 def _compare(words: list[str]) -> None:

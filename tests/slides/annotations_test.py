@@ -1,0 +1,244 @@
+"""Training tiles from slides and annotations: placed, labelled and stored so that liver_tiles reads them."""
+
+import csv
+import json
+import pathlib
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import shapely
+import tifffile
+from shapely.geometry import mapping
+
+from data_pipelines.images import decode_rgb
+from data_pipelines.liver_tiles.scan import scan
+from data_pipelines.liver_tiles.spec import TilesSpec
+from histojax.slides import annotations
+from histojax.slides.annotations import AnnotatedSlide, AnnotationError, CutSpec
+from histojax.slides.reader import SlideError, open_slide
+from histojax.slides.regions import RegionError
+from tests.conftest import SHARED
+
+LABELS = ("tumor", "stroma")
+SPEC = CutSpec(labels=LABELS, size=50, mpp=1.0)  # of slides with 0.5 µm/px: tiles of 100 level-0 pixels
+CMU = SHARED / "slides" / "cmu-1-small-region.svs"
+
+
+def make_slide(path: pathlib.Path, width: int = 400, height: int = 300, seed: int = 0) -> pathlib.Path:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    tifffile.imwrite(path, pixels, photometric="rgb", resolution=(20_000, 20_000), resolutionunit="CENTIMETER")
+    return path
+
+
+def annotate(path: pathlib.Path, *named: tuple[str, Any]) -> pathlib.Path:
+    features = [
+        {"type": "Feature", "geometry": mapping(shape), "properties": {"classification": {"name": name}}}
+        for name, shape in named
+    ]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return path
+
+
+@pytest.fixture
+def annotated(tmp_path: pathlib.Path) -> AnnotatedSlide:
+    """Tumor on the left (and on 4 % and 6 % of two tiles in the middle), stroma next to it, nothing on the right."""
+    path = annotate(
+        tmp_path / "P1_a.geojson",
+        ("Tumor", shapely.box(0, 0, 100, 300)),
+        ("STROMA", shapely.box(100, 0, 200, 300).difference(shapely.box(100, 0, 160, 100))),
+        ("tumor", shapely.box(160, 0, 200, 100)),  # again: no part of a tile counts twice
+        ("Tumor", shapely.box(100, 100, 104, 200)),
+        ("Tumor", shapely.box(100, 200, 106, 300)),
+    )
+    return AnnotatedSlide(make_slide(tmp_path / "P1_a.tif"), path)
+
+
+def rows_of(folder: pathlib.Path) -> list[dict[str, str]]:
+    with open(folder / "tiles.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_tiles_have_the_labels_that_cover_them(annotated: AnnotatedSlide, tmp_path: pathlib.Path) -> None:
+    record = annotations.cut([annotated], tmp_path / "out", SPEC)
+    labels = {(int(r["minx"]), int(r["miny"])): (r["tumor"], r["stroma"]) for r in rows_of(tmp_path / "out")}
+    assert labels == {
+        (0, 0): ("1", "0"),
+        (0, 100): ("1", "0"),
+        (0, 200): ("1", "0"),
+        # (100, 0) is annotated on 40 % only
+        (100, 100): ("0", "1"),  # 4 % tumor
+        (100, 200): ("1", "1"),  # 6 % tumor
+    }
+    facts = record["slides"]["P1_a"]
+    assert (facts["tile"], facts["stride"], facts["tiles"]) == (100, 100, 5)
+    assert facts["tiles_of_label"] == {"tumor": 4, "stroma": 2}
+    assert facts["warnings"] == []
+    assert json.loads((tmp_path / "out" / "train_tiles.json").read_text()) == json.loads(json.dumps(record))
+
+
+def test_many_tiles_are_labelled_like_few(
+    annotated: AnnotatedSlide, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    annotations.cut([annotated], tmp_path / "a", SPEC)
+    monkeypatch.setattr(annotations, "_CHUNK", 2)
+    annotations.cut([annotated], tmp_path / "b", SPEC)
+    assert (tmp_path / "a" / "tiles.csv").read_bytes() == (tmp_path / "b" / "tiles.csv").read_bytes()
+
+
+def test_labels_are_matched_whatever_their_case(annotated: AnnotatedSlide, tmp_path: pathlib.Path) -> None:
+    record = annotations.cut([annotated], tmp_path / "out", CutSpec(("TUMOR", "Stroma"), 50, 1.0))
+    assert record["slides"]["P1_a"]["tiles_of_label"] == {"TUMOR": 4, "Stroma": 2}
+
+
+def test_the_pixels_are_the_slides_at_the_tiles_resolution(annotated: AnnotatedSlide, tmp_path: pathlib.Path) -> None:
+    annotations.cut([annotated], tmp_path / "out", SPEC)
+    slide = tifffile.imread(annotated.slide)
+    for row in rows_of(tmp_path / "out"):
+        x, y = int(row["minx"]), int(row["miny"])
+        tile = decode_rgb((tmp_path / "out" / row["path"]).read_bytes())
+        expected = slide[y : y + 100, x : x + 100].reshape(50, 2, 50, 2, 3).mean((1, 3))
+        np.testing.assert_allclose(tile, expected, atol=1)
+
+
+def test_liver_tiles_reads_the_folder(annotated: AnnotatedSlide, tmp_path: pathlib.Path) -> None:
+    other = AnnotatedSlide(
+        make_slide(tmp_path / "b, c.tif", seed=1),
+        annotate(tmp_path / "b.geojson", ("tumor", shapely.box(0, 0, 400, 300))),
+        patient_id="P2",
+    )
+    spec = CutSpec(LABELS, 50, 1.0, overlap=0.5, patient_pattern=r"^(?P<patient>[^_]+)_")
+    annotations.cut([annotated, other], tmp_path / "out", spec)
+    found = scan(tmp_path / "out", TilesSpec(labels=LABELS))
+    assert found.summary["layout"] == "table"
+    assert found.summary["bad_images"] == {}
+    records = [tile.record for tile in found.tiles]
+    assert {(r.patient_id, r.slide_id) for r in records} == {("P1", "P1_a"), ("P2", "b, c")}
+    assert {r.label for r in records} == {"tumor", "stroma", "tumor+stroma"}
+    assert sum(r.slide_id == "b, c" for r in records) == 7 * 5  # every 50 pixels, whole tiles only
+
+
+def test_everything_is_taken_where_nothing_need_be_annotated(annotated: AnnotatedSlide, tmp_path: pathlib.Path) -> None:
+    annotations.cut([annotated], tmp_path / "out", CutSpec(LABELS, 50, 1.0, min_annotated=0))
+    rows = rows_of(tmp_path / "out")
+    assert len(rows) == 12
+    assert [r["tumor"] + r["stroma"] for r in rows if int(r["minx"]) >= 200] == ["00"] * 6
+
+
+def test_holes_and_clipping_and_mending_are_heeded(tmp_path: pathlib.Path) -> None:
+    bow = shapely.Polygon([(200, 0), (400, 200), (400, 0), (200, 200)])
+    ring = shapely.box(-50, 0, 200, 300).difference(shapely.box(0, 100, 100, 200))
+    path = annotate(tmp_path / "a.geojson", ("tumor", ring), ("stroma", bow))
+    record = annotations.cut([AnnotatedSlide(make_slide(tmp_path / "a.tif"), path)], tmp_path / "out", SPEC)
+    places = [(int(r["minx"]), int(r["miny"])) for r in rows_of(tmp_path / "out") if r["tumor"] == "1"]
+    assert places == [(0, 0), (100, 0), (100, 100), (0, 200), (100, 200)]
+    assert [warning.split(": ", 1)[1] for warning in record["slides"]["a"]["warnings"]] == [
+        "its outline crosses itself; mended",
+        "23.1 % of it lie outside the slide and are left out",
+    ]
+
+
+# --- Classes ------------------------------------------------------------------------------------------------
+
+
+def test_classes_are_mapped_refused_or_ignored(tmp_path: pathlib.Path) -> None:
+    shapes = [shapely.box(100 * n, 0, 100 * n + 100, 300) for n in range(4)]
+    path = annotate(tmp_path / "a.geojson", *zip(("Tumour", "Vessel", "Fat", ""), shapes, strict=True))
+    item = AnnotatedSlide(make_slide(tmp_path / "a.tif"), path)
+    classes = {"tumour": "tumor", "vessel": ""}
+    spec = {"labels": LABELS, "size": 50, "mpp": 1.0, "class_names": classes}
+    with pytest.raises(AnnotationError, match=r"a\.geojson: annotations of the classes \(no class\), Fat, which are"):
+        annotations.cut([item], tmp_path / "out", CutSpec(**spec))  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+    record = annotations.cut([item], tmp_path / "out", CutSpec(**spec, ignore_unknown=True))  # type: ignore[arg-type]
+    rows = [(r["minx"], r["tumor"], r["stroma"]) for r in rows_of(tmp_path / "out")]
+    assert rows == [("0", "1", "0"), ("100", "0", "0")] * 3
+    assert record["slides"]["a"]["ignored_annotations"] == {"Fat": 1, "(no class)": 1}
+
+
+# --- What is refused ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"labels": ()}, "--labels: name at least one"),
+        ({"labels": ("a+b",)}, "no plain name"),
+        ({"labels": ("a", "A")}, "differ in nothing but case"),
+        ({"labels": ("path",)}, "path is a column"),
+        ({"size": 0}, "size=0"),
+        ({"mpp": 0.0}, "--tile_mpp 0"),
+        ({"mpp": float("nan")}, "--tile_mpp nan"),
+        ({"overlap": 1.0}, r"--overlap 1\.0"),
+        ({"min_share": 0.0}, r"min_share=0\.0"),
+        ({"min_annotated": 1.5}, r"--min_annotated 1\.5"),
+        ({"class_names": {"Fat": "fat"}}, "'Fat' is to be 'fat', which is none of the labels tumor, stroma"),
+        ({"patient_pattern": "("}, "--patient_pattern"),
+        ({"patient_pattern": "(?P<slide>.)"}, "has no group"),
+    ],
+)
+def test_a_spec_that_means_nothing_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(AnnotationError, match=message):
+        CutSpec(**{"labels": LABELS, "size": 50, "mpp": 1.0} | fields)
+
+
+def test_what_goes_wrong_leaves_nothing_behind(annotated: AnnotatedSlide, tmp_path: pathlib.Path) -> None:
+    out = tmp_path / "new" / "out"
+    bad_slide = make_slide(tmp_path / "bad.tif")
+    bad_slide.write_bytes(bad_slide.read_bytes()[:5000])
+    tiny = make_slide(tmp_path / "tiny.tif", 99, 99)
+    everywhere = annotate(tmp_path / "e.geojson", ("tumor", shapely.box(0, 0, 400, 300)))
+    far = annotate(tmp_path / "far.geojson", ("tumor", shapely.box(9000, 0, 9400, 300)))
+    (tmp_path / "sub").mkdir()
+    same = AnnotatedSlide(make_slide(tmp_path / "sub" / "P1_a.tif"), everywhere)
+    pattern = CutSpec(LABELS, 50, 1.0, patient_pattern=r"^(?P<patient>\d+)")
+    cases: list[tuple[list[AnnotatedSlide], CutSpec, type[Exception], str]] = [
+        ([annotated, AnnotatedSlide(bad_slide, everywhere)], SPEC, SlideError, "bad.tif"),
+        ([annotated, same], SPEC, AnnotationError, "P1_a: several slides of this name"),
+        ([AnnotatedSlide(tiny, everywhere)], SPEC, AnnotationError, "no tile of 50 µm is annotated on 50%"),
+        ([AnnotatedSlide(annotated.slide, far)], SPEC, RegionError, "far.geojson: everything in it lies outside"),
+        ([annotated], pattern, AnnotationError, "its name does not match --patient_pattern"),
+    ]
+    for slides, spec, kind, message in cases:
+        with pytest.raises(kind, match=message):
+            annotations.cut(slides, out, spec)
+        assert not list(out.parent.glob("*"))
+        assert not list(out.parent.glob(".*"))
+    annotations.cut([annotated], out, SPEC)
+    before = sorted(out.rglob("*"))
+    with pytest.raises(AnnotationError, match="already there; give another --output"):
+        annotations.cut([annotated], out, SPEC)
+    assert sorted(out.rglob("*")) == before
+
+
+def test_slides_are_paired_with_their_annotations(tmp_path: pathlib.Path) -> None:
+    for name in ("a.svs", "a.geojson", "b.ome.tif", "b.ome.json.gz", "c.svs", "c.svs.geojson", "d.svs", "e.svs"):
+        (tmp_path / name).touch()
+    good = [tmp_path / name for name in ("a.svs", "b.ome.tif", "c.svs")]
+    assert [item.annotations.name for item in annotations.pair(good)] == ["a.geojson", "b.ome.json.gz", "c.svs.geojson"]
+    (tmp_path / "e.geojson").touch()
+    (tmp_path / "e.json").touch()
+    with pytest.raises(
+        AnnotationError, match=r"(?s)d\.svs: no d\.geojson in .*e\.svs: several files: e\.geojson, e\.json"
+    ):
+        annotations.pair([*good, tmp_path / "d.svs", tmp_path / "e.svs"])
+    with pytest.raises(AnnotationError, match=r"no a\.geojson in .*elsewhere"):
+        annotations.pair(good, tmp_path / "elsewhere")
+
+
+@pytest.mark.skipif(not CMU.is_file(), reason=f"real slides are not here ({CMU})")
+def test_a_real_slide_gives_tiles_that_look_like_it(tmp_path: pathlib.Path) -> None:
+    tumor, stroma = shapely.box(900, 700, 1400, 1900), shapely.Point(900, 2400).buffer(400)
+    path = annotate(tmp_path / "cmu.geojson", ("Tumor", tumor), ("Stroma", stroma))
+    annotations.cut([AnnotatedSlide(CMU, path)], tmp_path / "out", CutSpec(LABELS, 112, 1.0))
+    found = scan(tmp_path / "out", TilesSpec(labels=LABELS))
+    assert len(found.tiles) == len(rows_of(tmp_path / "out")) >= 15
+    row = rows_of(tmp_path / "out")[0]
+    side = int(row["width"])
+    assert side == round(112 / 0.499)
+    tile = cv2.imread(str(tmp_path / "out" / row["path"]))[..., ::-1]
+    with open_slide(CMU) as slide:
+        whole = slide.read(int(row["minx"]), int(row["miny"]), side, side, side, side)
+    assert tile.shape == (112, 112, 3)
+    np.testing.assert_allclose(tile.mean((0, 1)), whole.mean((0, 1)), atol=2)

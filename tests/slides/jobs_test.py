@@ -1,0 +1,82 @@
+"""Which slides a command line means."""
+
+import pathlib
+
+import pytest
+
+from histojax.errors import RunError
+from histojax.slides import jobs
+
+
+def touch(folder: pathlib.Path, *names: str) -> list[pathlib.Path]:
+    paths = [folder / name for name in names]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return paths
+
+
+def test_files_folders_and_lists_in_their_order(tmp_path: pathlib.Path) -> None:
+    touch(tmp_path, "s/b.svs", "s/deep/a.TIFF", "s/notes.txt", "one.ndpi", "listed/x.svs", "listed/x.geojson")
+    (tmp_path / "listed" / "cohort.csv").write_text("slide,mpp,roi\nx.svs,0.5,x.geojson\nmissing.svs,,\n")
+    found = jobs.find([str(tmp_path / "one.ndpi"), str(tmp_path / "s"), str(tmp_path / "listed/cohort.csv")], mpp=0.25)
+    assert [(job.name, job.mpp) for job in found] == [
+        ("one", 0.25), ("b", 0.25), ("a", 0.25), ("x", 0.5), ("missing", 0.25),
+    ]  # fmt: skip
+    assert found[3].roi == tmp_path / "listed" / "x.geojson"
+    assert found[4].roi is None
+    assert found[4].slide == tmp_path / "listed" / "missing.svs"
+
+
+def test_slides_of_one_name_are_told_apart_by_their_folder(tmp_path: pathlib.Path) -> None:
+    touch(tmp_path, "case1/slide.svs", "case2/slide.svs", "case2/other.svs")
+    assert [job.name for job in jobs.find([str(tmp_path)])] == ["case1_slide", "other", "case2_slide"]
+    touch(tmp_path, "more/case1/slide.svs")
+    with pytest.raises(RunError, match="slides of one name in folders of one name"):
+        jobs.find([str(tmp_path)])
+    with pytest.raises(RunError, match="given more than once"):
+        jobs.find([str(tmp_path / "case1"), str(tmp_path / "case1/slide.svs")])
+
+
+def test_regions_of_interest(tmp_path: pathlib.Path) -> None:
+    touch(tmp_path, "s/a.svs", "s/b.svs", "rois/a.geojson")
+    found = jobs.find([str(tmp_path / "s")], roi=tmp_path / "rois")
+    assert [job.roi for job in found] == [tmp_path / "rois/a.geojson", None]
+    with pytest.raises(RunError, match="one file for 2 slides"):
+        jobs.find([str(tmp_path / "s")], roi=tmp_path / "rois/a.geojson")
+    (job,) = jobs.find([str(tmp_path / "s/a.svs")], roi=tmp_path / "rois/a.geojson")
+    assert job.roi == tmp_path / "rois/a.geojson"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no rows, or no column `slide`"),
+        ("path\na.svs\n", "no rows, or no column `slide`"),
+        ("slide,mmp\na.svs,1\n", "unknown column mmp"),
+        ("slide,mpp\n,1\n", "line 2: no slide is named"),
+        ("slide,mpp\na.svs,1\nb.svs,zero\n", "line 3: mpp 'zero' is no number"),
+        ("slide,mpp\na.svs,0\n", "line 2: mpp '0' is no number"),
+        ("slide,mpp\na.svs,nan\n", "line 2: mpp 'nan' is no number"),
+        ("slide,mpp\na.svs,1\nb,c.svs,1\n", "line 3: more values than columns"),
+    ],
+)
+def test_lists_that_are_none(tmp_path: pathlib.Path, text: str, message: str) -> None:
+    path = tmp_path / "cohort.csv"
+    path.write_text(text)
+    with pytest.raises(RunError, match=message):
+        jobs.find([str(path)])
+
+
+def test_a_folder_without_slides_is_told(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(RunError, match="no slide below this folder"):
+        jobs.find([str(tmp_path)])
+
+
+def test_shards_take_every_slide_once() -> None:
+    all_ = [jobs.Job(str(i), pathlib.Path(str(i))) for i in range(7)]
+    shares = [jobs.share(all_, f"{i}/3") for i in range(3)]
+    assert sorted((job for share in shares for job in share), key=lambda job: job.name) == all_
+    for wrong in ("3/3", "1", "a/2", "-1/2", "0/0"):
+        with pytest.raises(RunError, match="is not I/N"):
+            jobs.share(all_, wrong)

@@ -1,0 +1,123 @@
+"""Slide files for tests: small ones of several formats with H&E-like tissue, broken ones, and a very large one."""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import imagecodecs
+import numpy as np
+import tifffile
+
+GLASS = (243, 243, 244)
+
+
+def tissue_texture(height: int, width: int, mpp: float = 0.5, seed: int = 0) -> np.ndarray:
+    """`uint8 [height, width, 3]` all covered by something like H&E: eosin of uneven density, nuclei, fibres, grain."""
+    rng = np.random.default_rng(seed)
+
+    def field(um: float) -> np.ndarray:
+        noise = rng.standard_normal((height, width)).astype(np.float32)
+        smooth = cv2.GaussianBlur(noise, (0, 0), max(um / mpp, 0.3))
+        return smooth / (smooth.std() + 1e-6)
+
+    nuclei = np.zeros((height, width), np.float32)
+    for x, y, radius in rng.uniform((0, 0, 2), (width, height, 4), (int(height * width * mpp**2 / 150), 3)):
+        cv2.circle(nuclei, (int(x), int(y)), max(1, round(radius / mpp)), 1.0, -1)
+    eosin = 0.6 + 0.1 * field(30) + 0.1 * field(3) + 0.04 * field(0.5)
+    hematoxylin = 0.05 + 0.7 * nuclei * (1 + 0.15 * field(1))
+    density = np.maximum(eosin, 0)[..., None] * (0.3, 0.95, 0.6) + hematoxylin[..., None] * (0.75, 0.9, 0.6)
+    return np.clip(255 * np.exp(-density), 0, 255).astype(np.uint8)
+
+
+def tissue_picture(height: int, width: int, mpp: float = 0.5, seed: int = 0) -> np.ndarray:
+    """`uint8 [height, width, 3]`: an ellipse of tissue that spans 80 % of both sides, on glass."""
+    picture = tissue_texture(height, width, mpp, seed)
+    ellipse = np.zeros((height, width), np.uint8)
+    cv2.ellipse(ellipse, (width // 2, height // 2), (width * 2 // 5, height * 2 // 5), 0, 0, 360, 1, -1)
+    picture[ellipse == 0] = GLASS
+    return picture
+
+
+def write_pyramid(
+    path: pathlib.Path, pixels: np.ndarray, mpp: float | tuple[float, float] | None = None, levels: int = 3, **how: Any
+) -> pathlib.Path:
+    """A generic tiled TIFF file with levels of half the size each; µm/px in its resolution tags (cm)."""
+    x, y = mpp if isinstance(mpp, tuple) else (mpp, mpp)
+    resolution = {"resolution": (1e4 / x, 1e4 / y), "resolutionunit": 3} if x and y else {}
+    how = {"tile": (256, 256), "photometric": "rgb", "compression": "jpeg", "metadata": None} | resolution | how
+    with tifffile.TiffWriter(path) as file:
+        for level in range(levels):
+            file.write(_reduced(pixels, 2**level), subfiletype=min(level, 1), **how)
+    return path
+
+
+def write_ome(
+    path: pathlib.Path, pixels: np.ndarray, size: tuple[float, float], unit: str = "µm", levels: int = 3
+) -> pathlib.Path:
+    """An OME-TIFF file with its lower levels in SubIFDs and a pixel of the given size and unit."""
+    metadata = {
+        "axes": "YXS",
+        "PhysicalSizeX": size[0],
+        "PhysicalSizeXUnit": unit,
+        "PhysicalSizeY": size[1],
+        "PhysicalSizeYUnit": unit,
+    }
+    how: dict[str, Any] = {"tile": (128, 128), "photometric": "rgb", "compression": "zlib"}
+    with tifffile.TiffWriter(path, ome=True) as file:
+        file.write(pixels, subifds=levels - 1, metadata=metadata, **how)
+        for level in range(1, levels):
+            file.write(_reduced(pixels, 2**level), subfiletype=1, metadata=None, **how)
+    return path
+
+
+def write_svs(path: pathlib.Path, pixels: np.ndarray, mpp: float, compression: str = "jpeg") -> pathlib.Path:
+    """A file that OpenSlide takes for an Aperio slide, of one level."""
+    header = f"Aperio Image Library v11.2.1 \r\n{pixels.shape[1]}x{pixels.shape[0]}|AppMag = 20|MPP = {mpp}"
+    how: dict[str, Any] = {"tile": (256, 256), "photometric": "rgb", "metadata": None, "description": header}
+    tifffile.imwrite(path, pixels, compression=compression, **how)
+    return path
+
+
+def cut_short(path: pathlib.Path, share: float = 0.5) -> pathlib.Path:
+    """The same file with the rest of its bytes cut off."""
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    return path
+
+
+def write_large(path: pathlib.Path, side: int = 50_000, mpp: float = 0.25) -> pathlib.Path:
+    """A pyramid (1, 4, 16) of side × side pixels, never in memory as a whole: glass, but for 8192 × 8192 of tissue."""
+    texture = tissue_texture(256, 256, mpp)
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        for downsample in (1, 4, 16):
+            stained = _reduced(np.tile(texture, (downsample, downsample, 1)), downsample)
+            file.write(
+                _square_of_tiles(side, downsample, stained),
+                shape=(side // downsample, side // downsample, 3),
+                dtype=np.uint8,
+                tile=(256, 256),
+                photometric="ycbcr",
+                subsampling=(2, 2),
+                compression="jpeg",
+                metadata=None,
+                subfiletype=int(downsample > 1),
+                resolution=(1e4 / mpp / downsample, 1e4 / mpp / downsample),
+                resolutionunit=3,
+            )
+    return path
+
+
+def _square_of_tiles(side: int, downsample: int, stained: np.ndarray) -> Iterator[bytes]:
+    """The JPEG tiles of a level; a third of the glass is left out, as some scanners do."""
+    glass = imagecodecs.jpeg8_encode(np.full((256, 256, 3), GLASS, np.uint8), level=85)
+    tile = imagecodecs.jpeg8_encode(stained, level=85)
+    across = -(-(side // downsample) // 256)
+    first, count = side // 2 // 4096 * (16 // downsample), 2 * 16 // downsample
+    for index in range(across**2):
+        inside = all(first <= place < first + count for place in divmod(index, across))
+        yield tile if inside else (glass if index % 3 else b"")
+
+
+def _reduced(pixels: np.ndarray, factor: int) -> np.ndarray:
+    size = (max(1, pixels.shape[1] // factor), max(1, pixels.shape[0] // factor))
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)

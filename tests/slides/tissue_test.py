@@ -1,0 +1,154 @@
+"""Tissue, ink, blur and folds are where they were planted; areas and shares by hand."""
+
+import pathlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from histojax.slides.reader import open_slide
+from histojax.slides.tissue import KINDS, Tissue, TissueSpec, find_tissue
+from tests.conftest import SHARED
+from tests.slides.slide_files import GLASS, tissue_picture, tissue_texture, write_pyramid
+
+SLIDES = SHARED / "slides"
+MPP = 1.0
+BACKGROUND, TISSUE, PEN, BLUR, FOLD = range(5)
+
+
+@pytest.fixture(scope="module")
+def tissue() -> np.ndarray:
+    """2 × 2.4 mm of tissue within 0.2 mm of glass."""
+    picture = np.full((2400, 2800, 3), GLASS, np.uint8)
+    picture[200:2200, 200:2600] = tissue_texture(2000, 2400, MPP)
+    return picture
+
+
+def find(folder: pathlib.Path, picture: np.ndarray, mpp: float = MPP, spec: TissueSpec | None = None) -> Tissue:
+    with open_slide(write_pyramid(folder / "a.tif", picture, mpp, compressionargs={"level": 85})) as slide:
+        return find_tissue(slide, spec or TissueSpec())
+
+
+def share(found: Tissue, kind: int, where: np.ndarray) -> float:
+    """The share of a region `bool [height, width]` of level 0 that is of a kind."""
+    size = found.kinds.shape[::-1]
+    inside = cv2.resize(where.astype(np.uint8), size, interpolation=cv2.INTER_AREA) > 0
+    return float((found.kinds[inside] == kind).mean())
+
+
+def stroke(shape: tuple[int, ...], width: int, start: tuple[int, int], end: tuple[int, int]) -> np.ndarray:
+    canvas = np.zeros(shape[:2], np.uint8)
+    cv2.line(canvas, start, end, 1, width)
+    return canvas > 0
+
+
+def test_tissue_is_found_and_measured(tmp_path: pathlib.Path, tissue: np.ndarray) -> None:
+    found = find(tmp_path, tissue)
+    assert found.kinds.shape == (300, 350)
+    assert (found.scale_x, found.scale_y) == (8, 8)
+    areas = found.mm2(MPP)
+    assert tuple(areas) == KINDS
+    assert areas["tissue"] == pytest.approx(4.8, rel=0.01)
+    assert areas["pen"] == areas["blur"] == areas["fold"] == 0
+    assert sum(areas.values()) == pytest.approx(2.4 * 2.8)
+
+
+def test_debris_and_holes_go_by_their_area(tmp_path: pathlib.Path, tissue: np.ndarray) -> None:
+    picture = tissue.copy()
+    picture[600:660, 600:660] = GLASS  # 0.0036 mm²
+    picture[1200:1300, 1200:1300] = GLASS  # 0.01 mm²
+    picture[20:120, 20:120] = tissue[300:400, 300:400]  # 0.01 mm²
+    picture[20:180, 1000:1160] = tissue[300:460, 300:460]  # 0.0256 mm²
+    found = find(tmp_path, picture)
+    at = {name: found.kinds[y // 8, x // 8] for name, (y, x) in {
+        "small hole": (630, 630), "large hole": (1250, 1250), "debris": (70, 70), "piece": (100, 1080),
+    }.items()}  # fmt: skip
+    assert at == {"small hole": TISSUE, "large hole": BACKGROUND, "debris": BACKGROUND, "piece": TISSUE}
+
+
+@pytest.mark.parametrize("ink", [(40, 70, 190), (30, 140, 70), (25, 25, 30), (220, 40, 50)], ids=str)
+def test_ink_over_glass_and_tissue_is_pen(tmp_path: pathlib.Path, tissue: np.ndarray, ink: tuple[int, ...]) -> None:
+    line = stroke(tissue.shape, 200, (0, 500), (2800, 1100))
+    picture = tissue.copy()
+    picture[line] = picture[line].astype(np.float32) * np.float32(ink) / 255
+    found = find(tmp_path, picture)
+    assert share(found, PEN, line) > 0.97
+    assert found.mm2(MPP)["pen"] < 1.6 * line.sum() / 1e6  # the stroke and its rim
+    assert share(found, TISSUE, stroke(tissue.shape, 100, (300, 1500), (2500, 2000))) == 1
+
+
+def test_blurred_tissue_is_blur(tmp_path: pathlib.Path, tissue: np.ndarray) -> None:
+    picture, where = tissue.copy(), np.zeros(tissue.shape[:2], bool)
+    where[800:1500, 900:1900] = True
+    picture[where] = cv2.GaussianBlur(picture, (0, 0), 4 / MPP)[where]
+    found = find(tmp_path, picture)
+    assert share(found, BLUR, where) > 0.9
+    assert share(found, BLUR, ~where) < 0.005
+    assert find(tmp_path, picture, spec=TissueSpec(sharpness=0)).mm2(MPP)["blur"] == 0
+
+
+def test_pale_tissue_is_not_blurred(tmp_path: pathlib.Path, tissue: np.ndarray) -> None:
+    pale = 255 * (tissue / np.float32(255)) ** 0.35
+    assert find(tmp_path, pale.astype(np.uint8)).mm2(MPP)["blur"] == 0
+
+
+def test_tissue_upon_tissue_is_a_fold(tmp_path: pathlib.Path, tissue: np.ndarray) -> None:
+    line = stroke(tissue.shape, 100, (600, 600), (2000, 1700))
+    picture = tissue.copy()
+    picture[line] = 255 * (picture[line] / np.float32(255)) ** 3  # folded, it lies thrice
+    found = find(tmp_path, picture)
+    assert share(found, FOLD, line) > 0.7
+    assert share(found, FOLD, ~line) < 0.005
+
+
+def test_no_tissue(tmp_path: pathlib.Path) -> None:
+    rng = np.random.default_rng(0)
+    glass = np.clip(np.array(GLASS) + rng.normal(0, 3, (1500, 1500, 3)), 0, 255).astype(np.uint8)
+    assert find(tmp_path, glass).mm2(MPP)["tissue"] == 0
+    Image.new("RGB", (1, 1), (200, 100, 150)).save(tmp_path / "a.png")
+    with open_slide(tmp_path / "a.png", 0.5) as slide:
+        one = find_tissue(slide, TissueSpec())
+    assert one.kinds.tolist() == [[BACKGROUND]]
+    assert one.shares(np.array([[0, 0, 1, 1]])).tolist() == [0]
+
+
+def test_a_slide_that_is_all_tissue_is_not_halved(tmp_path: pathlib.Path) -> None:
+    found = find(tmp_path, tissue_texture(1500, 1500, MPP))
+    assert found.mask.mean() > 0.99
+
+
+def test_a_slide_coarser_than_the_mask_keeps_its_own_pixels(tmp_path: pathlib.Path) -> None:
+    found = find(tmp_path, tissue_picture(200, 300, 10), 10)
+    assert found.kinds.shape == (200, 300)
+    assert found.mm2(10)["tissue"] == pytest.approx(np.pi * 0.8 * 1.2, rel=0.1)
+
+
+def test_shares_count_parts_of_mask_pixels() -> None:
+    kinds = np.array([[1, 0, 4], [1, 1, 0]], np.uint8)
+    found = Tissue(kinds, 10.0, 20.0)
+    boxes = [[0, 0, 30, 40], [0, 0, 10, 20], [5, 10, 10, 20], [20, 20, 20, 40], [-10, -20, 20, 40], [40, 0, 10, 10]]
+    assert found.shares(np.array(boxes)).tolist() == pytest.approx([3 / 6, 1, 0.75, 0, 0.25, 0])
+    assert found.shares(np.zeros((0, 4))).shape == (0,)
+
+
+def test_the_kinds_are_written_as_a_palette(tmp_path: pathlib.Path) -> None:
+    kinds = np.array([[0, 1, 2], [3, 4, 1]], np.uint8)
+    Tissue(kinds, 1.0, 1.0).write(tmp_path / "tissue.png")
+    with Image.open(tmp_path / "tissue.png") as picture:
+        assert picture.mode == "P"
+        np.testing.assert_array_equal(np.asarray(picture), kinds)
+        assert len(set(picture.convert("RGB").get_flattened_data())) == len(KINDS)
+    assert [path.name for path in tmp_path.iterdir()] == ["tissue.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "mpp", "mm2"), [("cmu-1-small-region.svs", None, 0.57), ("C3L-00601-26_stitched_pyramid.tif", 1.0, 8.9)]
+)
+def test_real_slides_are_tissue_without_artefacts(name: str, mpp: float | None, mm2: float) -> None:
+    if not SLIDES.is_dir():
+        pytest.skip(f"real slides are not here ({SLIDES})")
+    with open_slide(SLIDES / name, mpp) as slide:
+        areas = find_tissue(slide, TissueSpec()).mm2(slide.mpp)
+    assert areas["tissue"] == pytest.approx(mm2, rel=0.05)
+    assert areas["pen"] + areas["blur"] + areas["fold"] < 0.01 * mm2
