@@ -97,8 +97,6 @@ def lines(figures: dict[str, Any]) -> str:
 
 def _statistic(x: Array, y: Array, index: Array) -> Callable[[Array], dict[str, Array]]:
     """Function from weights (r, units) to every figure (r,)."""
-    # Of a common shift nothing depends but rounding; measurements that are all alike become exact zeros.
-    x, y = x - y[0], y - y[0]
     scale = max(np.abs(x).max(), np.abs(y).max()) ** 2
 
     def statistic(unit_weights: Array) -> dict[str, Array]:

@@ -237,14 +237,14 @@ def _fill(out: dict[str, Any], tiles: _Tiles, context: _Context, resample: bool 
         }
 
     telling = int((sums[:, :2].sum(1) > 0).sum())
-    resamples = spec.resamples if resample and telling >= MIN_BLOCKS else 0
-    level = _expanded_level(telling) if resamples else 0.95
-    figures = bootstrap.intervals(statistic, n_blocks, n_resamples=resamples, seed=spec.seed, level=level)
     why_none = None
     if not resample:
         why_none = "a chosen field has no interval"
     elif telling < MIN_BLOCKS:
         why_none = f"no interval: blocks with tumor or stroma are {telling}, and it takes {MIN_BLOCKS}"
+    resamples = 0 if why_none else spec.resamples
+    level = _expanded_level(telling) if resamples else 0.95
+    figures = bootstrap.intervals(statistic, n_blocks, n_resamples=resamples, seed=spec.seed, level=level)
     percentage = _with_interval(figures["stroma_percentage"], why_none)
     out |= _ratios(percentage, spec)
     if spec.necrosis:

@@ -124,8 +124,9 @@ def test_too_few_pairs_have_no_figure(n):
 
 
 @pytest.mark.parametrize("difference", [0.0, 0.2])
-def test_constants_have_no_correlation_and_no_warning(difference):
-    figures = agreement.agreement(np.full(12, 0.1) + difference, np.full(12, 0.1))
+@pytest.mark.parametrize("n", [3, 6, 7, 12, 13])  # some of these means are not the constant, by a rounding
+def test_constants_have_no_correlation_and_no_warning(difference, n):
+    figures = agreement.agreement(np.full(n, 0.1) + difference, np.full(n, 0.1))
     assert figures["icc"] == {"value": None, "low": None, "high": None, "reason": "nothing differs between pairs"}
     assert figures["spearman"]["value"] is None
     assert figures["spearman"]["reason"] == "one of the two has the same value throughout"

@@ -76,14 +76,38 @@ def brute_force(table, side):
     return best
 
 
-@pytest.mark.parametrize("side", [3, 4, 8, 9])
+@pytest.mark.parametrize(
+    ("side", "kinds"),
+    [(3, "TSSB... "), (4, "TSSB... "), (8, "TSSB... "), (9, "T" + 24 * "S"), (11, "T" + 24 * "S")],  # few T: sides bind
+)
 @pytest.mark.parametrize("seed", range(4))
-def test_the_hot_spot_equals_loops_over_all_fields(side, seed):
-    table = random_table(14, 17, seed, kinds="TSSB... ")
+def test_the_hot_spot_equals_loops_over_all_fields(side, kinds, seed):
+    table = random_table(16, 19, seed, kinds)
     area = spot_of(table, side, policy="both")
-    share, _, row, column = brute_force(table, side)
+    best = brute_force(table, side)
+    assert (area["status"] == "evaluated") == (best is not None)
+    if best is None:
+        return
+    share, _, row, column = best
     assert (area["box"]["miny"], area["box"]["minx"]) == (row * 200 + 100, column * 200 + 100)
     assert value(area) == pytest.approx(-100 * share)
+
+
+def test_of_equally_rich_fields_the_first_is_taken_in_spite_of_rounding():
+    # A pattern that repeats every four tiles: each field of four is as rich as those four tiles on.
+    pattern = ("TBST", "BSSB", "SBBT", "TTBS")
+    table = make_table(*(line * 8 for line in pattern * 8))
+    first = spot_of(table[(table["row"] < 7) & (table["column"] < 7)], 4)
+    area = spot_of(table, 4)
+    assert (area["box"], value(area)) == (first["box"], value(first))
+
+
+def test_tumor_of_no_area_is_no_side():
+    # Tumor only in the fourth of four columns; a threshold of 0 has every tile carry it.
+    table = make_table("...T", "...T", "...T")
+    table[["prob_tumor", "prob_stroma"]] *= (table[["prob_tumor"]] > 0.5).to_numpy()
+    area = spot_of(table, 3, measure="probability", thresholds={"tumor": 0.0, "stroma": 0.5, "necrosis": 0.5})
+    assert area["status"] == "not evaluable"
 
 
 @pytest.mark.parametrize(

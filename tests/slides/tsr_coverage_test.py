@@ -13,7 +13,7 @@ from histojax.slides.tsr_spec import TSRSpec
 GEOMETRY = Geometry(width=100_000, height=100_000, mpp=1.0, tile=100, stride=100)
 CUT = 0.3  # of a standard normal field: stroma above it
 TRUTH = 100 * scipy.stats.norm.sf(CUT)  # 38.2 %
-SLIDES = 1000
+SLIDES = 600
 
 
 def tissue(rng, rows, columns, sigma):
@@ -54,7 +54,7 @@ def test_blocks_wider_than_the_structures_cover_what_they_say(rows, columns, blo
     assert 0.88 <= over_blocks <= 0.99
     assert over_tiles < 0.6
     # Of 3,000 slides; nominal is 0.95.
-    assert (over_blocks, over_tiles) == pytest.approx((blocks, tiles), abs=0.03)
+    assert (over_blocks, over_tiles) == pytest.approx((blocks, tiles), abs=0.04)
 
 
 @pytest.mark.slow

@@ -84,9 +84,9 @@ def test_stroma_far_from_tumor_is_left_out():
         assert area["stroma_mm2"] == pytest.approx(0.01 * tiles), reach
         assert area["labels"]["stroma"]["tiles"] == 19
     assert whole(table, tumor_distance_um=300.0, thresholds=THRESHOLDS | {"tumor": 1.0})["stroma_mm2"] == 0
-    # 3 cells of 0.1 mm sum to more than 0.3 in floats: the end belongs to the reach all the same.
-    odd = dataclasses.replace(GEOMETRY, mpp=0.7)
-    assert whole(table, geometry=odd, tumor_distance_um=0.7 * 200 * 3)["stroma_mm2"] == pytest.approx(16 * 0.14**2)
+    # In floats 330 / (200 × 0.55) is less than 3: the end belongs to the reach all the same.
+    odd = dataclasses.replace(GEOMETRY, mpp=0.55)
+    assert whole(table, geometry=odd, tumor_distance_um=330.0)["stroma_mm2"] == pytest.approx(16 * 0.11**2)
 
 
 def test_a_tile_of_both_is_at_no_distance_from_tumor():
@@ -220,7 +220,8 @@ def test_blocks_of_neither_do_not_make_an_interval():
     lines = [(line + "." * 370) for line in ("TSTTS" * 6,) * 10]
     area = whole(make_table(*lines))
     assert area["blocks"] == {"tissue": 40, "tumor_or_stroma": 3}
-    assert area["stroma_percentage"]["low"] is None
+    assert area["stroma_percentage"]["reason"] == "no interval: blocks with tumor or stroma are 3, and it takes 4"
+    assert area["stroma_class"]["same_class_share"] is None
     sparse = whole(make_table(*[("TSTTSSSTTT" * 4 + "." * 960) for _ in range(10)]), resamples=400)
     assert sparse["blocks"] == {"tissue": 100, "tumor_or_stroma": 4}
     assert any("neither tumor nor stroma" in note for note in sparse["notes"])

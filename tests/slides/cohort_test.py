@@ -1,0 +1,113 @@
+"""A cohort with a model made of arithmetic: what fails is told, what succeeds stays, whatever the model is."""
+
+import json
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from histojax.errors import RunError
+from histojax.slides import cohort, jobs
+from histojax.slides.tsr_spec import TSRSpec
+from tests.slides import planted
+
+SMALL = TSRSpec(min_tumor_mm2=0, min_tissue_mm2=0.01, block_um=80, hot_spot_um=120, resamples=50)
+
+
+def by_colour(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Of each tile how purple it is, and how pink."""
+    for batch in batches:
+        red = batch[..., 0].mean((1, 2)) / 255
+        yield np.stack([1 - red, red], axis=1).astype(np.float32)
+
+
+def model(**changes: Any) -> cohort.Model:
+    fields = {"labels": ("tumor", "stroma"), "thresholds": {"tumor": 0.4, "stroma": 0.65}, "image_size": 16}
+    fields |= {"tile_um": 24.0, "batch_size": 8, "stream": by_colour, "confusion": None}
+    facts = {"name": "arithmetic", "checkpoint": "0", "step": 1, "data": "none", "protocol": "none"}
+    return cohort.Model(**fields | {"facts": facts} | changes)
+
+
+@pytest.fixture
+def slides(tmp_path: pathlib.Path) -> list[jobs.Job]:
+    return [
+        jobs.Job(name, planted.write_slide(tmp_path / f"{name}.tif", share))
+        for name, share in (("a", 0.25), ("<u>", 0.75))
+    ]
+
+
+def test_names_with_markup_and_a_model_whose_classes_exclude_each_other(
+    slides: list[jobs.Job], tmp_path: pathlib.Path
+) -> None:
+    settings = cohort.Settings(tsr=TSRSpec(measure="probability", min_tumor_mm2=0, min_tissue_mm2=0.01, resamples=50))
+    assert cohort.run(slides, model(thresholds=None), settings, tmp_path / "out") == 0
+    table = pd.read_csv(tmp_path / "out" / "slides.csv")
+    assert table["name"].tolist() == ["<u>", "a"]
+    assert "<u>" not in (tmp_path / "out" / "<u>" / "summary.html").read_text()
+    assert table["tiles"].dtype == int
+
+
+def test_without_labels_for_it_there_is_no_ratio_but_everything_else(
+    slides: list[jobs.Job], tmp_path: pathlib.Path
+) -> None:
+    assert cohort.run(slides[:1], model(), cohort.Settings(), tmp_path / "out") == 0
+    names = {path.name for path in (tmp_path / "out" / "a").iterdir()}
+    assert "tsr.json" not in names
+    assert {"tiles.csv", "overlay.png", "summary.html"} <= names
+
+
+def test_a_slide_that_breaks_the_program_does_not_take_the_others_with_it(
+    slides: list[jobs.Job], tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = 0
+
+    def breaks_once(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        nonlocal calls
+        calls += 1
+        for rows in by_colour(batches):
+            if calls == 1:
+                raise KeyError("a mistake of ours")
+            yield rows
+
+    output = tmp_path / "out"
+    settings = cohort.Settings(tsr=SMALL)
+    assert cohort.run(slides, model(stream=breaks_once), settings, output) == 1
+    record = json.loads((output / "a" / "slide.json").read_text())
+    assert record["status"] == "failed"
+    assert "KeyError" in record["reason"]
+    assert [path.name for path in (output / "a").iterdir()] == ["slide.json"]
+    assert (output / "<u>" / "tsr.json").is_file()
+    assert "please report it" in caplog.text
+    assert not list(output.glob(".*"))
+    assert cohort.run(slides, model(stream=breaks_once), settings, output) == 0
+    assert calls == 3, "only the failed one was worked on again"
+
+
+def test_what_was_made_in_another_way_is_kept_and_told(slides: list[jobs.Job], tmp_path: pathlib.Path) -> None:
+    output = tmp_path / "out"
+    assert cohort.run(slides[:1], model(), cohort.Settings(tsr=SMALL), output) == 0
+    before = (output / "a" / "tsr.json").read_bytes()
+    other = cohort.Settings(tsr=SMALL, overlap=0.5)
+    with pytest.raises(RunError, match=r"overlap: 0\.0 there, 0\.5 here"):
+        cohort.run(slides, model(), other, output)
+    assert (output / "a" / "tsr.json").read_bytes() == before
+    assert not (output / "<u>").exists()
+    assert cohort.run(slides, model(), other, output, redo=True) == 0
+    assert (output / "a" / "tsr.json").read_bytes() != before
+    # The slide itself may have changed, too.
+    planted.write_slide(slides[0].slide, 0.5)
+    with pytest.raises(RunError, match="slide_bytes"):
+        cohort.run(slides, model(), other, output)
+
+
+def test_a_slide_without_tissue_is_finished_and_not_evaluable(tmp_path: pathlib.Path) -> None:
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "white.png"), np.full((300, 400, 3), 245, np.uint8))
+    job = jobs.Job("white", tmp_path / "white.png", mpp=0.5)
+    assert cohort.run([job], model(), cohort.Settings(tsr=SMALL), tmp_path / "out") == 0
+    row = pd.read_csv(tmp_path / "out" / "slides.csv").iloc[0]
+    assert (row["tiles"], row["ratio"], row["why_not"]) == (0, "not evaluable", "no tissue tile")
