@@ -9,7 +9,7 @@ A round opens the slide anew and ends with the pixels of every tissue tile as an
 * deepzoom: DeepZoomGenerator.get_tile of the same tiles one after the other, as its users loop over it;
 * deepzoom, threads: the same from a pool of --threads threads, which share the generator.
 
-DeepZoom knows resolutions that are level 0's divided by powers of two; --tile-mpp is rounded to the nearest of them,
+DeepZoom knows resolutions that are level 0's divided by powers of two; --tile_mpp is rounded to the nearest of them,
 so that both give the same area in the same number of pixels. Where that needs resampling DeepZoom uses Lanczos' filter
 and histojax averages over areas. Tissue and the table of tiles are found once for DeepZoom and not counted there.
 Rounds alternate; printed are medians over rounds and, for each round, nothing is kept from the one before.
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("slide", type=pathlib.Path)
     parser.add_argument("--mpp", type=float, help="µm per level-0 pixel, where the slide does not say")
     parser.add_argument("--tile", type=int, default=224, help="side of a tile in pixels (default: 224)")
-    parser.add_argument("--tile-mpp", type=float, help="µm per pixel of a tile (default: the slide's)")
+    parser.add_argument("--tile_mpp", type=float, help="µm per pixel of a tile (default: the slide's)")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=32)

@@ -166,9 +166,14 @@ def _work(job: Job, model: Model, settings: Settings, folder: pathlib.Path) -> t
         }
     outlines: dict[str, Any] = {}
     warnings: list[str] = []
+    if slide.mpp > 1.1 * spec.mpp:
+        warnings.append(
+            f"{slide.mpp:.4g} µm/px are coarser than the {spec.mpp:.4g} that the model sees: tiles are enlarged"
+        )
     inside = None
     if job.roi is not None:
-        found, warnings = regions.clip(regions.read(job.roi), geometry.width, geometry.height, job.roi)
+        found, beyond = regions.clip(regions.read(job.roi), geometry.width, geometry.height, job.roi)
+        warnings += beyond
         warnings += [f"{job.roi}, {one.feature}: its outline crosses itself; mended" for one in found if one.repaired]
         shape = regions.union(found)
         outlines, inside = {"region of interest": shape}, regions.inside(table, shape)

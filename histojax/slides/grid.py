@@ -117,7 +117,7 @@ def read_tiles(
             yield _finished(*ahead.popleft())
     finally:
         stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown()
 
 
 def _finished(out: np.ndarray, parts: list[concurrent.futures.Future[None]]) -> np.ndarray:

@@ -32,7 +32,7 @@ _FOLD_ABOVE_MEDIAN, _LEAST_FOLD = 0.4, 0.1  # of saturation minus intensity, bot
 _LEAST_FOLD_MM2 = 0.01
 _BLUR_MPP, _BLUR_WINDOW_UM, _LEAST_BLUR_MM2 = 2.0, 100.0, 0.02
 _FINE_SIGMA, _COARSE_SIGMA = 1.0, 4.0  # in pixels of _BLUR_MPP
-_NOISE, _LEAST_DETAIL = 0.5, 0.25  # squared grey levels: what rounding and JPEG add, less than which says nothing
+_NOISE, _LEAST_DETAIL = 0.5, 0.1  # squared grey levels: what rounding and JPEG add, less than which says nothing
 _BLOCK, _THREADS = 128, 4  # mask pixels read at once to judge sharpness, and how many such blocks at a time
 
 _DENSITY = np.log(np.float32(255) / np.maximum(np.arange(256, dtype=np.float32), 1))  # of each grey level

@@ -96,7 +96,7 @@ def test_batches_hold_the_tiles_in_order(slide: Slide, batch: int, threads: int)
         np.testing.assert_array_equal(tile, slide.read(row.minx, row.miny, 200, 200, 100, 100))
 
 
-def test_reading_stays_two_batches_ahead_and_stops_when_closed(slide: Slide, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_stays_two_batches_ahead(slide: Slide, monkeypatch: pytest.MonkeyPatch) -> None:
     _, table = make_grid(slide, everywhere(slide), GridSpec(50, 0.5, min_tissue=0))
     count, read = [0], slide.read
 
@@ -113,9 +113,25 @@ def test_reading_stays_two_batches_ahead_and_stops_when_closed(slide: Slide, mon
         time.sleep(0.01)
     time.sleep(0.1)
     assert count == [30]
+    batches.close()
+    assert count == [30]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("tiles")]
+
+
+def test_closing_stops_the_threads_at_once(slide: Slide, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, table = make_grid(slide, everywhere(slide), GridSpec(50, 0.5, min_tissue=0))
+    count = [0]
+
+    def slow(*box: int) -> np.ndarray:
+        count[0] += 1
+        time.sleep(0.005)
+        return np.zeros((16, 16, 3), np.uint8)
+
+    monkeypatch.setattr(slide, "read", slow)
+    batches = read_tiles(slide, table, 16, 50, 2)
     next(batches)
     batches.close()
-    assert count[0] <= 40
+    assert 50 <= count[0] < 100  # of the 150 that were to be read
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("tiles")]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import cv2
+import imagecodecs
 import numpy as np
 import openslide
 import pytest
@@ -142,6 +143,13 @@ def test_a_photograph_is_turned_by_its_exif_orientation(tmp_path: pathlib.Path) 
         assert np.abs(whole(slide).astype(int) - np.rot90(PICTURE, -1)).mean() < 5
 
 
+def test_a_plain_jpeg_2000(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.jp2").write_bytes(imagecodecs.jpeg2k_encode(PICTURE, level=0))
+    with open_slide(tmp_path / "a.jp2", 0.5) as slide:
+        assert "(JPEG2000)" in slide.reader
+        np.testing.assert_array_equal(whole(slide), PICTURE)
+
+
 def test_one_pixel(tmp_path: pathlib.Path) -> None:
     Image.new("RGB", (1, 1), (200, 100, 150)).save(tmp_path / "a.png")
     with open_slide(tmp_path / "a.png", 0.5) as slide:
@@ -212,6 +220,7 @@ REFUSED = {
     "grayscale PNG": (_plain(Image.new("L", (9, 9)), "a.png"), "mode L: grayscale"),
     "CMYK JPEG": (_plain(Image.new("CMYK", (9, 9)), "a.jpg"), "mode CMYK"),
     "PNG of 16 bits": (_file("a.png", _deep_png()), "PNG image of 16 bits"),
+    "JPEG 2000 of 16 bits": (_file("a.jp2", imagecodecs.jpeg2k_encode(SMALL.astype(np.uint16) * 257)), "of 16 bits"),
     "JPEG cut short": (_file("a.jpg", _half_jpeg()), "damaged or cut short"),
 }
 

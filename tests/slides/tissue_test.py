@@ -78,10 +78,20 @@ def test_ink_over_glass_and_tissue_is_pen(tmp_path: pathlib.Path, tissue: np.nda
     assert share(found, TISSUE, stroke(tissue.shape, 100, (300, 1500), (2500, 2000))) == 1
 
 
-def test_blurred_tissue_is_blur(tmp_path: pathlib.Path, tissue: np.ndarray) -> None:
+def test_pale_ink_on_glass_is_pen(tmp_path: pathlib.Path) -> None:
+    line = stroke((1000, 1500), 200, (0, 300), (1500, 700))
+    picture = np.full((1000, 1500, 3), GLASS, np.uint8)
+    picture[line] = (150, 190, 240)
+    found = find(tmp_path, picture)
+    assert share(found, PEN, line) > 0.97
+    assert found.mm2(MPP)["tissue"] == 0
+
+
+@pytest.mark.parametrize("sigma", [4, 8, 12])
+def test_blurred_tissue_is_blur(tmp_path: pathlib.Path, tissue: np.ndarray, sigma: float) -> None:
     picture, where = tissue.copy(), np.zeros(tissue.shape[:2], bool)
     where[800:1500, 900:1900] = True
-    picture[where] = cv2.GaussianBlur(picture, (0, 0), 4 / MPP)[where]
+    picture[where] = cv2.GaussianBlur(picture, (0, 0), sigma / MPP)[where]
     found = find(tmp_path, picture)
     assert share(found, BLUR, where) > 0.9
     assert share(found, BLUR, ~where) < 0.005
@@ -91,6 +101,13 @@ def test_blurred_tissue_is_blur(tmp_path: pathlib.Path, tissue: np.ndarray) -> N
 def test_pale_tissue_is_not_blurred(tmp_path: pathlib.Path, tissue: np.ndarray) -> None:
     pale = 255 * (tissue / np.float32(255)) ** 0.35
     assert find(tmp_path, pale.astype(np.uint8)).mm2(MPP)["blur"] == 0
+
+
+def test_tissue_without_any_structure_is_not_blurred(tmp_path: pathlib.Path) -> None:
+    rng = np.random.default_rng(0)
+    colloid = np.array((205, 140, 185)) + rng.normal(0, 0.5, (1000, 1000, 1)) + np.linspace(0, 10, 1000)[:, None]
+    found = find(tmp_path, np.rint(colloid).astype(np.uint8))
+    assert found.mask.mean() > 0.99
 
 
 def test_tissue_upon_tissue_is_a_fold(tmp_path: pathlib.Path, tissue: np.ndarray) -> None:
@@ -114,8 +131,16 @@ def test_no_tissue(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_slide_that_is_all_tissue_is_not_halved(tmp_path: pathlib.Path) -> None:
-    found = find(tmp_path, tissue_texture(1500, 1500, MPP))
+    picture = tissue_texture(1500, 1500, MPP)
+    picture[:64, :64] = GLASS
+    found = find(tmp_path, picture, spec=TissueSpec(max_hole_mm2=1))
     assert found.mask.mean() > 0.99
+    assert not found.mask[:6, :6].any()  # open to the border, no hole
+
+
+def test_a_small_region_keeps_its_small_pieces(tmp_path: pathlib.Path) -> None:
+    found = find(tmp_path, tissue_picture(200, 300, 0.5), 0.5)
+    assert found.mm2(0.5)["tissue"] == pytest.approx(np.pi * 0.04 * 0.06, rel=0.15)  # less than min_object_mm2
 
 
 def test_a_slide_coarser_than_the_mask_keeps_its_own_pixels(tmp_path: pathlib.Path) -> None:
