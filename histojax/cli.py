@@ -17,6 +17,7 @@ _HELP = """histojax VERB …
                                              a trained model, by names of torchvision or timm (--naming)
   compare --config FILE[:smoke] --workdir D  trains several models under one protocol and prints one table
                                              (--models a,b: only these; --config.a.b=…: fields, as in training)
+  predict RUN IMAGE… --output TABLE          probabilities and labels of images, folders, lists, zip archives
   slide RUN SLIDE… --output D                tiles, maps and tumor-to-stroma ratio of whole slides
   slide train-tiles SLIDE… --output D …      labelled tiles from slides and QuPath's annotations
   slide agreement RUN… --output D            stroma percentage of test images, predicted and by their masks
@@ -26,7 +27,13 @@ One run: python -m histojax.main --config FILE --workdir D"""
 
 def main() -> None:
     """Runs the verb; whatever a user can mend is told in words, with exit code 1."""
-    verbs: dict[str, Callable[[list[str]], None]] = {"models": _models, "convert": _convert, "compare": _compare, "slide": _slide}
+    verbs: dict[str, Callable[[list[str]], None]] = {
+        "models": _models,
+        "convert": _convert,
+        "compare": _compare,
+        "predict": _predict,
+        "slide": _slide,
+    }
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help", "help"):
         print(_HELP)
@@ -77,6 +84,12 @@ def _convert(words: list[str]) -> None:
         print(
             pretrained.rewrite(given.weights, name, given.num_classes, given.output, given.naming, given.dtype, options)
         )
+
+
+def _predict(words: list[str]) -> None:
+    from histojax import predict_cli
+
+    predict_cli.main(words)
 
 
 def _slide(words: list[str]) -> None:

@@ -61,10 +61,11 @@ def _slides(words: list[str]) -> None:
 
     console.configure_logging()
     with console.errors_in_words():
+        from histojax import shards
         from histojax.slides import cohort, jobs
         from histojax.slides.grid import GridSpec
 
-        chosen = jobs.share(jobs.find(given.slides, given.mpp, given.roi), given.shard)
+        chosen = shards.share(jobs.find(given.slides, given.mpp, given.roi), given.shard)
         predictor = _predictor(given.run, given.batch_size)
         model = _model(predictor, given.tile_um)
         GridSpec(model.image_size, model.tile_um / model.image_size, given.overlap, given.min_tissue)  # told at once

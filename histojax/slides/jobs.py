@@ -65,18 +65,6 @@ def find(paths: Sequence[str], mpp: float | None = None, roi: pathlib.Path | Non
     return [_with_roi(job, roi, len(named)) for job in named]
 
 
-def share(jobs: Sequence[Job], shard: str) -> list[Job]:
-    """Every n-th job from the i-th on, for `shard` = "i/n" with i in 0 … n − 1.
-
-    Raises:
-      RunError: it is not of that form.
-    """
-    index, _, count = shard.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise RunError(f"--shard={shard} is not I/N with I from 0 to N − 1, as 0/4, 1/4, 2/4 and 3/4")
-    return list(jobs[int(index) :: int(count)])
-
-
 def _listed(path: pathlib.Path, mpp: float | None) -> Iterable[Job]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:

@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from histojax.errors import RunError
+from histojax import shards
 from histojax.slides import jobs
 
 
@@ -75,8 +76,8 @@ def test_a_folder_without_slides_is_told(tmp_path: pathlib.Path) -> None:
 
 def test_shards_take_every_slide_once() -> None:
     all_ = [jobs.Job(str(i), pathlib.Path(str(i))) for i in range(7)]
-    shares = [jobs.share(all_, f"{i}/3") for i in range(3)]
+    shares = [shards.share(all_, f"{i}/3") for i in range(3)]
     assert sorted((job for share in shares for job in share), key=lambda job: job.name) == all_
     for wrong in ("3/3", "1", "a/2", "-1/2", "0/0"):
         with pytest.raises(RunError, match="is not I/N"):
-            jobs.share(all_, wrong)
+            shards.share(all_, wrong)

@@ -1,0 +1,203 @@
+"""Many images asked of one or several models: read ahead by threads, answered in order, kept as they are answered."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import itertools
+import logging
+import pathlib
+import threading
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from histojax.data.transforms import resize
+from histojax.errors import RunError
+from histojax.inference import pixels, prediction_table
+from histojax.inference.images import ImageRef, fingerprint
+from histojax.inference.journal import Answer, Journal
+
+_log = logging.getLogger(__name__)
+_AHEAD = 2  # batches that are being read while one is asked
+_DIHEDRAL = 8  # flips and quarter turns: tissue has no up
+
+
+class Model(Protocol):
+    """What is asked; a `Predictor` is one."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def thresholds(self) -> Mapping[str, float] | None: ...  # noqa: D102
+    @property
+    def image_size(self) -> int: ...  # noqa: D102
+    @property
+    def batch_size(self) -> int: ...  # noqa: D102
+    @property
+    def digest(self) -> str: ...  # noqa: D102
+    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]: ...  # noqa: D102
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """Images read: by side, `u8 [b, s, s, 3]`, black where there is none; and why there is none, else empty."""
+
+    images: dict[int, np.ndarray]
+    reasons: list[str]
+
+
+def thresholds_of(models: Sequence[Model], given: str = "") -> dict[str, float] | None:
+    """At least which probability each label is there: the mean of what the runs chose; None: one class an image.
+
+    Args:
+      models: of one question.
+      given: instead, of all labels, as `0.5`, or of some, as `tumor=0.4,stroma=0.6`.
+
+    Raises:
+      RunError: runs of different classes; a threshold that is none, of an unknown label, or where there are classes.
+    """
+    first = models[0]
+    for number, other in enumerate(models[1:], start=2):
+        if other.classes != first.classes or (other.thresholds is None) != (first.thresholds is None):
+            raise RunError(
+                f"runs of different questions: {_question(first)} in run 1, {_question(other)} in run {number}; "
+                "only probabilities of the same classes have a mean"
+            )
+    if first.thresholds is None:
+        if given:
+            raise RunError(f"--threshold={given}: one class an image is predicted, the most probable")
+        return None
+    cuts = {name: float(np.mean([(m.thresholds or {})[name] for m in models])) for name in first.classes}
+    for word in given.split(",") if given else ():
+        name, _, number_text = word.rpartition("=")
+        try:
+            value = float(number_text)
+        except ValueError:
+            value = float("nan")
+        if not 0 <= value <= 1 or (name and name not in cuts):
+            labels = ", ".join(cuts)
+            raise RunError(f"--threshold={given}: give 0 … 1 for all labels, or LABEL=0.4,… ({labels})")
+        cuts |= {name: value} if name else dict.fromkeys(cuts, value)
+    return cuts
+
+
+def run(
+    refs: Sequence[ImageRef], models: Sequence[Model], output: pathlib.Path, *, thresholds: Mapping[str, float] | None,
+    dihedral: bool = False, threads: int = 4, redo: bool = False,
+) -> int:  # fmt: skip
+    """Asks about every image that is not answered yet and writes the table; returns how many could not be read.
+
+    Answers are kept in `<output>.partial` until the table is there. The same images in the same batches get the same
+    answers, so the table of a run that was killed and started again is that of an undisturbed one.
+
+    Args:
+      refs: the images.
+      models: of one question and one batch size; their mean probability is taken.
+      output: .csv or .parquet; failures are listed beside it.
+      thresholds: as `thresholds_of` gives them.
+      dihedral: whether the mean over the eight flips and quarter turns is taken.
+      threads: that read images.
+      redo: whether answers and tables that are there are made anew.
+
+    Raises:
+      RunError: the table is there already, or was begun in another way, and `redo` is not set.
+    """
+    prediction_table.check_output(output)
+    partial = output.with_name(f"{output.name}.partial")
+    if output.exists() and not (redo or partial.exists()):
+        raise RunError(f"{output} is there already: choose another --output, or make it anew with --redo")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    unit = models[0].batch_size
+    settings = {
+        "images": len(refs),
+        "files": fingerprint(refs),
+        "runs": [model.digest for model in models],
+        "tta": "dihedral" if dihedral else "none",
+        "batch_size": unit,
+    }
+    with Journal(partial, settings, unit, len(refs), redo=redo) as journal:
+        started, before = time.monotonic(), journal.done
+        bar = tqdm(total=len(refs), initial=before, unit="image", disable=None, mininterval=1)
+        with pixels.quiet(), pixels.Reader() as reader, bar:
+            batches = _read(refs[before:], {model.image_size for model in models}, unit, threads, reader)
+            try:
+                for answers in _ask(batches, models, dihedral):
+                    journal.append(answers)
+                    bar.update(len(answers))
+            finally:
+                batches.close()
+        asked, seconds = journal.done - before, time.monotonic() - started
+        _log.info("%d images in %.1f s, %.1f a second", asked, seconds, asked / max(seconds, 1e-9))
+        failed = prediction_table.write(output, refs, journal.answers(), models[0].classes, thresholds)
+        journal.remove()
+    return failed
+
+
+def _question(model: Model) -> str:
+    return f"{'classes' if model.thresholds is None else 'labels'} {', '.join(model.classes)}"
+
+
+def _read(
+    refs: Sequence[ImageRef], sides: Iterable[int], unit: int, threads: int, reader: pixels.Reader
+) -> Generator[_Batch, None, None]:
+    """Batches in order; threads read at most two ahead. Closing the generator stops them."""
+    stop = threading.Event()
+
+    def read(ref: ImageRef, batch: _Batch, place: int) -> None:
+        if stop.is_set():
+            return
+        try:
+            image = reader.read(ref)
+            for side, images in batch.images.items():
+                images[place] = resize(image, side)
+        except pixels.UnreadableError as error:
+            # Words of a decoder may hold anything.
+            batch.reasons[place] = str(error).encode("utf-8", "backslashreplace").decode() or "unreadable"
+
+    pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="images")
+    ahead: collections.deque[tuple[_Batch, list[concurrent.futures.Future[None]]]] = collections.deque()
+    try:
+        for start in range(0, len(refs), unit):
+            chosen = refs[start : start + unit]
+            images = {side: np.zeros((len(chosen), side, side, 3), np.uint8) for side in sides}
+            batch = _Batch(images, [""] * len(chosen))
+            ahead.append((batch, [pool.submit(read, ref, batch, place) for place, ref in enumerate(chosen)]))
+            if len(ahead) > _AHEAD:
+                yield _finished(*ahead.popleft())
+        while ahead:
+            yield _finished(*ahead.popleft())
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _finished(batch: _Batch, parts: Iterable[concurrent.futures.Future[None]]) -> _Batch:
+    for part in parts:
+        part.result()
+    return batch
+
+
+def _ask(batches: Iterable[_Batch], models: Sequence[Model], dihedral: bool) -> Iterator[list[Answer]]:
+    """Of each batch its answers; all models go through the batches side by side, so few are held at a time."""
+    views = _DIHEDRAL if dihedral else 1
+    mine, *theirs = itertools.tee(batches, len(models) + 1)
+    streams = [
+        model.stream(_views(copy, model.image_size, dihedral)) for model, copy in zip(models, theirs, strict=True)
+    ]
+    for batch in mine:
+        asked = [next(stream) for stream in streams for _ in range(views)]
+        mean = np.stack(asked).mean(axis=0, dtype=np.float64)
+        yield [reason or row.tolist() for reason, row in zip(batch.reasons, mean, strict=True)]
+
+
+def _views(batches: Iterable[_Batch], side: int, dihedral: bool) -> Iterator[np.ndarray]:
+    """Of each batch its images `u8 [b, s, s, 3]` as they are; else all their flips and quarter turns, one by one."""
+    for batch in batches:
+        for turns in range(4 if dihedral else 1):
+            turned = np.rot90(batch.images[side], turns, axes=(1, 2))
+            yield turned
+            if dihedral:
+                yield turned[:, :, ::-1]
