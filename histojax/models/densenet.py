@@ -15,6 +15,7 @@ from flax import nnx
 
 from histojax.models.layers import BatchNorm, Conv, Linear, at_least_float32, global_avg_pool, max_pool_3x3_s2
 from histojax.models.pooling import avg_pool_2x2
+from histojax.models.taps import tap
 
 _he_normal = jax.nn.initializers.he_normal()
 
@@ -152,9 +153,8 @@ class DenseNet(nnx.Module):
             maps = [x]
             for layer in block:
                 maps.append(_rematerialised(layer, *maps) if self.remat else layer(*maps))
-            x = jnp.concatenate(maps, axis=-1)
-            outputs[f"block{index + 1}"] = x
-        outputs["norm5"] = self.norm5(x)
+            outputs[f"block{index + 1}"] = x = tap(f"block{index + 1}", jnp.concatenate(maps, axis=-1))
+        outputs["norm5"] = tap("norm5", self.norm5(x))
         return outputs
 
     def features(self, x: jax.Array) -> jax.Array:

@@ -27,6 +27,7 @@ from histojax.models.layers import (
 )
 from histojax.models.resnet import EXPANSION, Bottleneck
 from histojax.models.swin import SwinConfig, SwinStages
+from histojax.models.taps import tap
 
 Places = Literal["stages", "blocks", "none"]
 Norm = Literal["layer", "batch"]
@@ -157,9 +158,11 @@ class LDCSF(SwinStages):
         """Map the output of `features` to those of FR, (b, h, w, c), and the ResNet module, (b, h / 2, w / 2, c')."""
         maps, x = {}, features
         if self.fr is not None:
-            maps["fr"] = x = self.fr(x)
+            maps["fr"] = x = tap("fr", self.fr(x))
         for block in self.resnet:
-            maps["resnet"] = x = self.run(block, x)
+            x = self.run(block, x)
+        if self.resnet:
+            maps["resnet"] = x = tap("resnet", x)
         return maps
 
     def reconstruct(self, features: jax.Array) -> jax.Array:

@@ -22,6 +22,7 @@ from histojax.models.layers import (
     global_avg_pool,
     max_pool_3x3_s2,
 )
+from histojax.models.taps import tap
 
 EXPANSION = 4
 
@@ -177,7 +178,7 @@ class ResNet(nnx.Module):
         for index, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)):
             for block in stage:
                 x = _rematerialised(block, x) if self.remat else block(x)
-            maps[f"layer{index + 1}"] = x
+            maps[f"layer{index + 1}"] = x = tap(f"layer{index + 1}", x)
         return maps
 
     def features(self, x: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from histojax.models.layers import Conv, LayerNorm, Linear, at_least_float32, gelu, global_avg_pool, lecun_normal
+from histojax.models.taps import tap
 
 PATCH = 4
 MAX_STAGES = 4
@@ -316,7 +317,7 @@ class SwinStages(nnx.Module):
                 x = self.merges[i - 1](x)
             for j, block in enumerate(stage):
                 x = self.after_block(self.run(block, x), i, j)
-            maps[f"stage{i + 1}"] = x
+            maps[f"stage{i + 1}"] = x = tap(f"stage{i + 1}", x)
         return maps
 
     def features(self, x: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ from flax import nnx
 
 from histojax.models.layers import BatchNorm, Conv, Linear, at_least_float32, global_avg_pool
 from histojax.models.pooling import adaptive_avg_pool, max_pool_2x2, max_pool_3x3_s1
+from histojax.models.taps import tap
 
 GRID = 7  # of the averages that the classifier sees
 SMALLEST = 32  # pixels, halved five times
@@ -164,8 +165,8 @@ class VGGFeatures(nnx.Module):
         maps = {}
         for index, block in enumerate(self.blocks):
             x = _rematerialised(block, x) if self.remat else block(x)
-            maps[f"conv{index + 1}"] = x
-        maps["pool5"] = max_pool_2x2(x)
+            maps[f"conv{index + 1}"] = x = tap(f"conv{index + 1}", x)
+        maps["pool5"] = tap("pool5", max_pool_2x2(x))
         return maps
 
     def features(self, x: jax.Array) -> jax.Array:
@@ -272,8 +273,7 @@ class VGGInception(VGGFeatures):
         maps = super().feature_maps(x)
         x = maps["pool5"]
         for index, inception in enumerate(self.inceptions):
-            x = inception(x)
-            maps[f"inception{index + 1}"] = x
+            maps[f"inception{index + 1}"] = x = tap(f"inception{index + 1}", inception(x))
         return maps
 
     def features(self, x: jax.Array) -> jax.Array:

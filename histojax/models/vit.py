@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from histojax.models.layers import Conv, LayerNorm, Linear, at_least_float32, gelu, lecun_normal
+from histojax.models.taps import tap
 
 Pool = Literal["token", "mean", "token_mean"]
 Gate = Literal["gelu", "swiglu"]
@@ -268,7 +269,7 @@ class ViT(nnx.Module):
             leading = 1 + self.registers.shape[0]
         maps = {}
         for i, block in enumerate(self.blocks):
-            x = _rematerialised(block, x) if self.remat else block(x)
+            x = tap(f"block{i + 1}", _rematerialised(block, x) if self.remat else block(x), (h, w))
             maps[f"block{i + 1}"] = x[:, leading:].reshape(b, h, w, c)
         if leading > 1:
             x = jnp.concatenate([x[:, :1], x[:, leading:]], axis=1)
