@@ -44,8 +44,8 @@ def main() -> None:
 
 
 def _models(words: list[str]) -> None:
-    if words:
-        sys.exit(f"error: histojax models takes no arguments, not {' '.join(words)}")
+    parser = argparse.ArgumentParser("histojax models", description="The models: how large, what they know, parity.")
+    parser.parse_args(words)
     from histojax import catalogue
 
     print(catalogue.table())

@@ -13,10 +13,14 @@ from ml_collections import config_flags
 from configs import common
 from histojax.models import MODELS
 from tests.conftest import ROOT
+from tests.programs import run
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if "histojax.main" in line]
+LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
+VERBS = [line for line in LINES if line.startswith("histojax ")]
+SUBVERBS = (["slide", "train-tiles"], ["slide", "agreement"])
+COMMANDS = [line for line in LINES if "histojax.main" in line]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -32,6 +36,18 @@ def test_a_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(sys, "argv", ["main", *words])  # where config_flags looks for overridden fields
     known(sys.argv)
     assert (config.value is None) == ("--mode=eval" in words)
+
+
+@pytest.mark.parametrize("command", VERBS)
+def test_a_verb_has_the_options_that_are_shown(command: str) -> None:
+    words = shlex.split(command)
+    named = words[1:3] if words[1:3] in SUBVERBS else words[1:2]
+    help_ = run([sys.executable, "-m", "histojax.cli", *named, "--help"]).stdout
+    assert help_, f"there is no verb {' '.join(named)}"
+    for word in words[1 + len(named) :]:
+        option = word.partition("=")[0]
+        if option.startswith("--") and not option.startswith("--config."):
+            assert re.search(rf"{option}\b", help_), f"{' '.join(named)} has no {option}"
 
 
 def test_every_field_that_is_named_exists() -> None:
