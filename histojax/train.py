@@ -16,6 +16,7 @@ from histojax.data.sources import open_dataset
 from histojax.errors import RunError
 from histojax.monitoring import Signals, Watch, Windows
 from histojax.optimizer import learning_rate
+from histojax.settings import differences
 from histojax.sharding import Layout
 from histojax.step import ModelState, Program, TrainState
 from histojax.writer import MetricsWriter, Progress, RunFile, write_json
@@ -201,9 +202,9 @@ def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
         return
     there, here = _flat(json.loads(path.read_text())), _flat(json.loads(config.to_json()))
     differing = [
-        f"  {key}: {there.get(key, 'absent')!r} there, {here.get(key, 'absent')!r} here"
-        for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key) and key not in _FREE_FIELDS and not key.startswith(_FREE_GROUPS)
+        line
+        for key, line in differences(there, here).items()
+        if key not in _FREE_FIELDS and not key.startswith(_FREE_GROUPS)
     ]
     if differing:
         lines = [f"{workdir} belongs to a run of another config:", *differing]

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from histojax.errors import RunError
+from histojax.settings import differences
 
 _log = logging.getLogger(__name__)
 
@@ -112,11 +113,6 @@ def _parsed(line: bytes) -> Any:
 
 
 def _check_same(path: pathlib.Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    differing = [
-        f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here"
-        for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key)
-    ]
-    if differing:
+    if differing := differences(there, here):
         remedy = "Go on in that way, choose another --output, or begin anew with --redo."
-        raise RunError("\n".join([f"{path} was begun in another way:", *differing, remedy]))
+        raise RunError("\n".join([f"{path} was begun in another way:", *differing.values(), remedy]))

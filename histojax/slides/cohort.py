@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from histojax.errors import RunError
 from histojax.files import replacing
+from histojax.settings import differences
 from histojax.slides import geojson, grid, maps, regions, summary, tile_table, tsr
 from histojax.slides.geometry import Geometry
 from histojax.slides.jobs import Job
@@ -277,15 +278,10 @@ def _fingerprint(job: Job, model: Model, settings: Settings) -> dict[str, Any]:
 
 
 def _check_same(folder: pathlib.Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    differing = [
-        f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here"
-        for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key)
-    ]
-    if differing:
+    if differing := differences(there, here):
         lines = [
             f"{folder} was made in another way:",
-            *differing,
+            *differing.values(),
             "Choose another --output, or make it anew with --redo.",
         ]
         raise RunError("\n".join(lines))
