@@ -17,7 +17,7 @@ def base() -> ConfigDict:
     data.on_bad_image = "error"  # or skip
     data.sampling = "natural"  # or balanced: every class equally often
     data.image_size = 224
-    data.mpp = 0.0  # µm per pixel of the images as they lie on disk, for slides to match; 0: unknown; training ignores it
+    data.mpp = 0.0  # µm per pixel of the images as they lie on disk, for slides to match; 0: unknown
     data.mean = (0.485, 0.456, 0.406)  # ImageNet's, of values in 0 … 1
     data.std = (0.229, 0.224, 0.225)
     data.threads = 4  # that decode in each process

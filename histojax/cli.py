@@ -18,6 +18,8 @@ _HELP = """histojax VERB …
   compare --config FILE[:smoke] --workdir D  trains several models under one protocol and prints one table
                                              (--models a,b: only these; --config.a.b=…: fields, as in training)
   predict RUN IMAGE… --output TABLE          probabilities and labels of images, folders, lists, zip archives
+  explain RUN IMAGE… --output D              where in images the model saw it: Grad-CAM, DT Grad-CAM, their checks
+  export RUN --to FORMAT --output D          stablehlo, onnx, safetensors, or a Hugging Face repository
   slide RUN SLIDE… --output D                tiles, maps and tumor-to-stroma ratio of whole slides
   slide train-tiles SLIDE… --output D …      labelled tiles from slides and QuPath's annotations
   slide agreement RUN… --output D            stroma percentage of test images, predicted and by their masks
@@ -32,6 +34,8 @@ def main() -> None:
         "convert": _convert,
         "compare": _compare,
         "predict": _predict,
+        "explain": _explain,
+        "export": _export,
         "slide": _slide,
     }
     words = sys.argv[1:]
@@ -90,6 +94,18 @@ def _predict(words: list[str]) -> None:
     from histojax import predict_cli
 
     predict_cli.main(words)
+
+
+def _explain(words: list[str]) -> None:
+    from histojax import explain_cli
+
+    explain_cli.main(words)
+
+
+def _export(words: list[str]) -> None:
+    from histojax import export_cli
+
+    export_cli.main(words)
 
 
 def _slide(words: list[str]) -> None:

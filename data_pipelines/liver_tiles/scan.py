@@ -21,7 +21,7 @@ _SMALL = "image smaller than a tile left out (data.tiles.size)"
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """An image to be stored, of height and width `shape`: a file, or the part of it whose corner is `corner`, x and y."""
+    """An image to be stored, of height and width `shape`: a file, or the part of it at `corner`, x and y."""
 
     record: Record
     path: pathlib.Path

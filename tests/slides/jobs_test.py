@@ -4,8 +4,8 @@ import pathlib
 
 import pytest
 
-from histojax.errors import RunError
 from histojax import shards
+from histojax.errors import RunError
 from histojax.slides import jobs
 
 
