@@ -137,15 +137,13 @@ def _run_comparison() -> None:
     from absl import flags
     from ml_collections import config_flags
 
-    from data_pipelines.prepare import default_directory
-    from histojax import compare, compilation, sharding
+    from histojax import compare, startup
     from histojax.errors import RunError
 
     values = flags.FLAGS
     if values.config is None or values.workdir is None:
         raise RunError("histojax compare needs --config=FILE and --workdir=DIR")
-    compilation.use_cache(default_directory())
-    sharding.use_cpu_devices(values.config.sharding.cpu_devices)
+    startup.prepare(values.config.sharding.cpu_devices)
     flag = values["config"]
     found = compare.configs(
         config_flags.get_config_filename(flag), config_flags.get_override_values(flag), values.models

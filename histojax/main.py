@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from absl import app, flags
 from ml_collections import config_flags
 
-from data_pipelines.prepare import default_directory
 from histojax import console
 from histojax.errors import RunError
 
@@ -32,11 +31,10 @@ def main(argv: Sequence[str]) -> None:
 
 def _run() -> None:
     # Behind the flags: --help and a misspelt flag need no jax.
-    from histojax import compilation, evaluate, sharding, train
+    from histojax import evaluate, startup, train
 
     config = _CONFIG.value
-    compilation.use_cache(default_directory())
-    sharding.use_cpu_devices(config.sharding.cpu_devices if config else 2)
+    startup.prepare(config.sharding.cpu_devices if config else 2)
     if _MODE.value == "train":
         if config is None or _WORKDIR.value is None:
             raise RunError("training needs --config=FILE and --workdir=DIR")

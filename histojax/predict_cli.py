@@ -60,13 +60,11 @@ def _predict(given: argparse.Namespace) -> None:
         raise RunError(f"--shard={given.shard}: fewer images than shards, and none for this one")
 
     # Behind the flags and the search: what is wrong there is told without waiting for jax.
-    from data_pipelines.prepare import default_directory
-    from histojax import compilation, sharding
+    from histojax import startup
     from histojax.inference import prediction_run
     from histojax.inference.predictor import Predictor
 
-    compilation.use_cache(default_directory())
-    sharding.use_cpu_devices(2)
+    startup.prepare()
     runs = [given.run] if pathlib.Path(given.run).exists() else [name for name in given.run.split(",") if name]
     if not runs:
         raise RunError("no run is named")

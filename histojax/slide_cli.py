@@ -133,12 +133,10 @@ def _ratio(given: argparse.Namespace, labels: Sequence[str], thresholds: Any) ->
 
 def _predictor(run: pathlib.Path, batch_size: int) -> "Predictor":
     # Behind the flags: --help and a misspelt one need no jax.
-    from data_pipelines.prepare import default_directory
-    from histojax import compilation, sharding
+    from histojax import startup
     from histojax.inference.predictor import Predictor
 
-    compilation.use_cache(default_directory())
-    sharding.use_cpu_devices(2)
+    startup.prepare()
     return Predictor.load(run, batch_size=batch_size)
 
 
