@@ -169,7 +169,10 @@ def _background(explainer: Explainer, cases: Sequence[_Case], rng: np.random.Gen
 
 
 def _curves(explainer: Explainer, cases: Sequence[_Case], rng: np.random.Generator) -> dict[str, Any]:
-    """Deletion and insertion of each map and of its shuffled ones."""
+    """Deletion and insertion of each map and of its shuffled ones; a map that is zero everywhere gives no order."""
+    cases = [case for case in cases if case.explanation.map.any()]
+    if not cases:
+        return {name: {"maps": 0, "auc": None, "auc_shuffled": None} for name in ("deletion", "insertion")}
     mean = explainer.predictor.trained.config.data.mean
     orders = [_orders(case, rng) for case in cases]
 
@@ -187,6 +190,7 @@ def _curves(explainer: Explainer, cases: Sequence[_Case], rng: np.random.Generat
         of_target = np.stack([rows[..., case.explanation.target] for rows, case in zip(said, cases, strict=True)])
         areas = np.trapezoid(of_target, dx=1 / STEPS, axis=-1)
         result[name] = {
+            "maps": len(cases),
             "auc": float(areas[:, 0].mean()),
             "auc_shuffled": float(areas[:, 1:].mean()),
             "share_of_pixels": np.linspace(0, 1, STEPS + 1).round(6).tolist(),

@@ -122,12 +122,14 @@ def write(explainer: Explainer, sources: Iterable[Source], output: pathlib.Path)
 
     In it, for each class, `CLASS.png` (the overlay), and with a rule `CLASS.mask.png` and `CLASS.geojson`; beside the
     folders `contact_sheet.png`, further sheets after twelve images, and `explanations.json`, which is returned.
+
+    Raises:
+      RunError: there is no image.
     """
     classes = explainer.predictor.classes
     files = file_names(classes)
     records: list[dict[str, Any]] = []
     rows: list[list[pictures.Picture]] = []
-    output.mkdir(parents=True, exist_ok=True)
     facts = _facts(explainer)
     sheets = 0
 
@@ -141,7 +143,7 @@ def write(explainer: Explainer, sources: Iterable[Source], output: pathlib.Path)
     for batch in batches(sources, explainer.predictor.batch_size):
         for source, found in zip(batch, explainer.explain([source.pixels for source in batch]), strict=True):
             folder = output / source.name
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             row, targets = [], []
             for one in found:
                 name, file = classes[one.target], files[one.target]
@@ -161,6 +163,8 @@ def write(explainer: Explainer, sources: Iterable[Source], output: pathlib.Path)
             records.append(about | {"targets": targets})
             if len(rows) == _ROWS:
                 write_sheet()
+    if not records:
+        raise RunError("no image could be read")
     if rows:
         write_sheet()
     summary = facts | {"images": records}

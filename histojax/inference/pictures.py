@@ -121,7 +121,9 @@ def write_contact_sheet(path: str | os.PathLike[str], rows: Sequence[Sequence[Pi
     for row, height in zip(rows, heights, strict=True):
         bottom -= height + text
         panels: list[tuple[np.ndarray, Marking | None, str]] = [(row[0].image, None, row[0].name)]
-        panels += [(blend(one.image, one.values), one.marking, one.target) for one in row]
+        for one in row:
+            words = one.target if one.values.any() else f"{one.target}, {one.remark}"
+            panels.append((blend(one.image, one.values), one.marking, words))
         for column, (pixels, marking, words) in enumerate(panels):
             left = _GAP + column * (cell + _GAP)
             axes = figure.add_axes((left / whole[0], bottom / whole[1], cell / whole[0], height / whole[1]))
@@ -140,9 +142,7 @@ def write_mask(path: str | os.PathLike[str], mask: np.ndarray) -> None:
         temporary.write_bytes(data.tobytes())
 
 
-def _show(
-    axes: Axes, pixels: np.ndarray, marking: Marking | None, aspect: Literal["auto", "equal"] = "auto"
-) -> None:
+def _show(axes: Axes, pixels: np.ndarray, marking: Marking | None, aspect: Literal["auto", "equal"] = "auto") -> None:
     height, width = pixels.shape[:2]
     axes.imshow(pixels, extent=(0, width, height, 0), aspect=aspect)
     for rings in marking.parts if marking is not None else []:

@@ -1,0 +1,102 @@
+"""A planted object is found by the map of every model: feature map, reshaping and orientation are the right ones.
+
+Small models learn whether noise has a bright square somewhere. Of the Vision Transformers only the head learns: within
+two blocks, trained attention carries the square's presence to positions where it is not, and the map follows it there.
+"""
+
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from histojax import models
+from histojax.evaluate import Trained
+from histojax.inference.grad_cam import GradCAM, upsample
+from histojax.optimizer import OptimizerSpec, make_optimizer
+from histojax.sharding import Layout
+from histojax.step import Program, StepSpec
+from histojax.tasks import Multiclass
+from tests.every_model_step_test import SMALL, K
+
+pytestmark = pytest.mark.slow
+
+SIZE, SQUARE, BATCH, STEPS = 96, 24, 8, 30
+SWIN = {"embed_dim": 12, "depths": (2, 1), "heads": (1, 2), "window": 4, "stochastic_depth": 0.0}
+
+
+def windowed(name: str, **options: Any) -> Any:
+    return lambda rngs: models.create(name, num_classes=K, rngs=rngs, **SWIN, **options)
+
+
+MADE = SMALL | {
+    "swin_tiny_patch4_window7_224": windowed("swin_tiny_patch4_window7_224"),
+    "ldcsf": windowed("ldcsf", resnet_blocks=1),
+}
+CLASSES = ("nothing", "square", "never")[:K]
+
+
+def planted(rng: np.random.Generator, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Noise with a bright square where the label is 1, and the square's first row and column."""
+    images = rng.normal(128, 20, (len(labels), SIZE, SIZE, 3))
+    corners = rng.integers(0, SIZE - SQUARE, (len(labels), 2))
+    for image, label, (y, x) in zip(images, labels, corners, strict=True):
+        image[y : y + SQUARE, x : x + SQUARE] += 100 * label
+    return np.clip(images, 0, 255).astype(np.uint8), corners
+
+
+def learned(name: str) -> Trained:
+    layout, rng = Layout(1, jax.devices()[:1]), np.random.default_rng(0)
+    vit = "vit" in name
+    spec = OptimizerSpec(
+        "adamw", 0.02 if vit else 0.003, STEPS, schedule="constant", freeze_backbone_steps=STEPS if vit else 0
+    )
+    task = Multiclass(CLASSES, (1.0,) * K)
+    program = Program(MADE[name], task, make_optimizer(spec), StepSpec((0.5,) * 3, (0.2,) * 3), layout)
+    state = program.init()
+    for _ in range(STEPS):
+        labels = rng.permutation(np.arange(BATCH) % 2).astype(np.int32)
+        batch = {"image": planted(rng, labels)[0], "label": labels, "mask": np.ones(BATCH, bool)}
+        state, _ = program.train(state, layout.put(batch))
+    config = ConfigDict({"model": {"name": name}, "data": {"image_size": SIZE}})
+    return Trained(None, {}, config, layout, program, state.model)
+
+
+def found(maps: np.ndarray, corners: np.ndarray) -> tuple[float, float]:
+    """How much denser the maps are in the squares than on average, and the share of them that peak there.
+
+    Squares are grown by half a position of the map, beyond which linear interpolation spreads.
+    """
+    density, peaks = [], []
+    for one, (y, x) in zip(maps, corners, strict=True):
+        values, grown = upsample(one, SIZE, SIZE), SIZE // len(one) // 2
+        square = np.zeros((SIZE, SIZE), np.uint8)
+        square[y : y + SQUARE, x : x + SQUARE] = 1
+        square = cv2.dilate(square, np.ones((2 * grown + 1,) * 2, np.uint8)).astype(bool)
+        assert values.any()
+        density.append(values[square].mean() / values.mean())
+        peaks.append(square.flat[values.argmax()])
+    return float(np.mean(density)), float(np.mean(peaks))
+
+
+def test_no_model_is_left_out() -> None:
+    assert MADE.keys() == models.MODELS.keys()
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_the_map_finds_what_was_planted(name: str) -> None:
+    cam = GradCAM(learned(name), BATCH)
+    n = 24
+    images, corners = planted(np.random.default_rng(1), np.ones(n))
+    maps = cam.maps(images, np.ones(n, int))
+    assert maps.shape == (n, *cam.layers[cam.layer])
+    density, peaks = found(maps, corners)
+    turned, turned_peaks = found(maps.swapaxes(1, 2)[:, ::-1], corners)
+    print(f"{name}: {cam.layer} {maps.shape[1:]}, density {density:.2f}, peaks {peaks:.2f}; turned {turned:.2f}")
+    assert density >= 1.3
+    assert peaks >= 0.5
+    # What a map of the wrong orientation would find, so that the bounds are known to mean something.
+    assert turned < min(1.25, density)
+    assert turned_peaks < peaks
