@@ -133,6 +133,11 @@ class Program:
         """`probabilities: f32 [b, k]` of the global batch, and the task's sums over its unmasked images."""
         return self._jit_eval(model, batch)
 
+    def logits(self, model: ModelState, images: jax.Array) -> jax.Array:
+        """`f32 [b, k]` of images `u8 [b, s, s, 3]` as evaluation computes them; not compiled by itself."""
+        module = nnx.merge(self._eval_graph, model.params, model.stats, model.rng)
+        return module(self._normalise(images))
+
     def _new_model(self) -> nnx.Module:
         return self._make_model(nnx.Rngs(params=self._spec.seed, dropout=self._spec.seed + 1))
 
@@ -235,8 +240,7 @@ class Program:
         )
 
     def _eval(self, model: ModelState, batch: Batch) -> dict[str, jax.Array]:
-        module = nnx.merge(self._eval_graph, model.params, model.stats, model.rng)
-        logits = module(self._normalise(batch["image"]))
+        logits = self.logits(model, batch["image"])
         sums = self._task.evaluation_sums(logits, batch[self._task.batch_key], batch["mask"])
         return {"probabilities": self._task.probabilities(logits), **sums}
 

@@ -11,7 +11,6 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from histojax.errors import RunError
 from histojax.evaluate import Trained
@@ -89,7 +88,7 @@ class GradCAM:
         self._trained, self._batch_size = trained, batch_size
         size = trained.config.data.image_size
         shape = jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8)
-        shapes = layers_of(functools.partial(_logits, trained, trained.model), shape)
+        shapes = layers_of(functools.partial(trained.program.logits, trained.model), shape)
         self.layers: dict[str, tuple[int, int]] = {name: found.shape[1:3] for name, found in shapes.items()}
         self.layer = layer or default_layer(trained.config.model.name, list(self.layers))
         if self.layer not in self.layers:
@@ -116,7 +115,7 @@ class GradCAM:
         return np.concatenate(found) if found else np.zeros((0, *self.layers[self.layer]), np.float32)
 
     def _maps(self, model: ModelState, images: jax.Array, targets: jax.Array) -> jax.Array:
-        return grad_cam(functools.partial(_logits, self._trained, model), images, targets, self.layer)
+        return grad_cam(functools.partial(self._trained.program.logits, model), images, targets, self.layer)
 
 
 def upsample(cam: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -128,10 +127,3 @@ def upsample(cam: np.ndarray, width: int, height: int) -> np.ndarray:
     values = cv2.resize(cam.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     peak = values.max()  # a little less than the map's: no pixel's centre need lie on a position
     return values / peak if peak > 0 else values
-
-
-def _logits(trained: Trained, model: ModelState, images: jax.Array) -> jax.Array:
-    """Logits of images `u8 [b, s, s, 3]` as evaluation computes them."""
-    program = trained.program
-    module = nnx.merge(program._eval_graph, model.params, model.stats, model.rng)
-    return module(program._normalise(images))
