@@ -20,6 +20,7 @@ _HELP = """histojax VERB …
   predict RUN IMAGE… --output TABLE          probabilities and labels of images, folders, lists, zip archives
   explain RUN IMAGE… --output D              where in images the model saw it: Grad-CAM, DT Grad-CAM, their checks
   export RUN --to FORMAT --output D          stablehlo, onnx, safetensors, or a Hugging Face repository
+  audit ROOT [--split split.csv]             duplicates, leaks, conflicts, colours of a dataset or of a split of it
   slide RUN SLIDE… --output D                tiles, maps and tumor-to-stroma ratio of whole slides
   slide train-tiles SLIDE… --output D …      labelled tiles from slides and QuPath's annotations
   slide agreement RUN… --output D            stroma percentage of test images, predicted and by their masks
@@ -37,6 +38,7 @@ def main() -> None:
         "explain": _explain,
         "export": _export,
         "slide": _slide,
+        "audit": _audit,
     }
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help", "help"):
@@ -106,6 +108,12 @@ def _export(words: list[str]) -> None:
     from histojax import export_cli
 
     export_cli.main(words)
+
+
+def _audit(words: list[str]) -> None:
+    from histojax import audit_cli
+
+    audit_cli.main(words)
 
 
 def _slide(words: list[str]) -> None:

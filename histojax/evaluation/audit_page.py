@@ -1,0 +1,67 @@
+"""A dataset's audit on one page: audit.html, with thumbnails inside, to be read in a browser or printed."""
+
+import base64
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+
+from histojax.files import replacing
+
+SHOWN = 60  # sets of equal pictures with thumbnails
+_OF_ONE = 6  # images shown of one set
+_LISTED = 50  # of anything else
+
+
+def names_shown(facts: Mapping[str, Any]) -> list[str]:
+    """The images of which `render` shows a thumbnail."""
+    return [name for entry in facts["duplicates"][:SHOWN] for name in entry["images"][:_OF_ONE]]
+
+
+def write(path: str | os.PathLike[str], facts: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> None:
+    """Writes what `render` gives, whole or not at all."""
+    page = render(facts, thumbnails)
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
+
+
+def render(facts: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> str:
+    """One HTML page that needs no other file and no network; everything from outside is escaped.
+
+    Args:
+      facts: as `data_pipelines.audit` gives them.
+      thumbnails: JPEG files by image name, of `names_shown`.
+
+    Raises KeyError or jinja2.UndefinedError for facts that are missing.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+    )
+    environment.filters["file"] = lambda name: name.rpartition("/")[2]
+    odd = facts["odd_patients"]
+    patients = facts["colours"]["patients"]
+    return environment.get_template("audit.html.jinja").render(
+        facts=facts,
+        magnifications=sorted(
+            {m for row in facts["counts"].values() for m in row["magnifications"]}, key=lambda m: (len(m), m)
+        ),
+        patients=dict(sorted(patients.items(), key=lambda item: item[0] not in odd)[:_LISTED]),
+        thumbnails={
+            name: f"data:image/jpeg;base64,{base64.b64encode(data).decode()}" for name, data in thumbnails.items()
+        },
+        shown=SHOWN,
+        of_one=_OF_ONE,
+        listed=_LISTED,
+    )
+
+
+def printable(text: str) -> str:
+    """The text with line ends, control and direction marks as escapes, so that no name can disguise itself."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
