@@ -11,6 +11,8 @@ from histojax.errors import RunError
 if TYPE_CHECKING:
     import numpy as np
 
+    from histojax.inference.images import ImageRef
+
 _FORMATS = """\
 stablehlo    one file that jax alone runs, on CPU, CUDA and TPU
 onnx         one file for onnxruntime and others
@@ -48,20 +50,20 @@ def main(words: list[str]) -> None:
 
         # The same arithmetic for both sides of the comparison: accelerators multiply float32 less exactly.
         jax.config.update("jax_platforms", "cpu")
-        from data_pipelines.prepare import default_directory
-        from histojax import compilation
-        from histojax.inference import export
+        from histojax import startup
+        from histojax.inference import export, images
 
         spec = export.ExportSpec(given.to, given.preprocessing, given.naming, given.license, given.tile_um)
-        compilation.use_cache(default_directory())
-        print(export.export(given.run, given.output, spec, _read(given.images) if given.images else ()))
+        startup.prepare(cpu_devices=1)
+        found = images.find(given.images) if given.images else []
+        print(export.export(given.run, given.output, spec, _read(found)))
 
 
-def _read(paths: Sequence[str]) -> Iterator["np.ndarray"]:
-    from histojax.inference import images, pixels
+def _read(refs: Sequence["ImageRef"]) -> Iterator["np.ndarray"]:
+    from histojax.inference import pixels
 
     with pixels.Reader() as reader:
-        for ref in images.find(paths):
+        for ref in refs:
             try:
                 yield reader.read(ref)
             except pixels.UnreadableError as error:

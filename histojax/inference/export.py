@@ -89,7 +89,7 @@ def export(run: pathlib.Path, output: pathlib.Path, spec: ExportSpec, images: It
         largest, count = _compare(portable, written.ask, images, spec.to)
         checked = (
             f"Read back, it answers as the trained model does: probabilities of {count} images differ by at most "
-            f"{largest:.1e}."
+            f"{largest:.2g}."
         )
         if written.facts:
             compared = {"images": count, "largest_difference": largest, "tolerance": TOLERANCE}

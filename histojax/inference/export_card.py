@@ -9,10 +9,10 @@ from histojax import checkpoint
 from histojax.evaluation import terminal
 from histojax.inference.export_function import USE, Portable
 
-LIMITS = (
-    "Trained on the images named above only: other scanners, stains, magnifications and populations were not seen, and\n"
-    "figures measured there do not carry over."
-)
+LIMITS = """\
+Trained on the images named above only: other scanners, stains, magnifications and populations were not seen, and
+figures measured there do not carry over.
+"""
 
 
 def card(portable: Portable, *, head: str, loading: str, checked: str) -> str:
@@ -55,8 +55,7 @@ def card(portable: Portable, *, head: str, loading: str, checked: str) -> str:
 {loading}
 ## Limits
 
-{LIMITS}
-"""
+{LIMITS}"""
 
 
 def _results(portable: Portable) -> str:

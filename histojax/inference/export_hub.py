@@ -68,7 +68,7 @@ def _vit(name: str) -> Twin:
 _SWIN = {"depths": "depths", "embed_dim": "embed_dim", "heads": "num_heads", "mlp_ratio": "mlp_ratio"}
 _SWIN |= {"window": "window_size"}
 TWINS = {
-    "resnet50": Twin("resnet50", "conv1", "fc", wanted={"head": "linear"}),
+    "resnet50": Twin("resnet50", "conv1", "fc"),
     "seresnet50": Twin("seresnet50", "conv1", "fc", wanted={"reduction": 16}),
     "densenet121": Twin("densenet121", "features.conv0", "classifier"),
     "vgg16": _vgg("vgg16"),

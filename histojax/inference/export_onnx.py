@@ -28,6 +28,7 @@ def write(portable: Portable, folder: pathlib.Path) -> Written:
     Raises:
       RunError: the converter does not manage the model.
     """
+    path = folder / FILE
     # Here, not at the top: the converter takes seconds to import, and is not everybody's.
     with quiet(*_LOUD), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -47,17 +48,16 @@ def write(portable: Portable, folder: pathlib.Path) -> Written:
                 input_names=[INPUT],
                 output_names=[OUTPUT],
             )
+            onnx.helper.set_model_props(proto, {"histojax": json.dumps(portable.facts())})
+            onnx.checker.check_model(proto)
+            onnx.save(proto, path)
+            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         except Exception as error:  # a converter's gaps show themselves in many kinds
             first = (str(error).strip().splitlines() or [""])[0]
             raise RunError(
                 f"--to onnx: jax2onnx {metadata.version('jax2onnx')} does not convert {portable.architecture} "
                 f"({type(error).__name__}: {first}); --to stablehlo takes every model"
             ) from error
-        onnx.helper.set_model_props(proto, {"histojax": json.dumps(portable.facts())})
-        onnx.checker.check_model(proto)
-        path = folder / FILE
-        onnx.save(proto, path)
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def ask(images: np.ndarray) -> np.ndarray:
         return session.run([OUTPUT], {INPUT: portable.prepare(images)})[0]
@@ -67,8 +67,8 @@ def write(portable: Portable, folder: pathlib.Path) -> Written:
     loading = f"""\
 {portable.interface()}
 
-Opset {OPSET}; compared with onnxruntime {versions["onnxruntime"]} on a CPU. Its metadata (key `histojax`) has classes, thresholds
-and normalisation, too.
+Opset {OPSET}; compared with onnxruntime {versions["onnxruntime"]} on a CPU. Classes, thresholds and
+normalisation are in its metadata, too (key `histojax`).
 
 ```python
 import numpy as np
