@@ -118,12 +118,11 @@ def stands_apart(z: np.ndarray) -> np.ndarray:
     return np.abs(z) > _APART
 
 
-def thumbnail(path: pathlib.Path, side: int) -> bytes:
-    """A JPEG of a readable image whose longer side has at most `side` pixels."""
-    rgb = decode_rgb(path.read_bytes())
+def thumbnail(rgb: np.ndarray, side: int) -> bytes:
+    """A JPEG of a picture, `uint8 [h, w, 3]`, whose longer side has at most `side` pixels."""
     done, data = cv2.imencode(".jpg", _reduced(rgb, side)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
     if not done:
-        raise OSError(f"could not encode a thumbnail of {path.name}")
+        raise OSError(f"could not encode a thumbnail of {rgb.shape[1]}×{rgb.shape[0]} pixels")
     return bytes(data)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import io
 import json
 import logging
@@ -25,6 +26,7 @@ from data_pipelines.synthetic.publish import MARKER
 _log = logging.getLogger(__name__)
 _PIPELINES = ("breakhis", "liver_tiles")
 _RECORDS_FILE = "records.csv"
+_LOCK_FILE = ".lock"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,15 +93,16 @@ def prepare(
         builder, folder = _liver_tiles(source, base, tiles or TilesSpec(), on_bad_image)
         kind, suffix = f"tiles of {source}", ""
     target = pathlib.Path(builder.data_dir)
-    if not target.exists():
-        _log.info("preparing %s from %s in %s", pipeline, folder, target)
-        _build(builder, folder)
-    records_file = target / _RECORDS_FILE
-    try:
-        records = Records.read_csv(records_file)
-    except (OSError, DataError):  # not written yet, by an earlier version, or damaged: it is all in the dataset
-        records = Records(_stored_records(target))
-        records.write_csv(records_file)
+    with _alone(base):
+        if not target.exists():
+            _log.info("preparing %s from %s in %s", pipeline, folder, target)
+            _build(builder, folder)
+        records_file = target / _RECORDS_FILE
+        try:
+            records = Records.read_csv(records_file)
+        except (OSError, DataError):  # not written yet, by an earlier version, or damaged: it is all in the dataset
+            records = Records(_stored_records(target))
+            records.write_csv(records_file)
     summary = json.loads(builder.info.metadata["scan"])
     marker = (folder / MARKER).is_file()
     if marker:
@@ -117,13 +120,14 @@ def _breakhis(
     from data_pipelines.breakhis import breakhis_dataset_builder as breakhis
 
     config = breakhis.config_name(magnification, on_bad_image)
-    if source is None:
-        wanted = filenames.MAGNIFICATIONS if magnification == "all" else (magnification,)
-        source = generator.generate(
-            base / f"synthetic-v{generator.VERSION}-{magnification}",
-            generator.SyntheticSpec(magnifications=wanted),
-        )
-    folder = archive.unpack(source, base / "extracted")
+    with _alone(base):
+        if source is None:
+            wanted = filenames.MAGNIFICATIONS if magnification == "all" else (magnification,)
+            source = generator.generate(
+                base / f"synthetic-v{generator.VERSION}-{magnification}",
+                generator.SyntheticSpec(magnifications=wanted),
+            )
+        folder = archive.unpack(source, base / "extracted")
     key = fingerprint(breakhis_scan.require_pngs(folder), str(folder), str(breakhis.Builder.VERSION))
     return breakhis.Builder(config=config, data_dir=base / "prepared" / key, file_format="array_record"), folder
 
@@ -135,12 +139,14 @@ def _liver_tiles(
     from data_pipelines.liver_tiles import liver_tiles_dataset_builder as liver_tiles
 
     if source is None:
-        source = tiles_generator.generate_tiles(base / f"synthetic-tiles-v{tiles_generator.VERSION}")
+        with _alone(base):
+            source = tiles_generator.generate_tiles(base / f"synthetic-tiles-v{tiles_generator.VERSION}")
     if source.is_file() and source.name.lower().endswith(table.SUFFIXES):
         spec, source = dataclasses.replace(spec, layout="table", table=source.name), source.parent
     config = liver_tiles.config(spec, on_bad_image)
     wanted = (*layouts.IMAGES, *table.SUFFIXES)
-    folder = archive.unpack(source, base / "extracted" / "tiles", wanted)
+    with _alone(base):
+        folder = archive.unpack(source, base / "extracted" / "tiles", wanted)
     if folder != source:  # an archive as a rule holds one folder, and that the tiles
         while len(inside := list(folder.iterdir())) == 1 and inside[0].is_dir():
             folder = inside[0]
@@ -153,6 +159,19 @@ def _liver_tiles(
     finally:
         absl_log.setLevel(level)
     return builder, folder
+
+
+@contextlib.contextmanager
+def _alone(base: pathlib.Path) -> Iterator[None]:
+    """Of several processes that share a folder, one prepares; the others wait and find it done."""
+    file = None
+    with contextlib.suppress(OSError):  # a folder that cannot be written may hold what was prepared before
+        base.mkdir(parents=True, exist_ok=True)
+        file = open(base / _LOCK_FILE, "a")  # noqa: SIM115 (closed below)
+    with file or contextlib.nullcontext():
+        if file is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)  # the operating system opens it when a process dies
+        yield
 
 
 def open_images(directory: pathlib.Path) -> Any:

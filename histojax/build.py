@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
@@ -47,7 +46,6 @@ def loader_spec(config: ConfigDict, layout: Layout, *, training: bool) -> Loader
     Raises:
       RunError: a batch that does not divide among the devices.
     """
-    process = (jax.process_index(), jax.process_count())
     if training:
         batch_size, field, parts = config.train.batch_size, "train.batch_size", config.train.accumulate
     else:
@@ -60,7 +58,7 @@ def loader_spec(config: ConfigDict, layout: Layout, *, training: bool) -> Loader
         sampling=config.data.sampling,
         threads=config.data.threads,
         workers=config.data.workers,
-        process=process,
+        rows=layout.rows(batch_size),
     )
 
 

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from histojax import processes
 from histojax.errors import RunError
 from histojax.files import replacing
 
@@ -60,7 +61,10 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and processes.count() > 1:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            return  # this process ends; the others may be gone, and a save would wait for them
         try:
             self.wait()
         finally:
@@ -104,6 +108,7 @@ class Checkpoints:
                 sealing.result()
             except Exception as error:
                 raise self._cannot_write(error) from error
+            processes.barrier(f"sealed in {self.folder}")  # so that all see the same checkpoints
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
@@ -117,6 +122,7 @@ class Checkpoints:
             if path.is_dir() and path.name not in complete and jax.process_index() == 0:
                 _log.warning("%s: this save was cut short; ignored and deleted", path)
                 shutil.rmtree(path, ignore_errors=True)
+        processes.barrier(f"discarded in {self.folder}")
         self._manager.reload()
 
     def _seal(self, step: int) -> None:
@@ -185,6 +191,8 @@ def verify(checkpoint: pathlib.Path, item: str = "") -> None:
     Raises:
       CheckpointError: a file is missing or differs; or it is no checkpoint.
     """
+    if jax.process_index() != 0:
+        return  # one reads it all; if it raises, the others end with it
     try:
         recorded: dict[str, str] = json.loads((checkpoint / _MANIFEST).read_text())
     except OSError as error:

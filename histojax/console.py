@@ -11,16 +11,27 @@ from absl import logging as absl_logging
 from data_pipelines.errors import DataError
 from histojax.errors import RunError
 
+_OURS = ("histojax", "data_pipelines")
+
 
 def configure_logging() -> None:
     """Our own lines as they are; of the libraries only warnings."""
     absl_logging.set_verbosity(absl_logging.WARNING)
-    for name in ("histojax", "data_pipelines"):
+    for name in _OURS:
         logger, handler = logging.getLogger(name), logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.setLevel(logging.INFO)
         logger.addHandler(handler)
         logger.propagate = False
+
+
+def quiet_unless_first() -> None:
+    """Of several processes, only the first says what all know; warnings come from each."""
+    import jax
+
+    if jax.process_index() != 0:
+        for name in _OURS:
+            logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @contextlib.contextmanager

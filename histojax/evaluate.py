@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,10 @@ class Outcome:
     sums: dict[str, np.ndarray]
 
 
+class Stopped(Exception):
+    """An evaluation was asked to stop; nothing is lost but its time."""
+
+
 def run_model(
     program: Program,
     model: ModelState,
@@ -43,22 +47,24 @@ def run_model(
     indices: np.ndarray,
     spec: LoaderSpec,
     layout: Layout,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Every image exactly once, on all devices of all processes."""
-    processes = spec.process[1]
-    # A global batch holds the processes' shares one behind another; each took every n-th image of the stream.
-    order = np.arange(spec.batch_size).reshape(-1, processes).T.ravel()
+    """Every image exactly once, on all devices of all processes.
+
+    Raises:
+      Stopped: `stop`, which is asked before each batch, said so.
+    """
     outputs = []
     for batch in eval_batches(dataset, indices, spec):
+        if stop():
+            raise Stopped
         outputs.append(program.evaluate(model, layout.put(batch)))
         if len(outputs) > 2:  # keeps the host ahead of the device, but not by a whole dataset
             jax.block_until_ready(outputs[-3])
     probabilities: list[np.ndarray] = []
     sums: dict[str, np.ndarray] = {}
     for output in jax.device_get(outputs):
-        rows = output.pop("probabilities")
-        probabilities.append(np.empty_like(rows))
-        probabilities[-1][order] = rows
+        probabilities.append(output.pop("probabilities"))
         sums = {key: sums.get(key, 0) + value.astype(np.float64) for key, value in output.items()}
     return Outcome(np.concatenate(probabilities)[: len(indices)], sums)
 
@@ -103,15 +109,15 @@ def label_confusion(
 
 def predict_split(
     program: Program, model: ModelState, dataset: Dataset, split: Split, sides: Sequence[str], spec: LoaderSpec,
-    layout: Layout,
+    layout: Layout, stop: Callable[[], bool] = lambda: False,
 ) -> pd.DataFrame:  # fmt: skip
-    """The table of predictions over the given sides of a split, a row an image."""
+    """The table of predictions over the given sides of a split, a row an image; `stop` as of `run_model`."""
     tables = []
     for side in sides:
         indices = split.indices(side)
         if not len(indices):
             continue
-        outcome = run_model(program, model, dataset, indices, spec, layout)
+        outcome = run_model(program, model, dataset, indices, spec, layout, stop)
         rows = dataset.records.take(indices)
         further = ("slide_id", "source_id") if dataset.multilabel else ("case_id", "subtype")
         tables.append(

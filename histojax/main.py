@@ -1,6 +1,7 @@
 """`python -m histojax.main --config FILE[:variant] --workdir DIR`: flags, devices, one call."""
 
 import pathlib
+import sys
 from collections.abc import Sequence
 
 from absl import app, flags
@@ -18,27 +19,34 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "eval: a checkpoint or a w
 _DATA_ROOT = flags.DEFINE_string("data_root", "", "eval: other images than the run's.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 0, "eval: another height and width of the input than the run's.")
 _MAGNIFICATION = flags.DEFINE_string("magnification", "", "eval: another magnification than the run's.")
+_MEMBERSHIP = ("coordinator", "num_processes", "process_id")
+for _name, _help in zip(_MEMBERSHIP, ("HOST:PORT of process 0.", "How many there are.", "Of this one."), strict=True):
+    flags.DEFINE_string(_name, "", f"One run of several processes: {_help} launch/ and SLURM set it without flags.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs what the flags say; whatever a user can mend is told in words, with exit code 1."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    from histojax import processes  # behind the flags: --help and a misspelt flag need no jax
+
     console.configure_logging()
-    with console.errors_in_words():
+    with processes.ending_together(), console.errors_in_words():
         _run()
 
 
 def _run() -> None:
-    # Behind the flags: --help and a misspelt flag need no jax.
-    from histojax import evaluate, startup, train
+    from histojax import evaluate, processes, startup, train
 
     config = _CONFIG.value
     startup.prepare(config.sharding.cpu_devices if config else 2)
+    processes.initialise({name: flags.FLAGS[name].value for name in _MEMBERSHIP})
+    console.quiet_unless_first()
     if _MODE.value == "train":
         if config is None or _WORKDIR.value is None:
             raise RunError("training needs --config=FILE and --workdir=DIR")
-        train.train_and_evaluate(config, pathlib.Path(_WORKDIR.value))
+        if not train.train_and_evaluate(config, pathlib.Path(_WORKDIR.value)):
+            sys.exit(processes.TRY_AGAIN)
         return
     source = _CHECKPOINT.value or _WORKDIR.value
     if source is None:

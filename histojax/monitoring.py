@@ -1,6 +1,7 @@
 """What the loop looks at while it runs: arriving metrics, the best epoch so far, signals to stop."""
 
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 
+from histojax import processes
 from histojax.errors import RunError
 from histojax.writer import MetricsWriter, Progress
 
@@ -123,16 +125,26 @@ class Watch:
 class Signals:
     """SIGTERM and SIGINT as a wish to stop after the step; a second one stops at once.
 
+    Of several processes, a signal to any one stops all at the same step.
+
     Attributes:
       received: name of the signal, empty until one comes.
     """
 
     def __init__(self) -> None:
         self.received = ""
+        self._several = processes.count() > 1
         self._before: dict[signal.Signals, Any] = {}
 
+    def requested(self) -> bool:
+        """Whether to stop; all processes must ask equally often."""
+        if not self.received and self._several and processes.stop_requested():
+            self.received = signal.SIGTERM.name
+        return bool(self.received)
+
     def __enter__(self) -> "Signals":
-        for which in (signal.SIGTERM, signal.SIGINT):
+        # Of several processes jax listens to SIGTERM.
+        for which in (signal.SIGINT,) if self._several else (signal.SIGTERM, signal.SIGINT):
             self._before[which] = signal.signal(which, self._receive)
         return self
 
@@ -143,6 +155,9 @@ class Signals:
             signal.signal(which, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
+        if self._several:
+            os.kill(os.getpid(), signal.SIGTERM)  # for jax, which tells the others
+        else:
+            self.received = signal.Signals(number).name
         for which, handler in self._before.items():
             signal.signal(which, handler)

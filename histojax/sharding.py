@@ -61,6 +61,14 @@ class Layout:
             among = f"{self.mesh.size} devices" + (f" × {parts} micro-batches" if parts > 1 else "")
             raise RunError(f"{field}={size} does not divide among {among}; use {near}")
 
+    def rows(self, size: int) -> tuple[int, ...] | None:
+        """Positions in a global batch of `size` images that this process's devices hold; None: all."""
+        if all(device.process_index == jax.process_index() for device in self.mesh.devices.flat):
+            return None
+        shards = self.batch.addressable_devices_indices_map((size,)).values()
+        held = {shard[0].indices(size)[:2] for shard in shards if shard is not None}
+        return tuple(row for start, stop in sorted(held) for row in range(start, stop))
+
     def state(self, abstract: Any) -> Any:
         """Shardings of a state: each array along its largest axis that `fsdp` divides, else replicated."""
         fsdp = self.mesh.shape[_FSDP]

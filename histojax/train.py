@@ -78,6 +78,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
         watch = Watch(config.train.best_metric, config.train.early_stopping, task.METRICS)
         thresholds = [0.5] * len(dataset.classes) if dataset.multilabel else None
         confusion = None
+        unvalidated = False  # whether an epoch has ended whose validation was cut short
         if last.steps():
             path = last.folder / str(last.steps()[-1])
             state, meta = restore(path, program)
@@ -89,6 +90,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
             watch.restore(meta["watch"])
             thresholds, origin = meta["thresholds"], meta["pretrained"]
             confusion = meta.get("confusion")  # checkpoints of version 0.1.0 have none
+            unvalidated = meta.get("unvalidated", False)
         else:
             state, origin = program.init(), ""
             if config.model.pretrained:
@@ -117,7 +119,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
         def save(series: Checkpoints, named: dict[str, Any]) -> None:
             # The stream of batches is a function of seed and position, so its state is one number.
             position = {"next_index": step * train_spec.batch_size, "seed": train_spec.seed}
-            now = {"step": step, "watch": watch.to_json(), "stream": position}
+            now = {"step": step, "watch": watch.to_json(), "stream": position, "unvalidated": unvalidated}
             series.save(step, named, constants | now | {"thresholds": thresholds, "confusion": confusion})
 
         # ---- Loop ---------------------------------------------------------------------------------------------
@@ -130,24 +132,32 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
         ):
             windows = Windows(writer, progress, learning_rate(optimizer_spec), train_spec.batch_size)
             saved = step
-            if step < total_steps and not watch.stopped:
+            if (step < total_steps or unvalidated) and not watch.stopped:
                 batches = train_batches(dataset, train_indices, train_spec, augmentation, start=step)
-            while step < total_steps and not watch.stopped and not signals.received:
-                state, metrics = program.train(state, layout.put(next(batches)))
-                step += 1
-                windows.add(step, metrics)
-                progress.advance()
-                if step % config.train.log_every == 0:
-                    windows.close()
-                if step % steps_per_epoch:
-                    continue
+            while (step < total_steps or unvalidated) and not watch.stopped and not signals.requested():
+                if not unvalidated:
+                    state, metrics = program.train(state, layout.put(next(batches)))
+                    step += 1
+                    windows.add(step, metrics)
+                    progress.advance()
+                    if step % config.train.log_every == 0:
+                        windows.close()
+                    if step % steps_per_epoch:
+                        continue
 
                 windows.flush()  # so that nothing that is not finite gets into a checkpoint
                 epoch = step // steps_per_epoch
                 line = f"epoch {epoch}/{config.train.epochs}  step {step}  loss {windows.loss:.4f}"
                 if len(val_indices):
                     model = state.ema or state.model
-                    outcome = evaluate.run_model(program, model, dataset, val_indices, eval_spec, layout)
+                    try:
+                        outcome = evaluate.run_model(
+                            program, model, dataset, val_indices, eval_spec, layout, signals.requested
+                        )
+                    except evaluate.Stopped:
+                        unvalidated = True
+                        break
+                    unvalidated = False
                     measured = evaluate.validation_metrics(outcome, dataset, val_indices)
                     if dataset.multilabel:
                         thresholds = evaluate.thresholds(outcome, dataset, val_indices, config.train.thresholds)
@@ -165,7 +175,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
                 windows.restart_clock()
             windows.flush()
             if signals.received:
-                if saved != step:
+                if saved != step or unvalidated:
                     save(last, all_trees(state))
                 last.wait()
                 progress.say(f"stopped by {signals.received} at step {step}, saved; the same command goes on")
@@ -176,9 +186,14 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
     path = checkpoint.find(workdir)
     model = evaluate.restore_model(path, program)
     sides = ("val", "test") if len(val_indices) else ("test",)
-    table = evaluate.predict_split(program, model, dataset, split, sides, eval_spec, layout)
+    with Signals() as signals:
+        try:
+            table = evaluate.predict_split(program, model, dataset, split, sides, eval_spec, layout, signals.requested)
+        except evaluate.Stopped:
+            run_file.end("interrupted", step)
+            return False
+    meta = checkpoint.read_meta(path)
     if first:
-        meta = checkpoint.read_meta(path)
         facts = evaluate.result_facts(config, dataset, split, split.protocol, path, meta)
         print(evaluate.write_results(workdir, table, facts, config, meta), flush=True)
     run_file.end("finished", step)

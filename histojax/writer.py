@@ -80,7 +80,7 @@ class Progress:
             dynamic_ncols=True,
             disable=None if enabled else True,
         )
-        self._batch_size = batch_size
+        self._batch_size, self._enabled = batch_size, enabled
 
     def advance(self) -> None:
         """One step more."""
@@ -92,7 +92,8 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line above the progress line; also where that is silent."""
-        tqdm.write(line, file=sys.stderr)
+        if self._enabled:
+            tqdm.write(line, file=sys.stderr)
 
     def close(self) -> None:
         """Ends the line."""

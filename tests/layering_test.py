@@ -48,9 +48,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "histojax.sharding": (set(), {"jax", "numpy"}),
     "histojax.compilation": (set(), {"jax"}),
     "histojax.step": ({"histojax.sharding", "histojax.tasks"}, {"jax", "flax", "optax"}),
-    "histojax.checkpoint": (set(), {"jax", "numpy", "orbax"}),
+    "histojax.processes": (set(), {"jax"}),
+    "histojax.checkpoint": ({"histojax.processes"}, {"jax", "numpy", "orbax"}),
     "histojax.writer": (set(), {"jax", "tensorboardX", "tqdm"}),
-    "histojax.monitoring": ({"histojax.writer"}, {"jax"}),
+    "histojax.monitoring": ({"histojax.processes", "histojax.writer"}, {"jax"}),
 }
 
 

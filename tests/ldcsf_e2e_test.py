@@ -88,7 +88,7 @@ def test_interrupted_and_killed_ends_bitwise_the_same(
     workdir = tmp_path / "killed"
     words = command(workdir, tiles)
     code, error = run_until(words, lambda: last_logged_step(workdir) >= 2, signal.SIGTERM)
-    assert code == 0, error
+    assert code == 75, error
     now = last_logged_step(workdir)
     run_until(words, lambda: last_logged_step(workdir) >= now + 2, signal.SIGKILL)
     done = run(words)

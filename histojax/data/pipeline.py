@@ -1,12 +1,13 @@
 """Prepared images -> batches: order, share of each process, workers, padding and mask. numpy and grain only.
 
 The training stream is a pure function of (seed, position): shuffling and augmentation are keyed by the
-position in the global stream, a process takes every n-th element, and batches are formed last. So neither
-workers nor threads change what is seen, and a stream is resumed from the number of images consumed alone.
+position in the global stream, a process takes the rows of each global batch that its devices hold, and batches are
+formed last. So neither workers nor threads nor the number of processes change what is seen, and a stream is resumed
+from the number of images consumed alone.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -32,7 +33,7 @@ class LoaderSpec:
       sampling: `natural`, or `balanced`: every class equally often.
       threads: that decode in this process.
       workers: processes that decode; 0: none, threads of this one do.
-      process: (index, count) of this process.
+      rows: positions in the global batch of the images that this process loads, ascending; None: all.
     """
 
     batch_size: int
@@ -41,18 +42,16 @@ class LoaderSpec:
     sampling: str = "natural"
     threads: int = 4
     workers: int = 0
-    process: tuple[int, int] = (0, 1)
+    rows: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.sampling not in SAMPLINGS:
             raise DataError(f"data.sampling='{self.sampling}' is not one of {', '.join(SAMPLINGS)}")
-        if self.batch_size % self.process[1]:
-            raise DataError(f"train.batch_size={self.batch_size} does not divide among {self.process[1]} processes")
 
     @property
     def local_batch_size(self) -> int:
-        """Images of a batch that this process holds."""
-        return self.batch_size // self.process[1]
+        """Images of a batch that this process loads."""
+        return self.batch_size if self.rows is None else len(self.rows)
 
 
 class _Augment(grain.transforms.RandomMap):
@@ -113,9 +112,7 @@ def train_batches(
     else:
         stream = _shuffled(dataset, indices, spec.seed)
     stream = stream.seed(spec.seed).random_map(_Augment(spec.image_size, augmentation))
-    process, processes = spec.process
-    stream = stream[start * spec.batch_size + process :: processes]
-    return _iterate(stream, spec, workers=spec.workers)
+    return _iterate(_share(stream[start * spec.batch_size :], spec), spec, workers=spec.workers)
 
 
 def eval_batches(dataset: Dataset, indices: np.ndarray, spec: LoaderSpec) -> Iterator[Batch]:
@@ -126,8 +123,28 @@ def eval_batches(dataset: Dataset, indices: np.ndarray, spec: LoaderSpec) -> Ite
     padded = np.full(-(-len(indices) // spec.batch_size) * spec.batch_size, -1, dtype=np.int64)
     padded[: len(indices)] = indices
     stream = grain.MapDataset.source(_source(dataset, padded)).map(_Resize(spec.image_size))
-    process, processes = spec.process
-    return _iterate(stream[process::processes], spec, workers=0)
+    return _iterate(_share(stream, spec), spec, workers=0)
+
+
+class _Rows(grain.MapDataset):
+    """Of every global batch of a stream only some rows."""
+
+    _MUTATES_ELEMENT_SPEC = False
+
+    def __init__(self, parent: grain.MapDataset, batch_size: int, rows: Sequence[int]):
+        super().__init__(parent)
+        self._batch_size, self._rows = batch_size, rows
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        batch, row = divmod(index, len(self._rows))
+        return self._parent[batch * self._batch_size + self._rows[row]]
+
+
+def _share(stream: grain.MapDataset, spec: LoaderSpec) -> grain.MapDataset:
+    return stream if spec.rows is None else _Rows(stream, spec.batch_size, spec.rows)
 
 
 def _source(dataset: Dataset, indices: np.ndarray) -> ImageSource:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.audit_measures import Measures, measure, robust_z, stands_apart, thumbnail
-from data_pipelines.images import check_image
+from data_pipelines.images import check_image, decode_rgb
 from tests.conftest import SHARED
 
 
@@ -88,6 +88,6 @@ def test_robust_z_by_hand() -> None:
 
 
 def test_thumbnail(breakhis_part: pathlib.Path) -> None:
-    data = thumbnail(next(breakhis_part.rglob("*.png")), 200)
+    data = thumbnail(decode_rgb(next(breakhis_part.rglob("*.png")).read_bytes()), 200)
     height, width, _ = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape
     assert (width, height) in {(175, 114), (175, 115)}

@@ -276,3 +276,14 @@ def test_the_real_part(breakhis_part: pathlib.Path, base: str) -> None:
     _assert_stored(prepared, breakhis_part)
     assert len(set(prepared.records.column("pixel_hash"))) > 1
     assert prepared.summary["bad_images"] == {}
+
+
+def test_processes_that_come_together_prepare_once(root: pathlib.Path, base: str) -> None:
+    code = "import logging, sys\nfrom data_pipelines.prepare import prepare\nlogging.basicConfig(level=logging.INFO)\n"
+    code += "print(len(prepare('breakhis', sys.argv[1], magnification='all', directory=sys.argv[2]).records))"
+    words = [sys.executable, "-c", code, str(root), base]
+    both = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    outcomes = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outcomes
+    assert [out for out, _ in outcomes] == [f"{len(NAMES)}\n"] * 2
+    assert sum(error.count("preparing breakhis from") for _, error in outcomes) == 1

@@ -1,0 +1,34 @@
+"""A run of seconds that has everything which could depend on devices: dropout, mixup, moving average, augmentation."""
+
+from ml_collections import ConfigDict
+
+from configs import common, ldcsf_liver
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """`ldcsf`: with batch normalisation and several labels; otherwise a small ViT."""
+    if variant == "ldcsf":
+        config = ldcsf_liver.get_config("smoke")
+        config.model.options.update(depths=(1, 1, 1), resnet_blocks=1, embed_dim=24, heads=(1, 2, 3))
+    else:
+        config = common.base()
+        config.model.name = "vit"
+        sizes = {"image_size": 32, "patch": 8, "embed_dim": 32, "depth": 2, "heads": 2}
+        config.model.options = ConfigDict(sizes | {"dropout": 0.1, "stochastic_depth": 0.1})
+        config.data.augment.crop_scale = 0.7
+        config.data.augment.colour_jitter = 0.1
+    config.data.image_size = 32
+    config.train.batch_size = 8
+    config.train.epochs = 3
+    config.train.log_every = 1
+    config.train.mixup = 0.2
+    config.train.cutmix = 1.0
+    config.train.ema_decay = 0.9
+    config.checkpoint.every_epochs = 1
+    config.evaluation.batch_size = 8
+    config.evaluation.resamples = 50
+    # Adam divides by the size of gradients, so that where they are rounding alone it learns rounding.
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 0.01
+    config.sharding.cpu_devices = 1
+    return config
