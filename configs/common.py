@@ -14,7 +14,8 @@ def base() -> ConfigDict:
     data.prepared_dir = ""  # empty: $HISTOJAX_DATA, else ~/.cache/histojax
     data.magnification = "100X"  # BreakHis: 40X, 100X, 200X, 400X or all
     data.task = "binary"  # BreakHis: binary (benign, malignant) or subtype (the eight); liver_tiles: multilabel
-    data.on_bad_image = "error"  # or skip
+    data.on_bad_image = "error"  # of preparation; or skip
+    data.on_bad_record = "error"  # of training on what was prepared; or mask: named, and not learned from
     data.sampling = "natural"  # or balanced: every class equally often
     data.image_size = 224
     data.mpp = 0.0  # µm per pixel of the images as they lie on disk, for slides to match; 0: unknown
@@ -72,6 +73,9 @@ def base() -> ConfigDict:
     # mean_average_precision.
     train.best_metric = "loss"
     train.thresholds = "f1"  # of each of several labels, chosen on validation: f1, youden, or fixed (0.5)
+    # Statistics of the global batch, or device: of each device's share, as PyTorch's DistributedDataParallel has them.
+    train.batch_norm = "global"
+    train.watchdog = 1800.0  # seconds without a step after which a run ends, saying where it hangs; 0: never
     train.mixup = 0.0  # alpha of the Beta distribution; 0: off
     train.cutmix = 0.0
 
@@ -116,5 +120,8 @@ def base() -> ConfigDict:
 
     config.sharding = sharding = ConfigDict()
     sharding.fsdp = 1  # devices over which parameters and optimizer are sharded; the rest is data-parallel
+    # Exceptions from "the largest axis that fsdp divides": "REGEX=AXIS" or "REGEX=none" on a parameter's path, the first
+    # that is found in it counts; `histojax shardings` prints the paths.
+    sharding.rules = ()
     sharding.cpu_devices = 2  # virtual devices where there is no accelerator: two cores work better as two
     return config

@@ -58,6 +58,7 @@ def loader_spec(config: ConfigDict, layout: Layout, *, training: bool) -> Loader
         sampling=config.data.sampling,
         threads=config.data.threads,
         workers=config.data.workers,
+        on_bad_record=config.data.get("on_bad_record", "error"),  # older checkpoints have no such field
         rows=layout.rows(batch_size),
     )
 
@@ -151,16 +152,22 @@ def program(config: ConfigDict, task: Task, layout: Layout, transform: optax.Gra
             **options,
         )
 
-    spec = StepSpec(
-        mean=tuple(config.data.mean),
-        std=tuple(config.data.std),
-        accumulate=config.train.accumulate,
-        ema_decay=config.train.ema_decay,
-        mixup=config.train.mixup,
-        cutmix=config.train.cutmix,
-        seed=config.seed,
-    )
+    try:
+        spec = StepSpec(
+            mean=tuple(config.data.mean),
+            std=tuple(config.data.std),
+            accumulate=config.train.accumulate,
+            ema_decay=config.train.ema_decay,
+            mixup=config.train.mixup,
+            cutmix=config.train.cutmix,
+            batch_norm=config.train.get("batch_norm", "global"),
+            seed=config.seed,
+        )
+    except ValueError as error:
+        raise RunError(f"train.{error}") from error
     try:
         return Program(make_model, task, transform, spec, layout)
+    except RunError:
+        raise
     except ValueError as error:
         raise RunError(f"model.name / model.options: {error}") from error

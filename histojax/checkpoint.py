@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 from histojax import processes
 from histojax.errors import RunError
 from histojax.files import replacing
+from histojax.retries import with_backoff
 
 LAST, BEST = "last", "best"
 FORMAT = 2  # of what a checkpoint holds; 1 had no thresholds
@@ -91,7 +92,8 @@ class Checkpoints:
         try:
             # Orbax's threads wait for five minutes, at exit too, for a folder that cannot be made.
             tempfile.TemporaryDirectory(prefix=".", dir=self.folder).cleanup()
-            self._manager.save(step, args=ocp.args.Composite(**items, **{_META: ocp.args.JsonSave(meta)}), force=True)
+            arguments = ocp.args.Composite(**items, **{_META: ocp.args.JsonSave(meta)})
+            with_backoff(str(self.folder), lambda: self._manager.save(step, args=arguments, force=True))
         except Exception as error:  # orbax and tensorstore raise many kinds
             raise self._cannot_write(error) from error
         self._sealing = self._pool.submit(self._seal, step)
@@ -130,9 +132,7 @@ class Checkpoints:
         self._manager.check_for_errors()
         if jax.process_index() == 0:
             folder = self.folder / str(step)
-            content = json.dumps(_checksums(folder), indent=1)
-            with replacing(folder / _MANIFEST) as temporary:
-                temporary.write_text(content)
+            with_backoff(str(folder), lambda: _write_manifest(folder))
 
     def _cannot_write(self, error: Exception) -> CheckpointError:
         return CheckpointError(
@@ -246,6 +246,12 @@ def restore(checkpoint: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any
             return dict(reader.restore(checkpoint, args=ocp.args.Composite(**arguments)).items())
         except Exception as error:
             raise CheckpointError(f"{checkpoint}: cannot be restored ({_first_line(error)})") from error
+
+
+def _write_manifest(folder: pathlib.Path) -> None:
+    content = json.dumps(_checksums(folder), indent=1)
+    with replacing(folder / _MANIFEST) as temporary:
+        temporary.write_text(content)
 
 
 def _reader() -> ocp.Checkpointer:

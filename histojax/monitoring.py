@@ -1,8 +1,11 @@
 """What the loop looks at while it runs: arriving metrics, the best epoch so far, signals to stop."""
 
+import faulthandler
 import math
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
@@ -161,3 +164,46 @@ class Signals:
             self.received = signal.Signals(number).name
         for which, handler in self._before.items():
             signal.signal(which, handler)
+
+
+class Watchdog:
+    """Ends a run whose steps have stopped coming, saying where it hangs; use it in a `with`.
+
+    A device, another machine or a disk that no longer answers raises nothing; a run that waits for it costs as much as
+    one that computes.
+
+    Args:
+      seconds: without a `beat`; 0: never.
+    """
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self._step = 0
+        self._last = time.monotonic()
+        self._ended = threading.Event()
+
+    def beat(self, step: int) -> None:
+        """The run lives; `step` updates are done."""
+        self._step, self._last = step, time.monotonic()
+
+    def __enter__(self) -> "Watchdog":
+        if self._seconds > 0:
+            self.beat(self._step)
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(self._seconds / 4, 10.0)):
+            if time.monotonic() - self._last > self._seconds:
+                faulthandler.dump_traceback(sys.stderr, all_threads=True)
+                print(
+                    f"error: nothing has come behind step {self._step} for {self._seconds:g} s (train.watchdog): a "
+                    "device, another process or the storage hangs; above is where. Checkpoints are whole: the same "
+                    "command goes on from the last one.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(processes.TRY_AGAIN)

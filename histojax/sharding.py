@@ -6,7 +6,8 @@ statistics are those of the global batch.
 """
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -34,12 +35,13 @@ class Layout:
     Args:
       fsdp: devices over which parameters are sharded; 1: pure data parallelism.
       devices: of the mesh; None: all of them.
+      rules: exceptions from how a state is sharded, see `state`.
 
     Raises:
-      RunError: `fsdp` does not divide the number of devices.
+      RunError: `fsdp` does not divide the number of devices; a rule that is none.
     """
 
-    def __init__(self, fsdp: int = 1, devices: Sequence[jax.Device] | None = None):
+    def __init__(self, fsdp: int = 1, devices: Sequence[jax.Device] | None = None, rules: Sequence[str] = ()):
         count = jax.device_count() if devices is None else len(devices)
         if fsdp < 1 or count % fsdp:
             raise RunError(f"sharding.fsdp={fsdp} does not divide the {count} devices")
@@ -48,6 +50,7 @@ class Layout:
         )
         self.batch = NamedSharding(self.mesh, PartitionSpec((_DATA, _FSDP)))
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
+        self._rules = [_rule(text) for text in rules]
 
     def check_batch(self, field: str, size: int, parts: int = 1) -> None:
         """Verifies that a global batch divides among the devices.
@@ -70,17 +73,51 @@ class Layout:
         return tuple(row for start, stop in sorted(held) for row in range(start, stop))
 
     def state(self, abstract: Any) -> Any:
-        """Shardings of a state: each array along its largest axis that `fsdp` divides, else replicated."""
+        """Shardings of a state: each array along its largest axis that `fsdp` divides, else replicated.
+
+        Rules "REGEX=AXIS" and "REGEX=none" are exceptions: the first whose expression is found in an array's path
+        (as `path_of` has it; those of optimizer and moving average end as the parameter's) names its axis.
+
+        Raises:
+          RunError: a rule for an axis that the array does not have or `fsdp` does not divide.
+        """
         fsdp = self.mesh.shape[_FSDP]
 
-        def sharding(leaf: Any) -> NamedSharding:
+        def sharding(path: Any, leaf: Any) -> NamedSharding:
             axes = [axis for axis, size in enumerate(leaf.shape) if size % fsdp == 0]
             if fsdp == 1 or not axes or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 return self.replicated
             largest = max(axes, key=lambda axis: leaf.shape[axis])
+            for expression, wanted in self._rules:
+                if expression.search(path_of(path)):
+                    if wanted is None:
+                        return self.replicated
+                    if wanted not in axes:
+                        raise RunError(
+                            f"sharding.rules: '{expression.pattern}={wanted}' meets {path_of(path)} of shape "
+                            f"{leaf.shape}, of which sharding.fsdp={fsdp} divides the axes {axes}"
+                        )
+                    largest = wanted
+                    break
             return NamedSharding(self.mesh, PartitionSpec(*(None,) * largest, _FSDP))
 
-        return jax.tree.map(sharding, abstract)
+        return jax.tree_util.tree_map_with_path(sharding, abstract)
+
+    def on_each_device(self, function: Callable[..., tuple[Any, Any, Any]]) -> Callable[..., tuple[Any, Any, Any]]:
+        """`function(device, state, arrays)` for each device's rows alone, as one function of all of them.
+
+        `device` is the device's number, `i32 []`; `state` is the same on all, `arrays` a pytree of a batch's arrays.
+        Of what it returns, the first tree comes out as the mean over devices, the second as their sum; the third must
+        be the same on all.
+        """
+        axes = (_DATA, _FSDP)
+
+        def local(state: Any, arrays: Any) -> tuple[Any, Any, Any]:
+            means, sums, same = function(jax.lax.axis_index(axes), state, arrays)
+            return jax.lax.pmean(means, axes), jax.lax.psum(sums, axes), same
+
+        specs = (PartitionSpec(), PartitionSpec(axes))
+        return jax.shard_map(local, mesh=self.mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """This process's share of a batch -> global arrays on the devices; returns before the copy is done."""
@@ -89,3 +126,18 @@ class Layout:
             for key, value in batch.items()
             if key != "index"  # for hosts only; jax would cut it to 32 bits
         }
+
+
+def path_of(path: Any) -> str:
+    """An array's path in a state, such as `model/params/layer1/0/conv1/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _rule(text: str) -> tuple[re.Pattern[str], int | None]:
+    expression, equals, axis = text.rpartition("=")
+    if not equals or not expression or not (axis == "none" or axis.isdigit()):
+        raise RunError(f"sharding.rules: '{text}' is not REGEX=AXIS or REGEX=none")
+    try:
+        return re.compile(expression), None if axis == "none" else int(axis)
+    except re.error as error:
+        raise RunError(f"sharding.rules: '{expression}' is no regular expression: {error}") from error

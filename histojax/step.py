@@ -15,6 +15,7 @@ from histojax.tasks import Task
 Batch = dict[str, jax.Array]
 MakeModel = Callable[[nnx.Rngs], nnx.Module]
 
+BATCH_NORMS = ("global", "device")
 # No catch-all: a Variable of another kind in a model raises instead of being lost.
 _KINDS = (nnx.Param, nnx.BatchStat, nnx.RngState)
 
@@ -64,6 +65,7 @@ class StepSpec:
       ema_decay: greatest decay of the moving average, which starts smaller: min(decay, (1 + t)/(10 + t)).
       mixup: α of Zhang et al. 2018; 0: off.
       cutmix: α of Yun et al. 2019; 0: off. With both, each batch has one of them, at random.
+      batch_norm: statistics of the `global` batch, or of each `device`'s share; running ones are then their mean.
       seed: of initialisation, dropout and mixing.
     """
 
@@ -73,7 +75,12 @@ class StepSpec:
     ema_decay: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    batch_norm: str = "global"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_norm not in BATCH_NORMS:
+            raise ValueError(f"batch_norm='{self.batch_norm}' is not one of {', '.join(BATCH_NORMS)}")
 
 
 class Program:
@@ -160,7 +167,9 @@ class Program:
         images, targets = self._mix(images, targets, jax.random.fold_in(state.key, state.step))
         weight = self._task.loss_weight(targets, batch["mask"])
 
-        def micro_step(model: ModelState, images: jax.Array, targets: jax.Array, mask: jax.Array) -> Any:
+        def of_rows(
+            model: ModelState, weight: jax.Array, images: jax.Array, targets: jax.Array, mask: jax.Array
+        ) -> Any:
             def loss_fn(params: nnx.State) -> tuple[jax.Array, tuple[ModelState, jax.Array]]:
                 module = nnx.merge(self._train_graph, params, model.stats, model.rng)
                 logits = module(images)
@@ -170,10 +179,25 @@ class Program:
             (loss, (after, right)), grads = jax.value_and_grad(loss_fn, has_aux=True)(model.params)
             return dataclasses.replace(after, params=model.params), grads, loss, right
 
+        def of_device(device: jax.Array, given: Any, arrays: Any) -> Any:
+            model, weight = given
+            # Each device draws for its own images; the streams that go on from here stay the same on all.
+            own = jax.tree.map(lambda leaf: jax.random.fold_in(leaf, device) if _is_key(leaf) else leaf, model.rng)
+            after, grads, loss, right = of_rows(dataclasses.replace(model, rng=own), weight, *arrays)
+            rng = jax.tree.map(lambda old, new: old if _is_key(old) else new, model.rng, after.rng)
+            return after.stats, (grads, loss, right), rng
+
+        def micro_step(model: ModelState, *arrays: jax.Array) -> Any:
+            if self._spec.batch_norm == "global":
+                return of_rows(model, weight, *arrays)
+            stats, sums, rng = self._layout.on_each_device(of_device)((model, weight), arrays)
+            return ModelState(model.params, stats, rng), *sums
+
+        arrays = (images, targets, batch["mask"])
         if self._spec.accumulate == 1:
-            model, grads, loss, right = micro_step(state.model, images, targets, batch["mask"])
+            model, grads, loss, right = micro_step(state.model, *arrays)
         else:
-            model, grads, loss, right = self._accumulate(micro_step, state.model, (images, targets, batch["mask"]))
+            model, grads, loss, right = self._accumulate(micro_step, state.model, arrays)
         updates, opt = self._optimizer.update(grads, state.opt, state.model.params)
         model = dataclasses.replace(model, params=optax.apply_updates(state.model.params, updates))
         metrics = {
@@ -249,3 +273,7 @@ def _split(model: nnx.Module) -> ModelState:
     """A module's Variables by kind, as pure arrays."""
     _, *parts = nnx.split(model, *_KINDS)
     return ModelState(*(nnx.as_pure(part) for part in parts))
+
+
+def _is_key(leaf: jax.Array) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)

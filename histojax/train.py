@@ -14,7 +14,7 @@ from histojax.checkpoint import BEST, LAST, Checkpoints
 from histojax.data.pipeline import train_batches
 from histojax.data.sources import open_dataset
 from histojax.errors import RunError
-from histojax.monitoring import Signals, Watch, Windows
+from histojax.monitoring import Signals, Watch, Watchdog, Windows
 from histojax.optimizer import learning_rate
 from histojax.settings import differences
 from histojax.sharding import Layout
@@ -23,7 +23,8 @@ from histojax.writer import MetricsWriter, Progress, RunFile, write_json
 
 _log = logging.getLogger(__name__)
 # Fields that change neither what is learned nor what it is learned from (the split's hash guards the data).
-_FREE_FIELDS = ("data.root", "data.prepared_dir", "data.mpp", "data.threads", "data.workers", "train.log_every")
+_FREE_FIELDS = {"data.root", "data.prepared_dir", "data.mpp", "data.threads", "data.workers", "data.on_bad_record"}
+_FREE_FIELDS |= {"train.log_every", "train.watchdog"}
 _FREE_GROUPS = ("checkpoint.", "compare.", "evaluation.", "paper.", "sharding.")
 
 
@@ -47,7 +48,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
     check_config(workdir, config)
 
     # ---- Data -----------------------------------------------------------------------------------------------
-    layout = Layout(config.sharding.fsdp)
+    layout = Layout(config.sharding.fsdp, rules=config.sharding.rules)
     train_spec = build.loader_spec(config, layout, training=True)
     eval_spec = build.loader_spec(config, layout, training=False)
     augmentation = build.augment_spec(config)
@@ -128,13 +129,19 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
             run_file.recording(lambda: step),
             contextlib.closing(progress),
             Signals() as signals,
+            Watchdog(config.train.watchdog) as watchdog,
             MetricsWriter(workdir, step, data_note, first) as writer,
         ):
+
+            def stop() -> bool:
+                watchdog.beat(step)
+                return signals.requested()
+
             windows = Windows(writer, progress, learning_rate(optimizer_spec), train_spec.batch_size)
             saved = step
             if (step < total_steps or unvalidated) and not watch.stopped:
                 batches = train_batches(dataset, train_indices, train_spec, augmentation, start=step)
-            while (step < total_steps or unvalidated) and not watch.stopped and not signals.requested():
+            while (step < total_steps or unvalidated) and not watch.stopped and not stop():
                 if not unvalidated:
                     state, metrics = program.train(state, layout.put(next(batches)))
                     step += 1
@@ -151,9 +158,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
                 if len(val_indices):
                     model = state.ema or state.model
                     try:
-                        outcome = evaluate.run_model(
-                            program, model, dataset, val_indices, eval_spec, layout, signals.requested
-                        )
+                        outcome = evaluate.run_model(program, model, dataset, val_indices, eval_spec, layout, stop)
                     except evaluate.Stopped:
                         unvalidated = True
                         break

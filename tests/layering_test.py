@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 FILES = sorted(p for room in ("histojax", "data_pipelines", "configs") for p in (ROOT / room).rglob("*.py"))
 # They import the standard library only; everybody may import them.
-_LEAVES = {"histojax.errors", "histojax.files", "histojax.settings", "histojax.shards"}
+_LEAVES = {"histojax.errors", "histojax.files", "histojax.retries", "histojax.settings", "histojax.shards"}
 _FOREIGN = {"jax", "flax", "optax", "orbax", "grain", "PIL", "tensorflow_datasets", "ml_collections", "absl", "cv2"}
 _FOREIGN |= {"numpy", "pandas", "pyarrow", "tensorboardX", "tensorflow", "torch", "tqdm", "sklearn", "matplotlib"}
 _FOREIGN |= {"jinja2", "ml_dtypes", "safetensors", "openslide", "tifffile", "imagecodecs", "shapely", "scipy"}
@@ -21,6 +21,7 @@ _FOREIGN |= {"contourpy", "jax2onnx", "onnx", "onnxruntime"}
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "histojax.errors": (set(), set()),
     "histojax.files": (set(), set()),
+    "histojax.retries": (set(), set()),
     "histojax.settings": (set(), set()),
     "histojax.shards": (set(), set()),
     "configs": (set(), {"ml_collections"}),

@@ -4,11 +4,8 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -19,70 +16,16 @@ from data_pipelines.synthetic.tiles import TilesSyntheticSpec, generate_tiles
 from histojax.errors import RunError
 from histojax.processes import Membership
 from tests.conftest import ROOT
+from tests.processes import CONFIG, Processes
 from tests.programs import last_logged_step
 
 pytestmark = [pytest.mark.devices]
-CONFIG = "tests/tiny_config.py"
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     spec = SyntheticSpec(cases_per_subtype=(1, 2, 1, 1, 2, 1, 1, 1), images_per_patient=5, magnifications=("100X",))
     return generate(tmp_path_factory.mktemp("images") / "synthetic", spec)
-
-
-class Processes:
-    """A run in `count` processes of `devices` CPU devices each, with a log of each."""
-
-    def __init__(
-        self,
-        workdir: pathlib.Path,
-        root: pathlib.Path,
-        count: int,
-        devices: int,
-        *more: str,
-        config: str = CONFIG,
-        only: Mapping[int, list[str]] | None = None,
-    ):
-        workdir.mkdir(parents=True, exist_ok=True)
-        self.count = count
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        fields = [f"--config={config}", f"--workdir={workdir}", f"--config.data.root={root}"]
-        fields.append(f"--config.sharding.cpu_devices={devices}")
-        self.logs = [workdir.with_name(f"{workdir.name}.{port}.{i}.log") for i in range(count)]
-        self.started = []
-        for i, log in enumerate(self.logs):
-            membership = []
-            if count > 1:
-                membership = [f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}"]
-            words = [sys.executable, "-m", "histojax.main", *fields, *membership, *more, *(only or {}).get(i, [])]
-            with open(log, "w") as file:
-                self.started.append(subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=file))
-
-    def until(self, reached: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 200
-        while not reached():
-            assert all(process.poll() is None for process in self.started), self.text()
-            assert time.monotonic() < deadline, self.text()
-            time.sleep(0.01)
-
-    def codes(self, timeout: float = 300) -> list[int]:
-        """Exit codes; whoever does not end in time is killed."""
-        deadline = time.monotonic() + timeout
-        try:
-            return [process.wait(max(0.1, deadline - time.monotonic())) for process in self.started]
-        finally:
-            for process in self.started:
-                process.kill()
-                process.wait()
-
-    def text(self) -> str:
-        return "\n".join(f"---- process {i}\n{log.read_text()[-4000:]}" for i, log in enumerate(self.logs))
-
-    def finish(self) -> None:
-        assert self.codes() == [0] * self.count, self.text()
 
 
 def losses(workdir: pathlib.Path) -> dict[int, float]:

@@ -558,3 +558,54 @@ def test_a_bfloat16_model_trains_and_keeps_float32_parameters(one):
     assert seen[0]["loss"] != wide
     assert {leaf.dtype for leaf in jax.tree.leaves((state.model.params, state.model.stats))} == {jnp.dtype("float32")}
     assert made.evaluate(state.model, one.put(batch(0)))["probabilities"].dtype == jnp.float32
+
+
+# ---- Statistics of each device ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.devices
+@pytest.mark.parametrize(("fsdp", "accumulate"), [(1, 1), (2, 1), (1, 2)])
+def test_batch_norm_of_each_device_is_that_of_its_share(fsdp, accumulate, one):
+    layout = Layout(fsdp, jax.devices()[:2])
+    made = batch(0)
+    after, (metrics,) = train(
+        program(Normed, layout=layout, batch_norm="device", accumulate=accumulate), layout, [made]
+    )
+    # The same images as micro-batches see each other as little. Micro-batch i has every n-th image, a device a block:
+    parts = 2 * accumulate
+    blocks = np.arange(B).reshape(2, -1, accumulate).transpose(0, 2, 1).reshape(parts, -1)
+    order = np.argsort(np.concatenate([np.arange(i, B, parts) for i in range(parts)]))
+    shuffled = {key: value[blocks.ravel()][order] for key, value in made.items()}
+    expected, (wanted,) = train(program(Normed, layout=one, accumulate=parts), one, [shuffled])
+    assert metrics == pytest.approx(wanted, rel=1e-5)
+    for got, value in zip(
+        jax.tree.leaves(host(after.model.params)), jax.tree.leaves(host(expected.model.params)), strict=True
+    ):
+        np.testing.assert_allclose(got, value, rtol=1e-5, atol=1e-6)
+    # Not the running ones: micro-batches move them one after another, devices side by side.
+    if accumulate == 1:
+        shares = [
+            train(program(Normed, layout=one), one, [{k: v[rows] for k, v in made.items()}])[0] for rows in blocks
+        ]
+        means = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *(host(share.model.stats) for share in shares))
+        for got, value in zip(jax.tree.leaves(host(after.model.stats)), jax.tree.leaves(means), strict=True):
+            np.testing.assert_allclose(got, value, rtol=1e-5, atol=1e-6)
+    globally, (other,) = train(program(Normed, layout=layout, accumulate=accumulate), layout, [made])
+    assert abs(metrics["loss"] - other["loss"]) > 1e-4  # it does make a difference
+
+
+@pytest.mark.devices
+def test_devices_draw_their_own_dropout_and_go_on_together():
+    layout = Layout(1, jax.devices()[:2])
+    made = program(Dropped, layout=layout, batch_norm="device")
+    same = {key: np.concatenate([value[:4]] * 2) for key, value in batch(0).items()}
+    state, (metrics,) = train(made, layout, [same])
+    alone, (single_metrics,) = train(program(Dropped, layout=single()), single(), [{k: v[:4] for k, v in same.items()}])
+    assert metrics["loss"] != pytest.approx(single_metrics["loss"], rel=1e-3)  # else both devices drew the same
+    for got, value in zip(jax.tree.leaves(host(state.model.rng)), jax.tree.leaves(host(alone.model.rng)), strict=True):
+        np.testing.assert_array_equal(got, value)
+
+
+def test_an_unknown_batch_norm_is_refused():
+    with pytest.raises(ValueError, match="batch_norm='local' is not one of global, device"):
+        StepSpec(MEAN, STD, batch_norm="local")

@@ -7,6 +7,7 @@ from the number of images consumed alone.
 """
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ from histojax.data.transforms import AugmentSpec, DecodeError, augment, decode, 
 
 Batch = dict[str, np.ndarray]
 SAMPLINGS = ("natural", "balanced")
+ON_BAD_RECORD = ("error", "mask")
+_GREY = 128
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +37,7 @@ class LoaderSpec:
       sampling: `natural`, or `balanced`: every class equally often.
       threads: that decode in this process.
       workers: processes that decode; 0: none, threads of this one do.
+      on_bad_record: of training: `error`, or `mask`: an image that cannot be read or decoded is named, and masked out.
       rows: positions in the global batch of the images that this process loads, ascending; None: all.
     """
 
@@ -42,11 +47,14 @@ class LoaderSpec:
     sampling: str = "natural"
     threads: int = 4
     workers: int = 0
+    on_bad_record: str = "error"
     rows: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.sampling not in SAMPLINGS:
             raise DataError(f"data.sampling='{self.sampling}' is not one of {', '.join(SAMPLINGS)}")
+        if self.on_bad_record not in ON_BAD_RECORD:
+            raise DataError(f"data.on_bad_record='{self.on_bad_record}' is not one of {', '.join(ON_BAD_RECORD)}")
 
     @property
     def local_batch_size(self) -> int:
@@ -55,11 +63,19 @@ class LoaderSpec:
 
 
 class _Augment(grain.transforms.RandomMap):
-    def __init__(self, size: int, spec: AugmentSpec):
-        self._size, self._spec = size, spec
+    def __init__(self, size: int, spec: AugmentSpec, mask_bad: bool):
+        self._size, self._spec, self._mask_bad = size, spec, mask_bad
 
     def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        return _with_pixels(element, augment(_decode(element), self._size, self._spec, rng))
+        try:
+            if element["image"] or not self._mask_bad:
+                return _with_pixels(element, augment(_decode(element), self._size, self._spec, rng))
+        except DataError as error:
+            if not self._mask_bad:
+                raise
+            _log.warning("not learned from: %s", error)
+        grey = np.full((self._size, self._size, 3), _GREY, np.uint8)
+        return _with_pixels(element | {"mask": np.bool_(False)}, grey)
 
 
 class _Resize(grain.transforms.Map):
@@ -107,11 +123,11 @@ def train_batches(
         for name, members in zip(dataset.classes, by_class, strict=True):
             if not len(members):
                 raise DataError(f"data.sampling=balanced: no training image of class '{name}'")
-        streams = [_shuffled(dataset, members, spec.seed + k) for k, members in enumerate(by_class)]
+        streams = [_shuffled(dataset, members, spec, spec.seed + k) for k, members in enumerate(by_class)]
         stream = grain.MapDataset.mix(streams, weights=[1 / len(streams)] * len(streams))
     else:
-        stream = _shuffled(dataset, indices, spec.seed)
-    stream = stream.seed(spec.seed).random_map(_Augment(spec.image_size, augmentation))
+        stream = _shuffled(dataset, indices, spec, spec.seed)
+    stream = stream.seed(spec.seed).random_map(_Augment(spec.image_size, augmentation, spec.on_bad_record == "mask"))
     return _iterate(_share(stream[start * spec.batch_size :], spec), spec, workers=spec.workers)
 
 
@@ -147,13 +163,14 @@ def _share(stream: grain.MapDataset, spec: LoaderSpec) -> grain.MapDataset:
     return stream if spec.rows is None else _Rows(stream, spec.batch_size, spec.rows)
 
 
-def _source(dataset: Dataset, indices: np.ndarray) -> ImageSource:
+def _source(dataset: Dataset, indices: np.ndarray, mask_bad: bool = False) -> ImageSource:
     names = [record.image_id for record in dataset.records]
-    return ImageSource(dataset.prepared.directory, indices, dataset.labels, names)
+    return ImageSource(dataset.prepared.directory, indices, dataset.labels, names, mask_bad)
 
 
-def _shuffled(dataset: Dataset, indices: np.ndarray, seed: int) -> grain.MapDataset:
-    return grain.MapDataset.source(_source(dataset, indices)).seed(seed).shuffle().repeat(None)
+def _shuffled(dataset: Dataset, indices: np.ndarray, spec: LoaderSpec, seed: int) -> grain.MapDataset:
+    source = _source(dataset, indices, spec.on_bad_record == "mask")
+    return grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
 
 
 def _iterate(stream: grain.MapDataset, spec: LoaderSpec, workers: int) -> Iterator[Batch]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +17,9 @@ from data_pipelines.prepare import Prepared, open_images, prepare
 from data_pipelines.records import Records, label_set
 from data_pipelines.split_spec import SplitSpec
 from data_pipelines.splits import Member, Split, make_split, place
+from histojax.retries import with_backoff
 
+_log = logging.getLogger(__name__)
 _TASKS = {"breakhis": ("binary", "subtype"), "liver_tiles": ("multilabel",)}
 
 
@@ -185,16 +188,25 @@ class ImageSource:
       indices: positions in the prepared dataset; -1 is padding, masked out.
       labels: `int32 [n]` or `float32 [n, k]` of the whole dataset.
       names: image_id of the whole dataset, for error messages.
+      mask_bad: an image that cannot be read is empty and masked out, with a warning.
 
     Raises:
       DataError: on access, an image that cannot be read.
     """
 
-    def __init__(self, directory: pathlib.Path, indices: np.ndarray, labels: np.ndarray, names: Sequence[str]):
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        indices: np.ndarray,
+        labels: np.ndarray,
+        names: Sequence[str],
+        mask_bad: bool = False,
+    ):
         self._directory = directory
         self._indices = indices
         self._labels = labels
         self._names = names
+        self._mask_bad = mask_bad
 
     @functools.cached_property
     def _images(self) -> Any:
@@ -210,14 +222,18 @@ class ImageSource:
         index = int(self._indices[position])
         stored = max(index, 0)
         try:
-            image = self._images[stored]["image"]
+            image = with_backoff(str(self._directory), lambda: self._images[stored]["image"])
             if image is None:  # behind the end of a file that was cut short
                 raise OSError("no such record")
         except (RuntimeError, OSError) as error:  # ArrayRecord keeps checksums
-            raise DataError(
+            words = (
                 f"image {self._names[stored]} of the prepared dataset: {error}; "
                 f"delete {self._directory} to prepare it anew"
-            ) from error
+            )
+            if not self._mask_bad:
+                raise DataError(words) from error
+            _log.warning("not learned from: %s", words)
+            image, index = b"", -1
         return {
             "image": image,
             label_key(self._labels): self._labels[stored],

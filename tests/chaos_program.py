@@ -1,0 +1,29 @@
+"""`histojax.main`, writing down which image stood where in each batch that training was given."""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from absl import app
+
+from histojax import console, main, train
+from histojax.data import pipeline
+
+FOLDER = "CHAOS_BATCHES"
+
+
+def written_down(dataset: Any, indices: Any, spec: Any, augmentation: Any, *, start: int = 0) -> Iterator[Any]:
+    rows = list(range(spec.batch_size)) if spec.rows is None else list(spec.rows)
+    with open(pathlib.Path(os.environ[FOLDER]) / f"{os.getpid()}.jsonl", "a") as file:
+        stream = pipeline.train_batches(dataset, indices, spec, augmentation, start=start)
+        for number, batch in enumerate(stream, start):
+            line = {"batch": number, "rows": rows, "index": batch["index"].tolist(), "images": len(indices)}
+            print(json.dumps(line), file=file, flush=True)
+            yield batch
+
+
+if __name__ == "__main__":
+    train.train_batches = written_down
+    app.run(main.main, flags_parser=console.parse_flags)
