@@ -23,6 +23,7 @@ TOPOLOGIES = [(1, 1), (1, 2), (2, 1), (2, 2), (1, 4)]
 
 
 def main() -> None:
+    """Runs it and prints what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)

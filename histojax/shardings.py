@@ -30,7 +30,8 @@ def table(config: ConfigDict, num_classes: int) -> str:
     head = ("parameter or statistic", "shape", "spec", "bytes a device")
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(4)]
     lines = [
-        f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}".rstrip() for a, b, c, d in [head, *rows]
+        f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {spec:<{widths[2]}}  {size:>{widths[3]}}"
+        for name, shape, spec, size in [head, *rows]
     ]
     mesh = ", ".join(f"{axis} {size}" for axis, size in layout.mesh.shape.items())
     lines += ["", f"{config.model.name} on {layout.mesh.size} devices ({mesh}):"]

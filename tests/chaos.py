@@ -85,7 +85,7 @@ def chaos(
         if moment == "preparation":
             _let_it_prepare_again(folder / "data", draw)
         reached = _reached(moment, there.workdir, folder / "data", draw)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while run.alive() and not reached():
             assert time.monotonic() < deadline, run.text()
             time.sleep(0.002)

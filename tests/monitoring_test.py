@@ -4,6 +4,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import pytest
@@ -230,3 +232,33 @@ def test_handlers_come_back_without_a_signal_and_behind_an_error(heard):
         fail()
     os.kill(os.getpid(), signal.SIGTERM)
     assert (signals.received, heard) == ("", [signal.SIGTERM])
+
+
+# ---- Watchdog -------------------------------------------------------------------------------------------------------
+
+HANGS = """
+import sys, time
+from histojax.monitoring import Watchdog
+
+def waits_for_a_device():
+    time.sleep(60)
+
+with Watchdog(float(sys.argv[1])) as watchdog:
+    for step in range(4):
+        time.sleep(0.4)
+        watchdog.beat(step)
+    if sys.argv[2] == "hang":
+        waits_for_a_device()
+print("ended")
+"""
+
+
+@pytest.mark.parametrize(("seconds", "then", "code"), [("1.2", "hang", 75), ("1.2", "go", 0), ("0", "go", 0)])
+def test_a_run_without_steps_ends_and_says_where(seconds: str, then: str, code: int) -> None:
+    done = subprocess.run([sys.executable, "-c", HANGS, seconds, then], capture_output=True, text=True, timeout=50)
+    assert done.returncode == code, done.stderr
+    if code:
+        assert "in waits_for_a_device" in done.stderr
+        assert "error: nothing has come behind step 3 for 1.2 s (train.watchdog)" in done.stderr
+    else:
+        assert done.stdout == "ended\n"

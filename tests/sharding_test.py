@@ -116,3 +116,34 @@ def test_virtual_devices_unless_the_environment_asks_for_others(flags, expected)
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.strip() == expected
+
+
+def test_rules_are_exceptions_for_arrays_by_path():
+    tree = {"head": {"kernel": jax.ShapeDtypeStruct((8, 4), jnp.float32)}}
+    tree |= {
+        "body": {"kernel": jax.ShapeDtypeStruct((8, 4), jnp.float32), "bias": jax.ShapeDtypeStruct((8,), jnp.float32)}
+    }
+    found = Layout(2, rules=("head/kernel=1", "bias$=none", "kernel=0")).state(tree)
+    assert found["head"]["kernel"].spec == P(None, "fsdp")
+    assert found["body"]["kernel"].spec == P("fsdp")
+    assert found["body"]["bias"].spec == P()
+    # Without FSDP there is nothing to make exceptions from.
+    assert Layout(1, rules=("head/kernel=1",)).state(tree)["head"]["kernel"].spec == P()
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("head", r"sharding\.rules: 'head' is not REGEX=AXIS or REGEX=none"),
+        ("head=one", "'head=one' is not REGEX=AXIS"),
+        ("(=1", "is no regular expression"),
+        (
+            "kernel=2",
+            r"'kernel=2' meets head/kernel of shape \(8, 4\), of which sharding\.fsdp=2 divides the axes \[0, 1\]",
+        ),
+    ],
+)
+def test_a_rule_that_cannot_be_is_refused(rule, message):
+    tree = {"head": {"kernel": jax.ShapeDtypeStruct((8, 4), jnp.float32)}}
+    with pytest.raises(RunError, match=message):
+        Layout(2, rules=(rule,)).state(tree)

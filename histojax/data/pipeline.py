@@ -68,7 +68,7 @@ class _Augment(grain.transforms.RandomMap):
 
     def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         try:
-            if element["image"] or not self._mask_bad:
+            if element["mask"] or not self._mask_bad:
                 return _with_pixels(element, augment(_decode(element), self._size, self._spec, rng))
         except DataError as error:
             if not self._mask_bad:

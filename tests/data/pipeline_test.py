@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import logging
 import pickle
 import shutil
 
@@ -311,3 +312,18 @@ def test_a_source_is_what_it_was_made_of(dataset):
     assert len(source) == 1
     assert source[0]["label"] == dataset.labels[7]
     assert source[0]["name"] == "x"
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_damaged_image_may_be_left_out_of_the_learning(dataset, everything, monkeypatch, caplog, name):
+    images = data_prepare.open_images(dataset.prepared.directory)
+    monkeypatch.setattr("histojax.data.sources.open_images", lambda _: Damaged(images, 5, SPOILT[name]))
+    with caplog.at_level(logging.WARNING, logger="histojax"):
+        batches = take(train_batches(dataset, everything, spec(on_bad_record="mask"), ON), 3)
+    index, mask, pixels = (joined(batches, key) for key in ("index", "mask", "image"))
+    assert sorted(index) == everything.tolist()
+    assert index[~mask].tolist() == [5]
+    assert (pixels[~mask] == 128).all()
+    assert any(f"not learned from: image {dataset.records[5].image_id}" in record.message for record in caplog.records)
+    with pytest.raises(DataError, match="prepare it anew"):  # what is evaluated is never left out
+        take(eval_batches(dataset, everything, spec(on_bad_record="mask")), 3)
