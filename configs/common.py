@@ -72,7 +72,9 @@ def base() -> ConfigDict:
     # Of the validation side: loss, accuracy, f1; balanced_accuracy, gmean; with several labels subset_accuracy,
     # mean_average_precision.
     train.best_metric = "loss"
-    train.thresholds = "f1"  # of each of several labels, chosen on validation: f1, youden, or fixed (0.5)
+    # Of the positive of two classes, or of each of several labels, chosen on validation: f1, youden, sensitivity=0.95
+    # (the greatest specificity that has it) or fixed (0.5).
+    train.thresholds = "youden"
     # Statistics of the global batch, or device: of each device's share, as PyTorch's DistributedDataParallel has them.
     train.batch_norm = "global"
     train.watchdog = 1800.0  # seconds without a step after which a run ends, saying where it hangs; 0: never
@@ -120,8 +122,8 @@ def base() -> ConfigDict:
 
     config.sharding = sharding = ConfigDict()
     sharding.fsdp = 1  # devices over which parameters and optimizer are sharded; the rest is data-parallel
-    # Exceptions from "the largest axis that fsdp divides": "REGEX=AXIS" or "REGEX=none" on a parameter's path, the first
-    # that is found in it counts; `histojax shardings` prints the paths.
+    # Exceptions from "the largest axis that fsdp divides": "REGEX=AXIS" or "REGEX=none" on a parameter's path; the first
+    # found in it counts. `histojax shardings` prints the paths.
     sharding.rules = ()
     sharding.cpu_devices = 2  # virtual devices where there is no accelerator: two cores work better as two
     return config

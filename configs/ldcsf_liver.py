@@ -46,6 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.augment.colour_jitter = 0.1
     config.data.augment.stain_jitter = 0.05
     _set_model(config, parts)
+    config.train.thresholds = "f1"
     config.loss.positive_weights = "balanced"
     config.train.best_metric = "mean_average_precision"
     config.optimizer.learning_rate = 3e-4  # from random weights, Swin-T learns nothing at 1e-3 with small batches

@@ -70,7 +70,8 @@ def main(words: list[str]) -> None:
 def _audit(given: argparse.Namespace) -> bool:
     from data_pipelines.audit import audit
     from data_pipelines.audit_measures import thumbnail
-    from histojax.evaluation import audit_page
+    from data_pipelines.images import decode_rgb
+    from histojax.evaluation import audit_page, pages
 
     if given.output.exists() and not given.output.is_dir():
         raise RunError(f"{given.output}: a file, and --output is a folder")
@@ -86,9 +87,12 @@ def _audit(given: argparse.Namespace) -> bool:
     _write_rows(given.output / "images.csv", found.rows)
     with replacing(given.output / "audit.json") as temporary:
         temporary.write_text(json.dumps(found.facts, indent=1, allow_nan=False), encoding="utf-8")
-    shown = {name: thumbnail(found.paths[name], _THUMBNAIL) for name in audit_page.names_shown(found.facts)}
+    shown = {
+        name: thumbnail(decode_rgb(found.paths[name].read_bytes()), _THUMBNAIL)
+        for name in audit_page.names_shown(found.facts)
+    }
     audit_page.write(given.output / "audit.html", found.facts, shown)
-    print("\n".join(map(audit_page.printable, _lines(found.facts))))
+    print("\n".join(map(pages.printable, _lines(found.facts))))
     print(f"\nSee {given.output}/audit.html, audit.json and images.csv")
     return bool(found.leaks)
 

@@ -13,6 +13,7 @@ from histojax import losses, models
 from histojax.data.pipeline import LoaderSpec
 from histojax.data.transforms import AugmentSpec
 from histojax.errors import RunError
+from histojax.evaluation import multilabel
 from histojax.optimizer import OptimizerSpec, make_optimizer
 from histojax.sharding import Layout
 from histojax.step import Program, StepSpec
@@ -98,6 +99,20 @@ def task(config: ConfigDict, classes: Sequence[str], counts: Sequence[int], imag
         return Multiclass(tuple(classes), tuple(weights.tolist()), loss.name, loss.label_smoothing, loss.focal_gamma)
     except ValueError as error:
         raise RunError(str(error)) from error
+
+
+def threshold_rule(config: ConfigDict) -> str:
+    """`train.thresholds`.
+
+    Raises:
+      RunError: no such rule.
+    """
+    try:
+        multilabel.check_rule(config.train.thresholds)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    rule: str = config.train.thresholds
+    return rule
 
 
 def optimizer(config: ConfigDict, steps_per_epoch: int) -> tuple[optax.GradientTransformation, OptimizerSpec]:

@@ -21,9 +21,13 @@ _HELP = """histojax VERB …
   explain RUN IMAGE… --output D              where in images the model saw it: Grad-CAM, DT Grad-CAM, their checks
   export RUN --to FORMAT --output D          stablehlo, onnx, safetensors, or a Hugging Face repository
   audit ROOT [--split split.csv]             duplicates, leaks, conflicts, colours of a dataset or of a split of it
+  report RUN_OR_TABLE… --output D            figures, curves, calibration, errors, comparison, model card: one page
   slide RUN SLIDE… --output D                tiles, maps and tumor-to-stroma ratio of whole slides
   slide train-tiles SLIDE… --output D …      labelled tiles from slides and QuPath's annotations
   slide agreement RUN… --output D            stroma percentage of test images, predicted and by their masks
+  doctor [--data_root ROOT]                  devices, processes, versions, disks: is this machine ready?
+  shardings --config FILE[:variant]          how parameters and optimizer lie on devices (--devices N,
+                                             --config.sharding.fsdp=N)
 
 One run: python -m histojax.main --config FILE --workdir D"""
 
@@ -39,6 +43,9 @@ def main() -> None:
         "export": _export,
         "slide": _slide,
         "audit": _audit,
+        "report": _report,
+        "shardings": _shardings,
+        "doctor": _doctor,
     }
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help", "help"):
@@ -116,10 +123,28 @@ def _audit(words: list[str]) -> None:
     audit_cli.main(words)
 
 
+def _report(words: list[str]) -> None:
+    from histojax import report_cli
+
+    report_cli.main(words)
+
+
+def _shardings(words: list[str]) -> None:
+    from histojax import shardings_cli
+
+    shardings_cli.main(words)
+
+
 def _slide(words: list[str]) -> None:
     from histojax import slide_cli
 
     slide_cli.main(words)
+
+
+def _doctor(words: list[str]) -> None:
+    from histojax import doctor_cli
+
+    doctor_cli.main(words)
 
 
 def _compare(words: list[str]) -> None:

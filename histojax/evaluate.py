@@ -16,7 +16,7 @@ from histojax import build, checkpoint
 from histojax.data.pipeline import LoaderSpec, eval_batches
 from histojax.data.sources import Dataset, open_dataset
 from histojax.errors import RunError
-from histojax.evaluation import metrics, multilabel, predictions, results, terminal
+from histojax.evaluation import decisions, metrics, multilabel, predictions, results, terminal
 from histojax.sharding import Layout
 from histojax.step import ModelState, Program
 
@@ -95,6 +95,16 @@ def thresholds(outcome: Outcome, dataset: Dataset, indices: np.ndarray, rule: st
     return multilabel.choose_thresholds(dataset.labels[indices], outcome.probabilities, rule).tolist()
 
 
+def decision(outcome: Outcome, dataset: Dataset, indices: np.ndarray, rule: str) -> dict[str, Any] | None:
+    """Of two classes the threshold of the positive one that serves the images at `indices` best; of more, None."""
+    if len(dataset.classes) != 2:
+        return None
+    positive = dataset.classes.index(POSITIVE) if POSITIVE in dataset.classes else 1
+    there = (dataset.labels[indices] == positive)[:, None]
+    (cut,) = multilabel.choose_thresholds(there, outcome.probabilities[:, [positive]], rule).tolist()
+    return {"class": dataset.classes[positive], "threshold": cut, "rule": rule}
+
+
 def label_confusion(
     outcome: Outcome, dataset: Dataset, indices: np.ndarray, cuts: Sequence[float]
 ) -> dict[str, list[int]]:
@@ -152,13 +162,23 @@ def write_results(
     summary = dict(facts)
     if cuts is not None and set(config.paper.label_accuracy) == set(classes):  # else it is another question
         summary["reported"] = config.paper.to_dict()
+    options = {"n_resamples": config.evaluation.resamples, "seed": config.seed}
     summary["splits"] = results.summarise(
         table,
         positive=POSITIVE if POSITIVE in classes else None,
-        n_resamples=config.evaluation.resamples,
-        seed=config.seed,
         thresholds=None if cuts is None else dict(zip(classes, cuts, strict=True)),
+        **options,
     )
+    if locked := meta.get("decision"):  # older checkpoints have none
+        summary["thresholds"] = {locked["class"]: locked["threshold"]}
+        summary["threshold_rule"] = locked["rule"]
+        for split, block in summary["splits"].items():
+            rows = table[table["split"] == split]
+            there, scores = rows["label"] == locked["class"], rows[predictions.PREFIX + locked["class"]]
+            block["decisions"] = {
+                name: decisions.at_threshold(rows, there.to_numpy(), scores.to_numpy(), cut, **options)
+                for name, cut in (("half", 0.5), ("locked", locked["threshold"]))
+            }
     results.write_json(summary, workdir / "results.json")
     return terminal.table(summary)
 

@@ -29,7 +29,7 @@ def main(words: list[str]) -> None:
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("predictions.csv"), help=".csv or .parquet")
     parser.add_argument("--tta", choices=["none", "dihedral"], default="none", help="dihedral: mean over 8 views")
     parser.add_argument(
-        "--threshold", default="", help="of several labels: 0.5, or tumor=0.4,stroma=0.6; default: the validation's"
+        "--threshold", default="", help="0.5, or LABEL=0.4,…; of two classes, CLASS=0.4; default: the validation's"
     )
     parser.add_argument("--batch_size", type=int, default=32, help="images asked at a time; the devices divide it")
     parser.add_argument("--threads", type=int, default=4, help="that read images")
@@ -71,7 +71,7 @@ def _predict(given: argparse.Namespace) -> None:
     models = [Predictor.load(run, batch_size=given.batch_size) for run in runs]
     cuts = prediction_run.thresholds_of(models, given.threshold)
     if cuts is not None:
-        _log.info("labels are there from %s on", ", ".join(f"{name} {cut:.3g}" for name, cut in cuts.items()))
+        _log.info("a label is there from %s on", ", ".join(f"{name} {cut:.3g}" for name, cut in cuts.items()))
     failed = prediction_run.run(
         refs,
         models,

@@ -52,6 +52,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
     train_spec = build.loader_spec(config, layout, training=True)
     eval_spec = build.loader_spec(config, layout, training=False)
     augmentation = build.augment_spec(config)
+    rule = build.threshold_rule(config)
     dataset = open_dataset(config.data)
     split = dataset.split(build.split_spec(config))
     train_indices, val_indices = split.indices("train"), split.indices("val")
@@ -78,7 +79,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
         best.discard_incomplete()
         watch = Watch(config.train.best_metric, config.train.early_stopping, task.METRICS)
         thresholds = [0.5] * len(dataset.classes) if dataset.multilabel else None
-        confusion = None
+        confusion = decision = None
         unvalidated = False  # whether an epoch has ended whose validation was cut short
         if last.steps():
             path = last.folder / str(last.steps()[-1])
@@ -91,6 +92,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
             watch.restore(meta["watch"])
             thresholds, origin = meta["thresholds"], meta["pretrained"]
             confusion = meta.get("confusion")  # checkpoints of version 0.1.0 have none
+            decision = meta.get("decision")
             unvalidated = meta.get("unvalidated", False)
         else:
             state, origin = program.init(), ""
@@ -121,7 +123,8 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
             # The stream of batches is a function of seed and position, so its state is one number.
             position = {"next_index": step * train_spec.batch_size, "seed": train_spec.seed}
             now = {"step": step, "watch": watch.to_json(), "stream": position, "unvalidated": unvalidated}
-            series.save(step, named, constants | now | {"thresholds": thresholds, "confusion": confusion})
+            chosen = {"thresholds": thresholds, "confusion": confusion, "decision": decision}
+            series.save(step, named, constants | now | chosen)
 
         # ---- Loop ---------------------------------------------------------------------------------------------
         progress = Progress(total_steps, step, train_spec.batch_size, first)
@@ -165,8 +168,10 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
                     unvalidated = False
                     measured = evaluate.validation_metrics(outcome, dataset, val_indices)
                     if dataset.multilabel:
-                        thresholds = evaluate.thresholds(outcome, dataset, val_indices, config.train.thresholds)
+                        thresholds = evaluate.thresholds(outcome, dataset, val_indices, rule)
                         confusion = evaluate.label_confusion(outcome, dataset, val_indices, thresholds)
+                    else:
+                        decision = evaluate.decision(outcome, dataset, val_indices, rule)
                     writer.write(step, {f"val/{key}": value for key, value in measured.items()})
                     line += "".join(f"  val {key} {measured[key]:.4f}" for key in task.METRICS[:3])
                     if watch.better(measured, step):

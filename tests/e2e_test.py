@@ -17,7 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data_pipelines.synthetic.generator import SyntheticSpec, generate
 from histojax import build, evaluate
-from histojax.checkpoint import CheckpointError, find
+from histojax.checkpoint import CheckpointError, find, read_meta
+from histojax.evaluation.multilabel import choose_thresholds
 from histojax.sharding import Layout
 from tests.programs import assert_same_run, last_logged_step, run, run_until
 
@@ -83,6 +84,41 @@ def test_a_run_leaves_what_it_promises(finished: pathlib.Path) -> None:
     assert {"train/loss", "val/accuracy"} <= set(events.Tags()["scalars"])
     steps = [event.step for event in events.Scalars("train/loss")]
     assert steps == [line["step"] for line in lines if "train/loss" in line]
+
+
+def test_the_threshold_is_locked_on_validation_and_stands_beside_a_half(finished: pathlib.Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    table = pd.read_parquet(finished / "predictions.parquet")
+    meta = read_meta(find(finished))
+    locked = meta["decision"]
+    assert locked["class"] == "malignant"
+    assert locked["rule"] == "youden"
+    validation = table[table["split"] == "val"]
+    there = (validation["label"] == "malignant").to_numpy()[:, None]
+    # Chosen in the epoch that was kept, of which these are the predictions.
+    (cut,) = choose_thresholds(there, validation[["prob_malignant"]].to_numpy(), "youden")
+    assert locked["threshold"] == pytest.approx(cut, abs=1e-6)
+    assert results["thresholds"] == {"malignant": locked["threshold"]}
+    test = table[table["split"] == "test"]
+    for name, threshold in (("half", 0.5), ("locked", locked["threshold"])):
+        block = results["splits"]["test"]["decisions"][name]
+        right = (test["prob_malignant"] >= threshold) == (test["label"] == "malignant")
+        assert block["accuracy"]["value"] == pytest.approx(right.mean())
+
+
+def test_prediction_labels_at_the_locked_threshold(
+    tmp_path: pathlib.Path, finished: pathlib.Path, images: pathlib.Path
+) -> None:
+    output = tmp_path / "table.parquet"
+    words = [sys.executable, "-m", "histojax.cli", "predict", str(finished), str(images), "--output", str(output)]
+    done = run(words)
+    assert done.returncode == 0, done.stderr
+    locked = read_meta(find(finished))["decision"]["threshold"]
+    assert f"a label is there from malignant {locked:.3g} on" in done.stderr
+    table = pd.read_parquet(output)
+    assert ((table["predicted"] == "malignant") == (table["prob_malignant"] >= locked)).all()
+    assert run([*words, "--redo", "--threshold", "malignant=0"]).returncode == 0
+    assert (pd.read_parquet(output)["predicted"] == "malignant").all()
 
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")  # the reader of this test wants plain arrays

@@ -1,13 +1,10 @@
 """A dataset's audit on one page: audit.html, with thumbnails inside, to be read in a browser or printed."""
 
-import base64
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jinja2
-
+from histojax.evaluation import pages
 from histojax.files import replacing
 
 SHOWN = 60  # sets of equal pictures with thumbnails
@@ -36,14 +33,7 @@ def render(facts: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> str:
 
     Raises KeyError or jinja2.UndefinedError for facts that are missing.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
-    )
+    environment = pages.environment()
     environment.filters["file"] = lambda name: name.rpartition("/")[2]
     odd = facts["odd_patients"]
     patients = facts["colours"]["patients"]
@@ -53,15 +43,8 @@ def render(facts: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> str:
             {m for row in facts["counts"].values() for m in row["magnifications"]}, key=lambda m: (len(m), m)
         ),
         patients=dict(sorted(patients.items(), key=lambda item: item[0] not in odd)[:_LISTED]),
-        thumbnails={
-            name: f"data:image/jpeg;base64,{base64.b64encode(data).decode()}" for name, data in thumbnails.items()
-        },
+        thumbnails={name: pages.inline(data, "image/jpeg") for name, data in thumbnails.items()},
         shown=SHOWN,
         of_one=_OF_ONE,
         listed=_LISTED,
     )
-
-
-def printable(text: str) -> str:
-    """The text with line ends, control and direction marks as escapes, so that no name can disguise itself."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -124,19 +124,40 @@ def iba(confusion: Array, positive: int | None = None, alpha: float = 0.1) -> Ar
 # --- From the order of scores: counts at thresholds ---------------------------------------------------------
 
 
+class Ranking:
+    """Images in the order of their scores, sorted once for any number of resamples.
+
+    Args:
+      scores: (n,).
+      positives: boolean, (n,).
+      unit: what carries the weight of each image, (n,); None: the image itself.
+    """
+
+    def __init__(self, scores: Array, positives: Array, unit: Array | None = None):
+        scores = np.asarray(scores)
+        order = np.argsort(-scores, kind="stable")
+        # Equal scores share a threshold, so ties are exact.
+        last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+        self._last = last if len(last) < len(order) else slice(None)
+        self._unit = order if unit is None else np.asarray(unit)[order]
+        self._positive = np.asarray(positives, bool)[order]
+
+    def counts(self, weights: Array) -> tuple[Array, Array]:
+        """True and false positives at each distinct score, highest first: weights (..., g) -> (..., t), (..., t)."""
+        ordered = np.asarray(weights, np.float64)[..., self._unit]
+        at_or_above = np.cumsum(ordered, axis=-1)[..., self._last]
+        ordered *= self._positive
+        true_positives = np.cumsum(ordered, axis=-1, out=ordered)[..., self._last]
+        # A weight that is no integer may leave -1e-17 where there is no negative.
+        return true_positives, np.maximum(at_or_above - true_positives, 0.0)
+
+
 def threshold_counts(scores: Array, positives: Array, weights: Array | None = None) -> tuple[Array, Array]:
     """True and false positives at each distinct score, from the highest down, (..., t) and (..., t).
 
-    scores (n,), positives (n,) boolean, weights (..., n). Equal scores share a threshold, so ties are exact.
+    scores (n,), positives (n,) boolean, weights (..., n).
     """
-    scores, positives = np.asarray(scores), np.asarray(positives, bool)
-    order = np.argsort(-scores, kind="stable")
-    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
-    ordered = np.ones(len(order)) if weights is None else np.asarray(weights, np.float64)[..., order]
-    at_or_above = np.cumsum(ordered, axis=-1)[..., last]
-    true_positives = np.cumsum(ordered * positives[order], axis=-1)[..., last]
-    # A weight that is no integer may leave -1e-17 where there is no negative.
-    return true_positives, np.maximum(at_or_above - true_positives, 0.0)
+    return Ranking(scores, positives).counts(np.ones(len(scores)) if weights is None else weights)
 
 
 def auroc_from_counts(true_positives: Array, false_positives: Array) -> Array:
@@ -195,19 +216,22 @@ def log_loss_terms(true: Array, probabilities: Array) -> Array:
     return -np.log(np.clip(probabilities[np.arange(len(probabilities)), np.asarray(true)], eps, 1 - eps))
 
 
+def calibration_bins(confidence: Array, n_bins: int = 15) -> Array:
+    """The bin of each probability (n,): equal-width, open below and closed above, (i/m, (i+1)/m]; 0 is in the first."""
+    edges = np.linspace(0, 1, n_bins + 1)
+    return np.clip(np.searchsorted(edges, np.asarray(confidence), side="left") - 1, 0, n_bins - 1)
+
+
 def calibration_terms(true: Array, probabilities: Array, n_bins: int = 15) -> Array:
     """Right (1 or 0) minus confidence of each image, in the column of its bin, (n, n_bins).
 
-    The confidence is the highest probability; bins are equal-width, open below and closed above,
-    (i/m, (i+1)/m], and 0 belongs to the first.
+    The confidence is the highest probability.
     """
     probabilities = np.asarray(probabilities, np.float64)
     confidence = probabilities.max(1)
     right = probabilities.argmax(1) == np.asarray(true)
-    edges = np.linspace(0, 1, n_bins + 1)
-    bins = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, n_bins - 1)
     terms = np.zeros((len(confidence), n_bins))
-    terms[np.arange(len(confidence)), bins] = right - confidence
+    terms[np.arange(len(confidence)), calibration_bins(confidence, n_bins)] = right - confidence
     return terms
 
 

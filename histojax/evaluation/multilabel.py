@@ -28,17 +28,31 @@ _PER_LABEL = (
 def choose_thresholds(labels: Array, probabilities: Array, rule: str) -> Array:
     """The threshold of each label, (k,), that serves labels (n, k) and probabilities (n, k) best.
 
-    `rule`: "f1", greatest F1; "youden", greatest recall + specificity; "fixed", 0.5. Thresholds lie halfway
-    between neighbouring probabilities, so that none sits on an image; of equally good ones the nearest to 0.5
-    is taken, then the lower. A label that every or no image carries has nothing to choose by and keeps 0.5.
-    Raises ValueError for another rule.
+    `rule`: "f1", greatest F1; "youden", greatest recall + specificity; "sensitivity=0.95", greatest specificity of
+    those whose recall is at least that; "fixed", 0.5. Thresholds lie halfway between neighbouring probabilities, so
+    that none sits on an image; of equally good ones the nearest to 0.5 is taken, then the lower. A label that every or
+    no image carries has nothing to choose by and keeps 0.5. Raises ValueError for another rule.
     """
-    if rule not in RULES:
-        raise ValueError(f"train.thresholds='{rule}' is not one of {', '.join(RULES)}")
+    check_rule(rule)
     labels = np.asarray(labels) > 0.5
     if rule == "fixed":
         return np.full(labels.shape[1], 0.5)
     return np.array([_choose(there, p, rule) for there, p in zip(labels.T, np.asarray(probabilities).T, strict=True)])
+
+
+def check_rule(rule: str) -> None:
+    """Raises ValueError where `choose_thresholds` has no such rule."""
+    if rule not in RULES and _sensitivity(rule) is None:
+        raise ValueError(f"train.thresholds='{rule}' is not one of {', '.join(RULES)}, sensitivity=0.95")
+
+
+def _sensitivity(rule: str) -> float | None:
+    name, equals, share = rule.partition("=")
+    try:
+        value = float(share)
+    except ValueError:
+        return None
+    return value if name == "sensitivity" and equals and 0 < value <= 1 else None
 
 
 def _choose(there: Array, probabilities: Array, rule: str) -> float:
@@ -54,6 +68,9 @@ def _choose(there: Array, probabilities: Array, rule: str) -> float:
     positives, negatives = there.sum(), (~there).sum()
     if rule == "f1":
         value = 2 * true_positives / (true_positives + false_positives + positives)
+    elif (least := _sensitivity(rule)) is not None:
+        enough = true_positives / positives >= least - 1e-12
+        value = np.where(enough, 1 - false_positives / negatives, -1.0)
     else:
         value = true_positives / positives - false_positives / negatives
     best = value >= value.max() - 1e-12
@@ -117,7 +134,7 @@ def summarise_split(
     probabilities = rows[[predictions.PREFIX + name for name in names]].to_numpy(dtype=np.float64)
     split = str(rows["split"].iloc[0])
     unit_name, unit, n_units = blocks.resampled_units(rows)
-    statistic = _statistic(labels, probabilities, thresholds, unit, n_units, names)
+    statistic = label_statistic(labels, probabilities, thresholds, unit, n_units, names)
     figures = bootstrap.intervals(statistic, n_units, n_resamples=n_resamples, seed=seed, n_rows=len(rows))
     warnings = _label_warnings(split, names, labels, probabilities >= thresholds)
     for i, name in enumerate(names):
@@ -148,7 +165,7 @@ def summarise_split(
     return out
 
 
-def _statistic(
+def label_statistic(
     labels: Array, probabilities: Array, thresholds: Array, unit: Array, n_units: int, names: Sequence[str]
 ) -> Statistic:
     """Function from the weights of the units (r, n_units) to every figure (r,)."""
@@ -163,6 +180,7 @@ def _statistic(
         "subset": (labels == predicted).all(1, keepdims=True),
         "n": np.ones((len(labels), 1)),
     }
+    rankings = [metrics.Ranking(probabilities[:, i], labels[:, i], unit) for i in range(k)]
     # All that is a sum over images is summed once over each unit; a resample is then one matrix product.
     ends = np.cumsum([term.shape[1] for term in terms.values()])
     sums = np.zeros((n_units, int(ends[-1])))
@@ -171,12 +189,11 @@ def _statistic(
     def statistic(weights: Array) -> dict[Key, Array]:
         part = dict(zip(terms, np.split(weights @ sums, ends[:-1], axis=-1), strict=True))
         total = part["n"]
-        per_label = _ratios(*(part[cell] for cell in _CELLS))
-        micro = _ratios(*(part[cell].sum(-1, keepdims=True) for cell in _CELLS))
-        image_weights = weights[:, unit]
+        per_label = ratios(*(part[cell] for cell in _CELLS))
+        micro = ratios(*(part[cell].sum(-1, keepdims=True) for cell in _CELLS))
         areas, averages = [], []
-        for i in range(k):
-            found = metrics.threshold_counts(probabilities[:, i], labels[:, i], image_weights)
+        for ranking in rankings:
+            found = ranking.counts(weights)
             areas.append(metrics.auroc_from_counts(*found))
             averages.append(metrics.average_precision_from_counts(*found))
         per_label |= {"auroc": np.stack(areas, -1), "average_precision": np.stack(averages, -1)}
@@ -198,7 +215,7 @@ def _statistic(
     return statistic
 
 
-def _ratios(tp: Array, fp: Array, fn: Array, tn: Array) -> dict[str, Array]:
+def ratios(tp: Array, fp: Array, fn: Array, tn: Array) -> dict[str, Array]:
     """What four cells (..., k) give; nan and 0 as `metrics.precision` has them."""
     positives = tp + fn
     there = positives > 0

@@ -59,7 +59,7 @@ def summarise(
 def _summarise_split(
     rows: pd.DataFrame, classes: list[str], positive: int | None, n_resamples: int, seed: int
 ) -> dict[str, Any]:
-    true, probabilities = _arrays(rows, classes)
+    true, probabilities = arrays(rows, classes)
     split = str(rows["split"].iloc[0])
     unit_name, unit, n_units = blocks.resampled_units(rows)
     magnification = rows["magnification"].to_numpy().astype(str)
@@ -72,7 +72,7 @@ def _summarise_split(
         "positive": None if positive is None else classes[positive],
         "resampled": unit_name,
     }
-    statistic = _image_statistic(true, probabilities, unit, n_units, classes, positive, magnification)
+    statistic = image_statistic(true, probabilities, unit, n_units, classes, positive, magnification)
     figures = bootstrap.intervals(statistic, n_units, n_resamples=n_resamples, seed=seed, n_rows=len(rows))
     warnings = _class_warnings(split, classes, counts, confusion)
     for i, name in enumerate(classes):
@@ -109,13 +109,13 @@ def _summarise_split(
     return out
 
 
-def _arrays(rows: pd.DataFrame, classes: Sequence[str]) -> tuple[Array, Array]:
+def arrays(rows: pd.DataFrame, classes: Sequence[str]) -> tuple[Array, Array]:
     """Class indices (n,) and probabilities (n, k)."""
     true = rows["label"].map({name: i for i, name in enumerate(classes)}).to_numpy(dtype=np.int64)
     return true, rows[[predictions.PREFIX + c for c in classes]].to_numpy(dtype=np.float64)
 
 
-def _image_statistic(
+def image_statistic(
     true: Array,
     probabilities: Array,
     unit: Array,
@@ -138,6 +138,8 @@ def _image_statistic(
         "brier": metrics.brier_terms(true, probabilities, positive)[:, None],
         "log_loss": metrics.log_loss_terms(true, probabilities)[:, None],
     } | {f"at {m}": cells * (magnification == m)[:, None] for m in magnifications}
+    columns = range(k) if positive is None else [positive]
+    rankings = [metrics.Ranking(probabilities[:, column], true == column, unit) for column in columns]
     ends = np.cumsum([block.shape[1] for block in blocks.values()])
     sums = np.zeros((n_units, int(ends[-1])))
     np.add.at(sums, unit, np.concatenate(list(blocks.values()), axis=1))
@@ -151,11 +153,9 @@ def _image_statistic(
             "recall": metrics.recall(confusion),
             "f1": metrics.f1(confusion),
         }
-        image_weights = weights[:, unit]
-        columns = range(k) if positive is None else [positive]
         areas, averages = [], []
-        for column in columns:
-            found = metrics.threshold_counts(probabilities[:, column], true == column, image_weights)
+        for ranking_of_class in rankings:
+            found = ranking_of_class.counts(weights)
             areas.append(metrics.auroc_from_counts(*found))
             averages.append(metrics.average_precision_from_counts(*found))
         ranking = {"auroc": np.stack(areas, -1), "average_precision": np.stack(averages, -1)}
@@ -193,7 +193,7 @@ def _group_figures(
     level = column.removesuffix("_id")
     ids, group = np.unique(rows[column].to_numpy().astype(str), return_inverse=True)
     n_groups = len(ids)
-    scores = metrics.group_scores(*_arrays(rows, classes), group, n_groups)
+    scores = metrics.group_scores(*arrays(rows, classes), group, n_groups)
     mixed = int((scores.label < 0).sum())
     warnings = []
     if mixed:
@@ -239,7 +239,7 @@ def group_table(df: pd.DataFrame, by: str = "patient_id") -> pd.DataFrame:
     known = df[df[by] != ""] if by in df else df.iloc[:0]
     for split, rows in known.groupby("split", sort=True):
         ids, group = np.unique(rows[by].to_numpy().astype(str), return_inverse=True)
-        scores = metrics.group_scores(*_arrays(rows, classes), group, len(ids))
+        scores = metrics.group_scores(*arrays(rows, classes), group, len(ids))
         columns = {
             "split": [split] * len(ids),
             by: ids.astype(object),

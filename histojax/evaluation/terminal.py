@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _HEAD = ("protocol", "split_hash", "model", "pretrained", "checkpoint_step", "image_size", "data")
+_DECIDED = ("accuracy", "balanced_accuracy", "recall", "specificity", "f1", "gmean")
 _Row = tuple[str, str, str]
 
 
@@ -60,6 +61,11 @@ def _class_rows(block: Mapping[str, Any]) -> list[_Row]:
             rows.append(_row(f"{_words(name)} ({positive})" if of_positive else _words(name), figure))
     for label, figures in block["per_class"].items():
         rows += [_row(f"{label}: {_words(name)}", figure) for name, figure in figures.items()]
+    if decided := block.get("decisions"):
+        half, locked = decided["half"], decided["locked"]
+        for name in _DECIDED:
+            rows.append(_row(f"{_words(name)} at 0.5", half[name]))
+            rows.append(_row(f"  at {locked['threshold']:.4f}, locked on validation", locked[name]))
     for value, figures in block.get("by_magnification", {}).items():
         for name in ("accuracy", "gmean"):
             rows.append(_row(f"at {value or '?'} ({figures['n_images']} images): {name}", figures[name]))

@@ -33,6 +33,8 @@ class Model(Protocol):
     @property
     def thresholds(self) -> Mapping[str, float] | None: ...  # noqa: D102
     @property
+    def decision(self) -> Mapping[str, float] | None: ...  # noqa: D102
+    @property
     def image_size(self) -> int: ...  # noqa: D102
     @property
     def batch_size(self) -> int: ...  # noqa: D102
@@ -50,14 +52,15 @@ class _Batch:
 
 
 def thresholds_of(models: Sequence[Model], given: str = "") -> dict[str, float] | None:
-    """At least which probability each label is there: the mean of what the runs chose; None: one class an image.
+    """At least which probability each label is there, or of two classes the positive one: the mean of what the runs
+    chose on validation. None: the most probable class.
 
     Args:
       models: of one question.
-      given: instead, of all labels, as `0.5`, or of some, as `tumor=0.4,stroma=0.6`.
+      given: instead, of all labels, as `0.5`, or of some, as `tumor=0.4,stroma=0.6`; of two classes of one.
 
     Raises:
-      RunError: runs of different classes; a threshold that is none, of an unknown label, or where there are classes.
+      RunError: runs of different classes; a threshold that is none, of an unknown label, or of more than two classes.
     """
     first = models[0]
     for number, other in enumerate(models[1:], start=2):
@@ -67,9 +70,7 @@ def thresholds_of(models: Sequence[Model], given: str = "") -> dict[str, float] 
                 "only probabilities of the same classes have a mean"
             )
     if first.thresholds is None:
-        if given:
-            raise RunError(f"--threshold={given}: one class an image is predicted, the most probable")
-        return None
+        return _decision(models, given)
     cuts = {name: float(np.mean([(m.thresholds or {})[name] for m in models])) for name in first.classes}
     for word in given.split(",") if given else ():
         name, _, number_text = word.rpartition("=")
@@ -82,6 +83,27 @@ def thresholds_of(models: Sequence[Model], given: str = "") -> dict[str, float] 
             raise RunError(f"--threshold={given}: give 0 … 1 for all labels, or LABEL=0.4,… ({labels})")
         cuts |= {name: value} if name else dict.fromkeys(cuts, value)
     return cuts
+
+
+def _decision(models: Sequence[Model], given: str) -> dict[str, float] | None:
+    chosen = [model.decision for model in models]
+    known = {name for one in chosen if one for name in one}
+    if given:
+        name, _, number_text = given.rpartition("=")
+        positive = name or (known.pop() if len(known) == 1 else "")
+        try:
+            value = float(number_text)
+        except ValueError:
+            value = float("nan")
+        classes = models[0].classes
+        if len(classes) != 2 or positive not in classes or not 0 <= value <= 1:
+            asked = f"one class an image is predicted ({', '.join(classes)})"
+            raise RunError(f"--threshold={given}: {asked}; of two, CLASS=0.4 decides")
+        return {positive: value}
+    if len(known) != 1 or None in chosen:
+        return None
+    (positive,) = known
+    return {positive: float(np.mean([one[positive] for one in chosen if one]))}
 
 
 def run(

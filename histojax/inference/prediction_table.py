@@ -56,7 +56,8 @@ def write(
       refs: the images.
       answers: one an image, in the same order.
       classes: names in the order of the probabilities.
-      thresholds: of each label, at least which it is there; None: one class an image, the most probable.
+      thresholds: of each label, at least which it is there; of two classes, of the positive one alone; None: one class
+        an image, the most probable.
     """
     further = list(dict.fromkeys(column for ref in refs for column in ref.facts if column not in _FIRST))
     pairs = zip(refs, answers, strict=True)
@@ -93,6 +94,11 @@ def _frame(
         frame[f"prob_{name}"] = probabilities[:, i]
     if thresholds is None:
         frame["predicted"] = pd.Series([classes[i] for i in probabilities.argmax(1)], dtype=str)
+    elif len(thresholds) < len(classes):
+        ((positive, cut),) = thresholds.items()
+        (other,) = (name for name in classes if name != positive)
+        said = probabilities[:, classes.index(positive)] >= cut
+        frame["predicted"] = pd.Series(np.where(said, positive, other), dtype=str)
     else:
         for i, name in enumerate(classes):
             frame[f"predicted_{name}"] = (probabilities[:, i] >= thresholds[name]).astype(np.int64)

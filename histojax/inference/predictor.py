@@ -21,6 +21,7 @@ class Predictor:
     Attributes:
       classes: names of the classes, or of the labels, in the order of the probabilities.
       thresholds: of each label, chosen on validation images; None where an image has one class.
+      decision: of two classes, the threshold of the positive one, chosen on validation images; else None.
       image_size: height and width of the model's input.
       digest: sixteen digits that tell the checkpoint from any other.
       batch_size: images that are asked about at a time.
@@ -35,6 +36,8 @@ class Predictor:
         self.classes: tuple[str, ...] = tuple(trained.meta["classes"])
         cuts = trained.meta["thresholds"]
         self.thresholds: dict[str, float] | None = None if cuts is None else dict(zip(self.classes, cuts, strict=True))
+        locked = trained.meta.get("decision")  # older checkpoints have none
+        self.decision: dict[str, float] | None = locked and {locked["class"]: locked["threshold"]}
         self.image_size: int = trained.config.data.image_size
         self.digest = checkpoint.digest(trained.path)
 

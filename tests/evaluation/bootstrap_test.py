@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import sklearn.metrics as sk
+from scipy import stats
 
 from histojax.evaluation import bootstrap, metrics, predictions, results
 
@@ -110,6 +111,29 @@ def test_patients_widen_the_interval_where_a_patient_is_all_right_or_all_wrong()
         figure = results.summarise(df)["test"]["image"]["accuracy"]
         width.append(figure["high"] - figure["low"])
     np.testing.assert_allclose(width[0] / width[1], np.sqrt(10), rtol=0.15)
+
+
+def test_coverage_of_an_area_over_patients():
+    # 40 patients of five images, whose scores have a part of their patient: images are far from independent.
+    rng = np.random.default_rng(0)
+    patient = np.repeat(np.arange(40), 5)
+    truth = stats.norm.cdf(1.2 / np.sqrt(2 * (1 + 0.25)))
+    held, trials = np.zeros(2), 200
+    for trial in range(trials):
+        there = (np.arange(40) % 2 == 0)[patient]
+        scores = 1.2 * there + rng.normal(size=40)[patient] + 0.5 * rng.normal(size=200)
+        for i, unit in enumerate((patient, np.arange(200))):
+            ranking = metrics.Ranking(scores, there, unit)
+            figure = bootstrap.intervals(
+                lambda w, ranking=ranking: {"a": metrics.auroc_from_counts(*ranking.counts(w))},
+                unit.max() + 1,
+                n_resamples=300,
+                seed=trial,
+            )["a"]
+            held[i] += figure["low"] <= truth <= figure["high"]
+    of_patients, of_images = held / trials
+    assert 0.89 <= of_patients <= 0.98
+    assert of_images < 0.8
 
 
 def test_coverage():

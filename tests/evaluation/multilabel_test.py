@@ -210,6 +210,24 @@ def test_no_threshold_does_better_than_the_chosen_one(rule, seed):
         assert np.abs(p[:, i] - chosen[i]).min() > 0  # on no image
 
 
+@pytest.mark.parametrize("least", [0.5, 0.9, 1.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_of_those_sensitive_enough_the_most_specific_is_chosen(least, seed):
+    y, p = arrays(random_table(n=40, seed=seed, ties=seed % 2 == 0))
+    chosen = multilabel.choose_thresholds(y, p, f"sensitivity={least}")
+    for i in range(3):
+        yes = p[:, i] >= chosen[i]
+        assert sk.recall_score(y[:, i], yes) >= least
+        for cut in np.unique(p[:, i]):
+            other = p[:, i] >= cut
+            if sk.recall_score(y[:, i], other) >= least:
+                specificity = sk.recall_score(y[:, i], other, pos_label=0)
+                assert specificity <= sk.recall_score(y[:, i], yes, pos_label=0)
+    for wrong in ("sensitivity", "sensitivity=0", "sensitivity=1.1", "sensitivity=high", "specificity=0.9"):
+        with pytest.raises(ValueError, match=r"is not one of f1, youden, fixed, sensitivity=0\.95"):
+            multilabel.choose_thresholds(y, p, wrong)
+
+
 def test_of_equally_good_thresholds_the_nearest_to_a_half_is_taken():
     y, p = np.array([[0], [0], [1], [1]]), np.array([[0.1], [0.2], [0.7], [0.9]])
     assert multilabel.choose_thresholds(y, p, "f1").tolist() == pytest.approx([0.45])

@@ -189,6 +189,16 @@ def test_thresholds_are_the_runs_or_given() -> None:
     assert cuts == pytest.approx({"red": 0.3, "green": 0.4, "blue": 0.4})
     assert prediction_run.thresholds_of([one], "0.5,red=0.1") == {"red": 0.1, "green": 0.5, "blue": 0.5}
     assert prediction_run.thresholds_of([ColourModel()]) is None
+    warm, warmer = ColourModel(), ColourModel()
+    for model, cut in ((warm, 0.4), (warmer, 0.3)):
+        model.classes, model.decision = ("cold", "warm"), {"warm": cut}
+    assert prediction_run.thresholds_of([warm, warmer]) == {"warm": pytest.approx(0.35)}
+    assert prediction_run.thresholds_of([warm], "cold=0.9") == {"cold": 0.9}
+    assert prediction_run.thresholds_of([warm], "0.6") == {"warm": 0.6}
+    with pytest.raises(RunError, match=r"--threshold=hot=0\.9: one class an image is predicted \(cold, warm\)"):
+        prediction_run.thresholds_of([warm], "hot=0.9")
+    warmer.decision = None  # of an older version: half a mean is none
+    assert prediction_run.thresholds_of([warm, warmer]) is None
     for wrong in ("x", "1.1", "nan", "pink=0.5", "red=", ","):
         with pytest.raises(RunError, match="give 0 … 1 for all labels, or LABEL="):
             prediction_run.thresholds_of([one], wrong)

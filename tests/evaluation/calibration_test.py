@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import sklearn.calibration
+import sklearn.metrics as sk
+from scipy import optimize
+
+from histojax.evaluation import calibration, metrics, predictions, results
+
+
+def table(n=600, k=3, temperature=1.0, seed=0, n_patients=20):
+    """Labels drawn from the softmax of logits; the probabilities given are of logits times `temperature`."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(n, k)) * 1.5
+    p = calibration.softmax_at(np.exp(logits) / np.exp(logits).sum(1, keepdims=True), 1.0)
+    true = np.array([rng.choice(k, p=row) for row in p])
+    said = calibration.softmax_at(p, 1 / temperature)
+    names = ["benign", "malignant"] if k == 2 else [f"c{i}" for i in range(k)]
+    return predictions.make_table(
+        [f"i{i:04d}" for i in range(n)], true, said, names, split="test", patient_id=np.arange(n) % n_patients
+    )
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_the_temperature_is_found_again(k):
+    df = table(6000, k, temperature=2.5)
+    true, said = results.arrays(df, predictions.class_names(df))
+    fitted = calibration.fit_temperature(true, said)
+    assert fitted == pytest.approx(2.5, rel=0.08)
+    loss = lambda t: float(metrics.log_loss(true, calibration.softmax_at(said, t)))  # noqa: E731
+    best = optimize.minimize_scalar(loss, bounds=(0.1, 10), method="bounded", options={"xatol": 1e-9})
+    assert fitted == pytest.approx(best.x, rel=1e-5)
+    mended = calibration.softmax_at(said, fitted)
+    assert float(metrics.ece(true, mended)) < 0.03 < float(metrics.ece(true, said))
+    np.testing.assert_array_equal(mended.argmax(1), said.argmax(1))
+    np.testing.assert_allclose(mended.sum(1), 1)
+
+
+def test_temperatures_have_bounds():
+    sure = np.array([[0.9, 0.1], [0.2, 0.8]])
+    assert calibration.fit_temperature(np.array([0, 1]), sure) == calibration.LOWEST
+    assert calibration.fit_temperature(np.array([1, 0]), sure) == calibration.HIGHEST
+    certain = np.array([[1.0, 0.0], [0.0, 1.0]])
+    assert np.isfinite(calibration.softmax_at(certain, 3.0)).all()
+    assert 1 < calibration.fit_temperature(np.array([0, 0]), certain) <= calibration.HIGHEST
+
+
+def test_one_label_is_scaled_by_its_logit():
+    p = np.array([0.01, 0.5, 0.9])
+    logit = np.log(p / (1 - p))
+    np.testing.assert_allclose(calibration.sigmoid_at(p, 2.0), 1 / (1 + np.exp(-logit / 2)))
+
+
+def test_reliability_equals_scikit_learn():
+    df = table(900, 2)
+    true, p = results.arrays(df, ["benign", "malignant"])
+    bins = calibration.reliability(df, p[:, 1], true == 1, n_resamples=50)
+    share, mean = sklearn.calibration.calibration_curve(true, p[:, 1], n_bins=15)
+    np.testing.assert_allclose([one["share"]["value"] for one in bins], share)
+    np.testing.assert_allclose([one["mean_probability"] for one in bins], mean)
+    assert sum(one["n_images"] for one in bins) == 900
+    assert all(one["share"]["low"] <= one["share"]["value"] <= one["share"]["high"] for one in bins)
+
+
+def test_a_bin_of_one_patient_has_no_interval():
+    p = np.array([0.1, 0.1, 0.1, 0.9, 0.9])
+    df = predictions.make_table(
+        list("abcde"), [0, 0, 1, 1, 0], np.stack([1 - p, p], 1), ["x", "y"], split="test", patient_id=list("12211")
+    )
+    low, high = calibration.reliability(df, p, df["label"] == "y", n_resamples=50)
+    assert low["share"]["low"] is not None
+    assert (high["share"]["value"], high["share"]["low"]) == (0.5, None)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_scores_are_those_of_the_summary(k):
+    df = table(400, k)
+    classes = predictions.class_names(df)
+    image = results.summarise(df, n_resamples=200, seed=4)["test"]["image"]
+    found = calibration.scores_of_classes(
+        df, *results.arrays(df, classes), 1 if k == 2 else None, n_resamples=200, seed=4
+    )
+    for key in ("ece", "brier", "log_loss"):
+        assert found[key] == pytest.approx(image[key]), key
+
+
+def test_scores_of_a_label():
+    df = table(500, 2)
+    true, p = results.arrays(df, ["benign", "malignant"])
+    found = calibration.scores_of_label(df, true == 1, p[:, 1], n_resamples=50)
+    assert found["brier"]["value"] == pytest.approx(sk.brier_score_loss(true, p[:, 1]))
+    assert found["log_loss"]["value"] == pytest.approx(sk.log_loss(true, p[:, 1]))
+    bins = calibration.reliability(df, p[:, 1], true == 1, n_resamples=50)
+    by_hand = sum(one["n_images"] * abs(one["share"]["value"] - one["mean_probability"]) for one in bins) / 500
+    assert found["ece"]["value"] == pytest.approx(by_hand)

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+import sklearn.metrics as sk
+from imblearn.metrics import geometric_mean_score
+
+from histojax.evaluation import bootstrap, decisions, predictions
+
+
+def table(n=200, n_patients=10, seed=0):
+    rng = np.random.default_rng(seed)
+    true = rng.integers(0, 2, n)
+    p = rng.beta(1 + true, 2 - true)
+    return predictions.make_table(
+        [f"i{i:03d}" for i in range(n)], true, np.stack([1 - p, p], 1), ["benign", "malignant"], split="test",
+        patient_id=np.arange(n) % n_patients, subtype=[("A", "B", "")[i % 3] for i in range(n)],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.5])
+def test_figures_at_a_threshold_equal_scikit_learn(cut):
+    df = table()
+    there, p = (df["label"] == "malignant").to_numpy(), df["prob_malignant"].to_numpy()
+    found = decisions.at_threshold(df, there, p, cut, n_resamples=100)
+    said = p >= cut
+    assert found["confusion"] == sk.confusion_matrix(there, said).tolist()
+    expected = {
+        "accuracy": sk.accuracy_score(there, said),
+        "balanced_accuracy": sk.balanced_accuracy_score(there, said),
+        "precision": sk.precision_score(there, said),
+        "recall": sk.recall_score(there, said),
+        "specificity": sk.recall_score(~there, ~said),
+        "f1": sk.f1_score(there, said),
+        "gmean": geometric_mean_score(there, said, average="binary"),
+    }
+    for name, value in expected.items():
+        assert found[name]["value"] == pytest.approx(value), name
+        assert found[name]["low"] < value < found[name]["high"], name
+
+
+def test_intervals_equal_a_loop_over_patients():
+    df = table()
+    there, p = (df["label"] == "malignant").to_numpy(), df["prob_malignant"].to_numpy()
+    found = decisions.at_threshold(df, there, p, 0.4, n_resamples=80, seed=2)
+    _, unit, n_units = bootstrap.units(df["patient_id"].to_numpy())
+    rates = []
+    for weights in np.concatenate(list(bootstrap.weight_chunks(n_units, 80, 2))).astype(int):
+        rows = np.repeat(np.arange(len(df)), weights[unit])
+        rates.append(sk.f1_score(there[rows], p[rows] >= 0.4))
+    assert [found["f1"]["low"], found["f1"]["high"]] == pytest.approx(np.percentile(rates, [2.5, 97.5]).tolist())
+
+
+def test_a_class_of_one_patient_leaves_no_interval():
+    df = table(40, 2)
+    there = (df["patient_id"] == "1").to_numpy()
+    found = decisions.at_threshold(df, there, df["prob_malignant"].to_numpy(), 0.5, n_resamples=50)
+    assert found["recall"]["low"] is None
+    assert found["accuracy"]["low"] is not None
+
+
+def test_shares_by_a_column():
+    df = table()
+    hit = ((df["prob_malignant"] >= 0.5) == (df["label"] == "malignant")).to_numpy(dtype=float)
+    sick = np.where(df["label"] == "malignant", hit, np.nan)
+    found = decisions.shares_by(df, "subtype", {"accuracy": hit, "sensitivity": sick}, n_resamples=50)
+    assert [row["value"] for row in found] == ["A", "B"]
+    for row in found:
+        here = (df["subtype"] == row["value"]).to_numpy()
+        assert (row["n_images"], row["n_patients"]) == (here.sum(), df["patient_id"][here].nunique())
+        assert row["accuracy"]["value"] == pytest.approx(hit[here].mean())
+        assert row["sensitivity"]["value"] == pytest.approx(np.nanmean(sick[here]))
+        assert row["accuracy"]["low"] < row["accuracy"]["value"] < row["accuracy"]["high"]
+    sizes = decisions.shares_by(df.assign(magnification=["40X", "100X"] * 100), "magnification", {"accuracy": hit})
+    assert [row["value"] for row in sizes] == ["40X", "100X"]

@@ -1,0 +1,93 @@
+import pytest
+import yaml
+
+from histojax.evaluation import model_card, predictions, report, report_source, results
+from tests.evaluation.report_test import SPEC, labels_table, with_validation
+
+RESULTS = {
+    "protocol": "case-disjoint, 25% test, seed 0",
+    "split_hash": "0123456789abcdef",
+    "model": "dala_resnet50",
+    "image_size": 64,
+    "splits": {},
+    "checkpoint_step": 80,
+    "pretrained": "none: trained from random initial weights",
+    "data": {"description": "BreakHis images of /home/me/secret/BreaKHis_v1, 100X: 180 images", "synthetic": False},
+}
+CONFIG = {"seed": 1, "data": {"root": "/home/me/secret/BreaKHis_v1", "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}}
+
+
+def card(table, tmp_path, licence="", results_head=RESULTS):
+    predictions.write(table, tmp_path / "run" / "predictions")
+    results.write_json(results_head, tmp_path / "run" / "results.json")
+    results.write_json(CONFIG, tmp_path / "run" / "config.json")
+    source = report_source.read(tmp_path / "run")
+    assert source.is_run
+    found = report.describe([source], SPEC)["sources"][0]
+    text = model_card.card(found, source.config, licence)
+    head, _, body = text.removeprefix("---\n").partition("---\n")
+    return found, yaml.safe_load(head), body
+
+
+@pytest.mark.parametrize("table", [with_validation(2), with_validation(3), labels_table()], ids=["2", "3", "labels"])
+def test_a_card_says_what_must_be_known(table, tmp_path):
+    found, head, body = card(table, tmp_path, "apache-2.0")
+    assert (head["license"], head["library_name"]) == ("apache-2.0", "histojax")
+    entry = head["model-index"][0]
+    assert entry["name"] == "dala_resnet50"
+    result = entry["results"][0]
+    assert result["dataset"]["args"] == {"protocol": RESULTS["protocol"], "split_hash": RESULTS["split_hash"]}
+    figure = found["splits"]["test"]["image"]["accuracy"]
+    accuracy = result["metrics"][0]
+    assert (accuracy["type"], accuracy["value"]) == ("accuracy", figure["value"])
+    assert f"95 % interval {figure['low']:.4f} to {figure['high']:.4f}, bootstrap over patients" in accuracy["name"]
+    assert f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]" in body
+    for words in ("Research use only", "## Intended use", "## Limits", "## Thresholds", RESULTS["split_hash"]):
+        assert words in body
+    assert "/home/me" not in body
+    assert "/home/me" not in str(head)
+    assert "BreaKHis_v1, 100X" in result["dataset"]["name"]
+
+
+def test_hubs_can_read_it(tmp_path):
+    hub = pytest.importorskip("huggingface_hub")
+    predictions.write(with_validation(), tmp_path / "run" / "predictions")
+    _, head, body = card(with_validation(), tmp_path)
+    loaded = hub.ModelCard(f"---\n{yaml.safe_dump(head)}---\n{body}")
+    types = {result.metric_type for result in loaded.data.eval_results}
+    assert {"accuracy", "roc_auc", "recognition_rate"} <= types
+    assert loaded.data.license == "unknown"
+
+
+def test_nothing_is_said_that_is_not_known(tmp_path):
+    _, head, body = card(
+        with_validation(), tmp_path, results_head={"protocol": None, "model": "m", "data": {}, "splits": {}}
+    )
+    assert "Licence: not stated." in body
+    assert "Protocol: not stated; split hash not stated" in body
+    assert head["model-index"][0]["results"][0]["dataset"]["name"] == "not stated"
+
+
+def test_names_are_no_markup(tmp_path):
+    table = with_validation()
+    name = "a|b`<i>"
+    table["label"] = table["label"].replace("benign", name)
+    table = table.rename(columns={"prob_benign": f"prob_{name}"})
+    head = RESULTS | {"protocol": "a\n# forged <b>", "model": 'x: "y"\n- z', "pretrained": "*w*"}
+    _, read, body = card(table, tmp_path, results_head=head)
+    assert read["model-index"][0]["name"] == r'x: "y"\n- z'
+    assert "\n# forged" not in body
+    assert r"\<b\>" in body
+    assert r"\*w\*" in body
+    assert r"`a\|b'<i>`" in next(line for line in body.splitlines() if line.startswith("| always"))
+
+
+def test_numbers_are_numbers_in_yaml():
+    text = model_card.front_matter("", "histojax", "m", [{"a": 1e-05, "b": 0.5, "c": "yes", "d": "0123", "e": [1, 2]}])
+    read = yaml.safe_load(text.strip("-\n"))["model-index"][0]["results"][0]
+    assert read == {"a": 1e-05, "b": 0.5, "c": "yes", "d": "0123", "e": [1, 2]}
+
+
+def test_synthetic_images_are_told(tmp_path):
+    head = RESULTS | {"data": RESULTS["data"] | {"synthetic": True}}
+    assert "The images are synthetic" in card(with_validation(), tmp_path, results_head=head)[2]
