@@ -122,8 +122,8 @@ def base() -> ConfigDict:
 
     config.sharding = sharding = ConfigDict()
     sharding.fsdp = 1  # devices over which parameters and optimizer are sharded; the rest is data-parallel
-    # Exceptions from "the largest axis that fsdp divides": "REGEX=AXIS" or "REGEX=none" on a parameter's path; the first
-    # found in it counts. `histojax shardings` prints the paths.
+    # Exceptions from "along the largest axis that fsdp divides": "REGEX=AXIS" or "REGEX=none" on a parameter's path, of
+    # which the first that is found counts; `histojax shardings` prints the paths.
     sharding.rules = ()
     sharding.cpu_devices = 2  # virtual devices where there is no accelerator: two cores work better as two
     return config
