@@ -15,7 +15,7 @@ _LEAVES = {"histojax.errors", "histojax.files", "histojax.retries", "histojax.se
 _FOREIGN = {"jax", "flax", "optax", "orbax", "grain", "PIL", "tensorflow_datasets", "ml_collections", "absl", "cv2"}
 _FOREIGN |= {"numpy", "pandas", "pyarrow", "tensorboardX", "tensorflow", "torch", "tqdm", "sklearn", "matplotlib"}
 _FOREIGN |= {"jinja2", "ml_dtypes", "safetensors", "openslide", "tifffile", "imagecodecs", "shapely", "scipy"}
-_FOREIGN |= {"contourpy", "jax2onnx", "onnx", "onnxruntime"}
+_FOREIGN |= {"contourpy", "yaml", "jax2onnx", "onnx", "onnxruntime"}
 
 # Room -> what it may import of ours (besides itself and the leaves), and of others.
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
@@ -28,7 +28,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data_pipelines": (set(), {"tensorflow_datasets", "numpy", "cv2", "PIL", "pyarrow"}),
     "histojax.models": (set(), {"jax", "flax", "numpy"}),
     "histojax.weights": (set(), {"numpy", "ml_dtypes", "safetensors"}),
-    "histojax.evaluation": (set(), {"numpy", "pandas", "pyarrow", "sklearn", "matplotlib", "jinja2"}),
+    "histojax.evaluation": (set(), {"numpy", "pandas", "pyarrow", "sklearn", "matplotlib", "jinja2", "yaml"}),
     "histojax.data": ({"data_pipelines"}, {"numpy", "grain", "cv2", "absl"}),
     "histojax.inference": (
         {"histojax.evaluate", "histojax.checkpoint", "histojax.data", "histojax.models", "histojax.sharding"}

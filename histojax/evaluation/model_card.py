@@ -1,9 +1,10 @@
 """A model card from a run's report: MODEL_CARD.md, Markdown behind a block of YAML as model hubs read it."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import yaml
 
 from histojax.evaluation.pages import printable
 from histojax.evaluation.report import USE
@@ -42,8 +43,8 @@ def front_matter(licence: str, library: str, name: str = "", results: Sequence[M
     fields: dict[str, Any] = {"license": licence or "unknown", "library_name": library}
     fields |= {"pipeline_tag": "image-classification", "tags": list(TAGS)}
     if results:
-        fields["model-index"] = [{"name": name, "results": list(results)}]
-    return f"---\n{_yaml(fields)}---\n\n"
+        fields["model-index"] = [{"name": printable(name), "results": list(results)}]
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n\n"
 
 
 def card(source: Mapping[str, Any], config: Mapping[str, Any], licence: str = "") -> str:
@@ -137,10 +138,10 @@ def _result(source: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "task": {"type": "image-classification"},
         "dataset": {
-            "name": facts["data"] or UNSTATED,
+            "name": printable(facts["data"] or UNSTATED),
             "type": "histopathology",
             "split": source["split"],
-            "args": {"protocol": facts["protocol"], "split_hash": facts["split_hash"]},
+            "args": {"protocol": printable(facts["protocol"] or UNSTATED), "split_hash": facts["split_hash"]},
         },
         "metrics": [
             {"type": kind, "value": of["value"], "name": f"{name.replace('_', ' ')}{_interval(of, block)}"}
@@ -227,34 +228,3 @@ def _calibration(source: Mapping[str, Any]) -> list[str]:
                 rows.append([of, words, at, *(figure(scores[key]) for key in ("ece", "brier", "log_loss"))])
     table = _table(["of", "", "temperature", "ECE", "Brier score", "log loss"], rows)
     return [*table, "The temperature is fitted on validation images; the model's own output is not scaled.", ""]
-
-
-def _yaml(value: Any, depth: int = 0) -> str:
-    """JSON-able fields as YAML; scalars as JSON has them, which YAML reads."""
-    pad, out = "  " * depth, ""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if isinstance(item, Mapping | list) and item:
-                out += f"{pad}{key}:\n{_yaml(item, depth + 1)}"
-            else:
-                out += f"{pad}{key}: {_scalar(item)}\n"
-        return out
-    for item in value:
-        if isinstance(item, Mapping):
-            inner = _yaml(item, depth + 1)
-            out += f"{pad}- {inner[len(pad) + 2 :]}"
-        else:
-            out += f"{pad}- {_scalar(item)}\n"
-    return out
-
-
-def _scalar(item: Any) -> str:
-    if isinstance(item, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", item) and item.lower() not in _RESERVED:
-        return item
-    if isinstance(item, float):
-        number = repr(item)
-        return number if "." in number else number.replace("e", ".0e")  # YAML 1.1 takes 1e-05 for text
-    return json.dumps(printable(item) if isinstance(item, str) else item, ensure_ascii=False)
-
-
-_RESERVED = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}

@@ -7,12 +7,9 @@ from typing import Any
 
 from histojax import checkpoint
 from histojax.evaluation import terminal
-from histojax.inference.export_function import USE, Portable
-
-LIMITS = """\
-Trained on the images named above only: other scanners, stains, magnifications and populations were not seen, and
-figures measured there do not carry over.
-"""
+from histojax.evaluation.model_card import LIMITS, code
+from histojax.evaluation.report import USE
+from histojax.inference.export_function import Portable
 
 
 def card(portable: Portable, *, head: str, loading: str, checked: str) -> str:
@@ -29,11 +26,11 @@ def card(portable: Portable, *, head: str, loading: str, checked: str) -> str:
     meta, size = trained.meta, predictor.image_size
     data = meta["data"]
     cuts = predictor.thresholds or {}
-    classes = [_code(name) + (f" (from {cuts[name]:.4f} on)" if cuts else "") for name in predictor.classes]
+    classes = [code(name) + (f" (from {cuts[name]:.4f} on)" if cuts else "") for name in predictor.classes]
     kind = "labels, any number an image" if cuts else "classes, one an image"
     scale = f", {trained.config.data.mpp:g} µm/px" if trained.config.data.get("mpp", 0.0) else ""
     return f"""\
-{head}# {portable.architecture}: {", ".join(map(_code, predictor.classes))}
+{head}# {portable.architecture}: {", ".join(map(code, predictor.classes))}
 
 **{USE}**
 
@@ -93,8 +90,3 @@ def _tiles(data: Mapping[str, Any], scale: str) -> str:
 
 def _numbers(values: Any) -> str:
     return ", ".join(f"{value:g}" for value in values)
-
-
-def _code(text: str) -> str:
-    """A name of the user's as Markdown takes it for no markup."""
-    return "`" + text.replace("`", "'") + "`"

@@ -14,13 +14,13 @@ import optax
 from flax import nnx
 
 from histojax import build, evaluate, models
+from histojax.evaluation.report import USE
 from histojax.inference.predictor import Predictor
 
 BAKED, SEPARATE = "baked", "separate"
 PREPROCESSING = (BAKED, SEPARATE)
 Ask = Callable[[np.ndarray], np.ndarray]
 INPUT, OUTPUT = "images", "probabilities"
-USE = "Research use only. Not a medical device; not for diagnosis or treatment."
 
 
 @dataclasses.dataclass(frozen=True)

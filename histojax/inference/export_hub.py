@@ -13,6 +13,7 @@ import numpy as np
 
 from histojax import models, pretrained, weights
 from histojax.errors import RunError
+from histojax.evaluation.model_card import front_matter
 from histojax.inference.export_function import Portable, Written, quiet
 from histojax.inference.predictor import Predictor
 from histojax.step import ModelState, TrainState
@@ -145,20 +146,11 @@ def write_repository(portable: Portable, folder: pathlib.Path, licence: str, til
     facts = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     if twin is None:
         words = f"Not for timm: {no_twin}. Not for WSInfer: it wants TorchScript, which only PyTorch makes.\n\n"
-        return Written(written.ask, words + written.loading, head=_front_matter(licence, "histojax"))
+        return Written(written.ask, words + written.loading, head=front_matter(licence, "histojax"))
     spacing, lacking = _spacing(portable, tile_um)
     config = _timm(portable, twin) | ({} if lacking else _wsinfer(portable, spacing))
     write_json(folder / CONFIG, config | {"histojax": facts})
-    return Written(written.ask, _loading(portable, lacking), head=_front_matter(licence, "timm"))
-
-
-def _front_matter(licence: str, library: str) -> str:
-    """The block that Hugging Face reads."""
-    tags = "".join(f"- {tag}\n" for tag in ("histopathology", "histojax"))
-    return (
-        f"---\nlicense: {licence or 'unknown'}\nlibrary_name: {library}\npipeline_tag: image-classification\n"
-        f"tags:\n{tags}---\n\n"
-    )
+    return Written(written.ask, _loading(portable, lacking), head=front_matter(licence, "timm"))
 
 
 def _loading(portable: Portable, lacking: str) -> str:
