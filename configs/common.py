@@ -36,14 +36,16 @@ def base() -> ConfigDict:
     tiles.keep_empty = False  # tiles without any label
 
     data.split = split = ConfigDict()
-    split.protocol = "case"  # BreakHis: case, patient, image, folds; tiles: auto, patient, slide, source, image, given
+    # BreakHis: case, patient, image, folds, eva; tiles: auto, patient, slide, source, image, given. A longer name, such
+    # as image_with_copies or case_deduplicated, says by itself what becomes of duplicates: data_pipelines/protocols.py
+    split.protocol = "case"
     split.test_fraction = 0.25
     split.val_fraction = 0.2  # of what is not test
     split.seed = 0
     split.kfolds = 0  # k > 0: k-fold cross-validation, `fold` (0-based) is the test side
     split.fold = 0
     split.folds_dir = ""  # with dsfold1.txt … dsfold5.txt, for protocol=folds
-    split.duplicates = "drop"  # or keep: identical images stay, together on one side
+    split.duplicates = "drop"  # or keep: identical images stay, together on one side; or ignore: on whatever sides
 
     data.augment = augment = ConfigDict()
     augment.flips = True

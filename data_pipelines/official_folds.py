@@ -1,9 +1,11 @@
 """BreakHis's published five folds: the files `dsfold1.txt` … `dsfold5.txt` (Spanhol et al. 2016)."""
 
 import pathlib
+from collections.abc import Mapping
 
 from data_pipelines.breakhis import filenames
 from data_pipelines.errors import DataError
+from histojax.files import replacing
 
 
 def read_folds(folder: pathlib.Path, fold: int) -> dict[str, str]:
@@ -39,3 +41,30 @@ def read_folds(folder: pathlib.Path, fold: int) -> dict[str, str]:
     if not sides:
         raise DataError(f"{path}: empty")
     return sides
+
+
+def write_fold(folder: pathlib.Path, fold: int, sides: Mapping[str, str]) -> pathlib.Path:
+    """Writes `dsfold<fold>.txt` as `read_folds` reads it; validation images are of training there.
+
+    Args:
+      folder: made if absent.
+      fold: 1 for the first.
+      sides: image_id of BreakHis -> train, val or test; images of no side are left out.
+
+    Raises:
+      DataError: an image that is not named like BreakHis's.
+    """
+    lines = []
+    for image_id, side in sorted(sides.items()):
+        try:
+            name = filenames.parse(f"{image_id}.png")
+        except filenames.BadNameError as error:
+            raise DataError(f"dsfold{fold}.txt holds BreakHis's images only: '{image_id}': {error}") from error
+        if side:
+            written = "test" if side == "test" else "train"
+            lines.append(f"{name.image_id}.png|{name.magnification.removesuffix('X')}|{fold}|{written}\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"dsfold{fold}.txt"
+    with replacing(path) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")
+    return path

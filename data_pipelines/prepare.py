@@ -103,7 +103,9 @@ def prepare(
         except (OSError, DataError):  # not written yet, by an earlier version, or damaged: it is all in the dataset
             records = Records(_stored_records(target))
             records.write_csv(records_file)
-    summary = json.loads(builder.info.metadata["scan"])
+    # The builder of a process that waited for another one to prepare does not know yet what that one wrote.
+    metadata = builder.info.metadata if "scan" in builder.info.metadata else _reopened(target).info.metadata
+    summary = json.loads(metadata["scan"])
     marker = (folder / MARKER).is_file()
     if marker:
         kind = "SYNTHETIC H&E-like images (computer-made, no diagnosis)"
@@ -170,7 +172,11 @@ def _alone(base: pathlib.Path) -> Iterator[None]:
         file = open(base / _LOCK_FILE, "a")  # noqa: SIM115 (closed below)
     with file or contextlib.nullcontext():
         if file is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)  # the operating system opens it when a process dies
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _log.info("another process is preparing data in %s: waiting for it", base)
+                fcntl.flock(file, fcntl.LOCK_EX)  # the operating system opens it when a process dies
         yield
 
 
@@ -178,8 +184,13 @@ def open_images(directory: pathlib.Path) -> Any:
     """A random-access, picklable source: `source[i]["image"]` are the original bytes of image i."""
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(directory)
-    return builder.as_data_source(SPLIT, decoders={"image": tfds.decode.SkipDecoding()})
+    return _reopened(directory).as_data_source(SPLIT, decoders={"image": tfds.decode.SkipDecoding()})
+
+
+def _reopened(directory: pathlib.Path) -> Any:
+    import tensorflow_datasets as tfds
+
+    return tfds.builder_from_directory(directory)
 
 
 def _build(builder: Any, folder: pathlib.Path) -> None:

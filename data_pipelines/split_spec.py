@@ -8,7 +8,28 @@ from data_pipelines.records import Records
 # The record's field that must not stand on two sides.
 GROUPS = {"case": "case_id", "patient": "patient_id", "slide": "slide_id", "source": "source_id"}
 _NOUNS = {"case_id": "case", "patient_id": "patient", "slide_id": "slide", "source_id": "source image"}
-PROTOCOLS = ("auto", *GROUPS, "image", "given", "folds")
+PROTOCOLS = ("auto", *GROUPS, "image", "given", "folds", "listed")
+_WITHOUT_FRACTION = ("given", "folds", "listed")  # their test sides are known before
+
+
+@dataclasses.dataclass(frozen=True)
+class Definition:
+    """What a split's protocol is called.
+
+    Attributes:
+      name: of `data_pipelines.protocols`.
+      version: of that name's meaning.
+      hash: of all that it fixes.
+    """
+
+    name: str
+    version: int
+    hash: str
+
+    @property
+    def tag(self) -> str:
+        """All three in one word."""
+        return f"{self.name}-v{self.version}-{self.hash}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,14 +37,16 @@ class SplitSpec:
     """How to split; the fields of `config.data.split`.
 
     Attributes:
-      protocol: one of `PROTOCOLS`; `auto` is what `resolve` makes of it.
-      test_fraction: share of all images (`kfolds`, `given` and `folds` ignore it).
+      protocol: one of `PROTOCOLS`; `auto` is what `resolve` makes of it, `listed` has its `test_patients`.
+      test_fraction: share of all images (`kfolds`, `given`, `folds` and `listed` ignore it).
       val_fraction: share of what is not test; 0 for no validation side; ignored where `given` names one.
       seed: of the random order.
       kfolds: number of folds; 0 for a single hold-out.
       fold: which fold is the test side: 0 … kfolds-1, or 1 … 5 for `folds`.
       folds_dir: folder with `dsfold1.txt` … `dsfold5.txt`.
-      duplicates: `drop` keeps one of each set of identical images; `keep` keeps them together on one side.
+      duplicates: `drop` keeps one of each set of identical images; `keep` keeps them together on one side; `ignore`
+        leaves them where chance puts them, as most of the literature does.
+      test_patients: of `listed`, all of whose images are tested on.
 
     Raises:
       DataError: a field that means nothing.
@@ -37,6 +60,7 @@ class SplitSpec:
     fold: int = 0
     folds_dir: str = ""
     duplicates: str = "drop"
+    test_patients: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         def require(ok: bool, message: str) -> None:
@@ -45,10 +69,14 @@ class SplitSpec:
 
         require(self.protocol in PROTOCOLS, f"protocol='{self.protocol}' is not one of {', '.join(PROTOCOLS)}")
         require(
-            self.duplicates in ("drop", "keep"),
-            f"duplicates='{self.duplicates}' is neither 'drop' nor 'keep'",
+            self.duplicates in ("drop", "keep", "ignore"),
+            f"duplicates='{self.duplicates}' is not one of drop, keep, ignore",
         )
         require(0 <= self.val_fraction < 1, f"val_fraction={self.val_fraction} is not in [0, 1)")
+        require(
+            bool(self.test_patients) == (self.protocol == "listed"),
+            f"protocol='{self.protocol}' with {len(self.test_patients)} test_patients: they belong to 'listed'",
+        )
         if self.protocol == "folds":
             require(1 <= self.fold <= 5, f"fold={self.fold}: the official folds are 1 to 5")
             require(
@@ -57,7 +85,7 @@ class SplitSpec:
             )
             require(not self.kfolds, "kfolds and the official folds exclude each other: set kfolds=0")
         elif self.kfolds:
-            require(self.protocol != "given", "kfolds and a given split exclude each other: set kfolds=0")
+            require(self.protocol not in _WITHOUT_FRACTION, "kfolds and a given split exclude each other: set kfolds=0")
             require(self.kfolds >= 2, f"kfolds={self.kfolds} is not 0 or at least 2")
             require(0 <= self.fold < self.kfolds, f"fold={self.fold} is not in 0 … {self.kfolds - 1}")
         else:
@@ -80,6 +108,7 @@ def resolve(spec: SplitSpec, records: Records) -> SplitSpec:
         names = {field: name for name, field in GROUPS.items()}
         return dataclasses.replace(spec, protocol=names.get(_strictest(records), "image"))
     field = "given_split" if spec.protocol == "given" else GROUPS.get(spec.protocol)
+    field = "patient_id" if spec.protocol == "listed" else field
     if field and (known := _known(records, field)) < len(records):
         what = "the table's column 'split'" if field == "given_split" else field
         raise DataError(
@@ -94,13 +123,20 @@ def group_field(spec: SplitSpec, records: Records) -> str:
     if spec.protocol == "given":
         field = _strictest(records)
         return "" if field and _on_several_sides(records, field) else field
-    return "patient_id" if spec.protocol == "folds" else GROUPS.get(spec.protocol, "")
+    return "patient_id" if spec.protocol in ("folds", "listed") else GROUPS.get(spec.protocol, "")
 
 
 def describe(spec: SplitSpec, records: Records) -> str:
     """A resolved protocol in a few words, as results print it."""
+    copies = ", copies as they come" if spec.duplicates == "ignore" else ""
+    return _describe(spec, records) + copies
+
+
+def _describe(spec: SplitSpec, records: Records) -> str:
     if spec.protocol == "folds":
         return f"official fold {spec.fold} (patient-disjoint)"
+    if spec.protocol == "listed":
+        return f"{len(spec.test_patients)} listed patients test (patient-disjoint)"
     if spec.protocol == "given":
         return f"as the dataset's own table gives it ({_given_in_words(records)})"
     if spec.protocol == "image":

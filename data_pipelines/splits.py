@@ -10,7 +10,10 @@ A split is made in two stages, test first and validation out of the rest, whatev
 * `given`: the sides that the dataset's own table names; validation out of training if it names none.
 * `auto`: the strictest that the data allow (`data_pipelines.split_spec.resolve`).
 * `folds`: test sets as published (Spanhol et al. 2016), read from `dsfoldN.txt`.
-* `kfolds > 0`: test is fold `fold` (0-based) of k, for all but `given` and `folds`.
+* `listed`: all images of the patients that are named.
+* `kfolds > 0`: test is fold `fold` (0-based) of k, for all but `given`, `folds` and `listed`.
+
+What these are called in results: `data_pipelines.protocols`.
 """
 
 import csv
@@ -26,12 +29,14 @@ import numpy as np
 from data_pipelines.duplicates import Unions, find_duplicates
 from data_pipelines.errors import DataError
 from data_pipelines.official_folds import read_folds
+from data_pipelines.protocols import define
 from data_pipelines.records import Record, Records, label_set
-from data_pipelines.split_spec import SplitSpec, describe, group_field, resolve
+from data_pipelines.split_spec import Definition, SplitSpec, describe, group_field, resolve
 from data_pipelines.stratify import assign
 from histojax.files import replacing
 
 SIDES = ("train", "val", "test")
+OTHER_CLASS = "of a class that the protocol is not about"  # why an image is left out
 Cell = Counter[tuple[str, str]]  # images by (class or label, magnification)
 
 
@@ -64,6 +69,7 @@ class Split:
     group_by: str  # the record's field that must not stand on two sides; empty for `image`
     rows: tuple[Row, ...]
     warnings: tuple[str, ...] = ()
+    definition: Definition | None = None  # what the protocol is called; None: of an older checkpoint
 
     @property
     def hash(self) -> str:
@@ -81,7 +87,8 @@ class Split:
 
     def to_json(self) -> dict[str, Any]:
         """What a checkpoint keeps: enough to place any image, also one of another root."""
-        return {
+        named = {"definition": dataclasses.asdict(self.definition)} if self.definition else {}
+        return named | {
             "protocol": self.protocol,
             "group_by": self.group_by,
             "hash": self.hash,
@@ -95,7 +102,9 @@ class Split:
         Raises:
           DataError: the rows are not those of the recorded hash.
         """
-        split = cls(saved["protocol"], saved["group_by"], tuple(Row(*row) for row in saved["rows"]))
+        definition = Definition(**saved["definition"]) if "definition" in saved else None
+        rows = tuple(Row(*row) for row in saved["rows"])
+        split = cls(saved["protocol"], saved["group_by"], rows, definition=definition)
         if split.hash != saved["hash"]:
             raise DataError(f"the saved split is damaged: its rows hash to {split.hash}, recorded is {saved['hash']}")
         return split
@@ -104,11 +113,13 @@ class Split:
         """Writes the split beside what is known of each image, to a temporary name first."""
         with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["image_id", "split", "label", "patient_id", "case_id", "magnification", "group", "note"])
+            known = ["patient_id", "case_id", "magnification"]
+            writer.writerow(["image_id", "split", "label", *known, "group", "note", "protocol"])
+            tag = self.definition.tag if self.definition else ""
             table = zip(self.rows, records, labels, strict=True)
             for row, record, label in sorted(table, key=lambda line: line[0].image_id):
                 place = [record.patient_id, record.case_id, record.magnification, row.group, row.note]
-                writer.writerow([row.image_id, row.side, label, *place])
+                writer.writerow([row.image_id, row.side, label, *place, tag])
 
 
 def make_split(
@@ -123,7 +134,8 @@ def make_split(
 
     Args:
       records: the table.
-      labels: class name of each record in the task at hand; of several labels their names joined by "+".
+      labels: class name of each record in the task at hand, empty where it is of none of them; of several labels their
+        names joined by "+".
       members: the patients of the whole dataset; those of `records` are among them. Empty: `records` are all.
       spec: how.
       aliases: patient -> patient whose images are the same pictures under another name.
@@ -133,15 +145,19 @@ def make_split(
       DataError: fewer than two classes, a class that training would never see, a protocol that needs what is not
         known, bad fold files, a leak.
     """
-    sets = [label_set(label) if label_names else (label,) for label in labels]
-    classes = list(label_names) or sorted(set(labels))
+    sets = [label_set(label) for label in labels]
+    classes = list(label_names) or sorted(set(labels) - {""})
     if len(classes) < 2 and not label_names:
         only = classes[0] if classes else "no class"
         raise DataError(f"all {len(records)} images are of one class ({only}): a classifier needs at least two")
     aliases = dict(aliases or {})
     spec = resolve(spec, records)
     group_by = group_field(spec, records)
-    dropped = find_duplicates(records, labels, aliases) if spec.duplicates == "drop" else {}
+    inside = [i for i, label in enumerate(labels) if label or label_names]
+    dropped = {}
+    if spec.duplicates == "drop":
+        dropped = find_duplicates(records.take(inside), [labels[i] for i in inside], aliases)
+    dropped |= {records[i].image_id: OTHER_CLASS for i in set(range(len(records))) - set(inside)}
     groups = _groups(records, members, group_by, aliases if spec.duplicates == "keep" else {}, spec.duplicates)
     if members and group_by:
         cells = _member_cells(records, members, groups, group_by, dropped)
@@ -152,6 +168,14 @@ def make_split(
     if spec.protocol == "folds":
         test, absent = _official_test_groups(records, groups, spec, dropped)
         notes |= absent
+    elif spec.protocol == "listed":
+        test = {
+            g
+            for r, g in zip(records, groups, strict=True)
+            if r.patient_id in spec.test_patients and r.image_id not in dropped
+        }
+        if not test:
+            raise DataError("none of the patients that the protocol tests on is there: choose another protocol")
     elif spec.protocol == "given":
         test = _given_groups(records, groups, "test")
         if not test:
@@ -173,18 +197,24 @@ def make_split(
         rows.append(Row(record.image_id, "" if note else side, _key(record, group_by), record.pixel_hash[:16], note))
     sides = SIDES if val or spec.val_fraction else ("train", "test")
     warnings = _coverage_warnings(rows, sets, classes, "label" if label_names else "class", sides)
-    split = Split(describe(spec, records), group_by, tuple(rows), tuple(warnings))
-    check(split)
+    copies = spec.duplicates == "ignore"
+    if copies:
+        warnings += _copy_warnings(rows)
+    split = Split(describe(spec, records), group_by, tuple(rows), tuple(warnings), define(spec, classes))
+    check(split, copies)
     return split
 
 
-def check(split: Split) -> None:
-    """Verifies what a split promises.
+def check(split: Split, copies: bool = False) -> None:
+    """Verifies what a split promises; with `copies`, identical pixels may stand on two sides.
 
     Raises:
       DataError: an image, identical pixels or a group on two sides.
     """
-    for what, key in (("image", "image_id"), ("identical image", "pixel_hash"), ("group", "group")):
+    promises = [("image", "image_id")]
+    promises += [] if copies else [("identical image", "pixel_hash")]
+    promises += [] if copies and not split.group_by else [("group", "group")]  # single images are grouped by pixels
+    for what, key in promises:
         sides: dict[str, str] = {}
         for row in split.rows:
             if not row.side:
@@ -208,7 +238,8 @@ def place(saved: Split, records: Records, aliases: Mapping[str, str] | None = No
     twins = {**aliases, **{twin: patient for patient, twin in aliases.items()}}
     patients = set(records.column("patient_id"))
     by_image = {row.image_id: row for row in saved.rows}
-    by_pixels = {row.pixel_hash: row.side for row in saved.rows if row.side}
+    by_side = sorted((row for row in saved.rows if row.side), key=lambda row: SIDES.index(row.side), reverse=True)
+    by_pixels = {row.pixel_hash: row.side for row in by_side}  # of copies on two sides, training counts
     by_group = {row.group: row.side for row in saved.rows if row.side}
     rows = []
     for record in records:
@@ -224,7 +255,7 @@ def place(saved: Split, records: Records, aliases: Mapping[str, str] | None = No
             copied = by_group.get(twins.get(record.patient_id, ""))  # found where groups are patients
             side = by_pixels.get(pixels) or by_group.get(group) or copied or "test"
             rows.append(Row(record.image_id, side, group, pixels))
-    return Split(saved.protocol, saved.group_by, tuple(rows))
+    return Split(saved.protocol, saved.group_by, tuple(rows), definition=saved.definition)
 
 
 def _key(record: Record, group_by: str) -> str:
@@ -242,7 +273,9 @@ def _groups(
 ) -> list[str]:
     """The name of the set of each record that must stay together: its group, joined with its duplicates'."""
     if not group_by:
-        return [_key(record, group_by) for record in records]
+        # Each image alone, in the order of pixels, so that without copies it is the same split.
+        own = duplicates == "ignore"
+        return [f"{_key(r, group_by)}/{r.image_id}" if own else _key(r, group_by) for r in records]
     unions = Unions()
     group_of = {member.patient_id: getattr(member, group_by) for member in members}
     for patient, twin in aliases.items():
@@ -316,6 +349,14 @@ def _official_test_groups(
                 f"{spec.folds_dir}/dsfold{spec.fold}.txt: {group} ({record.image_id}) stands in train and in test"
             )
     return test, absent
+
+
+def _copy_warnings(rows: Sequence[Row]) -> list[str]:
+    """How many test images are shown in training or validation, too, under another name."""
+    seen = {row.pixel_hash for row in rows if row.side in ("train", "val")}
+    n = sum(row.side == "test" and row.pixel_hash in seen for row in rows)
+    words = "of identical pixels in training or validation: data.split.duplicates=ignore divides copies as they come"
+    return [f"{n} test images have a copy {words}"] if n else []
 
 
 def _coverage_warnings(

@@ -8,6 +8,7 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from data_pipelines import protocols
 from data_pipelines.split_spec import SplitSpec
 from histojax import losses, models
 from histojax.data.pipeline import LoaderSpec
@@ -23,8 +24,8 @@ _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def split_spec(config: ConfigDict) -> SplitSpec:
-    """`config.data.split`."""
-    return SplitSpec(**config.data.split)
+    """`config.data.split`, its protocol by name."""
+    return protocols.split_spec(config.data.split)
 
 
 def augment_spec(config: ConfigDict) -> AugmentSpec:

@@ -21,11 +21,15 @@ _HELP = """histojax VERB …
   explain RUN IMAGE… --output D              where in images the model saw it: Grad-CAM, DT Grad-CAM, their checks
   export RUN --to FORMAT --output D          stablehlo, onnx, safetensors, or a Hugging Face repository
   audit ROOT [--split split.csv]             duplicates, leaks, conflicts, colours of a dataset or of a split of it
+  protocols --config FILE[:smoke] --workdir D
+                                             one model under several protocols, k folds each: what a leak is worth
+                                             (--protocols, --magnifications, --folds, --transfer, --config.a.b=…)
   report RUN_OR_TABLE… --output D            figures, curves, calibration, errors, comparison, model card: one page
   slide RUN SLIDE… --output D                tiles, maps and tumor-to-stroma ratio of whole slides
   slide train-tiles SLIDE… --output D …      labelled tiles from slides and QuPath's annotations
   slide agreement RUN… --output D            stroma percentage of test images, predicted and by their masks
   doctor [--data_root ROOT]                  devices, processes, versions, disks: is this machine ready?
+  bench step|infer|input [--against torch]   how fast it is here, beside PyTorch in turn (--model A B, --profile DIR)
   shardings --config FILE[:variant]          how parameters and optimizer lie on devices (--devices N,
                                              --config.sharding.fsdp=N)
 
@@ -43,9 +47,11 @@ def main() -> None:
         "export": _export,
         "slide": _slide,
         "audit": _audit,
+        "protocols": _protocols,
         "report": _report,
         "shardings": _shardings,
         "doctor": _doctor,
+        "bench": _bench,
     }
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help", "help"):
@@ -123,6 +129,12 @@ def _audit(words: list[str]) -> None:
     audit_cli.main(words)
 
 
+def _protocols(words: list[str]) -> None:
+    from histojax import protocols_cli
+
+    protocols_cli.main(words)
+
+
 def _report(words: list[str]) -> None:
     from histojax import report_cli
 
@@ -145,6 +157,12 @@ def _doctor(words: list[str]) -> None:
     from histojax import doctor_cli
 
     doctor_cli.main(words)
+
+
+def _bench(words: list[str]) -> None:
+    from histojax import bench_cli
+
+    bench_cli.main(words)
 
 
 def _compare(words: list[str]) -> None:

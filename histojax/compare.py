@@ -61,7 +61,7 @@ def compare(found: Mapping[str, ConfigDict], workdir: pathlib.Path) -> str | Non
     for number, (name, config) in enumerate(found.items(), 1):
         folder = workdir / name
         train.make_root_absolute(config)
-        if _finished(folder, config):
+        if finished(folder, config):
             _log.info(f"{name} ({number} of {len(found)}): done before, in {folder}")
         else:
             _log.info(f"{name} ({number} of {len(found)})")
@@ -73,7 +73,8 @@ def compare(found: Mapping[str, ConfigDict], workdir: pathlib.Path) -> str | Non
     return table(rows)
 
 
-def _finished(folder: pathlib.Path, config: ConfigDict) -> bool:
+def finished(folder: pathlib.Path, config: ConfigDict) -> bool:
+    """Whether a work directory holds the whole run of this config, and its results."""
     try:
         same = json.loads((folder / "config.json").read_text()) == json.loads(config.to_json())
         return same and (folder / "results.json").is_file() and _sessions(folder)[-1]["status"] == "finished"

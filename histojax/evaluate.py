@@ -290,6 +290,8 @@ def evaluate_checkpoint(
     if not same:
         names = (pathlib.Path(config.data.root).name or "synthetic", config.data.magnification)
         output = output / "eval" / "-".join(name for name in names if name)
+    if jax.process_index() != 0:
+        return "the first process writes the results"
     output.mkdir(parents=True, exist_ok=True)
     text = write_results(output, table, facts, config, meta)
     return f"{text}\nresults.json and predictions are in {output}"
@@ -304,8 +306,10 @@ def result_facts(
     meta: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The head of results.json; `path` and `meta` are the checkpoint's."""
+    own = split.definition if split.hash == meta["split"]["hash"] else None
     return {
         "protocol": protocol,
+        "protocol_id": own.tag if own else None,  # other images follow no protocol by name, nor do older checkpoints
         "split_hash": split.hash,
         "model": config.model.name,
         "image_size": config.data.image_size,

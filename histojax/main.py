@@ -19,6 +19,7 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "eval: a checkpoint or a w
 _DATA_ROOT = flags.DEFINE_string("data_root", "", "eval: other images than the run's.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 0, "eval: another height and width of the input than the run's.")
 _MAGNIFICATION = flags.DEFINE_string("magnification", "", "eval: another magnification than the run's.")
+_PROFILE = flags.DEFINE_bool("profile", False, "train: traces a few steps in WORKDIR/profile, names what costs most.")
 _MEMBERSHIP = ("coordinator", "num_processes", "process_id")
 for _name, _help in zip(_MEMBERSHIP, ("HOST:PORT of process 0.", "How many there are.", "Of this one."), strict=True):
     flags.DEFINE_string(_name, "", f"One run of several processes: {_help} launch/ and SLURM set it without flags.")
@@ -38,6 +39,9 @@ def main(argv: Sequence[str]) -> None:
 def _run() -> None:
     from histojax import evaluate, processes, startup, train
 
+    for flag in (_WORKDIR, _CHECKPOINT):
+        if "://" in (flag.value or ""):
+            raise RunError(f"--{flag.name}={flag.value}: a path is wanted; mount the bucket, see launch/README.md")
     config = _CONFIG.value
     startup.prepare(config.sharding.cpu_devices if config else 2)
     processes.initialise({name: flags.FLAGS[name].value for name in _MEMBERSHIP})
@@ -45,7 +49,7 @@ def _run() -> None:
     if _MODE.value == "train":
         if config is None or _WORKDIR.value is None:
             raise RunError("training needs --config=FILE and --workdir=DIR")
-        if not train.train_and_evaluate(config, pathlib.Path(_WORKDIR.value)):
+        if not train.train_and_evaluate(config, pathlib.Path(_WORKDIR.value), _PROFILE.value):
             sys.exit(processes.TRY_AGAIN)
         return
     source = _CHECKPOINT.value or _WORKDIR.value

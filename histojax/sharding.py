@@ -103,6 +103,15 @@ class Layout:
 
         return jax.tree_util.tree_map_with_path(sharding, abstract)
 
+    def gathered(self, tree: Any) -> Any:
+        """Parameters that FSDP has divided, whole on each device: for the time that the program needs them.
+
+        Left alone, the compiler sends images' activations instead, which are many times larger.
+        """
+        if self.mesh.shape[_FSDP] == 1:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, self.replicated)
+
     def on_each_device(self, function: Callable[..., tuple[Any, Any, Any]]) -> Callable[..., tuple[Any, Any, Any]]:
         """`function(device, state, arrays)` for each device's rows alone, as one function of all of them.
 

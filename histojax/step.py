@@ -140,9 +140,17 @@ class Program:
         """`probabilities: f32 [b, k]` of the global batch, and the task's sums over its unmasked images."""
         return self._jit_eval(model, batch)
 
+    def compiled_train(self, state: TrainState, batch: Batch) -> jax.stages.Compiled:
+        """What `train` runs, for its text, costs and memory; nothing is compiled twice."""
+        return self._jit_train.lower(state, batch).compile()
+
+    def compiled_evaluate(self, model: ModelState, batch: Batch) -> jax.stages.Compiled:
+        """As `compiled_train`, of `evaluate`."""
+        return self._jit_eval.lower(model, batch).compile()
+
     def logits(self, model: ModelState, images: jax.Array) -> jax.Array:
         """`f32 [b, k]` of images `u8 [b, s, s, 3]` as evaluation computes them; not compiled by itself."""
-        module = nnx.merge(self._eval_graph, model.params, model.stats, model.rng)
+        module = nnx.merge(self._eval_graph, self._layout.gathered(model.params), model.stats, model.rng)
         return module(self._normalise(images))
 
     def _new_model(self) -> nnx.Module:
@@ -171,7 +179,7 @@ class Program:
             model: ModelState, weight: jax.Array, images: jax.Array, targets: jax.Array, mask: jax.Array
         ) -> Any:
             def loss_fn(params: nnx.State) -> tuple[jax.Array, tuple[ModelState, jax.Array]]:
-                module = nnx.merge(self._train_graph, params, model.stats, model.rng)
+                module = nnx.merge(self._train_graph, self._layout.gathered(params), model.stats, model.rng)
                 logits = module(images)
                 right = self._task.right(logits, targets, mask)
                 return self._task.loss_sum(logits, targets, mask) / weight, (_split(module), right)

@@ -1,6 +1,7 @@
 """The training loop, from top to bottom."""
 
 import contextlib
+import functools
 import json
 import logging
 import pathlib
@@ -16,6 +17,7 @@ from histojax.data.sources import open_dataset
 from histojax.errors import RunError
 from histojax.monitoring import Signals, Watch, Watchdog, Windows
 from histojax.optimizer import learning_rate
+from histojax.profiling import Profile
 from histojax.settings import differences
 from histojax.sharding import Layout
 from histojax.step import ModelState, Program, TrainState
@@ -28,12 +30,13 @@ _FREE_FIELDS |= {"train.log_every", "train.watchdog"}
 _FREE_GROUPS = ("checkpoint.", "compare.", "evaluation.", "paper.", "sharding.")
 
 
-def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
+def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool = False) -> bool:
     """Trains, or goes on where the work directory's last checkpoint ends, and evaluates the best checkpoint.
 
     Args:
       config: as `configs.common.base` has it.
       workdir: made if absent.
+      profile: a few steps are traced in its folder `profile`, and their costliest operations told.
 
     Returns:
       Whether the run is finished; False after SIGTERM or SIGINT, when it was saved to be continued.
@@ -133,6 +136,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
             contextlib.closing(progress),
             Signals() as signals,
             Watchdog(config.train.watchdog) as watchdog,
+            Profile(workdir / "profile" if profile and first else None) as profiler,
             MetricsWriter(workdir, step, data_note, first) as writer,
         ):
 
@@ -146,8 +150,10 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> bool:
                 batches = train_batches(dataset, train_indices, train_spec, augmentation, start=step)
             while (step < total_steps or unvalidated) and not watch.stopped and not stop():
                 if not unvalidated:
-                    state, metrics = program.train(state, layout.put(next(batches)))
+                    batch = layout.put(next(batches))
+                    state, metrics = program.train(state, batch)
                     step += 1
+                    profiler.after_step(metrics, functools.partial(program.compiled_train, state, batch))
                     windows.add(step, metrics)
                     progress.advance()
                     if step % config.train.log_every == 0:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines import protocols
 from data_pipelines.breakhis.filenames import CLASSES, DUPLICATE_SLIDES, SUBTYPES
 from data_pipelines.breakhis.scan import describe_missing
 from data_pipelines.errors import DataError
@@ -16,7 +17,7 @@ from data_pipelines.liver_tiles.spec import TilesSpec
 from data_pipelines.prepare import Prepared, open_images, prepare
 from data_pipelines.records import Records, label_set
 from data_pipelines.split_spec import SplitSpec
-from data_pipelines.splits import Member, Split, make_split, place
+from data_pipelines.splits import OTHER_CLASS, Member, Split, make_split, place
 from histojax.retries import with_backoff
 
 _log = logging.getLogger(__name__)
@@ -30,7 +31,8 @@ class Dataset:
     Attributes:
       prepared: where it lies and what its scan found.
       classes: names in the order of the labels.
-      labels: one class an image: `int32 [n]`, positions in `classes`; any number of them: `float32 [n, k]`, 0 or 1.
+      labels: one class an image: `int32 [n]`, positions in `classes`, -1 for an image of another class, which stands on
+        no side of a split; any number of them: `float32 [n, k]`, 0 or 1.
     """
 
     prepared: Prepared
@@ -49,10 +51,10 @@ class Dataset:
 
     @property
     def label_names(self) -> list[str]:
-        """The class name of each image; several joined by "+"."""
+        """The class name of each image, empty where it is of none of them; several joined by "+"."""
         if self.multilabel:
             return self.records.column("label").tolist()
-        return [self.classes[label] for label in self.labels]
+        return [self.classes[label] if label >= 0 else "" for label in self.labels]
 
     def counts(self, indices: np.ndarray) -> list[int]:
         """Images of each class, or with each label, among those at `indices`."""
@@ -62,13 +64,25 @@ class Dataset:
         return np.bincount(labels, minlength=len(self.classes)).tolist()
 
     def split(self, spec: SplitSpec) -> Split:
-        """Divides the dataset anew."""
+        """Divides the dataset anew.
+
+        Raises:
+          DataError: as `make_split`; a published protocol that divides the whole archive otherwise than published.
+        """
         names = self.classes if self.multilabel else ()
-        return make_split(self.records, self.label_names, self._members(), spec, DUPLICATE_SLIDES, names)
+        split = make_split(self.records, self.label_names, self._members(), spec, DUPLICATE_SLIDES, names)
+        if split.definition:
+            protocols.check_published(split.definition.name, [row.side for row in split.rows if row.side])
+        return split
 
     def place(self, saved: Split) -> Split:
         """Divides the dataset as an earlier run did, whatever root this one was prepared from."""
-        return place(saved, self.records, DUPLICATE_SLIDES)
+        placed = place(saved, self.records, DUPLICATE_SLIDES)
+        if self.multilabel or (self.labels >= 0).all():
+            return placed
+        table = zip(placed.rows, self.labels, strict=True)
+        rows = [row if label >= 0 else dataclasses.replace(row, side="", note=OTHER_CLASS) for row, label in table]
+        return dataclasses.replace(placed, rows=tuple(rows))
 
     def facts(self, split: Split) -> dict[str, Any]:
         """What results say of the data: where from, how much, what was skipped and left out of the split."""
@@ -111,6 +125,7 @@ class Dataset:
         return [
             Member(row["patient_id"], row["case_id"], row[task_label], row["images"])
             for row in self.prepared.summary["patients"]
+            if row[task_label] in self.classes or (self.labels >= 0).all()
         ]
 
 
@@ -118,17 +133,21 @@ def open_dataset(settings: Mapping[str, Any], classes: Sequence[str] = ()) -> Da
     """Prepares what is not there yet and opens it.
 
     Args:
-      settings: `pipeline, root, magnification, on_bad_image, prepared_dir, task, tiles` of `config.data`.
+      settings: `pipeline, root, magnification, on_bad_image, prepared_dir, task, tiles, split.protocol` of
+        `config.data`; of a protocol that is about some classes of the task, images of the others are left out.
       classes: those of a trained model; empty: those of the task.
 
     Raises:
-      DataError: anything wrong with the data, in words; a class that the model does not know.
+      DataError: anything wrong with the data, in words; a class that the model does not know; a protocol of another
+        task.
     """
     pipeline, task = settings["pipeline"], settings["task"]
     if pipeline not in _TASKS:
         raise DataError(f"data.pipeline='{pipeline}' is not one of {', '.join(_TASKS)}")
     if task not in _TASKS[pipeline]:
         raise DataError(f"data.task='{task}' is not one of {', '.join(_TASKS[pipeline])} of data.pipeline='{pipeline}'")
+    if not classes:
+        protocols.check_task(settings)
     prepared = prepare(
         pipeline,
         settings["root"],
@@ -140,7 +159,10 @@ def open_dataset(settings: Mapping[str, Any], classes: Sequence[str] = ()) -> Da
     if task == "multilabel":
         return _multilabel(prepared, classes)
     names = prepared.records.column("label" if task == "binary" else "subtype").tolist()
-    if classes:
+    limited = protocols.classes_of(settings)
+    if limited:
+        classes = classes or tuple(name for name in limited if name in set(names))
+    elif classes:
         unknown = sorted(set(names) - set(classes))
         if unknown:
             raise DataError(
@@ -153,7 +175,7 @@ def open_dataset(settings: Mapping[str, Any], classes: Sequence[str] = ()) -> Da
     else:
         classes = CLASSES
     position = {name: i for i, name in enumerate(classes)}
-    return Dataset(prepared, tuple(classes), np.array([position[name] for name in names], dtype=np.int32))
+    return Dataset(prepared, tuple(classes), np.array([position.get(name, -1) for name in names], dtype=np.int32))
 
 
 def tiles_spec(fields: Mapping[str, Any]) -> TilesSpec:

@@ -14,7 +14,7 @@ from histojax.evaluation.report_source import Source
 
 FEW_IMAGES = 5  # of a patient: its share of right images says little
 _PATIENTS = 1000  # that a report keeps
-_HEAD = ("protocol", "split_hash", "model", "image_size", "pretrained", "checkpoint", "checkpoint_step")
+_HEAD = ("protocol", "protocol_id", "split_hash", "model", "image_size", "pretrained", "checkpoint", "checkpoint_step")
 _TRAINING = ("loss", "accuracy", "balanced_accuracy", "gmean", "f1", "mean_average_precision")
 _POINTS = 400  # of a training curve
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-_HEAD = ("protocol", "split_hash", "model", "pretrained", "checkpoint_step", "image_size", "data")
+_HEAD = ("protocol", "protocol_id", "split_hash", "model", "pretrained", "checkpoint_step", "image_size", "data")
 _DECIDED = ("accuracy", "balanced_accuracy", "recall", "specificity", "f1", "gmean")
 _Row = tuple[str, str, str]
 

@@ -1,10 +1,13 @@
 """Preparing a root once: what is stored, when it is reused, and that a failure leaves nothing behind."""
 
+import fcntl
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 
 import pytest
@@ -278,12 +281,26 @@ def test_the_real_part(breakhis_part: pathlib.Path, base: str) -> None:
     assert prepared.summary["bad_images"] == {}
 
 
-def test_processes_that_come_together_prepare_once(root: pathlib.Path, base: str) -> None:
+@pytest.mark.parametrize("pipeline", ["breakhis", "liver_tiles"])
+def test_processes_that_come_together_prepare_once(base: str, tmp_path: pathlib.Path, pipeline: str) -> None:
+    # Once more after everything else, so that the images are there and both have a builder before one builds.
+    magnification = "100X" if pipeline == "breakhis" else ""
+    images = len(prepare(pipeline, "", magnification=magnification, directory=base).records)
+    shutil.rmtree(pathlib.Path(base) / "prepared")
     code = "import logging, sys\nfrom data_pipelines.prepare import prepare\nlogging.basicConfig(level=logging.INFO)\n"
-    code += "print(len(prepare('breakhis', sys.argv[1], magnification='all', directory=sys.argv[2]).records))"
-    words = [sys.executable, "-c", code, str(root), base]
-    both = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    outcomes = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], outcomes
-    assert [out for out, _ in outcomes] == [f"{len(NAMES)}\n"] * 2
-    assert sum(error.count("preparing breakhis from") for _, error in outcomes) == 1
+    code += "print(len(prepare(sys.argv[1], '', magnification=sys.argv[2], directory=sys.argv[3]).records), 'images')"
+    logs = [tmp_path / "0.log", tmp_path / "1.log"]
+    with open(pathlib.Path(base) / ".lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # so that they do come together
+        both = []
+        for log in logs:
+            with open(log, "w") as file:
+                words = [sys.executable, "-c", code, pipeline, magnification, base]
+                both.append(subprocess.Popen(words, stdout=file, stderr=file))
+        deadline = time.monotonic() + 60
+        while not all("another process is preparing" in log.read_text() for log in logs):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert [process.wait(120) for process in both] == [0, 0], [log.read_text() for log in logs]
+    assert all(log.read_text().endswith(f"{images} images\n") for log in logs)
+    assert sum(log.read_text().count(f"preparing {pipeline} from") for log in logs) == 1

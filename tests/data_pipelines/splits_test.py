@@ -557,7 +557,7 @@ def test_check_finds_a_leak(rows: list[Row], what: str) -> None:
             {"protocol": "slides"},
             "protocol='slides' is not one of auto, case, patient, slide, source, image, given, folds",
         ),
-        ({"duplicates": "ignore"}, "duplicates='ignore' is neither 'drop' nor 'keep'"),
+        ({"duplicates": "twice"}, "duplicates='twice' is not one of drop, keep, ignore"),
         ({"test_fraction": 0.0}, r"test_fraction=0.0 is not in \(0, 1\)"),
         ({"test_fraction": 1.0}, "test_fraction=1.0"),
         ({"test_fraction": float("nan")}, "test_fraction=nan"),
@@ -611,6 +611,7 @@ def test_csv(tmp_path: pathlib.Path) -> None:
         "magnification",
         "group",
         "note",
+        "protocol",
     ]
     assert len(lines) == len(table.rows)
     by_name = sorted(zip(split.rows, table.rows, strict=True), key=lambda pair: pair[1].image_id)
