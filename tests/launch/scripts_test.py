@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import shutil
 import sys
 import tomllib
 
