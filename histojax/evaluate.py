@@ -16,7 +16,7 @@ from histojax import build, checkpoint
 from histojax.data.pipeline import LoaderSpec, eval_batches
 from histojax.data.sources import Dataset, open_dataset
 from histojax.errors import RunError
-from histojax.evaluation import decisions, metrics, multilabel, predictions, results, terminal
+from histojax.evaluation import calibration, decisions, metrics, multilabel, predictions, results, terminal
 from histojax.sharding import Layout
 from histojax.step import ModelState, Program
 
@@ -103,6 +103,15 @@ def decision(outcome: Outcome, dataset: Dataset, indices: np.ndarray, rule: str)
     there = (dataset.labels[indices] == positive)[:, None]
     (cut,) = multilabel.choose_thresholds(there, outcome.probabilities[:, [positive]], rule).tolist()
     return {"class": dataset.classes[positive], "threshold": cut, "rule": rule}
+
+
+def temperatures(outcome: Outcome, dataset: Dataset, indices: np.ndarray) -> list[float]:
+    """The temperature that calibrates the images at `indices`; of several labels one for each."""
+    truth, said = dataset.labels[indices], outcome.probabilities
+    if not dataset.multilabel:
+        return [calibration.fit_temperature(truth, said)]
+    pairs = zip((truth > 0.5).astype(int).T, said.T, strict=True)
+    return [calibration.fit_temperature(there, np.stack([1 - p, p], axis=1)) for there, p in pairs]
 
 
 def label_confusion(

@@ -16,8 +16,7 @@ def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(
         "histojax predict",
         description="Probabilities and labels of images, resized as in training. What was killed goes on with the same "
-        "command. Images that cannot be read are listed in <output's stem>.failed.csv. Probabilities are the model's "
-        "own: no temperature is applied. Research use only.",
+        "command. Images that cannot be read are listed in <output's stem>.failed.csv. Research use only.",
     )
     parser.add_argument("run", help="work directory or checkpoint of the model; several, as A,B,C: their mean")
     parser.add_argument(
@@ -28,6 +27,9 @@ def main(words: list[str]) -> None:
     )
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("predictions.csv"), help=".csv or .parquet")
     parser.add_argument("--tta", choices=["none", "dihedral"], default="none", help="dihedral: mean over 8 views")
+    parser.add_argument(
+        "--calibrated", action="store_true", help="probabilities at the temperature that was fitted on validation"
+    )
     parser.add_argument(
         "--threshold", default="", help="0.5, or LABEL=0.4,…; of two classes, CLASS=0.4; default: the validation's"
     )
@@ -69,7 +71,7 @@ def _predict(given: argparse.Namespace) -> None:
     if not runs:
         raise RunError("no run is named")
     models = [Predictor.load(run, batch_size=given.batch_size) for run in runs]
-    cuts = prediction_run.thresholds_of(models, given.threshold)
+    cuts = prediction_run.thresholds_of(models, given.threshold, calibrated=given.calibrated)
     if cuts is not None:
         _log.info("a label is there from %s on", ", ".join(f"{name} {cut:.3g}" for name, cut in cuts.items()))
     failed = prediction_run.run(
@@ -78,6 +80,7 @@ def _predict(given: argparse.Namespace) -> None:
         given.output,
         thresholds=cuts,
         dihedral=given.tta == "dihedral",
+        calibrated=given.calibrated,
         threads=given.threads,
         redo=given.redo,
     )

@@ -82,7 +82,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool 
         best.discard_incomplete()
         watch = Watch(config.train.best_metric, config.train.early_stopping, task.METRICS)
         thresholds = [0.5] * len(dataset.classes) if dataset.multilabel else None
-        confusion = decision = None
+        confusion = decision = temperatures = None
         unvalidated = False  # whether an epoch has ended whose validation was cut short
         if last.steps():
             path = last.folder / str(last.steps()[-1])
@@ -95,7 +95,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool 
             watch.restore(meta["watch"])
             thresholds, origin = meta["thresholds"], meta["pretrained"]
             confusion = meta.get("confusion")  # checkpoints of version 0.1.0 have none
-            decision = meta.get("decision")
+            decision, temperatures = meta.get("decision"), meta.get("temperatures")
             unvalidated = meta.get("unvalidated", False)
         else:
             state, origin = program.init(), ""
@@ -127,6 +127,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool 
             position = {"next_index": step * train_spec.batch_size, "seed": train_spec.seed}
             now = {"step": step, "watch": watch.to_json(), "stream": position, "unvalidated": unvalidated}
             chosen = {"thresholds": thresholds, "confusion": confusion, "decision": decision}
+            chosen["temperatures"] = temperatures
             series.save(step, named, constants | now | chosen)
 
         # ---- Loop ---------------------------------------------------------------------------------------------
@@ -173,6 +174,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool 
                         break
                     unvalidated = False
                     measured = evaluate.validation_metrics(outcome, dataset, val_indices)
+                    temperatures = evaluate.temperatures(outcome, dataset, val_indices)
                     if dataset.multilabel:
                         thresholds = evaluate.thresholds(outcome, dataset, val_indices, rule)
                         confusion = evaluate.label_confusion(outcome, dataset, val_indices, thresholds)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import optax
 import pandas as pd
 import pytest
@@ -117,6 +118,16 @@ def test_prediction_labels_at_the_locked_threshold(
     assert f"a label is there from malignant {locked:.3g} on" in done.stderr
     table = pd.read_parquet(output)
     assert ((table["predicted"] == "malignant") == (table["prob_malignant"] >= locked)).all()
+    (temperature,) = read_meta(find(finished))["temperatures"]
+    assert run([*words, "--redo", "--calibrated"]).returncode == 0
+    calibrated = pd.read_parquet(output)
+    assert calibrated["predicted"].tolist() == table["predicted"].tolist()
+    np.testing.assert_allclose(
+        np.log(calibrated["prob_malignant"] / calibrated["prob_benign"]),
+        np.log(table["prob_malignant"] / table["prob_benign"]) / temperature,
+        rtol=1e-6,
+        atol=1e-9,
+    )
     assert run([*words, "--redo", "--threshold", "malignant=0"]).returncode == 0
     assert (pd.read_parquet(output)["predicted"] == "malignant").all()
 

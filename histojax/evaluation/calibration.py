@@ -4,6 +4,7 @@ Temperature scaling (Guo et al. 2017): logits are divided by T, which is fitted 
 log loss and then applied to others. It changes no order, so neither the predicted class nor any AUROC.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,17 @@ def sigmoid_at(probabilities: Array, temperature: float) -> Array:
     """Probabilities (n,) of one label, a question of its own, whose logits are divided by the temperature."""
     probabilities = np.asarray(probabilities, np.float64)
     return softmax_at(np.stack([1 - probabilities, probabilities], axis=1), temperature)[:, 1]
+
+
+def at_temperatures(probabilities: Array, temperatures: Sequence[float]) -> Array:
+    """Probabilities (n, k) at one temperature (one class an image), or each of k labels at its own.
+
+    Raises ValueError for another number of temperatures.
+    """
+    if len(temperatures) == 1 < np.shape(probabilities)[1]:
+        return softmax_at(probabilities, temperatures[0])
+    columns = zip(np.asarray(probabilities).T, temperatures, strict=True)
+    return np.stack([sigmoid_at(column, temperature) for column, temperature in columns], axis=1)
 
 
 def fit_temperature(true: Array, probabilities: Array) -> float:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from histojax.data.transforms import resize
 from histojax.errors import RunError
+from histojax.evaluation import calibration
 from histojax.inference import pixels, prediction_table
 from histojax.inference.images import ImageRef, fingerprint
 from histojax.inference.journal import Answer, Journal
@@ -35,6 +36,8 @@ class Model(Protocol):
     @property
     def decision(self) -> Mapping[str, float] | None: ...  # noqa: D102
     @property
+    def temperatures(self) -> Sequence[float] | None: ...  # noqa: D102
+    @property
     def image_size(self) -> int: ...  # noqa: D102
     @property
     def batch_size(self) -> int: ...  # noqa: D102
@@ -51,16 +54,18 @@ class _Batch:
     reasons: list[str]
 
 
-def thresholds_of(models: Sequence[Model], given: str = "") -> dict[str, float] | None:
+def thresholds_of(models: Sequence[Model], given: str = "", *, calibrated: bool = False) -> dict[str, float] | None:
     """At least which probability each label is there, or of two classes the positive one: the mean of what the runs
     chose on validation. None: the most probable class.
 
     Args:
       models: of one question.
       given: instead, of all labels, as `0.5`, or of some, as `tumor=0.4,stroma=0.6`; of two classes of one.
+      calibrated: whether of probabilities that temperatures have calibrated: what was chosen is moved as they are.
 
     Raises:
-      RunError: runs of different classes; a threshold that is none, of an unknown label, or of more than two classes.
+      RunError: runs of different classes, or without temperatures where they are asked for; a threshold that is none,
+        of an unknown label, or of more than two classes.
     """
     first = models[0]
     for number, other in enumerate(models[1:], start=2):
@@ -69,9 +74,16 @@ def thresholds_of(models: Sequence[Model], given: str = "") -> dict[str, float] 
                 f"runs of different questions: {_question(first)} in run 1, {_question(other)} in run {number}; "
                 "only probabilities of the same classes have a mean"
             )
+    if calibrated and (bare := [number for number, model in enumerate(models, 1) if model.temperatures is None]):
+        numbers = ", ".join(map(str, bare))
+        raise RunError(f"--calibrated: run {numbers} has no temperature: it had no validation side, or is older")
     if first.thresholds is None:
-        return _decision(models, given)
-    cuts = {name: float(np.mean([(m.thresholds or {})[name] for m in models])) for name in first.classes}
+        return _decision(models, given, calibrated)
+    chosen = []
+    for model in models:
+        own = np.array([[(model.thresholds or {})[name] for name in first.classes]])
+        chosen.append(_calibrated(own, model) if calibrated else own)
+    cuts = dict(zip(first.classes, np.mean(chosen, axis=(0, 1)).tolist(), strict=True))
     for word in given.split(",") if given else ():
         name, _, number_text = word.rpartition("=")
         try:
@@ -85,7 +97,7 @@ def thresholds_of(models: Sequence[Model], given: str = "") -> dict[str, float] 
     return cuts
 
 
-def _decision(models: Sequence[Model], given: str) -> dict[str, float] | None:
+def _decision(models: Sequence[Model], given: str, calibrated: bool) -> dict[str, float] | None:
     chosen = [model.decision for model in models]
     known = {name for one in chosen if one for name in one}
     if given:
@@ -103,12 +115,19 @@ def _decision(models: Sequence[Model], given: str) -> dict[str, float] | None:
     if len(known) != 1 or None in chosen:
         return None
     (positive,) = known
-    return {positive: float(np.mean([one[positive] for one in chosen if one]))}
+    own = np.array([[one[positive], 1 - one[positive]] for one in chosen if one])
+    if calibrated:
+        own = np.concatenate([_calibrated(cut[None], model) for cut, model in zip(own, models, strict=True)])
+    return {positive: float(own[:, 0].mean())}
+
+
+def _calibrated(probabilities: np.ndarray, model: Model) -> np.ndarray:
+    return calibration.at_temperatures(probabilities, model.temperatures or ())
 
 
 def run(
     refs: Sequence[ImageRef], models: Sequence[Model], output: pathlib.Path, *, thresholds: Mapping[str, float] | None,
-    dihedral: bool = False, threads: int = 4, redo: bool = False,
+    dihedral: bool = False, calibrated: bool = False, threads: int = 4, redo: bool = False,
 ) -> int:  # fmt: skip
     """Asks about every image that is not answered yet and writes the table; returns how many could not be read.
 
@@ -121,6 +140,7 @@ def run(
       output: .csv or .parquet; failures are listed beside it.
       thresholds: as `thresholds_of` gives them.
       dihedral: whether the mean over the eight flips and quarter turns is taken.
+      calibrated: whether each run's probabilities are calibrated by its temperatures, before any mean is taken.
       threads: that read images.
       redo: whether answers and tables that are there are made anew.
 
@@ -138,6 +158,7 @@ def run(
         "files": fingerprint(refs),
         "runs": [model.digest for model in models],
         "tta": "dihedral" if dihedral else "none",
+        "calibrated": calibrated,
         "batch_size": unit,
     }
     with Journal(partial, settings, unit, len(refs), redo=redo) as journal:
@@ -146,7 +167,7 @@ def run(
         with pixels.quiet(), pixels.Reader() as reader, bar:
             batches = _read(refs[before:], {model.image_size for model in models}, unit, threads, reader)
             try:
-                for answers in _ask(batches, models, dihedral):
+                for answers in _ask(batches, models, dihedral, calibrated):
                     journal.append(answers)
                     bar.update(len(answers))
             finally:
@@ -202,7 +223,9 @@ def _finished(batch: _Batch, parts: Iterable[concurrent.futures.Future[None]]) -
     return batch
 
 
-def _ask(batches: Iterable[_Batch], models: Sequence[Model], dihedral: bool) -> Iterator[list[Answer]]:
+def _ask(
+    batches: Iterable[_Batch], models: Sequence[Model], dihedral: bool, calibrated: bool
+) -> Iterator[list[Answer]]:
     """Of each batch its answers; all models go through the batches side by side, so few are held at a time."""
     views = _DIHEDRAL if dihedral else 1
     mine, *theirs = itertools.tee(batches, len(models) + 1)
@@ -210,7 +233,11 @@ def _ask(batches: Iterable[_Batch], models: Sequence[Model], dihedral: bool) -> 
         model.stream(_views(copy, model.image_size, dihedral)) for model, copy in zip(models, theirs, strict=True)
     ]
     for batch in mine:
-        asked = [next(stream) for stream in streams for _ in range(views)]
+        asked = [
+            _calibrated(next(stream), model) if calibrated else next(stream)
+            for stream, model in zip(streams, models, strict=True)
+            for _ in range(views)
+        ]
         mean = np.stack(asked).mean(axis=0, dtype=np.float64)
         yield [reason or row.tolist() for reason, row in zip(batch.reasons, mean, strict=True)]
 

@@ -90,8 +90,15 @@ def _frame(
     columns |= {name: [row.get(name, "") for row in rows] for name in (*_FIRST, *further)}
     frame = pd.DataFrame(columns, dtype=str)
     probabilities = np.array([answer for _, answer in block], np.float64).reshape(len(block), len(classes))
-    for i, name in enumerate(classes):
-        frame[f"prob_{name}"] = probabilities[:, i]
+    return frame.join(answered(probabilities, classes, thresholds))
+
+
+def answered(probabilities: np.ndarray, classes: Sequence[str], thresholds: Mapping[str, float] | None) -> pd.DataFrame:
+    """Columns `prob_<class>` of probabilities (n, k), and `predicted`, or `predicted_<label>` of several labels.
+
+    `thresholds` are as `write` takes them.
+    """
+    frame = pd.DataFrame({f"prob_{name}": probabilities[:, i] for i, name in enumerate(classes)})
     if thresholds is None:
         frame["predicted"] = pd.Series([classes[i] for i in probabilities.argmax(1)], dtype=str)
     elif len(thresholds) < len(classes):

@@ -1,16 +1,18 @@
 """A trained model as a function of pixels: numpy in, numpy out, one compiled program whatever the number of images."""
 
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import pandas as pd
 
 from histojax import checkpoint, evaluate
 from histojax.data.sources import label_key
 from histojax.data.transforms import resize
 from histojax.errors import RunError
+from histojax.inference.prediction_table import answered
 
 _AHEAD = 2  # batches under way on the device while the host prepares the next
 
@@ -22,6 +24,7 @@ class Predictor:
       classes: names of the classes, or of the labels, in the order of the probabilities.
       thresholds: of each label, chosen on validation images; None where an image has one class.
       decision: of two classes, the threshold of the positive one, chosen on validation images; else None.
+      temperatures: by which `calibration.at_temperatures` calibrates; fitted on validation images, None without.
       image_size: height and width of the model's input.
       digest: sixteen digits that tell the checkpoint from any other.
       batch_size: images that are asked about at a time.
@@ -38,6 +41,7 @@ class Predictor:
         self.thresholds: dict[str, float] | None = None if cuts is None else dict(zip(self.classes, cuts, strict=True))
         locked = trained.meta.get("decision")  # older checkpoints have none
         self.decision: dict[str, float] | None = locked and {locked["class"]: locked["threshold"]}
+        self.temperatures: list[float] | None = trained.meta.get("temperatures")
         self.image_size: int = trained.config.data.image_size
         self.digest = checkpoint.digest(trained.path)
 
@@ -62,6 +66,22 @@ class Predictor:
         """
         rows = list(self.stream(self._batches(images)))
         return np.concatenate(rows) if rows else np.zeros((0, len(self.classes)), np.float32)
+
+    def table(self, images: Iterable[np.ndarray], names: Sequence[str] = ()) -> pd.DataFrame:
+        """What the model says of images, a row each: probabilities, and the label, or every label, at its threshold.
+
+        Args:
+          images: as `predict` takes them.
+          names: of the rows; without, their numbers.
+
+        Raises:
+          RunError: an image of another shape or type; another number of names than of images.
+        """
+        probabilities = self.predict(images)
+        if names and len(names) != len(probabilities):
+            raise RunError(f"{len(names)} names of {len(probabilities)} images")
+        frame = answered(probabilities, self.classes, self.thresholds or self.decision)
+        return frame.set_axis(pd.Index(names, name="image_id")) if names else frame
 
     def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Probabilities `f32 [b, k]` of each batch `u8 [b, s, s, 3]`, in order; b is at most the batch size.

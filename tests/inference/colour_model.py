@@ -11,6 +11,7 @@ class ColourModel:
     def __init__(self, *, batch_size: int = 4, image_size: int = 8, labels: bool = False, weight: float = 1.0):
         self.classes: tuple[str, ...] = ("red", "green", "blue")
         self.decision: dict[str, float] | None = None
+        self.temperatures: list[float] | None = None
         self.thresholds = {"red": 0.2, "green": 0.4, "blue": 0.6} if labels else None
         self.batch_size, self.image_size = batch_size, image_size
         self.digest = f"colours-{weight}"

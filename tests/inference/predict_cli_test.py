@@ -38,7 +38,7 @@ def table(run: pathlib.Path, tiles: pathlib.Path) -> pd.DataFrame:
     done = predict(run, tiles, "--output", output)
     assert done.returncode == 0, done.stderr
     assert f"72 of 72 images are in {output}" in done.stdout
-    assert "labels are there from" in done.stderr
+    assert "a label is there from" in done.stderr
     return pd.read_parquet(output)
 
 

@@ -182,6 +182,34 @@ def test_the_mean_over_eight_views_and_several_models(folder: pathlib.Path) -> N
     assert np.abs(one.say(image[None])[0] - mean).max() > 1e-4
 
 
+def test_calibration_moves_probabilities_and_thresholds_together(folder: pathlib.Path) -> None:
+    with pytest.raises(RunError, match=r"--calibrated: run 1 has no temperature"):
+        prediction_run.thresholds_of([ColourModel()], calibrated=True)
+    for model, temperatures in ((ColourModel(), [2.0]), (ColourModel(labels=True), [2.0, 0.5, 3.0])):
+        model.temperatures = temperatures
+        tables = []
+        for calibrated in (False, True):
+            output = folder.parent / f"{calibrated}{len(temperatures)}.csv"
+            cuts = prediction_run.thresholds_of([model], calibrated=calibrated)
+            prediction_run.run(refs_of(folder), [model], output, thresholds=cuts, calibrated=calibrated)
+            tables.append(pd.read_csv(output))
+        raw, moved = (table[PROBABILITIES].to_numpy() for table in tables)
+        logits = (np.log(raw) if len(temperatures) == 1 else np.log(raw / (1 - raw))) / temperatures
+        expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        if len(temperatures) > 1:
+            expected = 1 / (1 + np.exp(-logits))
+        np.testing.assert_allclose(moved, expected, rtol=1e-9)
+        for column in [name for name in tables[0] if name.startswith("predicted")]:
+            assert tables[0][column].tolist() == tables[1][column].tolist()
+    # Of two classes the locked threshold, too; of several runs each by its own temperature.
+    warm, warmer = ColourModel(), ColourModel()
+    for model, temperature in ((warm, 2.0), (warmer, 1.0)):
+        model.classes, model.decision, model.temperatures = ("cold", "warm"), {"warm": 0.2}, [temperature]
+    at_two = 0.2**0.5 / (0.2**0.5 + 0.8**0.5)
+    found = prediction_run.thresholds_of([warm, warmer], calibrated=True)
+    assert found == {"warm": pytest.approx((at_two + 0.2) / 2)}
+
+
 def test_thresholds_are_the_runs_or_given() -> None:
     one, other = ColourModel(labels=True), ColourModel(labels=True)
     other.thresholds = {"red": 0.4, "green": 0.4, "blue": 0.2}

@@ -59,6 +59,21 @@ def test_neither_order_nor_batch_matters(
     assert predictor.predict([]).shape == (0, len(predictor.classes))
 
 
+def test_a_table_has_a_row_an_image(predictor: Predictor, images: tuple[list[np.ndarray], np.ndarray]) -> None:
+    pixels, _ = images
+    table = predictor.table(pixels[:3], ["a", "b<i>", "c"])
+    assert table.index.tolist() == ["a", "b<i>", "c"]
+    whole = predictor.predict(pixels[:3])
+    assert predictor.thresholds is not None
+    for i, (name, cut) in enumerate(predictor.thresholds.items()):
+        assert table[f"prob_{name}"].tolist() == whole[:, i].tolist()
+        assert table[f"predicted_{name}"].tolist() == (whole[:, i] >= cut).astype(int).tolist()
+    assert "b&lt;i&gt;" in table._repr_html_()  # what a notebook shows
+    assert predictor.table(pixels[:2]).index.tolist() == [0, 1]
+    with pytest.raises(RunError, match="1 names of 2 images"):
+        predictor.table(pixels[:2], ["a"])
+
+
 def test_a_stream_keeps_the_order_and_only_looks_a_little_ahead(predictor: Predictor) -> None:
     size = predictor.image_size
     rng = np.random.default_rng(0)
