@@ -90,40 +90,40 @@ def validation_metrics(outcome: Outcome, dataset: Dataset, indices: np.ndarray) 
     }
 
 
-def thresholds(outcome: Outcome, dataset: Dataset, indices: np.ndarray, rule: str) -> list[float]:
-    """The threshold of each label that serves the images at `indices` best."""
-    return multilabel.choose_thresholds(dataset.labels[indices], outcome.probabilities, rule).tolist()
+def nothing_chosen(dataset: Dataset) -> dict[str, Any]:
+    """What a checkpoint holds of `chosen` where there is no validation side."""
+    halves = [0.5] * len(dataset.classes) if dataset.multilabel else None
+    return {"thresholds": halves, "confusion": None, "decision": None, "temperatures": None}
 
 
-def decision(outcome: Outcome, dataset: Dataset, indices: np.ndarray, rule: str) -> dict[str, Any] | None:
-    """Of two classes the threshold of the positive one that serves the images at `indices` best; of more, None."""
-    if len(dataset.classes) != 2:
-        return None
-    positive = dataset.classes.index(POSITIVE) if POSITIVE in dataset.classes else 1
-    there = (dataset.labels[indices] == positive)[:, None]
-    (cut,) = multilabel.choose_thresholds(there, outcome.probabilities[:, [positive]], rule).tolist()
-    return {"class": dataset.classes[positive], "threshold": cut, "rule": rule}
+def chosen(outcome: Outcome, dataset: Dataset, indices: np.ndarray, rule: str) -> dict[str, Any]:
+    """What is chosen on validation images, those at `indices`, and locked in the checkpoint.
 
-
-def temperatures(outcome: Outcome, dataset: Dataset, indices: np.ndarray) -> list[float]:
-    """The temperature that calibrates the images at `indices`; of several labels one for each."""
+    `thresholds` of several labels, by the rule, and how often each label is right at its own (`confusion`: true
+    negatives, false positives, false negatives, true positives; they say how far a count of predicted labels can be
+    off); of two classes the `decision` of the positive one; `temperatures` that calibrate.
+    """
     truth, said = dataset.labels[indices], outcome.probabilities
     if not dataset.multilabel:
-        return [calibration.fit_temperature(truth, said)]
-    pairs = zip((truth > 0.5).astype(int).T, said.T, strict=True)
-    return [calibration.fit_temperature(there, np.stack([1 - p, p], axis=1)) for there, p in pairs]
+        temperatures = [calibration.fit_temperature(truth, said)]
+        decision = _decision(truth, said, dataset.classes, rule) if len(dataset.classes) == 2 else None
+        return nothing_chosen(dataset) | {"decision": decision, "temperatures": temperatures}
+    cuts = multilabel.choose_thresholds(truth, said, rule)
+    there, yes = truth > 0.5, said >= cuts
+    cells = (~there & ~yes, ~there & yes, there & ~yes, there & yes)
+    pairs = zip(there.astype(int).T, said.T, strict=True)
+    return {
+        "thresholds": cuts.tolist(),
+        "confusion": {name: [int(cell[:, i].sum()) for cell in cells] for i, name in enumerate(dataset.classes)},
+        "decision": None,
+        "temperatures": [calibration.fit_temperature(one, np.stack([1 - p, p], axis=1)) for one, p in pairs],
+    }
 
 
-def label_confusion(
-    outcome: Outcome, dataset: Dataset, indices: np.ndarray, cuts: Sequence[float]
-) -> dict[str, list[int]]:
-    """Of each label how many images at `indices` are true negatives, false positives, false negatives, true positives.
-
-    A checkpoint keeps them: they say how far a count of predicted labels can be off.
-    """
-    there, said = dataset.labels[indices] > 0.5, outcome.probabilities >= np.asarray(cuts)
-    cells = (~there & ~said, ~there & said, there & ~said, there & said)
-    return {name: [int(cell[:, i].sum()) for cell in cells] for i, name in enumerate(dataset.classes)}
+def _decision(truth: np.ndarray, said: np.ndarray, classes: Sequence[str], rule: str) -> dict[str, Any]:
+    positive = classes.index(POSITIVE) if POSITIVE in classes else 1
+    (cut,) = multilabel.choose_thresholds((truth == positive)[:, None], said[:, [positive]], rule).tolist()
+    return {"class": classes[positive], "threshold": cut, "rule": rule}
 
 
 def predict_split(

@@ -81,8 +81,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool 
         last.discard_incomplete()
         best.discard_incomplete()
         watch = Watch(config.train.best_metric, config.train.early_stopping, task.METRICS)
-        thresholds = [0.5] * len(dataset.classes) if dataset.multilabel else None
-        confusion = decision = temperatures = None
+        chosen = evaluate.nothing_chosen(dataset)
         unvalidated = False  # whether an epoch has ended whose validation was cut short
         if last.steps():
             path = last.folder / str(last.steps()[-1])
@@ -93,9 +92,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool 
                     f"now {split.hash}); point data.root at the same images or use a new work directory"
                 )
             watch.restore(meta["watch"])
-            thresholds, origin = meta["thresholds"], meta["pretrained"]
-            confusion = meta.get("confusion")  # checkpoints of version 0.1.0 have none
-            decision, temperatures = meta.get("decision"), meta.get("temperatures")
+            chosen, origin = {key: meta.get(key) for key in chosen}, meta["pretrained"]  # older ones have not all
             unvalidated = meta.get("unvalidated", False)
         else:
             state, origin = program.init(), ""
@@ -126,8 +123,6 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool 
             # The stream of batches is a function of seed and position, so its state is one number.
             position = {"next_index": step * train_spec.batch_size, "seed": train_spec.seed}
             now = {"step": step, "watch": watch.to_json(), "stream": position, "unvalidated": unvalidated}
-            chosen = {"thresholds": thresholds, "confusion": confusion, "decision": decision}
-            chosen["temperatures"] = temperatures
             series.save(step, named, constants | now | chosen)
 
         # ---- Loop ---------------------------------------------------------------------------------------------
@@ -174,12 +169,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool 
                         break
                     unvalidated = False
                     measured = evaluate.validation_metrics(outcome, dataset, val_indices)
-                    temperatures = evaluate.temperatures(outcome, dataset, val_indices)
-                    if dataset.multilabel:
-                        thresholds = evaluate.thresholds(outcome, dataset, val_indices, rule)
-                        confusion = evaluate.label_confusion(outcome, dataset, val_indices, thresholds)
-                    else:
-                        decision = evaluate.decision(outcome, dataset, val_indices, rule)
+                    chosen = evaluate.chosen(outcome, dataset, val_indices, rule)
                     writer.write(step, {f"val/{key}": value for key, value in measured.items()})
                     line += "".join(f"  val {key} {measured[key]:.4f}" for key in task.METRICS[:3])
                     if watch.better(measured, step):
