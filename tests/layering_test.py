@@ -42,6 +42,9 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "pandas", "pyarrow", "scipy", "cv2", "PIL", "openslide", "tifffile", "imagecodecs", "shapely"}
         | {"matplotlib", "jinja2", "tqdm"},
     ),
+    # PyTorch's side imports the first, the second waits while others compute.
+    "histojax.bench.contestant": ({"data_pipelines"}, set()),
+    "histojax.bench.rounds": (set(), set()),
     "histojax.losses": (set(), {"jax", "numpy"}),
     "histojax.metrics": (set(), {"jax"}),
     "histojax.tasks": ({"histojax.losses", "histojax.metrics"}, {"jax"}),

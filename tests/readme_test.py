@@ -19,7 +19,8 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 VERBS = [line for line in LINES if line.startswith("histojax ")]
-SUBVERBS = (["slide", "train-tiles"], ["slide", "agreement"])
+SUBVERBS = [["slide", "train-tiles"], ["slide", "agreement"]]
+SUBVERBS += [["bench", "step"], ["bench", "infer"], ["bench", "input"]]
 COMMANDS = [line for line in LINES if "histojax.main" in line]
 
 

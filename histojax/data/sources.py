@@ -133,7 +133,7 @@ def open_dataset(settings: Mapping[str, Any], classes: Sequence[str] = ()) -> Da
     """Prepares what is not there yet and opens it.
 
     Args:
-      settings: `pipeline, root, magnification, on_bad_image, prepared_dir, task, tiles, split.protocol` of
+      settings: `pipeline, root, magnification, on_bad_image, prepared_dir, task, tiles` and, if any, `split` of
         `config.data`; of a protocol that is about some classes of the task, images of the others are left out.
       classes: those of a trained model; empty: those of the task.
 
