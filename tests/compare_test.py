@@ -60,7 +60,8 @@ def test_models_are_trained_once_and_stand_in_one_table(tmp_path: pathlib.Path) 
         (["compare", "--config", f"{CONFIG}y", "--workdir=x"], "unknown variant ':smokey' of this config"),
         (
             ["train"],
-            "unknown verb 'train'; there are models, convert, compare, predict, explain, export, slide, audit, protocols, report",
+            "unknown verb 'train'; there are models, convert, compare, predict, explain, export, slide, audit, "
+            "protocols, report",
         ),
         (["models", "all"], "unrecognized arguments: all"),
         (["convert", "--output=x"], "give either --weights and --model (or --config), or --checkpoint"),

@@ -62,6 +62,7 @@ def card(source: Mapping[str, Any], config: Mapping[str, Any], licence: str = ""
     synthetic = (
         " **The images are synthetic: no figure here says anything about tissue.**" if facts["synthetic"] else ""
     )
+    named = f" ({code(facts['protocol_id'])})" if facts.get("protocol_id") else ""
     sides = ", ".join(f"{side} {row['n_images']}" for side, row in source["sides"]["sides"].items())
     thresholds = source["thresholds"]
     kind = "labels, any number an image" if source["kind"] == "labels" else "classes, one an image"
@@ -79,8 +80,7 @@ def card(source: Mapping[str, Any], config: Mapping[str, Any], licence: str = ""
         f"* Input: {size}×{size} pixels, RGB{normalised}.",
         f"* Licence: {code(licence) if licence else UNSTATED}.",
         f"* Data: {text(facts['data'] or UNSTATED)}.{synthetic} Images by side: {sides}.",
-        f"* Protocol: {text(facts['protocol'] or UNSTATED)}; by name {code(facts.get('protocol_id') or UNSTATED)}; "
-        f"split hash {facts['split_hash'] or UNSTATED}; "
+        f"* Protocol: {text(facts['protocol'] or UNSTATED)}{named}; split hash {facts['split_hash'] or UNSTATED}; "
         f"{_shared(source)}.",
         f"* Initial weights: {text(facts['pretrained'] or UNSTATED)}.",
         f"* Checkpoint: step {facts['checkpoint_step'] or UNSTATED}; config hash {facts.get('config_hash', UNSTATED)}; "

@@ -1,0 +1,297 @@
+"""Protocols by name: what a name fixes, what its hash covers, and the splits that it gives."""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from configs import common
+from data_pipelines import protocols
+from data_pipelines.breakhis import filenames, published
+from data_pipelines.errors import DataError
+from data_pipelines.official_folds import read_folds, write_fold
+from data_pipelines.records import Record, Records
+from data_pipelines.split_spec import SplitSpec
+from data_pipelines.splits import Member, Split, make_split, place
+from histojax.data.sources import open_dataset
+from tests.conftest import WriteImages
+
+FIELDS = common.base().data.split.to_dict()
+
+
+def _spec(name: str, **fields: Any) -> SplitSpec:
+    return protocols.split_spec(FIELDS | {"protocol": name} | fields)
+
+
+def _record(image_id: str, picture: str = "") -> Record:
+    name = filenames.parse(f"{image_id}.png")
+    pixels = hashlib.sha256((picture or image_id).encode()).hexdigest()
+    return Record(
+        name.image_id, name.label, name.subtype, name.patient_id, name.case_id, name.magnification, pixels
+    )  # fmt: skip
+
+
+def _slides(subtype: str, slides: Sequence[str], images: int = 6, magnification: str = "40") -> list[Record]:
+    cls = "B" if subtype in ("A", "F", "PT", "TA") else "M"
+    return [
+        _record(f"SOB_{cls}_{subtype}-14-{slide}-{magnification}-{i:03d}")
+        for slide in slides
+        for i in range(1, images + 1)
+    ]
+
+
+def _split(rows: Sequence[Record], spec: SplitSpec, field: str = "label") -> Split:
+    records = Records(rows)
+    counts: dict[str, Member] = {}
+    for row in rows:
+        there = dict(counts[row.patient_id].images) if row.patient_id in counts else {}
+        there[row.magnification] = there.get(row.magnification, 0) + 1
+        counts[row.patient_id] = Member(row.patient_id, row.case_id, getattr(row, field), there)
+    labels = records.column(field).tolist()
+    return make_split(records, labels, list(counts.values()), spec, filenames.DUPLICATE_SLIDES)
+
+
+def _with_the_copied_slide() -> list[Record]:
+    """Eight benign and eight malignant slides, and 13412 under both of its names."""
+    rows = _slides("F", [str(1000 + i) for i in range(8)]) + _slides("MC", [str(2000 + i) for i in range(8)])
+    twice = [_record(f"SOB_M_{t}-14-13412-40-{i:03d}", f"13412/{i}") for t in ("DC", "LC") for i in range(1, 11)]
+    return rows + twice
+
+
+def test_every_name_says_all_of_itself() -> None:
+    fields = {"folds": {"fold": 1, "folds_dir": "x"}}
+    for name, protocol in protocols.REGISTRY.items():
+        spec = _spec(name, **fields.get(protocol.kind, {}))
+        assert (spec.protocol, spec.duplicates) == (protocol.kind, protocol.duplicates)
+        assert protocols.define(spec, ["benign", "malignant"]).name == name
+        # What the name says does not depend on the field beside it.
+        assert _spec(name, duplicates="keep", **fields.get(protocol.kind, {})) == spec
+    assert len({protocols.define(_spec(n), ["a", "b"]).hash for n in protocols.REGISTRY if "folds" not in n}) == 19
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"protocol": "image"}, "image_deduplicated"),
+        ({"protocol": "image", "duplicates": "ignore"}, "image_with_copies"),
+        ({"protocol": "case"}, "case_deduplicated"),
+        ({"protocol": "patient", "duplicates": "keep"}, "patient_copies_together"),
+    ],
+)
+def test_short_names_keep_the_fields_beside_them(fields: dict[str, str], name: str) -> None:
+    spec = protocols.split_spec(FIELDS | fields)
+    assert spec == SplitSpec(**FIELDS | fields)
+    assert protocols.define(spec, ["a", "b"]) == protocols.define(_spec(name), ["b", "a"])
+
+
+def test_the_hash_is_of_the_recipe_not_of_its_numbers() -> None:
+    def of(classes: Sequence[str] = ("benign", "malignant"), **fields: Any) -> str:
+        return protocols.define(_spec("case_deduplicated", **fields), classes).hash
+
+    five = of(kfolds=5)
+    assert five == of(kfolds=5, fold=3, seed=7) == of(kfolds=5, test_fraction=0.1)
+    others = [of(kfolds=4), of(), of(test_fraction=0.1), of(kfolds=5, val_fraction=0.0), of(["A", "F"], kfolds=5)]
+    assert len({five, *others}) == 6
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"protocol": "images"}, r"protocol='images' is not one of auto, case, .*, eva, nor .* with _with_copies"),
+        ({"protocol": "listed"}, "protocol='listed' is not one of"),
+        ({"protocol": "eva", "kfolds": 5}, "kfolds and a given split exclude each other"),
+        ({"protocol": "folds_with_copies"}, "fold=0: the official folds are 1 to 5"),
+    ],
+)  # fmt: skip
+def test_what_means_nothing_is_told(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        protocols.split_spec(FIELDS | fields)
+
+
+@pytest.mark.parametrize("kfolds", [0, 4])
+def test_copies_stand_where_chance_puts_them(kfolds: int) -> None:
+    rows = _with_the_copied_slide()
+    split = _split(rows, _spec("image_with_copies", kfolds=kfolds))
+    assert all(row.side for row in split.rows)
+    seen = {row.pixel_hash for row in split.rows if row.side != "test"}
+    leaked = [row for row in split.rows if row.side == "test" and row.pixel_hash in seen]
+    assert leaked
+    assert split.warnings[0].startswith(f"{len(leaked)} test images have a copy of identical pixels")
+    assert split.protocol.endswith("copies as they come")
+    once = _split(rows, _spec("image_deduplicated", kfolds=kfolds))
+    assert len(once.indices("test")) + len(once.indices("train")) + len(once.indices("val")) == len(rows) - 10
+    assert once.warnings == ()
+
+
+def test_without_copies_it_is_the_same_split() -> None:
+    rows = [row for row in _with_the_copied_slide() if "_DC_" not in row.patient_id]
+    one, other = (_split(rows, _spec(name)) for name in ("image_with_copies", "image_deduplicated"))
+    assert one.hash == other.hash
+    assert one.definition != other.definition
+
+
+def test_of_the_copied_slide_patients_stand_on_two_sides_and_cases_never() -> None:
+    rows = _with_the_copied_slide()
+    sides: dict[str, list[set[str]]] = {"patient": [], "case": []}
+    for kind, found in sides.items():
+        for seed in range(6):
+            split = _split(rows, _spec(f"{kind}_with_copies", seed=seed))
+            found.append({row.side for row in split.rows if "13412" in row.image_id})
+    assert any("test" in where and len(where) == 2 for where in sides["patient"])
+    assert all(len(where) == 1 for where in sides["case"])
+
+
+def test_the_name_travels_and_old_checkpoints_have_none() -> None:
+    rows = _with_the_copied_slide()
+    split = _split(rows, _spec("image_with_copies"))
+    saved = split.to_json()
+    again = Split.from_json(saved)
+    assert again.definition == split.definition
+    assert place(again, Records(rows)).definition == split.definition
+    assert place(again, Records(rows)).hash == split.hash
+    del saved["definition"]
+    assert Split.from_json(saved).definition is None
+
+
+def test_a_picture_of_training_stays_out_of_another_roots_test() -> None:
+    rows = _with_the_copied_slide()
+    split = _split(rows, _spec("image_with_copies"))
+    sides: dict[str, set[str]] = {}
+    for row in split.rows:
+        sides.setdefault(row.pixel_hash, set()).add(row.side)
+    both = {pixels for pixels, where in sides.items() if {"train", "test"} <= where}
+    assert both
+    renamed = [
+        dataclasses.replace(row, image_id=f"copy-{row.image_id}", patient_id="new", case_id="new") for row in rows
+    ]
+    placed = place(split, Records(renamed))
+    assert {row.side for row in placed.rows if row.pixel_hash in both} == {"train"}
+
+
+def test_eva_lists_the_patients_that_are_published() -> None:
+    slides = {"F": {"21998CD", "21998EF", "23060CD"}, "TA": {"15275", "16184CD"}, "MC": {"18842D", "19979"}}
+    slides["DC"] = {"15792", "16875", "3909", "5287", "16716", "2773", "5695"}
+    want = {
+        f"SOB_{'B' if subtype in ('F', 'TA') else 'M'}_{subtype}_14-{slide}"
+        for subtype in slides
+        for slide in slides[subtype]
+    }
+    known = protocols.REGISTRY["eva"]
+    assert set(known.test_patients) == want
+    assert set(known.classes) == set(slides)
+    column = filenames.MAGNIFICATIONS.index(known.magnification)
+    assert sum(known.images) == sum(filenames.PUBLISHED_COUNTS[subtype][column] for subtype in slides)
+
+
+def _eva_rows(test_images: int) -> list[Record]:
+    """The 14 patients that eva tests on with so many images, 28 others with the rest of 1,471, and other classes."""
+    subtypes = {name: name.split("_")[2] for name in protocols.REGISTRY["eva"].test_patients}
+    rows: list[Record] = []
+    for i, (patient, subtype) in enumerate(subtypes.items()):
+        n = test_images // 14 + (i < test_images % 14)
+        rows += _slides(subtype, [patient.rpartition("-")[2]], n)
+    rest = 1471 - test_images
+    for i in range(28):
+        rows += _slides(("F", "TA", "DC", "MC")[i % 4], [str(40_000 + i)], rest // 28 + (i < rest % 28))
+    return rows + _slides("PT", ["21998AB"], 5) + _slides("LC", ["13412"], 5)
+
+
+@pytest.mark.parametrize("val_fraction", [0.0, 0.2])
+def test_eva_tests_on_its_patients(val_fraction: float) -> None:
+    rows = _eva_rows(339)
+    known = protocols.REGISTRY["eva"]
+    records = Records(rows)
+    labels = [row.subtype if row.subtype in known.classes else "" for row in rows]
+    spec = _spec("eva", val_fraction=val_fraction)
+    split = make_split(records, labels, [], spec, filenames.DUPLICATE_SLIDES)
+    side = {row.image_id: row.side for row in split.rows}
+    tested = {row.patient_id for row in rows if side[row.image_id] == "test"}
+    assert tested == set(known.test_patients)
+    assert split.left_out() == {"of a class that the protocol is not about": 10}
+    counts = [len(split.indices(name)) for name in ("train", "val", "test")]
+    assert (counts[0] + counts[1], counts[2]) == (1132, 339)
+    assert bool(counts[1]) == bool(val_fraction)
+    assert split.definition is not None
+    assert split.definition.name == "eva"
+    protocols.check_published("eva", [row.side for row in split.rows if row.side])
+    with pytest.raises(DataError, match="1131 images train and 340 test; published are 1132 and 339"):
+        protocols.check_published("eva", ["train"] * 1131 + ["test"] * 340)
+    protocols.check_published("eva", ["train"] * 10 + ["test"] * 340)  # a part of the archive
+
+
+def test_eva_as_a_dataset(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
+    rows = [row for row in _eva_rows(28) if row.image_id.endswith(("-001", "-002"))]
+    write_images(tmp_path / "images", [f"{row.image_id}.png" for row in rows])
+    config = common.base()
+    config.data.root = str(tmp_path / "images")
+    config.data.split.protocol = "eva"
+    with pytest.raises(DataError, match=r"data\.task='binary': the protocol 'eva' is of data\.task=subtype"):
+        open_dataset(config.data)
+    config.data.task = "subtype"
+    with pytest.raises(DataError, match=r"data\.magnification='100X': the protocol 'eva' is of .*=40X"):
+        open_dataset(config.data)
+    config.data.magnification = "40X"
+    dataset = open_dataset(config.data)
+    assert dataset.classes == ("F", "TA", "DC", "MC")
+    split = dataset.split(protocols.split_spec(config.data.split))
+    assert len(split.indices("test")) == 28
+    assert sum(split.left_out().values()) == 4
+    assert len(dataset.label_names) == len(dataset.records)
+    foreign = {r.subtype for r, name in zip(dataset.records, dataset.label_names, strict=True) if not name}
+    assert foreign == {"PT", "LC"}
+    # As an evaluation of its checkpoint opens and places them, whatever the table.
+    again = open_dataset(config.data, dataset.classes)
+    saved = Split.from_json(split.to_json())
+    assert again.place(saved).hash == split.hash
+    # Elsewhere, too, images of other classes are tested by nobody.
+    names = [f"SOB_B_PT-14-99999-100-00{i}.png" for i in (1, 2)] + ["SOB_B_F-14-88888-100-001.png"]
+    write_images(tmp_path / "others", names, seed=1)
+    config.data.update(root=str(tmp_path / "others"), magnification="100X")
+    others = open_dataset(config.data, dataset.classes)
+    sides = {row.image_id: row.side for row in others.place(saved).rows}
+    assert sides == {names[0][:-4]: "", names[1][:-4]: "", names[2][:-4]: "test"}
+
+
+@pytest.mark.parametrize("name", ["case_deduplicated", "patient_with_copies"])
+def test_a_fold_that_was_written_is_read_as_the_same_split(name: str, tmp_path: pathlib.Path) -> None:
+    rows = _with_the_copied_slide()
+    tested: list[str] = []
+    for fold in range(5):
+        split = _split(rows, _spec(name, kfolds=5, fold=fold))
+        path = write_fold(tmp_path, fold + 1, {row.image_id: row.side for row in split.rows})
+        assert path == tmp_path / f"dsfold{fold + 1}.txt"
+        said = read_folds(tmp_path, fold + 1)
+        want = {r.image_id: "test" if r.side == "test" else "train" for r in split.rows if r.side}
+        assert said == want
+        read = _split(rows, _spec("folds_with_copies", fold=fold + 1, folds_dir=str(tmp_path), val_fraction=0.0))
+        assert {r.image_id for r in read.rows if r.side == "test"} == {k for k, v in want.items() if v == "test"}
+        tested += [image for image, side in said.items() if side == "test"]
+    assert sorted(tested) == sorted(row.image_id for row in split.rows if row.side)
+    first = (tmp_path / "dsfold1.txt").read_text().splitlines()[0]
+    assert first.startswith("SOB_B_F-14-1000-40-001.png|40|1|t")
+
+
+def test_folds_of_other_images_are_not_written(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(DataError, match=r"dsfold1\.txt holds BreakHis's images only: 'tile_1'"):
+        write_fold(tmp_path, 1, {"tile_1": "test"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_published_numbers_stand_beside_their_own_kind() -> None:
+    image = published.beside("image", "binary", "100X")
+    assert [(row.model.partition(",")[0], row.value) for row in image] == [
+        ("DALAResNet50", 0.987),
+        ("DenseNet-201-MSD", 0.988),
+    ]
+    patient = published.beside("patient", "binary", "400X")
+    assert [(row.model, row.value, row.sd) for row in patient] == [
+        ("ResNet50", 0.9267, 0.0435),
+        ("Swin-T", 0.903, None),
+    ]
+    assert published.beside("case", "binary", "400X") == patient == published.beside("folds", "binary", "400X")
+    assert {row.metric for row in published.beside("listed", "subtype", "40X")} == {"balanced_accuracy"}
+    assert published.beside("image", "subtype", "40X") == ()
+    assert all(0.5 < row.value < 1 and row.protocol and row.source for row in published.REPORTED)
