@@ -46,6 +46,12 @@ def errors_in_words() -> Iterator[None]:
         sys.exit(f"error: {where}{error.strerror or error}. What was written before is whole; mend it and start again.")
 
 
+def show_in_help(*names: str) -> None:
+    """These flags are the verb's: absl's --help shows those of the program's own file alone."""
+    for name in names:
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+
+
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Flags as `absl.app.run` wants them parsed, with a misspelt or mistyped config field told in words."""
     try:

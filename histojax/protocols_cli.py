@@ -20,6 +20,7 @@ def main(words: list[str]) -> None:
     flags.DEFINE_integer("folds", 5, "Of cross-validation; 0: one hold-out.")
     flags.DEFINE_bool("transfer", False, "Test the case-disjoint models at every magnification, too.")
     flags.DEFINE_string("write_folds", None, "Train nothing; write dsfold1.txt … of one protocol to this folder.")
+    console.show_in_help("config", "workdir", "protocols", "magnifications", "folds", "transfer", "write_folds")
 
     def run(argv: Sequence[str]) -> None:
         if len(argv) > 1:

@@ -1,6 +1,5 @@
 """`histojax shardings --config FILE`: how parameters and optimizer lie on devices."""
 
-import sys
 from collections.abc import Sequence
 
 from histojax import console
@@ -19,8 +18,7 @@ def main(words: list[str]) -> None:
     devices = flags.DEFINE_integer("devices", 8, "How many; virtual ones, so that none are needed.", lower_bound=1)
     classes = flags.DEFINE_integer("num_classes", 2, "Of the model.", lower_bound=1)
 
-    for name in ("config", "devices", "num_classes"):  # --help shows those of the program's own file
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+    console.show_in_help("config", "devices", "num_classes")
 
     def run(argv: Sequence[str]) -> None:
         if len(argv) > 1:

@@ -29,7 +29,7 @@ def test_a_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None
     words = shlex.split(command.split("histojax.main", 1)[1])
     importlib.import_module("histojax.main")
     known = flags.FlagValues()
-    for name in ("workdir", "mode", "checkpoint", "data_root", "image_size", "magnification"):
+    for name in ("workdir", "mode", "checkpoint", "data_root", "image_size", "magnification", "profile"):
         known[name] = flags.FLAGS[name]
     config = config_flags.DEFINE_config_file("config", None, flag_values=known, lock_config=True)
     # Paths are relative to the root, as the README's reader stands there.
@@ -48,7 +48,8 @@ def test_a_verb_has_the_options_that_are_shown(command: str) -> None:
     for word in words[1 + len(named) :]:
         option = word.partition("=")[0]
         if option.startswith("--") and not option.startswith("--config."):
-            assert re.search(rf"{option}\b", help_), f"{' '.join(named)} has no {option}"
+            name = option.removeprefix("--")  # absl shows a flag that is yes or no as --[no]name
+            assert re.search(rf"--(\[no\])?{name}\b", help_), f"{' '.join(named)} has no {option}"
 
 
 def test_every_field_that_is_named_exists() -> None:
