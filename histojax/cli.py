@@ -188,7 +188,7 @@ def _run_comparison() -> None:
     from absl import flags
     from ml_collections import config_flags
 
-    from histojax import compare, startup
+    from histojax import compare, processes, startup
     from histojax.errors import RunError
 
     values = flags.FLAGS
@@ -202,7 +202,7 @@ def _run_comparison() -> None:
     text = compare.compare(found, pathlib.Path(values.workdir))
     print("interrupted: the same command goes on" if text is None else text)
     if text is None:
-        sys.exit(1)
+        sys.exit(processes.TRY_AGAIN)
 
 
 if __name__ == "__main__":

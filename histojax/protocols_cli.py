@@ -35,7 +35,7 @@ def main(words: list[str]) -> None:
 def _run() -> None:
     from absl import flags
 
-    from histojax import protocols, startup
+    from histojax import processes, protocols, startup
     from histojax.errors import RunError
 
     given = flags.FLAGS
@@ -53,7 +53,7 @@ def _run() -> None:
     text = protocols.measure(found, pathlib.Path(given.workdir), given.transfer)
     print("interrupted: the same command goes on" if text is None else text, end="\n" if text is None else "")
     if text is None:
-        sys.exit(1)
+        sys.exit(processes.TRY_AGAIN)
 
 
 if __name__ == "__main__":
