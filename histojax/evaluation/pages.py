@@ -2,12 +2,16 @@
 
 import base64
 import pathlib
+from typing import TYPE_CHECKING
 
-import jinja2
+if TYPE_CHECKING:
+    import jinja2
 
 
-def environment() -> jinja2.Environment:
+def environment() -> "jinja2.Environment":
     """Templates of this folder: whatever is put in is escaped, and what is missing is an error."""
+    import jinja2  # of the extra `report`: model cards are written without it
+
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
         autoescape=True,
