@@ -133,7 +133,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool 
             Signals() as signals,
             Watchdog(config.train.watchdog) as watchdog,
             Profile(workdir / "profile" if profile and first else None) as profiler,
-            MetricsWriter(workdir, step, data_note, first) as writer,
+            MetricsWriter(workdir, step, data_note, unvalidated=unvalidated, enabled=first) as writer,
         ):
 
             def stop() -> bool:

@@ -13,7 +13,6 @@ from importlib import metadata
 from typing import Any, TextIO
 
 import jax
-import tensorboardX
 from tqdm import tqdm
 
 from histojax.files import replacing
@@ -34,18 +33,21 @@ class MetricsWriter:
       workdir: the run's folder.
       step: updates done so far. What an interrupted run wrote behind it is taken back: it comes again.
       data: what every line says of the data when it is synthetic; empty otherwise.
+      unvalidated: whether the validation of that step comes again, too.
       enabled: False on all processes but the first.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int, data: str, enabled: bool = True):
+    def __init__(
+        self, workdir: pathlib.Path, step: int, data: str, *, unvalidated: bool = False, enabled: bool = True
+    ):
         self._data = {"data": data} if data else {}
         self._lines: TextIO | None = None
         self._events: Any = None
         if enabled:
             path = workdir / "metrics.jsonl"
-            _take_back(path, step)
+            _take_back(path, step, unvalidated)
             self._lines = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
-            self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+            self._events = _event_files()(str(workdir / "tensorboard"), purge_step=step + 1)
             if data:
                 self._events.add_text("data", data, step)
 
@@ -175,14 +177,28 @@ def _git() -> dict[str, Any] | None:
     return None
 
 
-def _take_back(path: pathlib.Path, step: int) -> None:
-    """Drops the lines behind `step`, and a line that a kill cut in two."""
+def _event_files() -> Any:
+    """tensorboardX's writer, imported without PyTorch: it imports that wherever it is (1.3 s), and scalars need none."""
+    absent = "torch" not in sys.modules
+    if absent:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # an import of it fails as if it were not installed
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if absent:
+            del sys.modules["torch"]
+    return SummaryWriter
+
+
+def _take_back(path: pathlib.Path, step: int, unvalidated: bool) -> None:
+    """Drops the lines behind `step`, with `unvalidated` also its validation's, and a line that a kill cut in two."""
     if not path.is_file():
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            said = json.loads(line)
+            if said["step"] < step or (said["step"] == step and not (unvalidated and "val/loss" in said)):
                 kept.append(line)
         except json.JSONDecodeError:
             break  # the last line, half-written

@@ -60,6 +60,17 @@ def test_a_resumed_run_takes_back_what_lies_behind_its_checkpoint(tmp_path):
     assert [line["step"] for line in lines(tmp_path)] == [10]
 
 
+@pytest.mark.parametrize("unvalidated", [True, False])
+def test_a_validation_that_comes_again_is_told_once(tmp_path, unvalidated):
+    write_steps(tmp_path, [10, 20])
+    with MetricsWriter(tmp_path, 20, "") as metrics:
+        metrics.write(20, {"val/loss": 1.0})
+    with MetricsWriter(tmp_path, 20, "", unvalidated=unvalidated) as metrics:
+        metrics.write(30, {"train/loss": 0.5})
+    told = [(line["step"], "val/loss" in line) for line in lines(tmp_path)]
+    assert told == [(10, False), (20, False), *([] if unvalidated else [(20, True)]), (30, False)]
+
+
 @pytest.mark.parametrize("cut", [1, 10, 25])
 def test_a_line_that_a_kill_cut_is_dropped(tmp_path, cut):
     write_steps(tmp_path, [10, 20, 30])
