@@ -32,6 +32,7 @@ FORMAT = 2  # of what a checkpoint holds; 1 had no thresholds
 _log = logging.getLogger(__name__)
 _FOLDER, _MANIFEST = "checkpoints", "sha256.json"
 _MODEL, _EMA, _TRAIN, _META = "model", "ema", "train", "meta"
+_SHARED_BYTES = 1 << 20
 
 
 class CheckpointError(RunError):
@@ -246,6 +247,23 @@ def restore(checkpoint: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any
             return dict(reader.restore(checkpoint, args=ocp.args.Composite(**arguments)).items())
         except Exception as error:
             raise CheckpointError(f"{checkpoint}: cannot be restored ({_first_line(error)})") from error
+
+
+def _register_arrays() -> None:
+    """Only arrays of a MiB and more are cut among the devices that hold them.
+
+    Orbax cuts all arrays that several devices hold, so that each writes a part: of a ResNet50 on eight devices,
+    thousands of slices of a few bytes, for each of which a save waits.
+    """
+    default = ocp.type_handlers.get_type_handler(jax.Array)
+    handler = ocp.type_handlers.ArrayHandler(
+        min_slice_bytes_for_replica_parallel=_SHARED_BYTES,
+        array_metadata_store=default._array_metadata_store,  # which knows random keys
+    )
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+
+
+_register_arrays()
 
 
 def _write_manifest(folder: pathlib.Path) -> None:

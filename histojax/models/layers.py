@@ -281,7 +281,8 @@ class BatchNorm(nnx.Module):
         y, mean, var = batch_norm_train(x, scale, bias, self.epsilon)
         for running, batch in ((self.mean, mean), (self.var, var)):
             new = self.momentum * running[...] + (1 - self.momentum) * batch
-            running[...] = jax.lax.stop_gradient(new)
+            # Not `running[...] = `: under tracing, flax then searches the whole program for where a value came from.
+            running.set_value(jax.lax.stop_gradient(new))
         return y
 
 
