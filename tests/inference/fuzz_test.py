@@ -22,14 +22,15 @@ from tests.conftest import ROOT
 FORMATS = {"png": "PNG", "jpg": "JPEG", "tif": "TIFF", "bmp": "BMP", "jp2": "JPEG2000"}
 PEAK_MIB = 900  # of the whole process: 250 before any image is read, 540 for one of 89 million pixels
 PROGRAM = """
-    import json, pathlib, resource, sys
+    import json, pathlib, sys
     from histojax import console
+    from histojax.bench.contestant import memory_peak
     from histojax.inference import prediction_run
     from histojax.inference.images import find
     from tests.inference.colour_model import ColourModel
     refs = find(sys.argv[2:])
     failed = prediction_run.run(refs, [ColourModel(batch_size=32)], pathlib.Path(sys.argv[1]), thresholds=None)
-    print(json.dumps([len(refs), failed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024]))
+    print(json.dumps([len(refs), failed, memory_peak() >> 20]))
 """
 
 

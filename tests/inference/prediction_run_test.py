@@ -293,13 +293,14 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: pathlib.Path, 
     (tmp_path / "many.csv").write_text("path,image_id\n" + rows)
     (tmp_path / "few.csv").write_text("path,image_id\n" + "".join(rows.splitlines(keepends=True)[:2000]))
     program = """
-        import json, pathlib, resource, sys
+        import json, pathlib, sys
+        from histojax.bench.contestant import memory_peak
         from histojax.inference import prediction_run
         from histojax.inference.images import find
         from tests.inference.colour_model import ColourModel
         model = ColourModel(batch_size=32, image_size=224)
         prediction_run.run(find([sys.argv[1]]), [model], pathlib.Path(sys.argv[2]), thresholds=None)
-        print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+        print(json.dumps(memory_peak()))
     """
     peaks = []
     for name in ("few", "many"):
@@ -308,7 +309,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: pathlib.Path, 
             [*words, str(tmp_path / f"{name}-out.parquet")], cwd=ROOT, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr
-        peaks.append(json.loads(done.stdout) / 1024)
+        peaks.append(json.loads(done.stdout) / 2**20)
     assert len(pd.read_parquet(tmp_path / "many-out.parquet")) == 12000
     # 10,000 more images, of which 1.5 GB of pixels were asked: names and places of them, about 1 kB each.
     assert peaks[1] - peaks[0] < 40, peaks

@@ -61,7 +61,12 @@ def test_local_says_75_where_all_that_stopped_do(program: Mapping[str, str], how
 def test_local_passes_a_signal_on_to_all(program: Mapping[str, str], how: signal.Signals) -> None:
     words = [*LOCAL, "-n", "2", "--module", "small_program", "--", "stop"]
     with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | program
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | program,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
     ) as process:
         assert process.stdout
         ready = 0
