@@ -37,9 +37,7 @@ class MetricsWriter:
       enabled: False on all processes but the first.
     """
 
-    def __init__(
-        self, workdir: pathlib.Path, step: int, data: str, *, unvalidated: bool = False, enabled: bool = True
-    ):
+    def __init__(self, workdir: pathlib.Path, step: int, data: str, *, unvalidated: bool = False, enabled: bool = True):
         self._data = {"data": data} if data else {}
         self._lines: TextIO | None = None
         self._events: Any = None
@@ -178,7 +176,7 @@ def _git() -> dict[str, Any] | None:
 
 
 def _event_files() -> Any:
-    """tensorboardX's writer, imported without PyTorch: it imports that wherever it is (1.3 s), and scalars need none."""
+    """tensorboardX's writer without PyTorch, which it imports where that is (1.3 s), and which scalars do not need."""
     absent = "torch" not in sys.modules
     if absent:
         sys.modules["torch"] = None  # type: ignore[assignment]  # an import of it fails as if it were not installed

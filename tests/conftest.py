@@ -1,5 +1,6 @@
 """What all tests share: four fake devices, strict numerics, a data folder of their own, real images if there."""
 
+import gc
 import os
 import pathlib
 import shutil
@@ -53,6 +54,14 @@ def write_images() -> WriteImages:
         return paths
 
     return write
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs() -> Iterator[None]:
+    """Compiled programs of all modules together would need 10 GB."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -278,8 +278,8 @@ def small_disk(tmp_path: pathlib.Path) -> Iterator[Callable[[str], pathlib.Path]
 def test_a_full_disk_is_named_and_the_run_goes_on_with_more_room(
     small_disk: Callable[[str], pathlib.Path], images: pathlib.Path
 ) -> None:
-    # Of some 20 MB.
-    words = tiny(small_disk("size=10m") / "run", images, "--config.train.epochs=1", "--config.model.options.embed_dim=256")
+    large = "--config.model.options.embed_dim=256"  # some 20 MB
+    words = tiny(small_disk("size=10m") / "run", images, "--config.train.epochs=1", large)
     done = run(words)
     assert done.returncode == 1
     assert "error: " in done.stderr

@@ -9,7 +9,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """`ldcsf`: with batch normalisation and several labels; otherwise a small ViT."""
     if variant == "ldcsf":
         config = ldcsf_liver.get_config("smoke")
-        config.model.options.update(depths=(1, 1, 1), resnet_blocks=1, embed_dim=24, heads=(1, 2, 3))
+        config.model.options.update(depths=(1,), resnet_blocks=1, embed_dim=16, heads=(2,))
     else:
         config = common.base()
         config.model.name = "vit"

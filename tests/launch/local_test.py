@@ -66,7 +66,8 @@ def test_local_passes_a_signal_on_to_all(program: Mapping[str, str], how: signal
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | program,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
+        # It is ignored where the tests themselves run in the background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout
         ready = 0
