@@ -21,6 +21,7 @@ def base() -> ConfigDict:
     data.mpp = 0.0  # µm per pixel of the images as they lie on disk, for slides to match; 0: unknown
     data.mean = (0.485, 0.456, 0.406)  # ImageNet's, of values in 0 … 1
     data.std = (0.229, 0.224, 0.225)
+    data.cache = "none"  # or decoded: pixels on disk, decoded once; resized: at image_size, not with random crops
     data.threads = 4  # that decode in each process
     data.workers = 0  # processes that decode; 0: threads only
 

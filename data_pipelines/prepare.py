@@ -93,7 +93,7 @@ def prepare(
         builder, folder = _liver_tiles(source, base, tiles or TilesSpec(), on_bad_image)
         kind, suffix = f"tiles of {source}", ""
     target = pathlib.Path(builder.data_dir)
-    with _alone(base):
+    with alone(base):
         if not target.exists():
             _log.info("preparing %s from %s in %s", pipeline, folder, target)
             _build(builder, folder)
@@ -122,7 +122,7 @@ def _breakhis(
     from data_pipelines.breakhis import breakhis_dataset_builder as breakhis
 
     config = breakhis.config_name(magnification, on_bad_image)
-    with _alone(base):
+    with alone(base):
         if source is None:
             wanted = filenames.MAGNIFICATIONS if magnification == "all" else (magnification,)
             source = generator.generate(
@@ -141,13 +141,13 @@ def _liver_tiles(
     from data_pipelines.liver_tiles import liver_tiles_dataset_builder as liver_tiles
 
     if source is None:
-        with _alone(base):
+        with alone(base):
             source = tiles_generator.generate_tiles(base / f"synthetic-tiles-v{tiles_generator.VERSION}")
     if source.is_file() and source.name.lower().endswith(table.SUFFIXES):
         spec, source = dataclasses.replace(spec, layout="table", table=source.name), source.parent
     config = liver_tiles.config(spec, on_bad_image)
     wanted = (*layouts.IMAGES, *table.SUFFIXES)
-    with _alone(base):
+    with alone(base):
         folder = archive.unpack(source, base / "extracted" / "tiles", wanted)
     if folder != source:  # an archive as a rule holds one folder, and that the tiles
         while len(inside := list(folder.iterdir())) == 1 and inside[0].is_dir():
@@ -164,8 +164,8 @@ def _liver_tiles(
 
 
 @contextlib.contextmanager
-def _alone(base: pathlib.Path) -> Iterator[None]:
-    """Of several processes that share a folder, one prepares; the others wait and find it done."""
+def alone(base: pathlib.Path) -> Iterator[None]:
+    """Of several processes that share a folder, one prepares in it; the others wait and find it done."""
     file = None
     with contextlib.suppress(OSError):  # a folder that cannot be written may hold what was prepared before
         base.mkdir(parents=True, exist_ok=True)

@@ -48,6 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     reading.add_argument("--root", type=pathlib.Path, help="BreakHis's images; default: computer-made ones, 700×460")
     reading.add_argument("--crop_scale", type=float, default=0.6, help="as data.augment.crop_scale of a config")
     reading.add_argument("--colour_jitter", type=float, default=0.1, help="as data.augment.colour_jitter")
+    reading.add_argument("--cache", choices=["none", "resized", "decoded"], default="none",
+                         help="as data.cache of a config: written before it begins")  # fmt: skip
     reading.add_argument("--threads", type=int, default=4, help="as data.threads of a config")
     reading.add_argument("--workers", type=int, default=0, help="as data.workers of a config")
     reading.add_argument("--peer_workers", type=int, default=2, help="num_workers of PyTorch's DataLoader")

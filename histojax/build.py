@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from data_pipelines import protocols
 from data_pipelines.split_spec import SplitSpec
 from histojax import losses, models
+from histojax.data.cache import CACHES
 from histojax.data.pipeline import LoaderSpec
 from histojax.data.transforms import AugmentSpec
 from histojax.errors import RunError
@@ -40,6 +41,26 @@ def augment_spec(config: ConfigDict) -> AugmentSpec:
     if not (0 <= spec.colour_jitter < 1 and 0 <= spec.stain_jitter < 1 and spec.blur >= 0 and spec.crop_ratio >= 1):
         raise RunError("data.augment: jitters are in [0, 1), blur is at least 0, crop_ratio at least 1")
     return spec
+
+
+def cache(config: ConfigDict) -> str:
+    """`data.cache`.
+
+    Raises:
+      RunError: unknown, or one that cannot have what is asked for.
+    """
+    kind = str(config.data.get("cache", "none"))  # older checkpoints have no such field
+    if kind not in CACHES:
+        raise RunError(f"data.cache='{kind}' is not one of {', '.join(CACHES)}")
+    if kind == "resized" and config.data.augment.crop_scale < 1:
+        raise RunError(
+            f"data.cache=resized keeps whole images of {config.data.image_size} pixels, and "
+            f"data.augment.crop_scale={config.data.augment.crop_scale} cuts from the original ones: use crop_scale=1.0 "
+            "or cache=decoded"
+        )
+    if kind != "none" and config.data.get("on_bad_record", "error") == "mask":
+        raise RunError(f"data.cache={kind} reads every image before training: use data.on_bad_record=error")
+    return kind
 
 
 def loader_spec(config: ConfigDict, layout: Layout, *, training: bool) -> LoaderSpec:

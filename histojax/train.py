@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from histojax import build, checkpoint, evaluate, pretrained
 from histojax.checkpoint import BEST, LAST, Checkpoints
+from histojax.data.cache import with_cache
 from histojax.data.pipeline import train_batches
 from histojax.data.sources import open_dataset
 from histojax.errors import RunError
@@ -26,7 +27,7 @@ from histojax.writer import MetricsWriter, Progress, RunFile, write_json
 _log = logging.getLogger(__name__)
 # Fields that change neither what is learned nor what it is learned from (the split's hash guards the data).
 _FREE_FIELDS = {"data.root", "data.prepared_dir", "data.mpp", "data.threads", "data.workers", "data.on_bad_record"}
-_FREE_FIELDS |= {"train.log_every", "train.watchdog"}
+_FREE_FIELDS |= {"data.cache", "train.log_every", "train.watchdog"}
 _FREE_GROUPS = ("checkpoint.", "compare.", "evaluation.", "paper.", "sharding.")
 
 
@@ -56,7 +57,8 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool 
     eval_spec = build.loader_spec(config, layout, training=False)
     augmentation = build.augment_spec(config)
     rule = build.threshold_rule(config)
-    dataset = open_dataset(config.data)
+    cache = build.cache(config)
+    dataset = with_cache(open_dataset(config.data), cache, config.data.image_size, config.data.threads)
     split = dataset.split(build.split_spec(config))
     train_indices, val_indices = split.indices("train"), split.indices("val")
     steps_per_epoch = max(1, len(train_indices) // train_spec.batch_size)

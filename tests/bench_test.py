@@ -142,6 +142,9 @@ def test_reading_images_beside_pytorchs(tmp_path: pathlib.Path) -> None:
     assert "input: 9 images of" in shown
     assert positive(result)
     check_ratio(result, "histojax", "torch DataLoader")
+    cached, _ = bench(tmp_path, "input", f"--root={root}", "--cache=resized", "--crop_scale=1")
+    assert cached["settings"]["cache"] == "resized"
+    assert positive(cached["results"])
 
 
 @pytest.mark.parametrize(
@@ -150,6 +153,7 @@ def test_reading_images_beside_pytorchs(tmp_path: pathlib.Path) -> None:
         (["step", "--model=alexnet"], "unknown model 'alexnet'"),
         (["step", "--model=resnet50", "--batch_size=3"], "--batch_size=3 does not divide among 2 devices"),
         (["input", "--root=/none"], "/none: no such file or folder"),
+        (["input", "--cache=resized"], "use crop_scale=1.0 or cache=decoded"),
         (["infer", "--rounds=0"], "--rounds and --batch_size are at least 1"),
         (["infer", "--options={"], "argument --options: invalid loads value"),
     ],

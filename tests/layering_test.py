@@ -29,7 +29,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "histojax.models": (set(), {"jax", "flax", "numpy"}),
     "histojax.weights": (set(), {"numpy", "ml_dtypes", "safetensors"}),
     "histojax.evaluation": (set(), {"numpy", "pandas", "pyarrow", "sklearn", "matplotlib", "jinja2", "yaml"}),
-    "histojax.data": ({"data_pipelines"}, {"numpy", "grain", "cv2", "absl"}),
+    "histojax.data": ({"data_pipelines"}, {"numpy", "grain", "cv2", "imagecodecs", "absl"}),
     "histojax.inference": (
         {"histojax.evaluate", "histojax.checkpoint", "histojax.data", "histojax.models", "histojax.sharding"}
         | {"histojax.step", "histojax.build", "histojax.pretrained", "histojax.weights", "histojax.writer"}

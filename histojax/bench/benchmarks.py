@@ -77,7 +77,7 @@ def compiled(given: argparse.Namespace, model: str) -> dict[str, Any]:
 
 def images(given: argparse.Namespace) -> dict[str, Any]:
     """Augmented batches of a folder's images, as JSON."""
-    fields = ("batch_size", "image_size", "crop_scale", "colour_jitter", "threads", "workers", "peer_workers")
+    fields = ("batch_size", "image_size", "crop_scale", "colour_jitter", "cache", "threads", "workers", "peer_workers")
     spec = {name: getattr(given, name) for name in fields} | {"work": "input"}
     spec["root"] = str(_synthetic() if given.root is None else given.root.expanduser().absolute())
     # What the program wants to know of models is not used.

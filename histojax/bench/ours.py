@@ -15,6 +15,7 @@ from configs import common
 from histojax import build, compare, profiling, startup
 from histojax.bench import contestant
 from histojax.bench.contestant import COPY_BYTES, fastest
+from histojax.data.cache import with_cache
 from histojax.data.pipeline import LoaderSpec, train_batches
 from histojax.data.sources import open_dataset
 from histojax.data.transforms import AugmentSpec
@@ -156,7 +157,9 @@ class _Input:
         config = _config(spec)
         config.data.root = spec["root"]
         config.data.magnification = "all"
-        dataset = open_dataset(config.data)
+        config.data.cache, config.data.augment.crop_scale = spec["cache"], spec["crop_scale"]
+        cache = build.cache(config)
+        dataset = with_cache(open_dataset(config.data), cache, spec["image_size"], spec["threads"])
         loader = LoaderSpec(spec["batch_size"], spec["image_size"], 0, threads=spec["threads"], workers=spec["workers"])
         augmentation = AugmentSpec(crop_scale=spec["crop_scale"], colour_jitter=spec["colour_jitter"])
         indices = np.arange(len(dataset.records))

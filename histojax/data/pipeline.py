@@ -87,8 +87,10 @@ class _Resize(grain.transforms.Map):
 
 
 def _decode(element: Mapping[str, Any]) -> np.ndarray:
+    """Pixels of the image; they are there already where the dataset is cached."""
+    image = element["image"]
     try:
-        return decode(element["image"])
+        return decode(image) if isinstance(image, bytes) else image
     except DecodeError as error:
         raise DataError(f"image {element['name']} of the prepared dataset: {error}; prepare it anew") from error
 
@@ -165,7 +167,7 @@ def _share(stream: grain.MapDataset, spec: LoaderSpec) -> grain.MapDataset:
 
 def _source(dataset: Dataset, indices: np.ndarray, mask_bad: bool = False) -> ImageSource:
     names = [record.image_id for record in dataset.records]
-    return ImageSource(dataset.prepared.directory, indices, dataset.labels, names, mask_bad)
+    return ImageSource(dataset.prepared.directory, indices, dataset.labels, names, mask_bad, dataset.cached)
 
 
 def _shuffled(dataset: Dataset, indices: np.ndarray, spec: LoaderSpec, seed: int) -> grain.MapDataset:

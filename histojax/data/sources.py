@@ -33,11 +33,13 @@ class Dataset:
       classes: names in the order of the labels.
       labels: one class an image: `int32 [n]`, positions in `classes`, -1 for an image of another class, which stands on
         no side of a split; any number of them: `float32 [n, k]`, 0 or 1.
+      cached: the file of `histojax.data.cache`; None: images are decoded when they are read.
     """
 
     prepared: Prepared
     classes: tuple[str, ...]
     labels: np.ndarray
+    cached: pathlib.Path | None = None
 
     @property
     def records(self) -> Records:
@@ -203,7 +205,7 @@ def label_key(labels: np.ndarray) -> str:
 
 
 class ImageSource:
-    """Random access for grain: position -> bytes, label(s), index, mask. Picklable; opened where it is used.
+    """Random access for grain: position -> bytes or pixels, label(s), index, mask. Picklable; opened where it is used.
 
     Args:
       directory: of the prepared dataset.
@@ -211,6 +213,7 @@ class ImageSource:
       labels: `int32 [n]` or `float32 [n, k]` of the whole dataset.
       names: image_id of the whole dataset, for error messages.
       mask_bad: an image that cannot be read is empty and masked out, with a warning.
+      cached: of the dataset: pixels are read from there.
 
     Raises:
       DataError: on access, an image that cannot be read.
@@ -223,35 +226,41 @@ class ImageSource:
         labels: np.ndarray,
         names: Sequence[str],
         mask_bad: bool = False,
+        cached: pathlib.Path | None = None,
     ):
         self._directory = directory
         self._indices = indices
         self._labels = labels
         self._names = names
         self._mask_bad = mask_bad
+        self._cached = cached
 
     @functools.cached_property
     def _images(self) -> Any:
         return open_images(self._directory)
 
+    @functools.cached_property
+    def _pixels(self) -> np.ndarray:
+        return np.load(self._cached, mmap_mode="r")  # type: ignore[arg-type]  # read only where there is one
+
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_images"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_images", "_pixels")}
 
     def __len__(self) -> int:
         return len(self._indices)
 
+    def _read(self, stored: int) -> bytes | np.ndarray | None:
+        return self._images[stored]["image"] if self._cached is None else self._pixels[stored]
+
     def __getitem__(self, position: int) -> dict[str, Any]:
         index = int(self._indices[position])
-        stored = max(index, 0)
+        stored, kept = max(index, 0), self._cached or self._directory
         try:
-            image = with_backoff(str(self._directory), lambda: self._images[stored]["image"])
+            image = with_backoff(str(kept), lambda: self._read(stored))
             if image is None:  # behind the end of a file that was cut short
                 raise OSError("no such record")
-        except (RuntimeError, OSError) as error:  # ArrayRecord keeps checksums
-            words = (
-                f"image {self._names[stored]} of the prepared dataset: {error}; "
-                f"delete {self._directory} to prepare it anew"
-            )
+        except (RuntimeError, OSError, ValueError) as error:  # ArrayRecord keeps checksums
+            words = f"image {self._names[stored]} of the prepared dataset: {error}; delete {kept} to prepare it anew"
             if not self._mask_bad:
                 raise DataError(words) from error
             _log.warning("not learned from: %s", words)

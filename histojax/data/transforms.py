@@ -3,6 +3,7 @@
 import dataclasses
 
 import cv2
+import imagecodecs
 import numpy as np
 
 # grain's threads do the work; OpenCV's own would fight them for the cores.
@@ -12,6 +13,8 @@ cv2.setNumThreads(0)
 _STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], dtype=np.float32)
 _STAINS /= np.linalg.norm(_STAINS, axis=1, keepdims=True)
 _UNMIX = np.linalg.inv(_STAINS)
+_DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)  # of each value
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,13 @@ def decode(data: bytes) -> np.ndarray:
     Raises:
       DecodeError: the bytes cannot be decoded.
     """
+    if data.startswith(_PNG):  # two thirds of OpenCV's time
+        try:
+            pixels = imagecodecs.png_decode(data)
+        except (RuntimeError, ValueError) as error:
+            raise DecodeError(f"cannot decode {len(data)} bytes: {error}") from error
+        if pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3:
+            return pixels
     # OpenCV asserts that there is anything at all.
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if image is None:
@@ -101,10 +111,11 @@ def random_crop(image: np.ndarray, scale: float, ratio: float, rng: np.random.Ge
 def jitter_colour(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
     """Scales brightness, contrast around the mean and saturation, each by 1 ± strength."""
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3).astype(np.float32)
-    x = image.astype(np.float32) * brightness
-    x = (x - x.mean()) * contrast + x.mean()
-    grey = x.mean(axis=-1, keepdims=True)
-    return _to_uint8(grey + (x - grey) * saturation)
+    # All three are linear: a product with one matrix, in a thirtieth of the time, and one rounding less.
+    matrix = np.full((3, 3), (1 - saturation) / 3, np.float32) + saturation * np.eye(3, dtype=np.float32)
+    mean = brightness * np.mean(cv2.mean(image)[:3])
+    shift = np.full((3, 1), mean * (1 - contrast))
+    return cv2.transform(image, np.hstack([brightness * contrast * matrix, shift]).astype(np.float32))
 
 
 def jitter_stain(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
@@ -112,13 +123,13 @@ def jitter_stain(image: np.ndarray, strength: float, rng: np.random.Generator) -
 
     Densities are natural logarithms, so that the unmixing matrix takes them as they are.
     """
-    density = -np.log((image.astype(np.float32) + 1) / 256)
-    stains = density @ _UNMIX
     scale = rng.uniform(1 - strength, 1 + strength, 2).astype(np.float32)
     shift = rng.uniform(-strength / 10, strength / 10, 2).astype(np.float32)
-    stains[..., :2] = stains[..., :2] * scale + shift
-    return _to_uint8(np.exp(-(stains @ _STAINS)) * 256 - 1)
-
-
-def _to_uint8(x: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(x), 0, 255).astype(np.uint8)
+    # Unmixing, change and mixing are one matrix; OpenCV multiplies from the left.
+    changed = _UNMIX @ np.diag([*scale, 1]).astype(np.float32) @ _STAINS
+    matrix = np.hstack([-changed.T, -(shift @ _STAINS[:2])[:, None]])
+    x = cv2.exp(cv2.transform(cv2.LUT(image, _DENSITY), matrix))
+    x *= 256
+    x -= 1
+    np.rint(x, out=x)
+    return np.clip(x, 0, 255, out=x).astype(np.uint8)

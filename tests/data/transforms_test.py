@@ -65,6 +65,25 @@ def test_decode_of_jpeg_is_opencvs():
     np.testing.assert_array_equal(decode(data), expected)
 
 
+@pytest.mark.parametrize("kind", ["grey", "with alpha", "of 16 bits"])
+def test_other_pngs_are_read_as_rgb_too(kind):
+    image = noise()
+    if kind == "grey":
+        stored, expected = image[..., 0], np.repeat(image[..., :1], 3, axis=-1)
+    elif kind == "with alpha":
+        stored, expected = np.dstack([image[..., ::-1], np.full(image.shape[:2], 255, np.uint8)]), image
+    else:
+        stored, expected = image[..., ::-1].astype(np.uint16) * 257, image
+    data = cv2.imencode(".png", stored)[1].tobytes()
+    np.testing.assert_array_equal(decode(data), expected)
+
+
+def test_a_png_cut_short_is_refused():
+    data = cv2.imencode(".png", tissue())[1].tobytes()
+    with pytest.raises(DecodeError, match="cannot decode"):
+        decode(data[: len(data) // 2])
+
+
 @pytest.mark.parametrize("data", [b"no image", b"\x89PNG\r\n\x1a\n", b""])
 def test_bytes_that_are_no_image_are_refused(data):
     with pytest.raises(DecodeError, match=f"cannot decode {len(data)} bytes"):
@@ -200,6 +219,16 @@ def test_brightness_contrast_and_saturation_by_hand():
     # Half the distance to the pixel's own grey: 100 and 60.
     pale = transforms.jitter_colour(image, 0.5, Fixed([1, 1, 0.5]))
     assert pale.tolist() == [[[100, 100, 100], [50, 60, 70]]]
+
+
+def test_colour_jitter_is_the_three_changes_one_after_the_other():
+    image, rng = tissue(), np.random.default_rng(0)
+    for brightness, contrast, saturation in rng.uniform(0.7, 1.3, (20, 3)):
+        x = image * brightness
+        x = (x - x.mean()) * contrast + x.mean()
+        x = (x - x.mean(-1, keepdims=True)) * saturation + x.mean(-1, keepdims=True)
+        got = transforms.jitter_colour(image, 0.3, Fixed([brightness, contrast, saturation]))
+        assert np.abs(got - np.clip(x, 0, 255)).max() < 1.1  # rounded once
 
 
 def test_colour_jitter_is_cut_at_black_and_white():

@@ -1,0 +1,126 @@
+"""Pixels kept on disk: the same batches, made by one process and whole, or told what is in the way."""
+
+import dataclasses
+import pathlib
+import resource
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from configs import common
+from data_pipelines.errors import DataError
+from data_pipelines.images import encode_png
+from data_pipelines.synthetic.generator import SyntheticSpec, generate
+from histojax import build
+from histojax.data.cache import CACHES, cache_path, with_cache
+from histojax.data.pipeline import LoaderSpec, eval_batches, train_batches
+from histojax.data.sources import Dataset, open_dataset
+from histojax.data.transforms import AugmentSpec
+from histojax.errors import RunError
+
+IMAGES = SyntheticSpec(cases_per_subtype=(1,) * 8, images_per_patient=1, magnifications=("100X",))
+SIZE = 24
+SPEC = LoaderSpec(batch_size=4, image_size=SIZE, seed=0, threads=2)
+CHANGES = AugmentSpec(colour_jitter=0.2, stain_jitter=0.1, blur=1.0)
+
+
+def opened(folder: pathlib.Path) -> Dataset:
+    config = common.base()
+    config.data.root, config.data.prepared_dir = str(folder / "images"), str(folder / "data")
+    return open_dataset(config.data)
+
+
+@pytest.fixture
+def dataset(tmp_path: pathlib.Path) -> Dataset:
+    generate(tmp_path / "images", IMAGES)
+    return opened(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "workers"), [("resized", 0), ("resized", 2), ("decoded", 0)])
+def test_batches_are_the_same_bit_for_bit(dataset: Dataset, kind: str, workers: int) -> None:
+    kept, everything = with_cache(dataset, kind, SIZE, 2), np.arange(len(dataset.records))
+    spec = dataclasses.replace(SPEC, workers=workers)
+    changes = dataclasses.replace(CHANGES, crop_scale=0.5 if kind == "decoded" else 1.0)
+
+    def batches(of: Dataset) -> Iterator[dict[str, np.ndarray]]:
+        training = train_batches(of, everything, spec, changes)
+        yield from (next(training) for _ in range(5))
+        yield from eval_batches(of, everything, SPEC)
+
+    pairs = list(zip(batches(dataset), batches(kept), strict=True))
+    assert len(pairs) == 8
+    for wanted, found in pairs:
+        assert wanted.keys() == found.keys()
+        for key, value in wanted.items():
+            np.testing.assert_array_equal(found[key], value)
+
+
+def test_it_is_made_once_and_read_from_there(dataset: Dataset) -> None:
+    path = cache_path(dataset.prepared.directory, "resized", SIZE)
+    small = with_cache(dataset, "resized", SIZE, 2)
+    assert small.cached == path
+    pixels = np.load(path, mmap_mode="r+")
+    assert pixels.shape == (len(dataset.records), SIZE, SIZE, 3)
+    pixels[:] = 7
+    pixels.flush()
+    again = with_cache(dataset, "resized", SIZE, 2)
+    (batch, *_) = eval_batches(again, np.array([2]), SPEC)
+    assert (batch["image"] == 7).all()
+    assert with_cache(dataset, "resized", SIZE + 1, 2).cached != path
+
+
+def test_a_damaged_image_is_named_and_nothing_is_left(dataset: Dataset) -> None:
+    shard = next(dataset.prepared.directory.glob("*.array_record*"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match=r"image SOB_\S+ of the prepared dataset: .*; delete .* to prepare it anew"):
+        with_cache(dataset, "resized", SIZE, 2)
+    assert not list(dataset.prepared.directory.glob("*resized*"))
+
+
+def test_a_file_cut_short_is_named(dataset: Dataset) -> None:
+    small = with_cache(dataset, "resized", SIZE, 2)
+    assert small.cached is not None
+    small.cached.write_bytes(small.cached.read_bytes()[:-100])
+    with pytest.raises(DataError, match=rf"delete {small.cached} to prepare it anew"):
+        list(eval_batches(small, np.arange(4), SPEC))
+
+
+def test_no_room_is_told_with_the_remedy(dataset: Dataset) -> None:
+    path = cache_path(dataset.prepared.directory, "resized", SIZE)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        with pytest.raises(DataError, match=rf"{path}: cannot be written \(File too large\): make room.*cache=none"):
+            with_cache(dataset, "resized", SIZE, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(dataset.prepared.directory.glob("*resized*"))
+
+
+def test_decoded_images_are_of_one_size(tmp_path: pathlib.Path) -> None:
+    last = sorted(generate(tmp_path / "images", IMAGES).rglob("*.png"))[-1]
+    last.write_bytes(encode_png(np.zeros((4, 6, 3), np.uint8)))
+    dataset = opened(tmp_path)
+    with pytest.raises(DataError, match=rf"{last.name.removesuffix('.png')} has 6×4 pixels.*use data.cache=none"):
+        with_cache(dataset, "decoded", SIZE, 2)
+    assert not list(dataset.prepared.directory.glob("*decoded*"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"data.cache": "ram"}, "data.cache='ram' is not one of none, resized, decoded"),
+        ({"data.cache": "resized", "data.augment.crop_scale": 0.7}, "use crop_scale=1.0 or cache=decoded"),
+        ({"data.cache": "resized", "data.on_bad_record": "mask"}, "use data.on_bad_record=error"),
+    ],
+)
+def test_what_it_cannot_do_is_told_before_any_work(fields: dict[str, object], message: str) -> None:
+    config = common.base()
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(RunError, match=message):
+        build.cache(config)
+    assert build.cache(common.base()) == "none"
+    assert CACHES == ("none", "resized", "decoded")
