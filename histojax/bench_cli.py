@@ -1,4 +1,4 @@
-"""`histojax bench`: how fast training, prediction and the reading of images are here, ours and PyTorch's in turn."""
+"""`histojax bench`: how fast training, prediction and reading are here, ours and somebody else's in turn."""
 
 import argparse
 import json
@@ -53,8 +53,15 @@ def _parser() -> argparse.ArgumentParser:
     reading.add_argument("--threads", type=int, default=4, help="as data.threads of a config")
     reading.add_argument("--workers", type=int, default=0, help="as data.workers of a config")
     reading.add_argument("--peer_workers", type=int, default=2, help="num_workers of PyTorch's DataLoader")
-    for one in (step, infer, reading):
-        one.add_argument("--against", choices=["torch"], help="who else; default: ours alone")
+    slide = verbs.add_parser("slide", help="tissue tiles of a whole slide, without a model")
+    slide.add_argument("slide", type=pathlib.Path, metavar="SLIDE")
+    slide.add_argument("--mpp", type=float, help="µm per level-0 pixel, where the slide does not say")
+    slide.add_argument("--tile_mpp", type=float, help="µm per pixel of a tile; default: the slide's")
+    slide.add_argument("--tissue", action="store_true", help="our rounds find the tissue, too, each anew")
+    slide.add_argument("--threads", type=int, default=2, help="that read, on both sides")
+    for one in (step, infer, reading, slide):
+        peers = ["deepzoom"] if one is slide else ["torch"]
+        one.add_argument("--against", choices=peers, help="who else; default: ours alone")
         one.add_argument("--batch_size", type=int, default=16)
         one.add_argument("--image_size", type=int, default=224)
         one.add_argument("--rounds", type=int, default=7, help="of each side")
@@ -75,9 +82,15 @@ def _run(given: argparse.Namespace) -> None:
     settings = {key: str(value) if isinstance(value, pathlib.Path) else value for key, value in vars(given).items()}
     whole: dict[str, Any] = {"machine": machine, "settings": settings, "results": []}
     title = f"batches of {given.batch_size} × {given.image_size}×{given.image_size}, {given.rounds} rounds"
-    for model in getattr(given, "model", [None]):
-        found = benchmarks.compiled(given, model) if model else benchmarks.images(given)
-        what = f"{found['images']} images of {found['root']}" if model is None else model
+    for model in getattr(given, "model", [""]):
+        if model:
+            found, what = benchmarks.compiled(given, model), model
+        elif given.work == "input":
+            found = benchmarks.images(given)
+            what = f"{found['images']} images of {found['root']}"
+        else:
+            found = benchmarks.slide(given)
+            what = f"{found['images']} tissue tiles of {found['mpp']:g} µm/px of {found['slide']}"
         print(f"\n{given.work}: {what}, {title}\n{tables.table(found)}", flush=True)
         whole["results"].append(found)
         if given.json:

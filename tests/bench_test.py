@@ -20,6 +20,7 @@ from histojax.bench.rounds import Contestant
 from histojax.errors import RunError
 from tests.conftest import ROOT
 from tests.programs import run
+from tests.slides.slide_files import tissue_picture, write_pyramid
 
 BENCH = [sys.executable, "-m", "histojax.cli", "bench"]
 SMALL = ["--batch_size=2", "--image_size=32", "--rounds=2", "--round_seconds=0.2"]
@@ -145,6 +146,24 @@ def test_reading_images_beside_pytorchs(tmp_path: pathlib.Path) -> None:
     cached, _ = bench(tmp_path, "input", f"--root={root}", "--cache=resized", "--crop_scale=1")
     assert cached["settings"]["cache"] == "resized"
     assert positive(cached["results"])
+
+
+@pytest.mark.slow
+def test_tiles_of_a_slide_beside_deepzooms(tmp_path: pathlib.Path) -> None:
+    path = write_pyramid(tmp_path / "slide.tif", tissue_picture(1500, 1500), 0.5)
+    words = ["slide", str(path), "--against=deepzoom", "--batch_size=8", "--image_size=224"]
+    done = run([*BENCH, *words, "--rounds=2", "--round_seconds=0.2", f"--json={tmp_path / 'bench.json'}"])
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads((tmp_path / "bench.json").read_text())["results"]
+    assert list(result["contestants"]) == ["histojax", "deepzoom", "deepzoom, 2 threads"]
+    assert positive(result["contestants"])
+    for peer in ("deepzoom", "deepzoom, 2 threads"):
+        check_ratio(result, "histojax", peer)
+    assert f"slide: {result['images']} tissue tiles of 0.5 µm/px of {path}" in done.stdout
+    done = run([*BENCH, "slide", str(tmp_path / "none.svs")])
+    assert done.returncode == 1
+    assert "none.svs" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 VERBS = [line for line in LINES if line.startswith("histojax ")]
 SUBVERBS = [["slide", "train-tiles"], ["slide", "agreement"]]
-SUBVERBS += [["bench", "step"], ["bench", "infer"], ["bench", "input"]]
+SUBVERBS += [["bench", "step"], ["bench", "infer"], ["bench", "input"], ["bench", "slide"]]
 COMMANDS = [line for line in LINES if "histojax.main" in line]
 
 

@@ -94,6 +94,25 @@ def images(given: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def slide(given: argparse.Namespace) -> dict[str, Any]:
+    """Tissue tiles of a whole slide, as JSON."""
+    fields = ("mpp", "tile_mpp", "image_size", "batch_size", "threads", "tissue")
+    spec = {name: getattr(given, name) for name in fields} | {"slide": str(given.slide.expanduser().absolute())}
+    command = [sys.executable, "-m", "histojax.bench.slide"]
+    with contextlib.ExitStack() as stack:
+        sides = [stack.enter_context(Contestant("histojax", command, spec | {"side": "histojax"}, {}))]
+        if given.against:
+            for threads in sorted({1, given.threads}):
+                name = "deepzoom" if threads == 1 else f"deepzoom, {threads} threads"
+                peer = spec | {"side": "deepzoom", "threads": threads}
+                sides.append(stack.enter_context(Contestant(name, command, peer, {})))
+        measured = rounds.measure(sides, given.rounds, given.round_seconds, _log.info)
+        result: dict[str, Any] = {"slide": spec["slide"]} | {key: sides[0].facts[key] for key in ("images", "mpp")}
+        result["contestants"] = {one.name: _row(one, measured[one.name]) for one in sides}
+        result["ratios"] = {one.name: rounds.ratio(measured["histojax"], measured[one.name]) for one in sides[1:]}
+    return result
+
+
 def machine() -> dict[str, Any]:
     """Where this is."""
     return {
