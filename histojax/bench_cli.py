@@ -42,6 +42,9 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--cpu_devices", type=int, default=2, help="as sharding.cpu_devices of a config")
         one.add_argument("--skip_startup", dest="startup", action="store_false",
                          help="does not measure compilation and the time to the first repeat")  # fmt: skip
+        one.add_argument("--find_batch", action="store_true", help="tells the largest batch that fits into memory")
+        one.add_argument("--memory_gib", type=float, default=0.0,
+                         help="memory that --find_batch may take; default: nine tenths of what is free")  # fmt: skip
         one.add_argument("--profile", type=pathlib.Path, metavar="DIR",
                          help="a trace of ours for Perfetto or TensorBoard; tells what costs most")  # fmt: skip
     reading = verbs.add_parser("input", help="augmented batches from files of images, without a model")

@@ -1,7 +1,7 @@
 """The mathematics of training: state, one training step, one evaluation step; pure, each compiled once."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -140,11 +140,11 @@ class Program:
         """`probabilities: f32 [b, k]` of the global batch, and the task's sums over its unmasked images."""
         return self._jit_eval(model, batch)
 
-    def compiled_train(self, state: TrainState, batch: Batch) -> jax.stages.Compiled:
-        """What `train` runs, for its text, costs and memory; nothing is compiled twice."""
+    def compiled_train(self, state: TrainState, batch: Mapping[str, Any]) -> jax.stages.Compiled:
+        """What `train` runs, for its text, costs and memory; nothing is compiled twice. Shapes are enough."""
         return self._jit_train.lower(state, batch).compile()
 
-    def compiled_evaluate(self, model: ModelState, batch: Batch) -> jax.stages.Compiled:
+    def compiled_evaluate(self, model: ModelState, batch: Mapping[str, Any]) -> jax.stages.Compiled:
         """As `compiled_train`, of `evaluate`."""
         return self._jit_eval.lower(model, batch).compile()
 

@@ -133,6 +133,21 @@ def test_prediction_alone(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_largest_batch_fits_and_the_next_one_does_not(tmp_path: pathlib.Path) -> None:
+    words = ["step", "--model=vit", f"--options={json.dumps(VIT)}", "--skip_startup", "--find_batch"]
+    whole, shown = bench(tmp_path, *words, "--memory_gib=0.02")
+    fit = whole["results"][0]["fit"]
+    assert fit["batch_size"] > 2
+    assert fit["batch_size"] % 2 == 0, "it divides among two devices"
+    assert fit["limit_bytes"] == int(0.02 * (1 << 30))
+    assert 0.9 < fit["foretold_bytes"] / fit["limit_bytes"] <= 1.01
+    assert f"largest batch: {fit['batch_size']} images" in shown
+    done = run([*BENCH, *words, *SMALL, "--memory_gib=0.0001"])
+    assert done.returncode == 1
+    assert "error: a batch of 2 needs 0.0" in done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parity
 def test_reading_images_beside_pytorchs(tmp_path: pathlib.Path) -> None:
     spec = SyntheticSpec(cases_per_subtype=(1,) * 8, images_per_patient=1, magnifications=("100X",))

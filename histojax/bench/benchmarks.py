@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from histojax.bench import rounds
+from histojax.bench import fit, rounds
 from histojax.bench.rounds import Contestant
 from histojax.errors import RunError
 
@@ -29,11 +29,12 @@ def compiled(given: argparse.Namespace, model: str) -> dict[str, Any]:
     environment = _HUGE if given.huge_pages in ("ours", "both") else {}
     if given.against:
         environment = environment | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # of a GPU the peer needs a part, too
+    plain = environment
     with contextlib.ExitStack() as stack:
         cold = None
         if given.startup:
             cache = stack.enter_context(rounds.empty_cache())
-            environment = environment | {"JAX_COMPILATION_CACHE_DIR": cache}
+            environment = plain | {"JAX_COMPILATION_CACHE_DIR": cache}
             _log.info("%s: first start, compiling", name)
             with Contestant(name, _ours(), ours_spec, environment) as one:
                 cold = one.facts
@@ -72,6 +73,8 @@ def compiled(given: argparse.Namespace, model: str) -> dict[str, Any]:
             folder = given.profile.expanduser().absolute() / f"{given.work}-{model}"
             asked = ours.ask(ask="profile", repeats=PROFILED, folder=str(folder))
             result["profile"] = {"folder": str(folder), "table": asked["table"]}
+    if given.find_batch:  # alone on the machine
+        result["fit"] = fit.largest_batch(_ours(), ours_spec, plain, given.memory_gib)
     return result
 
 

@@ -19,7 +19,9 @@ from histojax.data.cache import with_cache
 from histojax.data.pipeline import LoaderSpec, train_batches
 from histojax.data.sources import open_dataset
 from histojax.data.transforms import AugmentSpec
+from histojax.errors import RunError
 from histojax.sharding import Layout
+from histojax.step import Program
 from histojax.tasks import Multiclass
 
 CLASSES = ("benign", "malignant")
@@ -33,12 +35,7 @@ class _Compiled:
     def __init__(self, spec: dict[str, Any]):
         self._compiling = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._heard)
-        config = _config(spec)
-        self._layout = Layout(config.sharding.fsdp)
-        self._layout.check_batch("--batch_size", spec["batch_size"])
-        task = Multiclass(CLASSES, (1.0,) * len(CLASSES))
-        transform, _ = build.optimizer(config, steps_per_epoch=1000)
-        self._program = build.program(config, task, self._layout, transform)
+        self._layout, self._program = _program(spec)
         self._state = self._program.init()
         self._spec, self._n, self._size = spec, spec["batch_size"], spec["image_size"]
         rng = np.random.default_rng(0)
@@ -183,6 +180,47 @@ class _Input:
         return {"seconds": time.perf_counter() - began, "images": repeats * self._n}
 
 
+class _Fit:
+    """How much memory training steps or predictions would take: compiled, and never run."""
+
+    def __init__(self, spec: dict[str, Any]):
+        self._training, self._size = spec["fits"] == "step", spec["image_size"]
+        self._layout, self._program = _program(spec)
+
+    def facts(self) -> dict[str, Any]:
+        """See `contestant.Side`."""
+        stats = jax.local_devices()[0].memory_stats() or {}
+        return {"limit_bytes": stats.get("bytes_limit"), "devices": jax.device_count()}
+
+    def needs(self, batch_size: int) -> dict[str, Any]:
+        """Bytes of one device that a batch needs: what goes in, what comes out elsewhere, and all between."""
+        shapes = {"image": ((self._size, self._size, 3), np.uint8), "label": ((), np.int32), "mask": ((), np.bool_)}
+        batch = {
+            key: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=self._layout.batch)
+            for key, (shape, dtype) in shapes.items()
+        }
+        state = self._program.abstract
+        compiled = (
+            self._program.compiled_train(state, batch)
+            if self._training
+            else self._program.compiled_evaluate(state.model, batch)
+        )
+        found = compiled.memory_analysis()
+        if found is None:
+            raise RunError(f"the compiler of {jax.default_backend()} does not say how much memory a program needs")
+        outside = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+        return {"bytes": outside + found.temp_size_in_bytes}
+
+
+def _program(spec: dict[str, Any]) -> tuple[Layout, Program]:
+    config = _config(spec)
+    layout = Layout(config.sharding.fsdp)
+    layout.check_batch("--batch_size", spec["batch_size"])
+    task = Multiclass(CLASSES, (1.0,) * len(CLASSES))
+    transform, _ = build.optimizer(config, steps_per_epoch=1000)
+    return layout, build.program(config, task, layout, transform)
+
+
 def _config(spec: dict[str, Any]) -> ConfigDict:
     config = common.base()
     config.model.name, config.model.options = spec["model"], ConfigDict(spec["options"])
@@ -195,7 +233,7 @@ def _config(spec: dict[str, Any]) -> ConfigDict:
 
 def _make(spec: dict[str, Any]) -> Any:
     startup.prepare(spec["cpu_devices"])
-    return {"step": _Step, "infer": _Infer, "input": _Input}[spec["work"]](spec)
+    return {"step": _Step, "infer": _Infer, "input": _Input, "fit": _Fit}[spec["work"]](spec)
 
 
 if __name__ == "__main__":

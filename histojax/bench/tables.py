@@ -42,6 +42,11 @@ def table(result: Mapping[str, Any]) -> str:
     if "share_of_copy" in contestants[ours]:
         rate, share = contestants[ours]["bytes_per_second"] / 1e9, contestants[ours]["share_of_copy"]
         lines.append(f"{ours}: its operations take and give {rate:.1f} GB/s, {share:.0%} of what copying does")
+    if "fit" in result:
+        words = "largest batch: {batch_size} images ({:.2f} GiB foretold of {:.2f} GiB; it ran and took {:.2f} GiB)"
+        found = result["fit"]
+        sizes = (found[key] / (1 << 30) for key in ("foretold_bytes", "limit_bytes", "peak_bytes"))
+        lines.append(words.format(*sizes, batch_size=found["batch_size"]))
     if "profile" in result:
         lines += ["", f"trace in {result['profile']['folder']}", result["profile"]["table"]]
     return "\n".join(lines)
