@@ -5,6 +5,7 @@ from flax import nnx
 
 from histojax import models, weights
 from histojax.compare import cost
+from histojax.rngs import seeded
 
 _SIZE, _CLASSES = 224, 1000
 # What the tests in tests/parity compare a model with.
@@ -46,7 +47,7 @@ def table() -> str:
 
 def feature_maps(name: str) -> dict[str, tuple[int, ...]]:
     """Shape (h, w, c) of each named intermediate map of an image of 224×224, in the order of the forward pass."""
-    model = nnx.eval_shape(lambda: models.create(name, num_classes=_CLASSES, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: models.create(name, num_classes=_CLASSES, rngs=seeded(default=0)))
     graph, state = nnx.split(nnx.view(model, use_running_average=True, deterministic=True, raise_if_not_found=False))
     images = jax.ShapeDtypeStruct((1, _SIZE, _SIZE, 3), "float32")
     order: list[str] = []  # jax sorts the keys of what a traced function returns

@@ -260,7 +260,13 @@ def _register_arrays() -> None:
         min_slice_bytes_for_replica_parallel=_SHARED_BYTES,
         array_metadata_store=default._array_metadata_store,  # which knows random keys
     )
-    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+    absl_log = logging.getLogger("absl")
+    level = absl_log.level
+    absl_log.setLevel(logging.ERROR)  # orbax warns of what is done on purpose
+    try:
+        ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+    finally:
+        absl_log.setLevel(level)
 
 
 _register_arrays()

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from histojax import build, config_files, models, train
 from histojax.errors import RunError
 from histojax.files import replacing
+from histojax.rngs import seeded
 from histojax.writer import write_json
 
 _log = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ def _row(name: str, config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
 def cost(name: str, num_classes: int, size: int, options: Mapping[str, Any]) -> tuple[int, float]:
     """Parameters, and floating-point operations of one image of size × size, as XLA counts the forward pass."""
     abstract = nnx.eval_shape(
-        lambda: models.create(name, num_classes=num_classes, rngs=nnx.Rngs(0), **build.model_options(options))
+        lambda: models.create(name, num_classes=num_classes, rngs=seeded(default=0), **build.model_options(options))
     )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract, nnx.Param)))
     graph, state = nnx.split(nnx.view(abstract, use_running_average=True, deterministic=True, raise_if_not_found=False))

@@ -17,6 +17,7 @@ from flax import nnx
 from histojax import build, evaluate, models, weights
 from histojax.errors import RunError
 from histojax.files import replacing
+from histojax.rngs import seeded
 from histojax.step import ModelState, TrainState
 from histojax.writer import write_json
 
@@ -166,7 +167,9 @@ def rewrite(
     contents = weights.inspect(path)
     given = build.model_options(options or {})
     try:
-        abstract = nnx.eval_shape(lambda: models.create(model, num_classes=num_classes, rngs=nnx.Rngs(0), **given))
+        abstract = nnx.eval_shape(
+            lambda: models.create(model, num_classes=num_classes, rngs=seeded(default=0), **given)
+        )
     except ValueError as error:
         raise RunError(f"--model: {error}") from error
     leaves = jax.tree_util.tree_leaves_with_path(nnx.as_pure(nnx.state(abstract, (nnx.Param, nnx.BatchStat))))

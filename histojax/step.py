@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from histojax.rngs import seeded
 from histojax.sharding import Layout
 from histojax.tasks import Task
 
@@ -154,7 +155,7 @@ class Program:
         return module(self._normalise(images))
 
     def _new_model(self) -> nnx.Module:
-        return self._make_model(nnx.Rngs(params=self._spec.seed, dropout=self._spec.seed + 1))
+        return self._make_model(seeded(params=self._spec.seed, dropout=self._spec.seed + 1))
 
     def _init(self) -> TrainState:
         model = _split(self._new_model())

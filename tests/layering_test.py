@@ -32,7 +32,14 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "histojax.data": ({"data_pipelines"}, {"numpy", "grain", "cv2", "imagecodecs", "absl"}),
     "histojax.inference": (
         {"histojax.evaluate", "histojax.checkpoint", "histojax.data", "histojax.models", "histojax.sharding"}
-        | {"histojax.step", "histojax.build", "histojax.pretrained", "histojax.weights", "histojax.writer"}
+        | {
+            "histojax.step",
+            "histojax.rngs",
+            "histojax.build",
+            "histojax.pretrained",
+            "histojax.weights",
+            "histojax.writer",
+        }
         | {"histojax.evaluation", "data_pipelines"},
         {"jax", "flax", "optax", "numpy", "pandas", "pyarrow", "cv2", "PIL", "tqdm", "safetensors"}
         | {"matplotlib", "contourpy", "jax2onnx", "onnx", "onnxruntime"},
@@ -51,7 +58,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "histojax.optimizer": (set(), {"jax", "optax"}),
     "histojax.sharding": (set(), {"jax", "numpy"}),
     "histojax.compilation": (set(), {"jax"}),
-    "histojax.step": ({"histojax.sharding", "histojax.tasks"}, {"jax", "flax", "optax"}),
+    "histojax.rngs": (set(), {"jax", "flax"}),
+    "histojax.step": ({"histojax.rngs", "histojax.sharding", "histojax.tasks"}, {"jax", "flax", "optax"}),
     "histojax.processes": (set(), {"jax"}),
     "histojax.checkpoint": ({"histojax.processes"}, {"jax", "numpy", "orbax"}),
     "histojax.writer": (set(), {"jax", "tensorboardX", "tqdm"}),

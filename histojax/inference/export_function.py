@@ -16,6 +16,7 @@ from flax import nnx
 from histojax import build, evaluate, models
 from histojax.evaluation.report import USE
 from histojax.inference.predictor import Predictor
+from histojax.rngs import seeded
 
 BAKED, SEPARATE = "baked", "separate"
 PREPROCESSING = (BAKED, SEPARATE)
@@ -67,7 +68,7 @@ class Portable:
         options = build.model_options(config.model.options)
 
         def make() -> nnx.Module:
-            return models.create(config.model.name, num_classes=len(task.classes), rngs=nnx.Rngs(0), **options)
+            return models.create(config.model.name, num_classes=len(task.classes), rngs=seeded(default=0), **options)
 
         module = nnx.view(nnx.eval_shape(make), use_running_average=True, deterministic=True, raise_if_not_found=False)
         graph = nnx.graphdef(module)

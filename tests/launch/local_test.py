@@ -5,6 +5,7 @@ import pathlib
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 
@@ -59,15 +60,17 @@ def test_local_says_75_where_all_that_stopped_do(program: Mapping[str, str], how
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_local_passes_a_signal_on_to_all(program: Mapping[str, str], how: signal.Signals) -> None:
-    words = [*LOCAL, "-n", "2", "--module", "small_program", "--", "stop"]
+    # Who runs tests in the background makes their children ignore SIGINT.
+    listening = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
+    )
+    words = [sys.executable, "-c", listening, *LOCAL, "-n", "2", "--module", "small_program", "--", "stop"]
     with subprocess.Popen(
         words,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | program,
-        # It is ignored where the tests themselves run in the background.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout
         ready = 0
