@@ -7,6 +7,8 @@ import platform
 
 import jax
 
+_WORTH_KEEPING = 0.1  # seconds of compilation; a start has dozens of small programs
+
 
 def use_cache(directory: pathlib.Path) -> None:
     """Keeps compiled programs below `directory`, unless `JAX_COMPILATION_CACHE_DIR` names another place.
@@ -17,6 +19,7 @@ def use_cache(directory: pathlib.Path) -> None:
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     processor = hashlib.sha256(f"{platform.machine()} {_cpu_flags()}".encode()).hexdigest()[:8]
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
     jax.config.update("jax_compilation_cache_dir", str(directory / f"compiled-{processor}"))
 
 

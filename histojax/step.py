@@ -109,7 +109,7 @@ class Program:
 
         self._train_graph = graph(use_running_average=False, deterministic=False)
         self._eval_graph = graph(use_running_average=True, deterministic=True)
-        shapes = jax.eval_shape(self._init)
+        shapes = jax.eval_shape(self._fresh, _split(template))
         shardings = layout.state(shapes)
         self.abstract: TrainState = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -158,7 +158,9 @@ class Program:
         return self._make_model(seeded(params=self._spec.seed, dropout=self._spec.seed + 1))
 
     def _init(self) -> TrainState:
-        model = _split(self._new_model())
+        return self._fresh(_split(self._new_model()))
+
+    def _fresh(self, model: ModelState) -> TrainState:
         return TrainState(
             step=jnp.zeros([], jnp.int32),
             model=model,

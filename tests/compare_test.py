@@ -23,7 +23,7 @@ def test_models_are_trained_once_and_stand_in_one_table(tmp_path: pathlib.Path) 
     root = generate(tmp_path / "images", spec)
     words = [*HISTOJAX, "compare", "--config", CONFIG, f"--workdir={tmp_path / 'runs'}"]
     words += [f"--config.data.root={root}", "--config.data.image_size=32", "--config.train.batch_size=8"]
-    words += ["--config.evaluation.resamples=50", "--models=resnet50,dala_resnet50"]
+    words += ["--config.evaluation.resamples=50", "--config.train.epochs=1", "--models=resnet50,dala_resnet50"]
     done = run(words)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

@@ -10,6 +10,8 @@ from collections.abc import Callable, Generator, Iterator
 # Before jax: programs that tests start as processes keep prepared data and compiled programs here, too.
 _HOME = pathlib.Path(tempfile.mkdtemp(prefix="histojax-tests-"))
 os.environ["HISTOJAX_DATA"] = str(_HOME)
+# Two workers on two cores: threads of PyTorch's that wait for each other would take them from the other worker.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import cv2  # noqa: E402
 import jax  # noqa: E402
@@ -18,9 +20,26 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Many tests build the same program anew.
+jax.config.update("jax_compilation_cache_dir", str(_HOME / "compiled-by-tests"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
+
+
+# Whoever takes long begins first, so that no worker is left with it at the end.
+_LONGEST = ("processes", "export_models", "export_timm", "chaos", "e2e", "slide_e2e", "every_model_step", "ldcsf_e2e")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # by the number of tests, not by their time
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"{name}_test.py": place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 def pytest_sessionfinish() -> None:

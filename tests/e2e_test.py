@@ -227,7 +227,7 @@ def test_a_flipped_byte_stops_resume_and_eval(tmp_path: pathlib.Path, images: pa
 def test_mistakes_are_told_in_words(
     tmp_path: pathlib.Path, images: pathlib.Path, more: list[str], message: str
 ) -> None:
-    done = run(command(tmp_path / "run", images, *more))
+    done = run(tiny(tmp_path / "run", images, *more))
     assert done.returncode == 1
     assert message in done.stderr
     assert "error: " in done.stderr

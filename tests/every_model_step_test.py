@@ -64,11 +64,10 @@ def _compile_quickly():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def step(name: str, layout: Layout, batch: dict[str, np.ndarray]) -> tuple[Any, Any, np.ndarray]:
+def step(name: str, layout: Layout, batch: dict[str, np.ndarray]) -> tuple[Any, Any]:
     program = Program(SMALL[name], TASK, make_optimizer(SGD), StepSpec((0.5,) * 3, (0.2,) * 3), layout)
     state, metrics = program.train(program.init(), layout.put(batch))
-    probabilities = program.evaluate(state.model, layout.put(batch))["probabilities"]
-    return state.model, metrics, np.asarray(probabilities)
+    return state.model, metrics
 
 
 @functools.cache
@@ -89,11 +88,11 @@ def test_four_devices_take_the_step_of_one(name: str) -> None:
         "label": rng.integers(0, K, B).astype(np.int32),
         "mask": np.array([True] * (B - 1) + [False]),
     }
-    wanted, one, expected = step(name, layout(1, 1), batch)
-    found, four, probabilities = step(name, layout(2, 4), batch)
+    wanted, one = step(name, layout(1, 1), batch)
+    found, four = step(name, layout(2, 4), batch)
     specs = {str(leaf.sharding.spec) for leaf in jax.tree.leaves(found.params)}
     assert any("fsdp" in spec for spec in specs), specs
     assert float(four["loss"]) == pytest.approx(float(one["loss"]), rel=1e-4)
     assert float(four["grad_norm"]) == pytest.approx(float(one["grad_norm"]), rel=1e-3)
-    np.testing.assert_allclose(probabilities, expected, atol=1e-4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), wanted.params, found.params)
+    for ours, theirs in ((found.params, wanted.params), (found.stats, wanted.stats)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, theirs)

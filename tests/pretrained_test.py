@@ -226,8 +226,8 @@ def test_weights_of_another_model_are_named_all_at_once(tmp_path: pathlib.Path, 
 def test_no_file_and_no_network_are_told_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     with pytest.raises(RunError, match=r"model\.pretrained=none\.pth: no such file"):
         pretrained.locate("none.pth")
-    pytest.importorskip("huggingface_hub")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    hub = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)  # it has read the environment, perhaps for another test
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(RunError, match=r"hf:timm/none: model\.safetensors could not be downloaded .* Offline, name"):
         pretrained.locate("hf:timm/none")

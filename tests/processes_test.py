@@ -87,7 +87,7 @@ def test_half_a_membership_is_refused(flags: dict[str, str], words: str) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "devices", "fsdp"), [(2, 2, 1), (1, 4, 1), (2, 2, 4)])
+@pytest.mark.parametrize(("count", "devices", "fsdp"), [(2, 2, 1), (2, 2, 4)])
 def test_processes_and_devices_do_not_change_a_run(
     alone: pathlib.Path, images: pathlib.Path, tmp_path: pathlib.Path, count: int, devices: int, fsdp: int
 ) -> None:

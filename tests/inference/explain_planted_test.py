@@ -85,7 +85,8 @@ def test_no_model_is_left_out() -> None:
     assert MADE.keys() == models.MODELS.keys()
 
 
-@pytest.mark.parametrize("name", MADE)
+# Of those whose maps are taken in the same way, one: vgg16_bn, and of the Vision Transformers the one with registers.
+@pytest.mark.parametrize("name", sorted(MADE.keys() - {"vgg16", "vit_base_patch16_224", "dinov2_vitb14"}))
 def test_the_map_finds_what_was_planted(name: str) -> None:
     cam = GradCAM(learned(name), BATCH)
     n = 24
