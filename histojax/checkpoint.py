@@ -250,7 +250,7 @@ def restore(checkpoint: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any
 
 
 def _register_arrays() -> None:
-    """Only arrays of a MiB and more are cut among the devices that hold them.
+    """Arrays are cut among the devices that hold them only where the parts are of a MiB and more.
 
     Orbax cuts all arrays that several devices hold, so that each writes a part: of a ResNet50 on eight devices,
     thousands of slices of a few bytes, for each of which a save waits.

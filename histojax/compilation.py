@@ -16,10 +16,10 @@ def use_cache(directory: pathlib.Path) -> None:
     Programs for CPUs hold instructions of the machine that compiled them, so each kind of processor gets a
     folder of its own: home directories are often shared.
     """
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     processor = hashlib.sha256(f"{platform.machine()} {_cpu_flags()}".encode()).hexdigest()[:8]
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
     jax.config.update("jax_compilation_cache_dir", str(directory / f"compiled-{processor}"))
 
 
