@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from data_pipelines import audit_hashes
-from data_pipelines.images import BadImageError, check_image, decode_rgb
+from data_pipelines.images import BadImageError, read_image
 
 _COLOUR_SIDE = 256  # pixels of the longer side at which colours are measured
 _BLANK_LEVELS, _BLANK_SHARE = 10, 0.05
@@ -75,8 +75,8 @@ def measure(path: pathlib.Path) -> Measures | str:
     """Measures an image; of one that cannot be used the reason."""
     try:
         data = path.read_bytes()
-        checked = check_image(data)
-        rgb = np.ascontiguousarray(decode_rgb(data))
+        checked, pixels = read_image(data)
+        rgb = np.ascontiguousarray(pixels)
     except BadImageError as error:
         return str(error)
     except OSError as error:

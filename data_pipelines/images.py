@@ -44,9 +44,16 @@ def check_image(data: bytes) -> CheckedImage:
     Raises:
       BadImageError: as `check_png`; another format; a slide, which is not to be read whole.
     """
+    return read_image(data)[0]
+
+
+def read_image(data: bytes) -> tuple[CheckedImage, np.ndarray]:
+    """As `check_image`, and the pixels `uint8 [h, w, 3]`."""
     if data.startswith(_SIGNATURE) or not data.startswith((_JPEG, *_TIFF)):
-        return check_png(data)
-    return _checked(_read_with_pillow(data))
+        rgb, note = _read_png(data)
+    else:
+        rgb, note = _read_with_pillow(data), ""
+    return _checked(rgb, note), rgb
 
 
 def decode_rgb(data: bytes) -> np.ndarray:
@@ -78,11 +85,17 @@ def is_tiff(data: bytes) -> bool:
 def check_png(data: bytes) -> CheckedImage:
     """Checks the bytes of a PNG file from signature to pixels.
 
-    OpenCV alone would not do: it fills what is missing of a truncated file with grey, widens grey to
-    colour and cuts 16 bits to 8, all silently.
-
     Raises:
       BadImageError: not a PNG, cut short, a checksum is off, not 8-bit RGB (RGBA is read where it is opaque).
+    """
+    return _checked(*_read_png(data))
+
+
+def _read_png(data: bytes) -> tuple[np.ndarray, str]:
+    """Pixels of a PNG file, and what was dropped.
+
+    OpenCV alone would not do: it fills what is missing of a truncated file with grey, widens grey to
+    colour and cuts 16 bits to 8, all silently.
     """
     bit_depth, colour_type = _check_chunks(data)
     if bit_depth != 8 or colour_type not in (2, 6):
@@ -99,7 +112,7 @@ def check_png(data: bytes) -> CheckedImage:
         if (pixels[..., 3] != 255).any():
             raise BadImageError("PNG with transparent pixels where 8-bit RGB is expected: flatten it")
         note, pixels = "opaque alpha channel dropped", pixels[..., :3]
-    return _checked(pixels[..., ::-1], note)
+    return pixels[..., ::-1], note
 
 
 def pixel_hash(rgb: np.ndarray) -> str:
@@ -109,7 +122,7 @@ def pixel_hash(rgb: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _checked(rgb: np.ndarray, note: str = "") -> CheckedImage:
+def _checked(rgb: np.ndarray, note: str) -> CheckedImage:
     return CheckedImage(rgb.shape[0], rgb.shape[1], pixel_hash(rgb), note)
 
 

@@ -51,7 +51,7 @@ def decode(data: bytes) -> np.ndarray:
     Raises:
       DecodeError: the bytes cannot be decoded.
     """
-    if data.startswith(_PNG):  # two thirds of OpenCV's time
+    if data.startswith(_PNG) and b"eXIf" not in data:  # two thirds of OpenCV's time; only that turns photographs
         try:
             pixels = imagecodecs.png_decode(data)
         except (RuntimeError, ValueError) as error:

@@ -24,7 +24,6 @@ MODELS = {
     "seresnet50": {},
     "densenet121": {},
     "vgg16_inception": {},
-    "vit": SMALL_VIT,
     "vit with registers and gates": SMALL_VIT | SWIGLU,
     "swin_tiny_patch4_window7_224": {"embed_dim": 24, "depths": (2, 2, 2, 2)},
 }
