@@ -13,7 +13,7 @@ import numpy as np
 
 from data_pipelines.errors import DataError
 from data_pipelines.prepare import alone
-from histojax.data.sources import Dataset, ImageSource
+from histojax.data.sources import Dataset, ImageSource, shapes_path
 from histojax.data.transforms import DecodeError, decode, resize
 from histojax.files import replacing
 
@@ -33,7 +33,7 @@ def with_cache(dataset: Dataset, kind: str, size: int, threads: int) -> Dataset:
       threads: that decode.
 
     Raises:
-      DataError: an image that cannot be read; `decoded` images of different sizes; no room for the file.
+      DataError: an image that cannot be read; no room for the file.
     """
     if kind == "none":
         return dataset
@@ -47,11 +47,12 @@ def with_cache(dataset: Dataset, kind: str, size: int, threads: int) -> Dataset:
 
 def cache_path(directory: pathlib.Path, kind: str, size: int) -> pathlib.Path:
     """Where a prepared dataset keeps its pixels."""
-    return directory / (f"resized-{size}.npy" if kind == "resized" else "decoded.npy")
+    return directory / (f"resized-{size}.pixels" if kind == "resized" else "decoded.pixels")
 
 
 def _write(path: pathlib.Path, dataset: Dataset, size: int | None, threads: int) -> None:
     n = len(dataset.records)
+    _log.info("decoding %d images once, to %s", n, path)
     names = [record.image_id for record in dataset.records]
     source = ImageSource(dataset.prepared.directory, np.arange(n), dataset.labels, names)
 
@@ -62,27 +63,17 @@ def _write(path: pathlib.Path, dataset: Dataset, size: int | None, threads: int)
             raise DataError(f"image {names[position]} of the prepared dataset: {error}; prepare it anew") from error
         return image if size is None else resize(image, size)
 
-    shape = pixels(0).shape
-    _log.info("decoding %d images once: %.1f GB in %s", n, n * np.prod(shape) / 1e9, path)
-
-    def raw(position: int) -> bytes:
-        image = pixels(position)
-        if image.shape != shape:
-            found, first = (f"{w}×{h} pixels" for h, w, _ in (image.shape, shape))
-            raise DataError(
-                f"data.cache=decoded needs images of one size: {names[position]} has {found}, {names[0]} {first}; use "
-                "data.cache=none, or resized without random crops"
-            )
-        return image.tobytes()
-
+    shapes = []
     try:
         # Written, not mapped: in a mapping, a full disk would end the process without a word.
-        with replacing(path) as temporary, open(temporary, "wb") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (n, *shape)}
-            np.lib.format.write_array_header_1_0(file, header)
-            with concurrent.futures.ThreadPoolExecutor(max(threads, 1)) as pool:
+        with replacing(path) as temporary:
+            with open(temporary, "wb") as file, concurrent.futures.ThreadPoolExecutor(max(threads, 1)) as pool:
                 for begin in range(0, n, _BLOCK):
-                    file.writelines(pool.map(raw, range(begin, min(begin + _BLOCK, n))))
+                    for image in pool.map(pixels, range(begin, min(begin + _BLOCK, n))):
+                        file.write(image.tobytes())
+                        shapes.append(image.shape[:2])
+            with replacing(shapes_path(path)) as beside, open(beside, "wb") as file:  # there before the pixels are
+                np.save(file, np.array(shapes))
     except OSError as error:
         raise DataError(
             f"{path}: cannot be written ({error.strerror or error}): make room, choose another data.prepared_dir, or "

@@ -240,8 +240,9 @@ class ImageSource:
         return open_images(self._directory)
 
     @functools.cached_property
-    def _pixels(self) -> np.ndarray:
-        return np.load(self._cached, mmap_mode="r")  # type: ignore[arg-type]  # read only where there is one
+    def _pixels(self) -> "_Pixels":
+        assert self._cached is not None
+        return _Pixels(self._cached)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("_images", "_pixels")}
@@ -272,3 +273,24 @@ class ImageSource:
             "mask": np.bool_(index >= 0),
             "name": self._names[stored],
         }
+
+
+def shapes_path(pixels: pathlib.Path) -> pathlib.Path:
+    """Where the heights and widths lie of the images in a file of pixels."""
+    return pixels.with_suffix(".shapes.npy")
+
+
+class _Pixels:
+    """Images of a file that `histojax.data.cache` has written: one after the other, RGB, mapped into memory."""
+
+    def __init__(self, path: pathlib.Path):
+        self._shapes = np.load(shapes_path(path))
+        self._ends = np.cumsum(self._shapes.prod(axis=1) * 3)
+        self._bytes = np.memmap(path, np.uint8, "r")
+        if len(self._bytes) != self._ends[-1]:
+            raise ValueError(f"{path} was cut short, or has grown")
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        height, width = self._shapes[position]
+        end = self._ends[position]
+        return self._bytes[end - height * width * 3 : end].reshape(height, width, 3)
