@@ -90,11 +90,7 @@ def images(given: argparse.Namespace) -> dict[str, Any]:
         sides = [ours]
         if given.against:
             sides.append(stack.enter_context(_torch("torch DataLoader", spec | {"cores": _cores()}, {})))
-        measured = rounds.measure(sides, given.rounds, given.round_seconds, _log.info)
-        result: dict[str, Any] = {"root": spec["root"], "images": ours.facts["images"]}
-        result["contestants"] = {one.name: _row(one, measured[one.name]) for one in sides}
-        result["ratios"] = {one.name: rounds.ratio(measured[ours.name], measured[one.name]) for one in sides[1:]}
-    return result
+        return {"root": spec["root"], "images": ours.facts["images"]} | _compared(sides, given)
 
 
 def slide(given: argparse.Namespace) -> dict[str, Any]:
@@ -109,11 +105,8 @@ def slide(given: argparse.Namespace) -> dict[str, Any]:
                 name = "deepzoom" if threads == 1 else f"deepzoom, {threads} threads"
                 peer = spec | {"side": "deepzoom", "threads": threads}
                 sides.append(stack.enter_context(Contestant(name, command, peer, {})))
-        measured = rounds.measure(sides, given.rounds, given.round_seconds, _log.info)
-        result: dict[str, Any] = {"slide": spec["slide"]} | {key: sides[0].facts[key] for key in ("images", "mpp")}
-        result["contestants"] = {one.name: _row(one, measured[one.name]) for one in sides}
-        result["ratios"] = {one.name: rounds.ratio(measured["histojax"], measured[one.name]) for one in sides[1:]}
-    return result
+        facts = {key: sides[0].facts[key] for key in ("images", "mpp")}
+        return {"slide": spec["slide"]} | facts | _compared(sides, given)
 
 
 def machine() -> dict[str, Any]:
@@ -124,6 +117,16 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
+    }
+
+
+def _compared(sides: Sequence[Contestant], given: argparse.Namespace) -> dict[str, Any]:
+    """Rounds of all sides, and the first one's rates over those of the others."""
+    measured = rounds.measure(sides, given.rounds, given.round_seconds, _log.info)
+    ours = measured[sides[0].name]
+    return {
+        "contestants": {one.name: _row(one, measured[one.name]) for one in sides},
+        "ratios": {one.name: rounds.ratio(ours, measured[one.name]) for one in sides[1:]},
     }
 
 

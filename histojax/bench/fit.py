@@ -51,22 +51,21 @@ def largest_batch(
         before, foretold = smallest, needs(smallest)
         if foretold > limit:
             raise RunError(f"a batch of {smallest} needs {foretold / (1 << 30):.4f} GiB of {limit / (1 << 30):.4f} GiB")
-        fitting, line, n = {smallest: foretold}, {smallest: foretold}, 2 * smallest
+        line, n = {smallest: foretold}, 2 * smallest
         for _ in range(_COMPILED):
             line[n] = needs(n)
-            if line[n] <= limit:
-                fitting[n] = line[n]
             each = max((line[n] - line[before]) / (n - before), 1.0)
             before, n = n, int(n + (limit - line[n]) / each) // devices * devices
-            if n <= max(fitting) or n in line:
+            largest = max(size for size, found in line.items() if found <= limit)
+            if n <= largest or n in line:
                 break
-        n = max(fitting)
+    n, foretold = largest, line[largest]
     for _ in range(_TRIES):
         try:
             with Contestant(name, command, {**spec, "batch_size": n}, environment) as one:
                 one.ask(ask="run", repeats=2)
                 peak = one.ask(ask="memory")["bytes"]
-            return {"batch_size": n, "foretold_bytes": fitting[max(fitting)], "limit_bytes": limit, "peak_bytes": peak}
+            return {"batch_size": n, "foretold_bytes": foretold, "limit_bytes": limit, "peak_bytes": peak}
         except RunError as error:
             _log.info("batch of %d did not run: %s", n, str(error).splitlines()[0])
             n = int(n * _SMALLER) // devices * devices

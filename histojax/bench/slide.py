@@ -43,14 +43,16 @@ class _Side:
         self._once()
 
     def _once(self) -> int:
-        raise NotImplementedError
+        """Reads the slide's tissue tiles; how many."""
+        raise NotImplementedError  # each side's own
 
     def facts(self) -> dict[str, Any]:
         """See `contestant.Side`."""
         return {"images": len(self._table), "mpp": self._grid.mpp, "version": self._version()}
 
     def _version(self) -> str:
-        raise NotImplementedError
+        """Of the reader."""
+        raise NotImplementedError  # each side's own
 
     def run(self, repeats: int) -> dict[str, Any]:
         """See `contestant.Side`."""

@@ -13,8 +13,9 @@ import numpy as np
 
 from data_pipelines.errors import DataError
 from data_pipelines.prepare import alone
+from histojax.data.pipeline import pixels_of
 from histojax.data.sources import Dataset, ImageSource, shapes_path
-from histojax.data.transforms import DecodeError, decode, resize
+from histojax.data.transforms import resize
 from histojax.files import replacing
 
 # `resized`: at the size of the model's input; `decoded`: as they are, so that random crops can be cut from them.
@@ -57,10 +58,7 @@ def _write(path: pathlib.Path, dataset: Dataset, size: int | None, threads: int)
     source = ImageSource(dataset.prepared.directory, np.arange(n), dataset.labels, names)
 
     def pixels(position: int) -> np.ndarray:
-        try:
-            image = decode(source[position]["image"])
-        except DecodeError as error:
-            raise DataError(f"image {names[position]} of the prepared dataset: {error}; prepare it anew") from error
+        image = pixels_of(source[position])
         return image if size is None else resize(image, size)
 
     shapes = []

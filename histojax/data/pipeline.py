@@ -69,7 +69,7 @@ class _Augment(grain.transforms.RandomMap):
     def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         try:
             if element["mask"] or not self._mask_bad:
-                return _with_pixels(element, augment(_decode(element), self._size, self._spec, rng))
+                return _with_pixels(element, augment(pixels_of(element), self._size, self._spec, rng))
         except DataError as error:
             if not self._mask_bad:
                 raise
@@ -83,11 +83,15 @@ class _Resize(grain.transforms.Map):
         self._size = size
 
     def map(self, element: dict[str, Any]) -> dict[str, Any]:
-        return _with_pixels(element, resize(_decode(element), self._size))
+        return _with_pixels(element, resize(pixels_of(element), self._size))
 
 
-def _decode(element: Mapping[str, Any]) -> np.ndarray:
-    """Pixels of the image; they are there already where the dataset is cached."""
+def pixels_of(element: Mapping[str, Any]) -> np.ndarray:
+    """Pixels `u8 [h, w, 3]` of what an `ImageSource` gives; they are there already where the dataset is cached.
+
+    Raises:
+      DataError: an image that cannot be decoded.
+    """
     image = element["image"]
     try:
         return decode(image) if isinstance(image, bytes) else image
