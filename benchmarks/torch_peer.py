@@ -54,7 +54,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vgg16": _torchvision("vgg16"),
     "vgg16_bn": _torchvision("vgg16_bn"),
     "vit_base_patch16_224": _timm("vit_base_patch16_224"),
-    "swin_tiny_patch4_window7_224": _torchvision("swin_t"),
+    "swin_tiny_patch4_window7_224": _timm("swin_tiny_patch4_window7_224"),
     "ldcsf": functools.partial(ldcsf_torch.LDCSF, _CLASSES),
 }
 
@@ -153,7 +153,7 @@ class _Infer(_Model):
 
     @torch.inference_mode()
     def _once(self) -> None:
-        self._logits().float().softmax(-1).cpu()
+        self._logits().float().softmax(-1)
 
 
 class _QuarterTurn:
@@ -244,6 +244,7 @@ def _optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer:
 
 def _make(spec: dict[str, Any]) -> Any:
     torch.set_num_threads(spec["cores"])
+    torch.backends.cudnn.benchmark = True  # as XLA tries its convolutions, too
     return {"step": _Step, "infer": _Infer, "input": _Input}[spec["work"]](spec)
 
 

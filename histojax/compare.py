@@ -130,8 +130,17 @@ def cost(name: str, num_classes: int, size: int, options: Mapping[str, Any]) -> 
         return logits
 
     images = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
-    counted = jax.jit(forward).lower(state, images).cost_analysis() or {}
+    with jax.default_device(_counting_device()):
+        counted = jax.jit(forward).lower(state, images).cost_analysis() or {}
     return parameters, float(counted.get("flops", float("nan")))
+
+
+def _counting_device() -> jax.Device | None:
+    """The CPU, because GPUs do not count what is not compiled; the default where there is none for jax."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
 
 
 def _write(rows: Sequence[Mapping[str, Any]], workdir: pathlib.Path) -> None:

@@ -37,12 +37,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _run() -> None:
-    from histojax import evaluate, processes, startup, train
+    from histojax import evaluate, processes, profiling, startup, train
 
     for flag in (_WORKDIR, _CHECKPOINT):
         if "://" in (flag.value or ""):
             raise RunError(f"--{flag.name}={flag.value}: a path is wanted; mount the bucket, see launch/README.md")
     config = _CONFIG.value
+    if _PROFILE.value:
+        profiling.one_by_one()
     startup.prepare(config.sharding.cpu_devices if config else 2)
     processes.initialise({name: flags.FLAGS[name].value for name in _MEMBERSHIP})
     console.quiet_unless_first()

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from histojax.models.layers import BatchNorm, Conv, Linear, global_avg_pool
+from histojax.models.layers import Conv, Linear, global_avg_pool
+from histojax.models.norms import BatchNorm
 from histojax.models.resnet import ResNet, ResNetConfig
 from histojax.optimizer import OptimizerSpec, make_optimizer
 from histojax.sharding import Layout

@@ -71,7 +71,11 @@ def compiled(given: argparse.Namespace, model: str) -> dict[str, Any]:
         result["ratios"] = {peer: rounds.ratio(measured[name], measured[peer]) for peer in dtypes if peer != name}
         if given.profile:
             folder = given.profile.expanduser().absolute() / f"{given.work}-{model}"
-            asked = ours.ask(ask="profile", repeats=PROFILED, folder=str(folder))
+            traced = ours
+            if ours.facts["platform"] == "gpu":  # not the one that was measured, because it is a little slower
+                apart = ours_spec | {"one_by_one": True}
+                traced = stack.enter_context(Contestant(name, _ours(), apart, environment))
+            asked = traced.ask(ask="profile", repeats=PROFILED, folder=str(folder))
             result["profile"] = {"folder": str(folder), "table": asked["table"]}
     if given.find_batch:  # alone on the machine
         result["fit"] = fit.largest_batch(_ours(), ours_spec, plain, given.memory_gib)

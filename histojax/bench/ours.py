@@ -39,11 +39,13 @@ class _Compiled:
         self._state = self._program.init()
         self._spec, self._n, self._size = spec, spec["batch_size"], spec["image_size"]
         rng = np.random.default_rng(0)
-        self._batch = {
-            "image": rng.integers(0, 256, (self._n, self._size, self._size, 3), dtype=np.uint8),
-            "label": rng.integers(0, len(CLASSES), self._n).astype(np.int32),
-            "mask": np.ones(self._n, bool),
-        }
+        self._batch = self._layout.put(
+            {
+                "image": rng.integers(0, 256, (self._n, self._size, self._size, 3), dtype=np.uint8),
+                "label": rng.integers(0, len(CLASSES), self._n).astype(np.int32),
+                "mask": np.ones(self._n, bool),
+            }
+        )
         began = time.perf_counter()
         jax.block_until_ready(self._start())
         self._first = time.perf_counter() - began
@@ -130,21 +132,21 @@ class _Step(_Compiled):
     """The update of a training run."""
 
     def _start(self) -> Any:
-        self._state, metrics = self._program.train(self._state, self._layout.put(self._batch))
+        self._state, metrics = self._program.train(self._state, self._batch)
         return metrics
 
     def _compiled(self) -> jax.stages.Compiled:
-        return self._program.compiled_train(self._state, self._layout.put(self._batch))
+        return self._program.compiled_train(self._state, self._batch)
 
 
 class _Infer(_Compiled):
     """Prediction."""
 
     def _start(self) -> Any:
-        return self._program.evaluate(self._state.model, self._layout.put(self._batch))["probabilities"]
+        return self._program.evaluate(self._state.model, self._batch)["probabilities"]
 
     def _compiled(self) -> jax.stages.Compiled:
-        return self._program.compiled_evaluate(self._state.model, self._layout.put(self._batch))
+        return self._program.compiled_evaluate(self._state.model, self._batch)
 
 
 class _Input:
@@ -232,6 +234,8 @@ def _config(spec: dict[str, Any]) -> ConfigDict:
 
 
 def _make(spec: dict[str, Any]) -> Any:
+    if spec.get("one_by_one"):
+        profiling.one_by_one()
     startup.prepare(spec["cpu_devices"])
     return {"step": _Step, "infer": _Infer, "input": _Input, "fit": _Fit}[spec["work"]](spec)
 

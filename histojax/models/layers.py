@@ -1,4 +1,4 @@
-"""Layers shared by the models: convolution, batch norm, dense and pooling, arranged to be fast on CPUs, too.
+"""Layers shared by the models: convolution, dense, pooling and attention, arranged to be fast on CPUs, too.
 
 Shapes: images are (b, h, w, c); kernels are HWIO. Parameters and batch statistics are float32; `dtype` is the
 type that a layer computes in. With `dtype=float64` and float64 parameters everything is computed in float64.
@@ -8,8 +8,8 @@ The custom gradients support reverse mode only: `jax.jvp`, `jax.jacfwd` and `jax
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -20,6 +20,7 @@ Initializer = Callable[..., jax.Array]
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 SMALL_MAP = 64  # pixels
+FEW_CHANNELS = 4
 # sigmoid(3) = 0.953: the features of a pretrained backbone pass almost unchanged at first.
 OPEN_GATE = 3.0
 
@@ -33,11 +34,35 @@ def at_least_float32(dtype: Any) -> jnp.dtype:
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """x · Φ(x), exactly (Hendrycks and Gimpel 2016, arXiv 1606.08415), not the tanh approximation."""
+    """x · Φ(x), exactly (Hendrycks and Gimpel 2016, arXiv 1606.08415), not the tanh approximation.
+
+    Elsewhere than on CPUs one array is kept for the gradient, the slope Φ(x) + x · φ(x); autodiff keeps three. XLA:CPU
+    would compute Φ twice for it.
+    """
+    return jax.nn.gelu(x, approximate=False) if jax.default_backend() == "cpu" else gelu_with_slope(x)
+
+
+@jax.custom_vjp
+def gelu_with_slope(x: jax.Array) -> jax.Array:
+    """`gelu` whose gradient is a product with what was kept."""
     return jax.nn.gelu(x, approximate=False)
 
 
-def _over_channels(v: jax.Array, ndim: int) -> jax.Array:
+def _gelu_fwd(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    wide = x.astype(at_least_float32(x.dtype))
+    below = 0.5 * jax.lax.erfc(-wide * math.sqrt(0.5))
+    slope = below + wide * jnp.exp(-0.5 * jnp.square(wide)) * (1 / math.sqrt(2 * math.pi))
+    return (wide * below).astype(x.dtype), slope.astype(x.dtype)
+
+
+def _gelu_bwd(slope: jax.Array, d: jax.Array) -> tuple[jax.Array]:
+    return (d * slope,)
+
+
+gelu_with_slope.defvjp(_gelu_fwd, _gelu_bwd)
+
+
+def over_channels(v: jax.Array, ndim: int) -> jax.Array:
     """Reshape (c,) to (1, ..., 1, c), so that nothing relies on implicit rank promotion."""
     return v.reshape((1,) * (ndim - 1) + v.shape)
 
@@ -88,7 +113,7 @@ class Linear(nnx.Module):
         kernel = self.kernel[...]
         y = matmul(x.astype(self.dtype).reshape(-1, kernel.shape[0]), kernel)
         y = y.reshape(*x.shape[:-1], kernel.shape[1])
-        return y if self.bias is None else y + _over_channels(self.bias[...].astype(y.dtype), y.ndim)
+        return y if self.bias is None else y + over_channels(self.bias[...].astype(y.dtype), y.ndim)
 
 
 class Conv(nnx.Module):
@@ -100,7 +125,9 @@ class Conv(nnx.Module):
     a convolution, "auto" by the backend found when the call is traced: on CPUs as a product where the patches
     are the input itself (1×1: twice as fast) or the output has at most `SMALL_MAP` pixels (XLA's gradient is
     slower there, at 2×2 forty times). "dot" of a depthwise convolution, and "auto" on CPUs, is a sum of shifted maps
-    times their weights: XLA's gradient takes several times as long there. Parameters are the same either way.
+    times their weights: XLA's gradient takes several times as long there. "blocks", and "auto" on GPUs and TPUs where
+    at most `FEW_CHANNELS` come in, computes one of stride 2 as one of stride 1 over blocks of 2×2 pixels, where height
+    and width are even: matrix units want more channels than three. Parameters are the same either way.
     Raises ValueError for an unknown `impl`.
     """
 
@@ -115,12 +142,12 @@ class Conv(nnx.Module):
         groups: int = 1,
         use_bias: bool = False,
         dtype: Any = jnp.float32,
-        impl: Literal["auto", "dot", "conv"] = "auto",
+        impl: Literal["auto", "dot", "conv", "blocks"] = "auto",
         kernel_init: Initializer = he_normal_fan_out,
         rngs: nnx.Rngs,
     ) -> None:
-        if impl not in ("auto", "dot", "conv"):
-            raise ValueError(f"impl={impl!r} is not one of 'auto', 'dot', 'conv'")
+        if impl not in ("auto", "dot", "conv", "blocks"):
+            raise ValueError(f"impl={impl!r} is not one of 'auto', 'dot', 'conv', 'blocks'")
         shape = (*kernel_size, in_features // groups, out_features)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
         self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if use_bias else None
@@ -132,7 +159,12 @@ class Conv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolve (b, h, w, i) to (b, h', w', o)."""
-        x, kernel = x.astype(self.dtype), self.kernel[...]
+        y = self.convolve(x, self.kernel[...])
+        return y if self.bias is None else y + over_channels(self.bias[...].astype(y.dtype), y.ndim)
+
+    def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Convolve (b, h, w, i) to (b, h', w', o) with a kernel in place of the layer's own, and without bias."""
+        x = x.astype(self.dtype)
         if self._as_dot(x):
             x = self._patches(x)
             y = matmul(x.reshape(-1, x.shape[-1]), kernel.reshape(-1, kernel.shape[-1]))
@@ -143,15 +175,19 @@ class Conv(nnx.Module):
             products = (tap.astype(wide) * weight for tap, weight in zip(self._taps(x), weights, strict=True))
             y = functools.reduce(jnp.add, products).astype(self.dtype)
         else:
+            strides, padding = self.strides, self.padding
+            if self._as_blocks(x):
+                x, kernel, padding = _blocks(x, kernel, self._output_size(x), padding)
+                strides = (1, 1)
             y = jax.lax.conv_general_dilated(
                 x,
                 kernel.astype(self.dtype),
-                self.strides,
-                self.padding,
+                strides,
+                padding,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 feature_group_count=self.groups,
             )
-        return y if self.bias is None else y + _over_channels(self.bias[...].astype(y.dtype), y.ndim)
+        return y
 
     def _output_size(self, x: jax.Array) -> tuple[int, int]:
         """Height and width of the result."""
@@ -160,11 +196,16 @@ class Conv(nnx.Module):
         return height, width
 
     def _as_dot(self, x: jax.Array) -> bool:
-        if self.groups > 1 or self.impl == "conv":
+        if self.groups > 1 or self.impl not in ("auto", "dot"):
             return False
         height, width = self._output_size(x)
         pays = self.kernel.shape[:2] == (1, 1) or height * width <= SMALL_MAP
         return self.impl == "dot" or (pays and jax.default_backend() == "cpu")
+
+    def _as_blocks(self, x: jax.Array) -> bool:
+        possible = self.groups == 1 and self.strides == (2, 2) and x.shape[1] % 2 == x.shape[2] % 2 == 0
+        pays = x.shape[-1] <= FEW_CHANNELS and jax.default_backend() != "cpu"
+        return possible and (self.impl == "blocks" or (self.impl == "auto" and pays))
 
     def _as_shifts(self) -> bool:
         depthwise = self.groups > 1 and self.kernel.shape[2] == 1 and self.kernel.shape[3] == self.groups
@@ -188,135 +229,33 @@ class Conv(nnx.Module):
         ]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def batch_norm_train(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalise x (..., c) by its own statistics; return (y, mean (c,), biased variance (c,)).
-
-    Ioffe and Szegedy 2015 (arXiv 1502.03167), algorithm 1, with E[x²] - E[x]² as the variance, so that one
-    pass over `x` yields both statistics. The gradient ignores the cotangents of the mean and the variance
-    returned: they feed the running statistics only.
-    """
-    return _batch_norm_fwd(x, scale, bias, epsilon)[0]
-
-
-def _batch_norm_fwd(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple[Any, Any]:
-    axes = tuple(range(x.ndim - 1))
-    x_wide = x.astype(at_least_float32(x.dtype))
-    mean = x_wide.mean(axes)
-    # Rounding can push the difference below zero where a channel is constant.
-    var = jnp.maximum(jnp.square(x_wide).mean(axes) - jnp.square(mean), 0.0)
-    inv = jax.lax.rsqrt(var + epsilon)
-    y = _normalise(x, mean, inv, scale, bias)
-    return (y, mean, var), (x, scale, mean, inv)
-
-
-def _batch_norm_bwd(epsilon: float, res: Any, cotangents: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x, scale, mean, inv = res
-    axes = tuple(range(x.ndim - 1))
-    wide = partial(_over_channels, ndim=x.ndim)
-    n = x.size // x.shape[-1]
-    d = cotangents[0].astype(mean.dtype)
-    x_hat = (x.astype(mean.dtype) - wide(mean)) * wide(inv)
-    dbias = d.sum(axes)
-    dscale = (d * x_hat).sum(axes)
-    dx = wide(scale * inv) * (d - wide(dbias / n) - x_hat * wide(dscale / n))
-    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(scale.dtype)
-
-
-batch_norm_train.defvjp(_batch_norm_fwd, _batch_norm_bwd)
-
-
-def _normalise(x: jax.Array, mean: jax.Array, inv: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """Return (x - mean) · inv · scale + bias, as one multiplication and one addition, in the type of `x`."""
-    factor = inv * scale
-    offset = bias - mean * factor
-    return (x * _over_channels(factor, x.ndim) + _over_channels(offset, x.ndim)).astype(x.dtype)
-
-
-class BatchNorm(nnx.Module):
-    """Batch normalisation over all axes but the last: (..., c) -> (..., c) in `dtype`.
-
-    Parameters `scale` and `bias`, batch statistics `mean` and `var`, all (c,) float32. `momentum` is the
-    weight of the old running value (0.9 here is torch's 0.1). As in Flax the running variance is the biased
-    one; torch keeps the unbiased one, n / (n - 1) times this. `scale_init` may be zeros, so that a residual
-    branch starts as the identity.
-    Under `jax.jit` with the batch sharded over a mesh the statistics are those of the whole batch.
-    """
-
-    def __init__(
-        self,
-        num_features: int,
-        *,
-        momentum: float = 0.9,
-        epsilon: float = 1e-5,
-        use_running_average: bool = False,
-        dtype: Any = jnp.float32,
-        scale_init: Initializer = jax.nn.initializers.ones,
-        rngs: nnx.Rngs,
-    ) -> None:
-        self.scale = nnx.Param(scale_init(rngs.params(), (num_features,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((num_features,), jnp.float32))
-        self.mean = nnx.BatchStat(jnp.zeros((num_features,), jnp.float32))
-        self.var = nnx.BatchStat(jnp.ones((num_features,), jnp.float32))
-        self.momentum = momentum
-        self.epsilon = epsilon
-        self.use_running_average = use_running_average
-        self.dtype = dtype
-
-    # `deterministic` is accepted and has no effect, so that one nnx.view call serves nets without Dropout,
-    # too: nnx.view raises for a keyword that no module takes.
-    def set_view(self, use_running_average: bool | None = None, deterministic: bool | None = None) -> None:
-        """Switch between batch and running statistics; called by `nnx.view`."""
-        if use_running_average is not None:
-            self.use_running_average = use_running_average
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalise (..., c); in training, fold the batch's statistics into the running ones."""
-        x, scale, bias = x.astype(self.dtype), self.scale[...], self.bias[...]
-        if self.use_running_average:
-            inv = jax.lax.rsqrt(self.var[...] + self.epsilon)
-            return _normalise(x, self.mean[...], inv, scale, bias)
-        y, mean, var = batch_norm_train(x, scale, bias, self.epsilon)
-        for running, batch in ((self.mean, mean), (self.var, var)):
-            new = self.momentum * running[...] + (1 - self.momentum) * batch
-            # Not `running[...] = `: under tracing, flax then searches the whole program for where a value came from.
-            running.set_value(jax.lax.stop_gradient(new))
-        return y
-
-
-class LayerNorm(nnx.Module):
-    """Layer normalisation over the last axis (Ba et al. 2016, arXiv 1607.06450): (..., c) -> (..., c) in `dtype`.
-
-    Parameters `scale` and `bias`, both (c,) float32. Statistics are float32 (or float64) whatever `dtype` is, and the
-    variance is the mean of squared deviations, not E[x²] - E[x]²: tokens may lie far from zero.
-    """
-
-    def __init__(self, num_features: int, *, epsilon: float = 1e-5, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
-        del rngs  # both start constant
-        self.scale = nnx.Param(jnp.ones((num_features,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((num_features,), jnp.float32))
-        self.epsilon = epsilon
-        self.dtype = dtype
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalise each (c,) of (..., c)."""
-        x = x.astype(at_least_float32(self.dtype))
-        x = x - x.mean(-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
-        x = x * _over_channels(self.scale[...], x.ndim) + _over_channels(self.bias[...], x.ndim)
-        return x.astype(self.dtype)
+def _blocks(
+    x: jax.Array, kernel: jax.Array, output_size: tuple[int, int], padding: Padding
+) -> tuple[jax.Array, jax.Array, Padding]:
+    """What a convolution of stride 2 is over blocks of 2×2 pixels: map (b, h/2, w/2, 4i), kernel, padding."""
+    b, h, w, i = x.shape
+    x = x.reshape(b, h // 2, 2, w // 2, 2, i).transpose(0, 1, 3, 2, 4, 5).reshape(b, h // 2, w // 2, 4 * i)
+    of_kernel, of_map = [], []
+    for size, extent, output, (before, _) in zip(kernel.shape[:2], (h, w), output_size, padding, strict=True):
+        skipped = before % 2  # zeros in front of the kernel, so that it begins with a block
+        blocks = -(-(size + skipped) // 2)
+        of_kernel.append((skipped, 2 * blocks - size - skipped))
+        first = (before + skipped) // 2
+        of_map.append((first, output - 1 + blocks - extent // 2 - first))
+    kernel = jnp.pad(kernel, (*of_kernel, (0, 0), (0, 0)))
+    rows, columns, _, o = kernel.shape
+    kernel = kernel.reshape(rows // 2, 2, columns // 2, 2, i, o).transpose(0, 2, 1, 3, 4, 5)
+    return x, kernel.reshape(rows // 2, columns // 2, 4 * i, o), (of_map[0], of_map[1])
 
 
 def max_pool_3x3_s2(x: jax.Array) -> jax.Array:
     """Max-pool (b, h, w, c) with a 3×3 window, stride 2 and padding 1 to (b, ⌈h/2⌉, ⌈w/2⌉, c).
 
-    On CPUs, where h and w are even, as maxima of slices, one axis after the other (three times as fast
-    there). That splits the gradient among equal maxima; the window reduction gives it to the first. After a
-    ReLU, ties are at zero and pass no gradient on.
+    Where h and w are even, as maxima of slices, one axis after the other (on CPUs three times as fast), but not on
+    TPUs. That splits the gradient among equal maxima; the window reduction gives it to the first. After a ReLU, ties
+    are at zero and pass no gradient on.
     """
-    if jax.default_backend() == "cpu" and x.shape[1] % 2 == 0 and x.shape[2] % 2 == 0:
+    if jax.default_backend() != "tpu" and x.shape[1] % 2 == 0 and x.shape[2] % 2 == 0:
         return _max_of_3_stride_2(_max_of_3_stride_2(x, 2), 1)
     return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 

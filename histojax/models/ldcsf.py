@@ -15,16 +15,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from histojax.models.layers import (
-    BatchNorm,
     ChannelAttention,
     Conv,
-    LayerNorm,
     Linear,
     at_least_float32,
     gelu,
     global_avg_pool,
     lecun_normal,
 )
+from histojax.models.norms import BatchNorm, LayerNorm
 from histojax.models.resnet import EXPANSION, Bottleneck
 from histojax.models.swin import SwinConfig, SwinStages
 from histojax.models.taps import tap

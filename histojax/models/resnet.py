@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from histojax.models.layers import (
-    BatchNorm,
     Conv,
     Linear,
     at_least_float32,
     global_avg_pool,
     max_pool_3x3_s2,
 )
+from histojax.models.norms import BatchNorm, conv_norm
 from histojax.models.taps import tap
 
 EXPANSION = 4
@@ -97,14 +97,14 @@ class Bottleneck(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (b, h, w, in_features) to (b, h / stride, w / stride, 4 · features)."""
-        y = jax.nn.relu(self.bn1(self.conv1(x)))
-        y = jax.nn.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
+        y = jax.nn.relu(conv_norm(self.conv1, self.bn1, x))
+        y = jax.nn.relu(conv_norm(self.conv2, self.bn2, y))
+        y = conv_norm(self.conv3, self.bn3, y)
         if self.attention is not None:
             y = self.attention(y)
         if self.downsample is not None:
             conv, bn = self.downsample
-            x = bn(conv(x))
+            x = conv_norm(conv, bn, x)
         return jax.nn.relu(x + y)
 
 
@@ -173,7 +173,7 @@ class ResNet(nnx.Module):
 
         That of layer i is (b, h / 2ⁱ⁺¹, w / 2ⁱ⁺¹, 4 · width · 2ⁱ⁻¹), sizes rounded up.
         """
-        x = max_pool_3x3_s2(jax.nn.relu(self.bn1(self.conv1(x))))
+        x = max_pool_3x3_s2(jax.nn.relu(conv_norm(self.conv1, self.bn1, x)))
         maps = {}
         for index, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)):
             for block in stage:

@@ -17,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from histojax.models.layers import Conv, LayerNorm, Linear, at_least_float32, gelu, global_avg_pool, lecun_normal
+from histojax.models.attention import attend
+from histojax.models.layers import Conv, Linear, at_least_float32, gelu, global_avg_pool, lecun_normal
+from histojax.models.norms import LayerNorm
 from histojax.models.taps import tap
 
 PATCH = 4
@@ -165,16 +167,12 @@ class ShiftedWindowAttention(nnx.Module):
 
         x = window_partition(x, self.window)
         qkv = self.qkv(x).reshape(*x.shape[:3], 3, self.heads, c // self.heads)
-        q, k, v = (qkv[:, :, :, i] for i in range(3))  # each (b, windows, n, heads, d)
-        q = q * (c // self.heads) ** -0.5
-        logits = jnp.einsum("bwqhd,bwkhd->bwhqk", q, k, preferred_element_type=at_least_float32(q.dtype))
-        logits = logits + self.bias()[None, None]
+        q, k, v = qkv.transpose(3, 0, 1, 4, 2, 5)  # each (b, windows, heads, n, d)
+        bias = self.bias()[None]
         if down or right:
-            regions = jnp.asarray(shift_regions(height, width, self.window, (down, right)))
-            same = regions[:, :, None] == regions[:, None, :]
-            logits = logits + jnp.where(same, 0.0, MASKED).astype(logits.dtype)[None, :, None]
-        weights = jax.nn.softmax(logits).astype(v.dtype)
-        x = jnp.einsum("bwhqk,bwkhd->bwqhd", weights, v).reshape(x.shape)
+            regions = shift_regions(height, width, self.window, (down, right))
+            bias = bias + np.where(regions[:, :, None] == regions[:, None, :], 0.0, MASKED)[:, None].astype(bias.dtype)
+        x = attend(q, k, v, bias).swapaxes(2, 3).reshape(x.shape)
         x = window_reverse(self.proj(x), self.window, height, width)
 
         if down or right:

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from histojax.models.layers import Conv, LayerNorm, Linear, at_least_float32, gelu, lecun_normal
+from histojax.models.attention import attend
+from histojax.models.layers import Conv, Linear, at_least_float32, gelu, lecun_normal
+from histojax.models.norms import LayerNorm
 from histojax.models.taps import tap
 
 Pool = Literal["token", "mean", "token_mean"]
@@ -143,11 +145,8 @@ class Attention(nnx.Module):
         """Let every position of (b, n, c) attend to all."""
         b, n, c = x.shape
         qkv = self.qkv(x).reshape(b, n, 3, self.heads, c // self.heads)
-        q, k, v = (qkv[:, :, i] for i in range(3))  # each (b, n, heads, d)
-        q = q * (c // self.heads) ** -0.5
-        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=at_least_float32(q.dtype))
-        weights = jax.nn.softmax(logits).astype(v.dtype)
-        return self.proj(jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(b, n, c))
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each (b, heads, n, d)
+        return self.proj(attend(q, k, v).swapaxes(1, 2).reshape(b, n, c))
 
 
 class MLP(nnx.Module):

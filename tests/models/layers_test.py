@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from histojax.models import layers
+from histojax.models import layers, norms
 
 PAD_1 = ((1, 1), (1, 1))
 
@@ -113,11 +113,61 @@ def test_depthwise_convolution_is_the_same_as_shifts_and_as_convolution(dtype, s
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "padding", "channels", "size"),
+    [
+        (7, ((3, 3), (3, 3)), 3, (32, 20)),
+        (3, PAD_1, 3, (8, 8)),
+        (3, ((0, 1), (0, 1)), 4, (8, 6)),
+        (4, ((1, 1), (1, 2)), 2, (10, 6)),
+        (2, ((0, 0), (0, 0)), 2, (10, 6)),
+        (1, ((0, 0), (0, 0)), 4, (8, 6)),
+    ],
+)
+def test_convolution_of_blocks_is_the_same(kernel, padding, channels, size):
+    x = normal(0, 2, *size, channels, dtype=np.float64)
+    with jax.enable_x64(True):
+        blocks, conv = (
+            layers.Conv(channels, 5, (kernel, kernel), strides=(2, 2), padding=padding, dtype=jnp.float64, impl=impl,
+                        rngs=nnx.Rngs(0))
+            for impl in ("blocks", "conv")
+        )  # fmt: skip
+        assert f"{size[0] // 2},{size[1] // 2},{4 * channels}]" in str(jax.make_jaxpr(lambda x: blocks(x))(x))
+        graphdef, params = nnx.split(conv)
+        y = conv(x)
+        weights = normal(1, *y.shape, dtype=np.float64)
+        np.testing.assert_allclose(blocks(x), y, rtol=0, atol=1e-12)
+        ours, exact = (
+            jax.grad(lambda p, x, g=g: jnp.sum(nnx.merge(g, p)(x) * weights), (0, 1))(nnx.as_pure(params), x)
+            for g in (nnx.graphdef(blocks), graphdef)
+        )
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(exact), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-11)
+
+
+def test_convolution_of_an_odd_map_is_not_one_of_blocks():
+    conv = layers.Conv(3, 4, (3, 3), strides=(2, 2), padding=PAD_1, impl="blocks", rngs=nnx.Rngs(0))
+    assert conv(normal(0, 1, 7, 8, 3)).shape == (1, 4, 4, 4)
+
+
+def test_gelu_with_slope_is_gelu():
+    x, weights = 3 * normal(0, 50, dtype=np.float64), normal(1, 50, dtype=np.float64)
+    with jax.enable_x64(True):
+        (y, ours), (_, exact) = (
+            jax.value_and_grad(weighted_sum(f, weights))(x)
+            for f in (layers.gelu_with_slope, lambda x: jax.nn.gelu(x, approximate=False))
+        )
+        np.testing.assert_allclose(y, jnp.sum(layers.gelu(x) * weights), rtol=1e-14)
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=1e-13)
+    kept = jax.vjp(layers.gelu_with_slope, jnp.ones(7, jnp.bfloat16))[1]
+    assert [leaf.shape for leaf in jax.tree.leaves(kept)] == [(7,)]
+
+
 def test_layer_norm_gradients_are_those_of_the_plain_formula_in_float64():
     x = 3 + 2 * normal(0, 4, 5, 7, dtype=np.float64)
     weights = normal(3, *x.shape, dtype=np.float64)
     with jax.enable_x64(True):
-        norm = layers.LayerNorm(7, dtype=jnp.float64, rngs=nnx.Rngs(0))
+        norm = norms.LayerNorm(7, dtype=jnp.float64, rngs=nnx.Rngs(0))
         graphdef, _ = nnx.split(norm)
 
         def ours(x, scale, bias):
@@ -139,7 +189,7 @@ def test_layer_norm_gradients_are_those_of_the_plain_formula_in_float64():
 def test_layer_norm_of_bfloat16_has_float32_statistics():
     # Far from zero: bfloat16 statistics, or E[x²] - E[x]² in float32, would be off by more than this.
     x = jnp.asarray(1000 + 8 * np.arange(16), jnp.bfloat16).reshape(1, 16)
-    y = layers.LayerNorm(16, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(x)
+    y = norms.LayerNorm(16, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(x)
     wide = np.asarray(x, np.float64)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(y.astype(np.float32), (wide - wide.mean()) / wide.std(), rtol=2**-8)
@@ -158,7 +208,7 @@ def plain_batch_norm(x, scale, bias):
 
 
 def layers_batch_norm(x, scale, bias):
-    return layers.batch_norm_train(x, scale, bias, 1e-5)[0]
+    return norms.batch_norm_train(x, scale, bias, 1e-5)[0]
 
 
 def value_and_grads(f, weights):
@@ -194,14 +244,14 @@ def test_constant_channels_stay_finite():
     x = np.broadcast_to(np.linspace(1, 2000, 256, dtype=np.float32), (5, 3, 3, 256))
     squares = np.square(x).mean((0, 1, 2)) - np.square(x.mean((0, 1, 2)))
     assert squares.min() < -1
-    y, _, var = layers.batch_norm_train(x, jnp.ones(256), jnp.zeros(256), 1e-5)
+    y, _, var = norms.batch_norm_train(x, jnp.ones(256), jnp.zeros(256), 1e-5)
     assert np.isfinite(y).all()
     assert (np.asarray(var) >= 0).all()
 
 
 def test_running_statistics_are_flax_ones():
     x = 2 + 3 * normal(0, 4, 5, 5, 3)
-    ours = layers.BatchNorm(3, rngs=nnx.Rngs(0))
+    ours = norms.BatchNorm(3, rngs=nnx.Rngs(0))
     flax = nnx.BatchNorm(3, momentum=0.9, rngs=nnx.Rngs(0))
     for _ in range(2):
         np.testing.assert_allclose(ours(x), flax(x), atol=1e-5)
@@ -217,7 +267,7 @@ def test_running_statistics_are_flax_ones():
 
 def test_a_misspelt_view_is_refused():
     with pytest.raises(ValueError, match="use_running_avg"):
-        nnx.view(layers.BatchNorm(3, rngs=nnx.Rngs(0)), use_running_avg=True)
+        nnx.view(norms.BatchNorm(3, rngs=nnx.Rngs(0)), use_running_avg=True)
 
 
 def window_max(x):
@@ -243,6 +293,25 @@ def test_linear_maps_the_last_axis():
     np.testing.assert_allclose(linear(x), x @ np.asarray(linear.kernel[...]) + 1, rtol=1e-5)
 
 
+def test_a_folded_convolution_is_the_normalised_one(monkeypatch):
+    conv = layers.Conv(3, 4, (3, 3), strides=(2, 2), padding=PAD_1, rngs=nnx.Rngs(0))
+    norm = norms.BatchNorm(4, rngs=nnx.Rngs(0))
+    for variable, value in zip((norm.scale, norm.bias, norm.mean, norm.var), normal(1, 4, 4), strict=True):
+        variable.set_value(jnp.abs(value) + 0.1)
+    x = normal(2, 2, 8, 8, 3)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # where it is folded
+    trained = norms.conv_norm(conv, norm, x)
+    np.testing.assert_array_equal(trained, norms.batch_norm_train(conv(x), norm.scale[...], norm.bias[...], 1e-5)[0])
+    norm.use_running_average = True
+    folded = norms.conv_norm(conv, norm, x)
+    operations = [
+        equation.primitive.name for equation in jax.make_jaxpr(lambda x: norms.conv_norm(conv, norm, x))(x).eqns
+    ]
+    assert operations[-1] == "add"
+    assert operations.index("conv_general_dilated") > operations.index("rsqrt")
+    np.testing.assert_allclose(folded, norm(conv(x)), rtol=2e-5, atol=2e-6)
+
+
 def test_global_average_is_float32_for_bfloat16_maps():
     pooled = layers.global_avg_pool(jnp.ones((2, 3, 3, 4), jnp.bfloat16))
     assert (pooled.dtype, pooled.shape) == (jnp.float32, (2, 4))
@@ -252,10 +321,10 @@ TWO_DEVICES = """
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from histojax.models import layers
+from histojax.models import layers, norms
 
 assert jax.device_count() == 2
-conv, bn = layers.Conv(3, 4, (1, 1), rngs=nnx.Rngs(0)), layers.BatchNorm(4, rngs=nnx.Rngs(0))
+conv, bn = layers.Conv(3, 4, (1, 1), rngs=nnx.Rngs(0)), norms.BatchNorm(4, rngs=nnx.Rngs(0))
 graphdef, params, stats = nnx.split(nnx.List([conv, bn]), nnx.Param, nnx.BatchStat)
 
 def loss_fn(params, stats, x):
