@@ -114,6 +114,8 @@ def measure(
 ) -> dict[str, list[dict[str, Any]]]:
     """Rounds of each contestant, in turn; every second time in the opposite order, so that no drift favours one.
 
+    A round begins with a repeat that does not count.
+
     Args:
       contestants: started.
       rounds: of each.
@@ -133,6 +135,8 @@ def measure(
     for number in range(rounds):
         for one in contestants if number % 2 == 0 else contestants[::-1]:
             time.sleep(PAUSE)
+            # Virtual machines give memory back to their host while a side idles; taking it again is not of the round.
+            one.ask(ask="run", repeats=1)
             n = repeats[one.name]
             before, began = one.processor_seconds(), time.perf_counter()
             answer = one.ask(ask="run", repeats=n)
