@@ -27,8 +27,8 @@ def compiled(given: argparse.Namespace, model: str) -> dict[str, Any]:
     ours_spec = common | {"dtype": given.dtype, "remat": given.remat, "cpu_devices": given.cpu_devices}
     name = f"histojax {given.dtype}"
     environment = _HUGE if given.huge_pages in ("ours", "both") else {}
-    if given.against:
-        environment = environment | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # of a GPU the peer needs a part, too
+    if given.against or given.profile:  # another process needs a part of a GPU, too
+        environment = environment | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     plain = environment
     with contextlib.ExitStack() as stack:
         cold = None

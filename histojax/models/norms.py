@@ -58,9 +58,15 @@ batch_norm_train.defvjp(_batch_norm_fwd, _batch_norm_bwd)
 
 def _normalise(x: jax.Array, mean: jax.Array, inv: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     """Return (x - mean) · inv · scale + bias, as one multiplication and one addition, in the type of `x`."""
-    factor = inv * scale
-    offset = bias - mean * factor
+    factor, offset = _factor_and_offset(mean, inv, scale, bias)
     return (x * over_channels(factor, x.ndim) + over_channels(offset, x.ndim)).astype(x.dtype)
+
+
+def _factor_and_offset(
+    mean: jax.Array, inv: jax.Array, scale: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    factor = inv * scale
+    return factor, bias - mean * factor
 
 
 class BatchNorm(nnx.Module):
@@ -121,9 +127,10 @@ def conv_norm(conv: Conv, norm: BatchNorm, x: jax.Array) -> jax.Array:
     """
     if not norm.use_running_average or jax.default_backend() == "cpu":
         return norm(conv(x))
-    factor = norm.scale[...] * jax.lax.rsqrt(norm.var[...] + norm.epsilon)
+    inv = jax.lax.rsqrt(norm.var[...] + norm.epsilon)
+    factor, offset = _factor_and_offset(norm.mean[...], inv, norm.scale[...], norm.bias[...])
     y = conv.convolve(x, conv.kernel[...] * over_channels(factor, 4))
-    return y + over_channels((norm.bias[...] - norm.mean[...] * factor).astype(y.dtype), y.ndim)
+    return y + over_channels(offset.astype(y.dtype), y.ndim)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
