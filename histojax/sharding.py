@@ -128,6 +128,14 @@ class Layout:
         specs = (PartitionSpec(), PartitionSpec(axes))
         return jax.shard_map(local, mesh=self.mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
 
+    def by_share(self, function: Callable[..., Any], divided: tuple[bool, ...]) -> Callable[..., Any]:
+        """`function` of each device's share of the arguments that are `divided`, for `division.divided_by`."""
+        if self.mesh.size == 1:
+            return function
+        rows = self.batch.spec
+        specs = tuple(rows if one else PartitionSpec() for one in divided)
+        return jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=rows, check_vma=False)
+
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """This process's share of a batch -> global arrays on the devices; returns before the copy is done."""
         return {

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from histojax.division import divided_by
 from histojax.rngs import seeded
 from histojax.sharding import Layout
 from histojax.tasks import Task
@@ -200,7 +201,8 @@ class Program:
 
         def micro_step(model: ModelState, *arrays: jax.Array) -> Any:
             if self._spec.batch_norm == "global":
-                return of_rows(model, weight, *arrays)
+                with divided_by(self._layout.by_share):
+                    return of_rows(model, weight, *arrays)
             stats, sums, rng = self._layout.on_each_device(of_device)((model, weight), arrays)
             return ModelState(model.params, stats, rng), *sums
 
@@ -275,7 +277,8 @@ class Program:
         )
 
     def _eval(self, model: ModelState, batch: Batch) -> dict[str, jax.Array]:
-        logits = self.logits(model, batch["image"])
+        with divided_by(self._layout.by_share):
+            logits = self.logits(model, batch["image"])
         sums = self._task.evaluation_sums(logits, batch[self._task.batch_key], batch["mask"])
         return {"probabilities": self._task.probabilities(logits), **sums}
 

@@ -11,7 +11,14 @@ from tests.conftest import ROOT
 
 FILES = sorted(p for room in ("histojax", "data_pipelines", "configs") for p in (ROOT / room).rglob("*.py"))
 # They import the standard library only; everybody may import them.
-_LEAVES = {"histojax.errors", "histojax.files", "histojax.retries", "histojax.settings", "histojax.shards"}
+_LEAVES = {
+    "histojax.division",
+    "histojax.errors",
+    "histojax.files",
+    "histojax.retries",
+    "histojax.settings",
+    "histojax.shards",
+}
 _FOREIGN = {"jax", "flax", "optax", "orbax", "grain", "PIL", "tensorflow_datasets", "ml_collections", "absl", "cv2"}
 _FOREIGN |= {"numpy", "pandas", "pyarrow", "tensorboardX", "tensorflow", "torch", "tqdm", "sklearn", "matplotlib"}
 _FOREIGN |= {"jinja2", "ml_dtypes", "safetensors", "openslide", "tifffile", "imagecodecs", "shapely", "scipy"}
@@ -19,6 +26,7 @@ _FOREIGN |= {"contourpy", "yaml", "jax2onnx", "onnx", "onnxruntime"}
 
 # Room -> what it may import of ours (besides itself and the leaves), and of others.
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
+    "histojax.division": (set(), set()),
     "histojax.errors": (set(), set()),
     "histojax.files": (set(), set()),
     "histojax.retries": (set(), set()),

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from histojax import models
+from histojax.models import kernels
 from histojax.optimizer import OptimizerSpec, make_optimizer
 from histojax.sharding import Layout
 from histojax.step import Program, StepSpec
@@ -78,6 +79,32 @@ def test_training_does_not_depend_on_the_devices():
     here = program(layout(), stochastic_depth=0.3).evaluate(state.model, layout().put(batch(9)))["probabilities"]
     there = made.evaluate(sharded.model, on.put(batch(9)))["probabilities"]
     np.testing.assert_allclose(here, there, atol=1e-4)
+
+
+@pytest.mark.devices
+def test_with_kernels_for_gpus_it_learns_the_same_and_each_device_has_its_share(monkeypatch):
+    state, wanted = train(program(layout()), layout())
+    here = program(layout()).evaluate(state.model, layout().put(batch(9)))["probabilities"]
+    shares = set()
+
+    def call(kernel, **given):
+        shape = given["out_shape"] if isinstance(given["out_shape"], tuple) else (given["out_shape"],)
+        shares.add(shape[0].shape)
+        return original(kernel, **given)
+
+    original = kernels.call
+    monkeypatch.setattr(kernels, "call", call)
+    monkeypatch.setattr(kernels, "takes_windows", lambda *_: True)
+    monkeypatch.setattr(kernels, "takes_rows", lambda *_: True)
+    on = layout(2, 4)
+    made = program.__wrapped__(on)
+    sharded, got = train(made, on)
+    assert got == pytest.approx(wanted, rel=1e-4)
+    probabilities = made.evaluate(sharded.model, on.put(batch(9)))["probabilities"]
+    np.testing.assert_allclose(here, probabilities, atol=2e-4)
+    positions = 8 * 8
+    assert {(B // 4, positions, 16), (B // 4 * positions, 16)} <= shares
+    assert not {(B, positions, 16), (B * positions, 16)} & shares
 
 
 def test_rematerialised_it_learns_the_same():

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 from histojax.models.layers import at_least_float32
 
+MASKED = -100.0  # added to the logits of pairs that shall not see each other, as in the Swin Transformer's code
+
 
 @jax.custom_vjp
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None) -> jax.Array:

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from histojax.models.attention import attend
+from histojax.models import kernels
+from histojax.models.attention import MASKED, attend
 from histojax.models.layers import Conv, Linear, at_least_float32, gelu, global_avg_pool, lecun_normal
 from histojax.models.norms import LayerNorm
 from histojax.models.taps import tap
@@ -25,7 +26,6 @@ from histojax.models.taps import tap
 PATCH = 4
 MAX_STAGES = 4
 MULTIPLE = 32  # of height and width: patches of 4, then halved three times
-MASKED = -100.0  # added to the logits of pairs from different regions, as in the original code
 
 _kernel_init = jax.nn.initializers.truncated_normal(0.02)
 
@@ -162,6 +162,8 @@ class ShiftedWindowAttention(nnx.Module):
         down, right = (self.shift if size > self.window else 0 for size in (height, width))
         if (height, width) != (h, w):
             x = jnp.pad(x, ((0, 0), (0, height - h), (0, width - w), (0, 0)))
+        if kernels.takes_windows(self.qkv.dtype, self.window, c // self.heads):
+            return self.proj(self._by_kernel(x, down, right))[:, :h, :w]
         if down or right:
             x = jnp.roll(x, (-down, -right), (1, 2))
 
@@ -178,6 +180,16 @@ class ShiftedWindowAttention(nnx.Module):
         if down or right:
             x = jnp.roll(x, (down, right), (1, 2))
         return x[:, :h, :w]
+
+    def _by_kernel(self, x: jax.Array, down: int, right: int) -> jax.Array:
+        # Not every jax has Triton, which it imports.
+        from histojax.models.window_attention import Windows, window_attention
+
+        assert self.qkv.bias is not None
+        qkv_bias = self.qkv.bias[...].astype(self.qkv.dtype)
+        return window_attention(
+            self.qkv.product(x), qkv_bias, self.bias(), Windows(self.heads, self.window, down, right)
+        )
 
 
 class MLP(nnx.Module):
