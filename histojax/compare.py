@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from histojax import build, config_files, models, train
 from histojax.errors import RunError
 from histojax.files import replacing
+from histojax.models import kernels
 from histojax.rngs import seeded
 from histojax.writer import write_json
 
@@ -126,7 +127,8 @@ def cost(name: str, num_classes: int, size: int, options: Mapping[str, Any]) -> 
     graph, state = nnx.split(nnx.view(abstract, use_running_average=True, deterministic=True, raise_if_not_found=False))
 
     def forward(state: Any, images: jax.Array) -> jax.Array:
-        logits: jax.Array = nnx.merge(graph, state)(images)
+        with kernels.left_to_xla():
+            logits: jax.Array = nnx.merge(graph, state)(images)
         return logits
 
     images = jax.ShapeDtypeStruct((1, size, size, 3), "float32")

@@ -11,6 +11,7 @@ from configs import baselines_breakhis
 from data_pipelines.synthetic.generator import SyntheticSpec, generate
 from histojax import catalogue, compare, models
 from histojax.errors import RunError
+from histojax.models import kernels
 from tests.programs import run
 
 CONFIG = "configs/baselines_breakhis.py:smoke"
@@ -101,6 +102,15 @@ def test_the_cost_is_that_of_the_model() -> None:
     parameters, flops = compare.cost("resnet50", 1000, 224, {})
     assert parameters == 25_557_032
     assert 7.5e9 < flops < 9e9  # 4.1 G multiply-adds, two operations each, and the rest
+
+
+def test_the_cost_is_counted_without_kernels_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"depths": (1,), "heads": (2,), "embed_dim": 32}
+    here = compare.cost("swin_tiny_patch4_window7_224", 2, 56 * 4, small)
+    monkeypatch.setattr(kernels, "usable_here", lambda: True)
+    monkeypatch.setattr(kernels, "call", None)  # nobody does
+    assert kernels.usable()
+    assert compare.cost("swin_tiny_patch4_window7_224", 2, 56 * 4, small) == here
 
 
 def test_help_lists_the_verbs_and_models_lists_the_models() -> None:

@@ -16,6 +16,7 @@ from flax import nnx
 from histojax import build, evaluate, models
 from histojax.evaluation.report import USE
 from histojax.inference.predictor import Predictor
+from histojax.models import kernels
 from histojax.rngs import seeded
 
 BAKED, SEPARATE = "baked", "separate"
@@ -80,7 +81,8 @@ class Portable:
         def function(images: jax.Array) -> jax.Array:
             if self.preprocessing == BAKED:
                 images = (images.astype(jnp.float32) / 255 - mean) / std
-            return task.probabilities(nnx.merge(graph, params, stats, rng)(images))
+            with kernels.left_to_xla():
+                return task.probabilities(nnx.merge(graph, params, stats, rng)(images))
 
         return function
 

@@ -7,7 +7,9 @@ does so by `division.on_each_device`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -18,6 +20,17 @@ _MOST_POSITIONS = 64
 _SIZES = (16, 32, 64)
 _MOST_CHANNELS = 8192
 _LEAST_CAPABILITY = 8.0  # products of bfloat16
+_portable: ContextVar[bool] = ContextVar("portable", default=False)
+
+
+@contextmanager
+def left_to_xla() -> Iterator[None]:
+    """What is traced here calls no kernel: it is to run elsewhere than on this process's default devices."""
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
 
 
 def usable() -> bool:
@@ -25,14 +38,17 @@ def usable() -> bool:
 
     Raises ValueError where the environment's `SWITCH` is neither "on" nor "off".
     """
+    return not _portable.get() and usable_here()
+
+
+def usable_here() -> bool:
+    """Whether this process's default devices run kernels, and the environment does not forbid it."""
     if jax.default_backend() != "gpu":
         return False
     if (switch := os.environ.get(SWITCH, "on")) not in ("on", "off"):
         raise ValueError(f"{SWITCH}={switch!r} is not one of on, off")
-    if switch == "off":
-        return False
     capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))  # AMD's are words
-    return capability.replace(".", "", 1).isdigit() and float(capability) >= _LEAST_CAPABILITY
+    return switch == "on" and capability.replace(".", "", 1).isdigit() and float(capability) >= _LEAST_CAPABILITY
 
 
 def takes_windows(dtype: Any, window: int, size: int) -> bool:

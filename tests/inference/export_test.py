@@ -14,7 +14,9 @@ import safetensors.numpy
 from histojax.errors import RunError
 from histojax.inference import export, export_onnx, export_stablehlo
 from histojax.inference.export import ExportSpec
+from histojax.inference.export_function import Portable
 from histojax.inference.predictor import Predictor
+from histojax.models import kernels
 from tests.inference.export_checkpoint import checkpoint_of
 from tests.programs import run as run_program
 from tests.programs import small_ldcsf_run
@@ -66,6 +68,14 @@ def answer_of_snippet(folder: pathlib.Path, images: np.ndarray) -> np.ndarray:
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return np.load(folder.parent / "answer.npy")
+
+
+def test_no_kernel_for_gpus_goes_into_a_file(run: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    portable = Portable.load(run, batch_size=8)
+    monkeypatch.setattr(kernels, "usable_here", lambda: True)
+    wanted, images = portable.predictor.trained.program, portable.struct(2)
+    assert "pallas_call" not in str(jax.make_jaxpr(portable.function())(images))
+    assert "pallas_call" in str(jax.make_jaxpr(wanted.logits)(portable.predictor.trained.model, images))
 
 
 @pytest.mark.parametrize("to", ["stablehlo", "onnx"])

@@ -293,6 +293,12 @@ def test_linear_maps_the_last_axis():
     np.testing.assert_allclose(linear(x), x @ np.asarray(linear.kernel[...]) + 1, rtol=1e-5)
 
 
+def test_the_gradient_of_a_bias_is_summed_in_float32():
+    d, bias = normal(0, 40, 50, 3).astype(jnp.bfloat16), jnp.zeros(3)
+    _, back = jax.vjp(lambda bias: layers.add_bias(jnp.zeros_like(d), bias), bias)
+    np.testing.assert_allclose(back(d)[0], d.astype(jnp.float32).sum((0, 1)), rtol=1e-5)
+
+
 def test_a_folded_convolution_is_the_normalised_one(monkeypatch):
     conv = layers.Conv(3, 4, (3, 3), strides=(2, 2), padding=PAD_1, rngs=nnx.Rngs(0))
     norm = norms.BatchNorm(4, rngs=nnx.Rngs(0))
