@@ -1,6 +1,8 @@
 """The mathematics of training: state, one training step, one evaluation step; pure, each compiled once."""
 
+import contextlib
 import dataclasses
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -118,8 +120,8 @@ class Program:
             shardings,
         )
         batch = layout.batch
-        # It runs once: on CPUs, compiling it well takes far longer than running it badly.
-        quickly = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        # It runs once: on CPUs, compiling it well takes far longer than running it less well.
+        quickly = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
         self._jit_init = jax.jit(self._init, out_shardings=shardings, compiler_options=quickly)
         self._jit_train = jax.jit(
             self._train,
@@ -129,13 +131,39 @@ class Program:
             out_shardings=(shardings, layout.replicated),
         )
         self._jit_eval = jax.jit(self._eval, in_shardings=(shardings.model, batch), out_shardings=layout.replicated)
+        self._ahead: threading.Thread | None = None
 
     def init(self) -> TrainState:
         """A fresh state, born sharded."""
         return self._jit_init()
 
+    def compile_ahead(self, batch_size: int, image_size: int) -> None:
+        """Begins to compile `train` in a thread, while a state is made or read.
+
+        `train` waits for it. What goes wrong there goes wrong there, too, and is told then.
+        """
+
+        def compile_train() -> None:
+            with contextlib.suppress(Exception):
+                self.compiled_train(self.abstract, self.batch(batch_size, image_size))
+
+        self._ahead = threading.Thread(target=compile_train, name="compile-ahead")
+        self._ahead.start()
+
+    def batch(self, batch_size: int, image_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, types and shardings of a global batch, without values."""
+        truth, pixels = self._task.truth, (image_size, image_size, 3)
+        arrays = {"image": (pixels, jnp.uint8), self._task.batch_key: (truth.shape, truth.dtype), "mask": ((), bool)}
+        return {
+            key: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=self._layout.batch)
+            for key, (shape, dtype) in arrays.items()
+        }
+
     def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         """One update; `state` is consumed. Metrics: `loss`, `accuracy`, `grad_norm`, each `f32 []` on the device."""
+        if self._ahead is not None:
+            self._ahead.join()
+            self._ahead = None
         return self._jit_train(state, batch)
 
     def evaluate(self, model: ModelState, batch: Batch) -> dict[str, jax.Array]:

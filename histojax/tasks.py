@@ -27,6 +27,11 @@ class Task(Protocol):
     @property
     def batch_key(self) -> str: ...  # noqa: D102
 
+    @property
+    def truth(self) -> jax.ShapeDtypeStruct:
+        """Shape and type of an image's truth in a batch."""
+        ...
+
     def targets(self, labels: jax.Array) -> jax.Array:
         """Training targets `f32 [b, k]` of a batch's truth."""
         ...
@@ -76,6 +81,11 @@ class Multiclass:
 
     def __post_init__(self) -> None:
         _check_loss(self.loss_name, self.LOSSES, self.label_smoothing)
+
+    @property
+    def truth(self) -> jax.ShapeDtypeStruct:
+        """The number of its class."""
+        return jax.ShapeDtypeStruct((), jnp.int32)
 
     def targets(self, labels: jax.Array) -> jax.Array:
         """Training targets `f32 [b, k]` of `labels: i32 [b]`."""
@@ -138,6 +148,11 @@ class Multilabel:
         _check_loss(self.loss_name, self.LOSSES, self.label_smoothing)
         if min(self.asymmetric[:2]) < 0 or not 0 <= self.asymmetric[2] < 1:
             raise ValueError(f"loss.asymmetric_*={self.asymmetric}: the γ are at least 0 and the margin is in [0, 1)")
+
+    @property
+    def truth(self) -> jax.ShapeDtypeStruct:
+        """0 or 1 for each label."""
+        return jax.ShapeDtypeStruct((len(self.classes),), jnp.float32)
 
     def targets(self, labels: jax.Array) -> jax.Array:
         """Training targets `f32 [b, k]` of `labels: f32 [b, k]`."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import threading
 from collections.abc import Iterator
 
 import jax
@@ -16,7 +17,7 @@ from histojax.models.resnet import ResNet, ResNetConfig
 from histojax.optimizer import OptimizerSpec, make_optimizer
 from histojax.sharding import Layout
 from histojax.step import Program, StepSpec
-from histojax.tasks import Multiclass
+from histojax.tasks import Multiclass, Multilabel
 
 SIZE, B, K = 8, 8, 3
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -260,6 +261,34 @@ def test_a_step_is_compiled_exactly_once(compilations, one):
         outputs = made.evaluate(state.model, data)
     jax.block_until_ready(outputs)
     assert len(compilations) == 2
+
+
+@pytest.mark.parametrize("task", [TASK, Multilabel(("a", "b", "c"), (1.0, 1.0, 1.0))], ids=["class", "labels"])
+def test_what_is_compiled_ahead_is_what_runs(compilations, one, task):
+    made = program.__wrapped__(Normed, layout=one, ema_decay=0.9, task=task)
+    made.compile_ahead(B, SIZE)
+    state, given = made.init(), batch()
+    if task is not TASK:
+        given["labels"] = np.eye(K, dtype=np.float32)[given.pop("label")]
+    given = one.put(given)
+    assert {key: (a.shape, a.dtype) for key, a in given.items()} == {
+        key: (a.shape, a.dtype) for key, a in made.batch(B, SIZE).items()
+    }
+    for thread in threading.enumerate():
+        if thread.name == "compile-ahead":
+            thread.join()
+    compilations.clear()
+    made.train(state, given)
+    assert not compilations
+
+
+def test_what_fails_to_compile_ahead_fails_when_it_is_called(one):
+    made = program.__wrapped__(Flat, layout=one)  # for images of SIZE only
+    made.compile_ahead(B, 2 * SIZE)
+    state = made.init()
+    with pytest.raises(TypeError, match="reshape"):
+        made.train(state, one.put(batch(size=2 * SIZE)))
+    made.train(state, one.put(batch()))
 
 
 @pytest.mark.parametrize(("make_model", "ema_decay"), [(Normed, 0.0), (Dropped, 0.9)])

@@ -36,8 +36,10 @@ class _Compiled:
         self._compiling = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._heard)
         self._layout, self._program = _program(spec)
-        self._state = self._program.init()
         self._spec, self._n, self._size = spec, spec["batch_size"], spec["image_size"]
+        if spec["work"] == "step":
+            self._program.compile_ahead(self._n, self._size)
+        self._state = self._program.init()
         rng = np.random.default_rng(0)
         self._batch = self._layout.put(
             {
@@ -187,7 +189,7 @@ class _Fit:
 
     def __init__(self, spec: dict[str, Any]):
         self._training, self._size = spec["fits"] == "step", spec["image_size"]
-        self._layout, self._program = _program(spec)
+        _, self._program = _program(spec)
 
     def facts(self) -> dict[str, Any]:
         """See `contestant.Side`."""
@@ -196,12 +198,7 @@ class _Fit:
 
     def needs(self, batch_size: int) -> dict[str, Any]:
         """Bytes of one device that a batch needs: what goes in, what comes out elsewhere, and all between."""
-        shapes = {"image": ((self._size, self._size, 3), np.uint8), "label": ((), np.int32), "mask": ((), np.bool_)}
-        batch = {
-            key: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=self._layout.batch)
-            for key, (shape, dtype) in shapes.items()
-        }
-        state = self._program.abstract
+        state, batch = self._program.abstract, self._program.batch(batch_size, self._size)
         compiled = (
             self._program.compiled_train(state, batch)
             if self._training
