@@ -32,12 +32,14 @@ class Windows:
         self._learning_rate, self._batch_size = learning_rate, batch_size
         self._open: list[tuple[int, dict[str, jax.Array]]] = []
         self._closed: list[list[tuple[int, dict[str, jax.Array]]]] = []
-        self._since = time.perf_counter()
+        self._arrived: float | None = None  # when the newest window did
         self.loss = math.nan
+        self.restart_clock()
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes a step's metrics, still on the device."""
         self._open.append((step, metrics))
+        self._steps += 1
 
     def close(self) -> None:
         """Ends a window and writes the one before it.
@@ -45,23 +47,36 @@ class Windows:
         Raises:
           RunError: a loss that is not finite, with its step.
         """
-        if self._open:
-            self._closed.append(self._open)
-            self._open = []
+        self._end_window()
         while len(self._closed) > 1:
-            self._write(self._closed.pop(0))
+            window = self._closed.pop(0)
+            values, now = self._fetch(window), time.perf_counter()
+            # Steps of the next window are under way, as they were when the one before arrived. For the first there
+            # is nothing to count from.
+            rate = None if self._arrived is None else len(window) / (now - self._arrived)
+            self._arrived = now
+            self._write(window, values, rate)
 
     def flush(self) -> None:
         """Waits for all steps so far and writes them; raises as `close` does."""
-        self.close()
+        self._end_window()
         while self._closed:
-            self._write(self._closed.pop(0))
+            window = self._closed.pop(0)
+            values, seconds = self._fetch(window), time.perf_counter() - self._since
+            # Nothing is under way any more: the rate of all steps since the clock was started.
+            self._write(window, values, None if self._closed else self._steps / seconds)
 
     def restart_clock(self) -> None:
         """Leaves out what was not training from the next images/s."""
-        self._since = time.perf_counter()
+        self._since, self._steps = time.perf_counter(), 0
+        self._arrived = None
 
-    def _write(self, window: list[tuple[int, dict[str, jax.Array]]]) -> None:
+    def _end_window(self) -> None:
+        if self._open:
+            self._closed.append(self._open)
+            self._open = []
+
+    def _fetch(self, window: list[tuple[int, dict[str, jax.Array]]]) -> list[dict[str, Any]]:
         values = jax.device_get([metrics for _, metrics in window])
         for (step, _), metrics in zip(window, values, strict=True):
             if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
@@ -70,13 +85,17 @@ class Windows:
                     "the checkpoints before it are good. Try a smaller optimizer.learning_rate, a longer "
                     "optimizer.warmup_epochs or optimizer.clip_norm=1, in a new work directory."
                 )
-        now = time.perf_counter()
-        rate, self._since = len(window) * self._batch_size / (now - self._since), now
+        return values
+
+    def _write(self, window: list[tuple[int, Any]], values: list[dict[str, Any]], rate: float | None) -> None:
+        """`rate`: steps per second, where it is known."""
         mean = {key: float(sum(metrics[key] for metrics in values)) / len(values) for key in values[0]}
         last = window[-1][0]
         self.loss = mean["loss"]
         self._progress.show(self.loss)
-        extra = {"train/learning_rate": float(self._learning_rate(last - 1)), "train/images_per_second": rate}
+        extra = {"train/learning_rate": float(self._learning_rate(last - 1))}
+        if rate is not None:
+            extra["train/images_per_second"] = rate * self._batch_size
         self._writer.write(last, {f"train/{key}": value for key, value in mean.items()} | extra)
 
 

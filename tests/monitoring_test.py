@@ -168,6 +168,21 @@ def test_images_per_second_leave_out_what_was_not_training(windows, record, monk
     assert [scalars["train/images_per_second"] for _, scalars in record.written] == [4 * 8 / 2, 8 / 4]
 
 
+def test_images_per_second_do_not_depend_on_how_many_steps_are_under_way(windows, record, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    windows.restart_clock()
+    for step in range(1, 10):  # a step a second; what is computed arrives two steps later
+        windows.add(step, step_metrics(1.0))
+        now[0] += 1
+        if step % 2 == 0:
+            windows.close()
+    windows.flush()
+    speeds = [scalars.get("train/images_per_second") for _, scalars in record.written]
+    assert [step for step, _ in record.written] == [2, 4, 6, 8, 9]
+    assert speeds == [None, 8, 8, None, 8]
+
+
 def test_closing_an_empty_window_does_nothing(windows, record):
     windows.close()
     windows.close()

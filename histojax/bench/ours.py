@@ -33,7 +33,7 @@ class _Compiled:
     """Training steps or predictions of a model with random weights, on one random batch."""
 
     def __init__(self, spec: dict[str, Any]):
-        self._compiling = 0.0
+        self._compiling: list[tuple[float, float]] = []
         jax.monitoring.register_event_duration_secs_listener(self._heard)
         self._layout, self._program = _program(spec)
         self._spec, self._n, self._size = spec, spec["batch_size"], spec["image_size"]
@@ -54,7 +54,8 @@ class _Compiled:
 
     def _heard(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            self._compiling += duration_secs
+            now = time.perf_counter()
+            self._compiling.append((now - duration_secs, now))
 
     def _start(self) -> Any:
         """Starts a repeat; what it will have computed."""
@@ -75,7 +76,7 @@ class _Compiled:
             "platform": device.platform,
             "version": f"jax {jax.__version__}",
             "first_call_seconds": self._first,
-            "compile_seconds": self._compiling,
+            "compile_seconds": together(self._compiling),
             "flops_per_image": passes * flops,
             "bytes_per_repeat": float(costs.get("bytes accessed", float("nan"))) * jax.device_count(),
         }
@@ -209,6 +210,15 @@ class _Fit:
             raise RunError(f"the compiler of {jax.default_backend()} does not say how much memory a program needs")
         outside = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
         return {"bytes": outside + found.temp_size_in_bytes}
+
+
+def together(spans: list[tuple[float, float]]) -> float:
+    """Seconds covered by spans of time, which may overlap."""
+    covered, until = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        covered += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return covered
 
 
 def _program(spec: dict[str, Any]) -> tuple[Layout, Program]:
