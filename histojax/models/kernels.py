@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from histojax.errors import RunError
+
 SWITCH = "HISTOJAX_KERNELS"  # environment: "off" leaves everything to XLA
 _MOST_POSITIONS = 64
 _SIZES = (16, 32, 64)
@@ -36,7 +38,7 @@ def left_to_xla() -> Iterator[None]:
 def usable() -> bool:
     """Whether models shall call kernels: found anew whenever a call is traced.
 
-    Raises ValueError where the environment's `SWITCH` is neither "on" nor "off".
+    Raises RunError where the environment's `SWITCH` is neither "on" nor "off".
     """
     return not _portable.get() and usable_here()
 
@@ -46,7 +48,7 @@ def usable_here() -> bool:
     if jax.default_backend() != "gpu":
         return False
     if (switch := os.environ.get(SWITCH, "on")) not in ("on", "off"):
-        raise ValueError(f"{SWITCH}={switch!r} is not one of on, off")
+        raise RunError(f"environment: {SWITCH}={switch!r} is not one of on, off")
     capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))  # AMD's are words
     return switch == "on" and capability.replace(".", "", 1).isdigit() and float(capability) >= _LEAST_CAPABILITY
 

@@ -11,6 +11,7 @@ from jax.experimental import pallas
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from histojax.division import divided_by
+from histojax.errors import RunError
 from histojax.models import kernels, norms, row_norm, swin, window_attention
 from histojax.models.attention import attend
 from histojax.models.window_attention import Windows
@@ -230,5 +231,5 @@ def test_kernels_are_for_nvidia_gpus_that_multiply_bfloat16(capability, switch, 
 def test_an_unknown_switch_is_an_error(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setenv(kernels.SWITCH, "no")
-    with pytest.raises(ValueError, match="HISTOJAX_KERNELS='no' is not one of on, off"):
+    with pytest.raises(RunError, match="HISTOJAX_KERNELS='no' is not one of on, off"):
         kernels.usable()
