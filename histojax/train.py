@@ -85,7 +85,8 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool 
         watch = Watch(config.train.best_metric, config.train.early_stopping, task.METRICS)
         chosen = evaluate.nothing_chosen(dataset)
         unvalidated = False  # whether an epoch has ended whose validation was cut short
-        program.compile_ahead(train_spec.batch_size, config.data.image_size)
+        if not last.steps() or last.steps()[-1] < total_steps:  # not of a run that is finished
+            program.compile_ahead(train_spec.batch_size, config.data.image_size)
         if last.steps():
             path = last.folder / str(last.steps()[-1])
             state, meta = restore(path, program)

@@ -183,13 +183,11 @@ class ShiftedWindowAttention(nnx.Module):
 
     def _by_kernel(self, x: jax.Array, down: int, right: int) -> jax.Array:
         # Not every jax has Triton, which it imports.
-        from histojax.models.window_attention import Windows, window_attention
+        from histojax.models.window_attention import Cut, window_attention
 
         assert self.qkv.bias is not None
         qkv_bias = self.qkv.bias[...].astype(self.qkv.dtype)
-        return window_attention(
-            self.qkv.product(x), qkv_bias, self.bias(), Windows(self.heads, self.window, down, right)
-        )
+        return window_attention(self.qkv.product(x), qkv_bias, self.bias(), Cut(self.heads, self.window, down, right))
 
 
 class MLP(nnx.Module):

@@ -25,7 +25,7 @@ _LEAST_PROGRAMS = 2048  # that keep a GPU busy
 
 
 @dataclasses.dataclass(frozen=True)
-class Windows:
+class Cut:
     """How a map is cut: into windows of `window`² positions, after a cyclic shift by `down` and `right`; `heads`."""
 
     heads: int
@@ -35,7 +35,7 @@ class Windows:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def window_attention(qkv: jax.Array, qkv_bias: jax.Array, bias: jax.Array, cut: Windows) -> jax.Array:
+def window_attention(qkv: jax.Array, qkv_bias: jax.Array, bias: jax.Array, cut: Cut) -> jax.Array:
     """Attend within the windows of a map: (b, h, w, 3c), whose h and w are whole windows, to (b, h, w, c).
 
     `qkv` holds each position's queries, keys and values, to which `qkv_bias` (3c,) is added; `bias` (heads, n, n) is
@@ -45,12 +45,12 @@ def window_attention(qkv: jax.Array, qkv_bias: jax.Array, bias: jax.Array, cut: 
     return _attention_fwd(qkv, qkv_bias, bias, cut)[0]
 
 
-def _attention_fwd(qkv: jax.Array, qkv_bias: jax.Array, bias: jax.Array, cut: Windows) -> tuple[jax.Array, Any]:
+def _attention_fwd(qkv: jax.Array, qkv_bias: jax.Array, bias: jax.Array, cut: Cut) -> tuple[jax.Array, Any]:
     forward = on_each_device(functools.partial(_forward, cut=cut), True, False, False)
     return forward(qkv, qkv_bias, bias), (qkv, qkv_bias, bias)
 
 
-def _attention_bwd(cut: Windows, res: Any, d: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _attention_bwd(cut: Cut, res: Any, d: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     qkv, qkv_bias, bias = res
     backward = on_each_device(functools.partial(_backward, cut=cut), True, False, False, True)
     dqkv, dbias = backward(qkv, qkv_bias, bias, d)
@@ -67,14 +67,14 @@ window_attention.defvjp(_attention_fwd, _attention_bwd)
 class _Plan:
     """What a program has to do: `images` images, of this `height` and `width`, heads of this `size`."""
 
-    cut: Windows
+    cut: Cut
     images: int
     height: int
     width: int
     size: int
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], cut: Windows) -> _Plan:
+    def of(cls, shape: tuple[int, ...], cut: Cut) -> _Plan:
         """The plan for `qkv` of this shape: images enough to reuse what they share, programs enough for the GPU."""
         b, height, width, channels = shape
         least = -(-_LEAST_PROGRAMS // (height * width // cut.window**2 * cut.heads))
@@ -88,7 +88,7 @@ class _Plan:
 
     @property
     def windows(self) -> int:
-        """Windows of an image."""
+        """Cut of an image."""
         return self.height * self.width // self.cut.window**2
 
     def rows(self, channels: int) -> pl.BlockSpec:
@@ -116,7 +116,7 @@ class _Plan:
         )(arrays[0], qkv_bias, bias, *arrays[1:])
 
 
-def _forward(qkv: jax.Array, qkv_bias: jax.Array, bias: jax.Array, cut: Windows) -> jax.Array:
+def _forward(qkv: jax.Array, qkv_bias: jax.Array, bias: jax.Array, cut: Cut) -> jax.Array:
     plan = _Plan.of(qkv.shape, cut)
     b, h, w, channels = qkv.shape
     out = jax.ShapeDtypeStruct((b, h * w, channels // 3), qkv.dtype)
@@ -124,7 +124,7 @@ def _forward(qkv: jax.Array, qkv_bias: jax.Array, bias: jax.Array, cut: Windows)
     return y.reshape(b, h, w, channels // 3)
 
 
-def _backward(qkv: jax.Array, qkv_bias: jax.Array, bias: jax.Array, d: jax.Array, cut: Windows) -> tuple[Any, ...]:
+def _backward(qkv: jax.Array, qkv_bias: jax.Array, bias: jax.Array, d: jax.Array, cut: Cut) -> tuple[Any, ...]:
     """The gradient of `qkv`; that of `bias` as parts of a sum, (groups, windows, heads, padded, padded)."""
     plan = _Plan.of(qkv.shape, cut)
     b, h, w, channels = qkv.shape

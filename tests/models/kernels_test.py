@@ -14,11 +14,11 @@ from histojax.division import divided_by
 from histojax.errors import RunError
 from histojax.models import kernels, norms, row_norm, swin, window_attention
 from histojax.models.attention import attend
-from histojax.models.window_attention import Windows
+from histojax.models.window_attention import Cut
 from histojax.sharding import Layout
 
 EPSILON = 1e-5
-CUTS = [Windows(3, 7), Windows(2, 7, 3, 3), Windows(1, 4, 0, 2), Windows(2, 4, 1, 0)]
+CUTS = [Cut(3, 7), Cut(2, 7, 3, 3), Cut(1, 4, 0, 2), Cut(2, 4, 1, 0)]
 
 
 def normal(seed: int, *shape: int, dtype=jnp.float32) -> jax.Array:
@@ -32,7 +32,7 @@ def relative(a: jax.Array, b: jax.Array) -> float:
 
 
 def plain_attention(qkv, qkv_bias, bias, cut):
-    """Windows cut, rolled and masked as `swin` does without the kernel."""
+    """Cut cut, rolled and masked as `swin` does without the kernel."""
     _, h, w, _ = qkv.shape
     x = jnp.roll(qkv + qkv_bias.reshape(1, 1, 1, -1), (-cut.down, -cut.right), (1, 2))
     x = swin.window_partition(x, cut.window)
@@ -44,7 +44,7 @@ def plain_attention(qkv, qkv_bias, bias, cut):
     return jnp.roll(y, (cut.down, cut.right), (1, 2))
 
 
-def attention_arrays(cut: Windows, b=2, dtype=jnp.float32, size=16):
+def attention_arrays(cut: Cut, b=2, dtype=jnp.float32, size=16):
     h, w, c, n = 2 * cut.window, 3 * cut.window, cut.heads * size, cut.window**2
     qkv, d = normal(0, b, h, w, 3 * c, dtype=dtype), normal(3, b, h, w, c, dtype=dtype)
     return qkv, normal(1, 3 * c, dtype=dtype), normal(2, cut.heads, n, n), d
@@ -71,7 +71,7 @@ def test_windows_attend_as_without_the_kernel(cut):
 
 def test_images_of_a_program_share_what_they_add_up(monkeypatch):
     monkeypatch.setattr(window_attention, "_LEAST_PROGRAMS", 24)  # 2 heads, 6 windows, 2 groups
-    cut = Windows(2, 4, 2, 2)
+    cut = Cut(2, 4, 2, 2)
     qkv, *rest = attention_arrays(cut, b=6)
     assert window_attention._Plan.of(qkv.shape, cut).images == 3
     ours = with_gradients(lambda *a: window_attention.window_attention(*a, cut), qkv, *rest)
@@ -162,7 +162,7 @@ def test_triton_takes_the_kernels(monkeypatch):
     """Compiled to Triton's language for an H100 that need not be there."""
     original = pallas.pallas_call
     monkeypatch.setattr(pallas, "pallas_call", lambda kernel, interpret, **given: original(kernel, **given))
-    cut = Windows(3, 7, 3, 3)
+    cut = Cut(3, 7, 3, 3)
 
     def all_kernels(qkv, qkv_bias, bias, d):
         y, back = jax.vjp(lambda *a: window_attention.window_attention(*a, cut), qkv, qkv_bias, bias)
@@ -179,7 +179,7 @@ def test_triton_takes_the_kernels(monkeypatch):
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
 @pytest.mark.parametrize(("side", "heads", "shift"), [(56, 3, 3), (14, 12, 0), (7, 24, 0)])
 def test_compiled_for_a_gpu_kernels_are_as_near_to_float32_as_xla(side, heads, shift):
-    cut, c = Windows(heads, 7, shift, shift), 32 * heads
+    cut, c = Cut(heads, 7, shift, shift), 32 * heads
     d, qkv = (normal(seed, 32, side, side, width, dtype=jnp.bfloat16) for seed, width in ((0, c), (1, 3 * c)))
     arrays = qkv, normal(2, 3 * c, dtype=jnp.bfloat16), normal(3, heads, 49, 49), d
     with jax.default_matmul_precision("highest"):
