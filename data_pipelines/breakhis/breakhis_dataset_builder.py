@@ -3,16 +3,15 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
 
 from data_pipelines.archive import unpack
 from data_pipelines.breakhis import filenames
-from data_pipelines.breakhis.scan import DOWNLOAD, Scan, scan
+from data_pipelines.breakhis.scan import DOWNLOAD, ScannedImage, scan
 from data_pipelines.errors import DataError
-from data_pipelines.records import SPLIT
+from data_pipelines.stored_order import in_shards
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -50,7 +49,7 @@ def config_name(magnification: str, on_bad_image: str = "error") -> str:
     return _config(magnification, on_bad_image).name
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(tfds.core.ShardBasedBuilder):
     """BreakHis; `manual_dir` is the archive's folder, its extracted tree or a mirror.
 
     Use `file_format="array_record"`: TFDS's default format needs TensorFlow.
@@ -82,26 +81,23 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             ),
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+    def _shard_iterators_per_split(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         root = unpack(pathlib.Path(dl_manager.manual_dir), pathlib.Path(self._data_dir_root, "extracted"))
         config: BreakHisConfig = self.builder_config
         found = scan(root, config.magnification, config.on_bad_image)
         self.info.metadata["scan"] = json.dumps(found.summary)
-        return {SPLIT: self._generate_examples(found)}
+        return in_shards(found.images, lambda image: image.name.image_id, _example)
 
-    def _generate_examples(self, found: Scan) -> Iterator[tuple[str, dict[str, Any]]]:
-        for image in found.images:
-            name = image.name
-            yield (
-                name.image_id,
-                {
-                    "image": image.path.read_bytes(),
-                    "label": name.label,
-                    "subtype": name.subtype,
-                    "image_id": name.image_id,
-                    "patient_id": name.patient_id,
-                    "case_id": name.case_id,
-                    "magnification": name.magnification,
-                    "pixel_hash": image.pixel_hash,
-                },
-            )
+
+def _example(image: ScannedImage) -> dict[str, Any]:
+    name = image.name
+    return {
+        "image": image.path.read_bytes(),
+        "label": name.label,
+        "subtype": name.subtype,
+        "image_id": name.image_id,
+        "patient_id": name.patient_id,
+        "case_id": name.case_id,
+        "magnification": name.magnification,
+        "pixel_hash": image.pixel_hash,
+    }

@@ -4,15 +4,15 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
 
 from data_pipelines.errors import DataError
-from data_pipelines.liver_tiles.scan import Scan, scan, stored_bytes
+from data_pipelines.liver_tiles.scan import Tile, scan, stored_bytes
 from data_pipelines.liver_tiles.spec import TilesSpec
-from data_pipelines.records import FIELDS, SPLIT, label_set
+from data_pipelines.records import FIELDS, label_set
+from data_pipelines.stored_order import in_shards
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -41,7 +41,7 @@ def config(tiles: TilesSpec, on_bad_image: str = "error") -> LiverTilesConfig:
     return LiverTilesConfig(name=name, tiles=tiles, on_bad_image=on_bad_image)
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(tfds.core.ShardBasedBuilder):
     """Tiles with any number of labels; `manual_dir` is the folder that holds them.
 
     Use `config=config(TilesSpec(…))` and `file_format="array_record"`: TFDS's default format needs TensorFlow.
@@ -66,14 +66,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             ),
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+    def _shard_iterators_per_split(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         settings: LiverTilesConfig = self.builder_config
         found = scan(pathlib.Path(dl_manager.manual_dir), settings.tiles, settings.on_bad_image)
         self.info.metadata["scan"] = json.dumps(found.summary)
-        return {SPLIT: self._generate_examples(found)}
+        return in_shards(found.tiles, lambda tile: tile.record.image_id, _example)
 
-    def _generate_examples(self, found: Scan) -> Iterator[tuple[str, dict[str, Any]]]:
-        for tile in found.tiles:
-            fields = dataclasses.asdict(tile.record)
-            labels = list(label_set(fields.pop("label")))
-            yield tile.record.image_id, {"image": stored_bytes(tile), "labels": labels} | fields
+
+def _example(tile: Tile) -> dict[str, Any]:
+    fields = dataclasses.asdict(tile.record)
+    labels = list(label_set(fields.pop("label")))
+    return {"image": stored_bytes(tile), "labels": labels} | fields

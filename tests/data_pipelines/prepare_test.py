@@ -13,6 +13,7 @@ from collections.abc import Callable
 import pytest
 
 from data_pipelines import prepare as module
+from data_pipelines import stored_order
 from data_pipelines.breakhis import scan as breakhis_scan
 from data_pipelines.errors import DataError
 from data_pipelines.prepare import Prepared, open_images, prepare
@@ -271,6 +272,26 @@ print(json.dumps([light, heavy, len(prepared.records), image[1:4].decode()]))
     light, heavy, images, magic = json.loads(run.stdout.splitlines()[-1])
     assert (light, heavy) == ([], [])
     assert (images, magic) == (6, "PNG")
+
+
+def test_more_images_than_tfds_shuffles_without_tensorflow(
+    root: pathlib.Path, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tensorflow_datasets.core.shuffle.MAX_MEM_BUFFER_SIZE", 1)  # it is 1 GB
+    _assert_stored(prepare("breakhis", str(root), magnification="all", directory=base), root)
+
+
+def test_the_order_is_the_same_in_many_files(root: pathlib.Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_one = prepare("breakhis", str(root), magnification="all", directory=base)
+    monkeypatch.setattr(stored_order, "_IMAGES_A_SHARD", 5)
+    in_many = prepare("breakhis", str(root), magnification="all", directory=base + "-many")
+    _assert_stored(in_many, root)
+    assert list(in_many.records) == list(in_one.records)
+    files = sorted(path.name for path in in_many.directory.glob("*array_record*"))
+    assert len(files) == 3
+    assert files[-1].endswith("-00002-of-00003")
+    names = list(in_many.records.column("image_id"))
+    assert sorted(names) != names  # images of a patient do not lie side by side
 
 
 def test_the_real_part(breakhis_part: pathlib.Path, base: str) -> None:
