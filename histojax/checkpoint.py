@@ -26,6 +26,7 @@ from histojax import processes
 from histojax.errors import RunError
 from histojax.files import replacing
 from histojax.retries import with_backoff
+from histojax.sharding import in_memory_as
 
 LAST, BEST = "last", "best"
 FORMAT = 2  # of what a checkpoint holds; 1 had no thresholds
@@ -232,7 +233,7 @@ def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
 
 
 def restore(checkpoint: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any]:
-    """Reads the named trees into the shardings that `abstract` gives; `ema`, `train` may be left out.
+    """Reads the named trees as `abstract` has them sharded and lying in memory; `ema`, `train` may be left out.
 
     Raises:
       CheckpointError: damaged, or of another model: every missing, unexpected and misshapen array is named.
@@ -244,9 +245,10 @@ def restore(checkpoint: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any
             _compare(checkpoint, name, stored.get(name), tree)
         try:
             arguments = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-            return dict(reader.restore(checkpoint, args=ocp.args.Composite(**arguments)).items())
+            restored = dict(reader.restore(checkpoint, args=ocp.args.Composite(**arguments)).items())
         except Exception as error:
             raise CheckpointError(f"{checkpoint}: cannot be restored ({_first_line(error)})") from error
+    return in_memory_as(abstract, restored)
 
 
 def _register_arrays() -> None:

@@ -51,11 +51,11 @@ def fill(state: TrainState, model: str, source: str) -> tuple[TrainState, str]:
     _log.info("%s\n%s", contents, report)
 
     def filled(tree: Any) -> Any:
-        def put(key: Any, leaf: jax.Array) -> jax.Array:
+        def put(key: Any, leaf: Any) -> jax.Array:
             value = values.get(_name(key))
             if value is None:
                 return leaf
-            return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
+            return jax.make_array_from_callback(leaf.shape, leaf.format, lambda index: value[index])
 
         return jax.tree_util.tree_map_with_path(put, tree)
 

@@ -91,7 +91,7 @@ class Program:
     """The compiled functions of one run.
 
     Attributes:
-      abstract: the state's shapes, types and shardings, without values.
+      abstract: the state's shapes, types, shardings and memory layouts, without values.
     """
 
     def __init__(
@@ -113,24 +113,27 @@ class Program:
         self._train_graph = graph(use_running_average=False, deterministic=False)
         self._eval_graph = graph(use_running_average=True, deterministic=True)
         shapes = jax.eval_shape(self._fresh, _split(template))
-        shardings = layout.state(shapes)
+        formats = layout.formats(shapes)
         self.abstract: TrainState = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            shapes,
-            shardings,
+            lambda leaf, form: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=form), shapes, formats
         )
         batch = layout.batch
         # It runs once: on CPUs, compiling it well takes far longer than running it less well.
         quickly = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-        self._jit_init = jax.jit(self._init, out_shardings=shardings, compiler_options=quickly)
+        self._jit_init = jax.jit(self._init, out_shardings=formats, compiler_options=quickly)
         self._jit_train = jax.jit(
             self._train,
             donate_argnums=0,
-            in_shardings=(shardings, batch),
+            in_shardings=(formats, batch),
             # Given, because the compiler would otherwise re-shard parameters as it likes.
-            out_shardings=(shardings, layout.replicated),
+            out_shardings=(formats, layout.replicated),
         )
-        self._jit_eval = jax.jit(self._eval, in_shardings=(shardings.model, batch), out_shardings=layout.replicated)
+        self._jit_eval = jax.jit(
+            self._eval,
+            # Of no memory layout: models also come from elsewhere.
+            in_shardings=(layout.state(shapes).model, batch),
+            out_shardings=layout.replicated,
+        )
         self._ahead: threading.Thread | None = None
 
     def init(self) -> TrainState:

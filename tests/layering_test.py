@@ -69,7 +69,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "histojax.rngs": (set(), {"jax", "flax"}),
     "histojax.step": ({"histojax.rngs", "histojax.sharding", "histojax.tasks"}, {"jax", "flax", "optax"}),
     "histojax.processes": (set(), {"jax"}),
-    "histojax.checkpoint": ({"histojax.processes"}, {"jax", "numpy", "orbax"}),
+    "histojax.checkpoint": ({"histojax.processes", "histojax.sharding"}, {"jax", "numpy", "orbax"}),
     "histojax.writer": (set(), {"jax", "tensorboardX", "tqdm"}),
     "histojax.monitoring": ({"histojax.processes", "histojax.writer"}, {"jax"}),
 }

@@ -126,11 +126,13 @@ def test_what_was_trained_here_is_loaded_by_torchvision(
 
 
 def layouts() -> list[Layout]:
-    return [Layout(1, jax.devices()[:1]), Layout(4, jax.devices()[:4])]
+    as_on_gpus = Layout(1, jax.devices()[:1])
+    as_on_gpus.outputs_first = True
+    return [as_on_gpus, Layout(4, jax.devices()[:4])]
 
 
 @pytest.mark.devices
-@pytest.mark.parametrize("layout", layouts(), ids=["one device", "sharded over four"])
+@pytest.mark.parametrize("layout", layouts(), ids=["laid out as on GPUs", "sharded over four"])
 def test_a_filled_state_is_the_files_model_and_can_be_trained(
     layout: Layout, resnet: torch.nn.Module, weights: pathlib.Path
 ) -> None:
