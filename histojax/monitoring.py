@@ -1,5 +1,6 @@
 """What the loop looks at while it runs: arriving metrics, the best epoch so far, signals to stop."""
 
+import contextlib
 import faulthandler
 import math
 import os
@@ -7,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -18,6 +19,7 @@ from histojax.errors import RunError
 from histojax.writer import MetricsWriter, Progress
 
 _LEAST = 1e-6  # a smaller gain is rounding
+_MUCH_WAITING = 0.1
 
 
 class Windows:
@@ -25,21 +27,31 @@ class Windows:
 
     Attributes:
       loss: mean over the newest window that has arrived.
+      input_wait: share of the time since the clock was started, up to the newest window's end, in which this process
+        waited for images.
     """
 
     def __init__(self, writer: MetricsWriter, progress: Progress, learning_rate: Callable[[int], Any], batch_size: int):
         self._writer, self._progress = writer, progress
         self._learning_rate, self._batch_size = learning_rate, batch_size
         self._open: list[tuple[int, dict[str, jax.Array]]] = []
-        self._closed: list[list[tuple[int, dict[str, jax.Array]]]] = []
+        self._closed: list[tuple[list[tuple[int, dict[str, jax.Array]]], float]] = []
         self._arrived: float | None = None  # when the newest window did
         self.loss = math.nan
+        self.input_wait = 0.0
         self.restart_clock()
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes a step's metrics, still on the device."""
         self._open.append((step, metrics))
         self._steps += 1
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what waits for images."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
 
     def close(self) -> None:
         """Ends a window and writes the one before it.
@@ -49,32 +61,36 @@ class Windows:
         """
         self._end_window()
         while len(self._closed) > 1:
-            window = self._closed.pop(0)
+            window, waited = self._closed.pop(0)
             values, now = self._fetch(window), time.perf_counter()
             # Steps of the next window are under way, as they were when the one before arrived. For the first there
             # is nothing to count from.
             rate = None if self._arrived is None else len(window) / (now - self._arrived)
             self._arrived = now
-            self._write(window, values, rate)
+            self._write(window, values, waited, rate)
 
     def flush(self) -> None:
         """Waits for all steps so far and writes them; raises as `close` does."""
         self._end_window()
         while self._closed:
-            window = self._closed.pop(0)
+            window, waited = self._closed.pop(0)
             values, seconds = self._fetch(window), time.perf_counter() - self._since
             # Nothing is under way any more: the rate of all steps since the clock was started.
-            self._write(window, values, None if self._closed else self._steps / seconds)
+            self._write(window, values, waited, None if self._closed else self._steps / seconds)
 
     def restart_clock(self) -> None:
         """Leaves out what was not training from the next images/s."""
         self._since, self._steps = time.perf_counter(), 0
         self._arrived = None
+        self._ended, self._waited, self._waited_before = self._since, 0.0, 0.0
 
     def _end_window(self) -> None:
         if self._open:
-            self._closed.append(self._open)
-            self._open = []
+            now = max(time.perf_counter(), self._ended + 1e-9)
+            self._closed.append((self._open, self._waited / (now - self._ended)))
+            self._waited_before += self._waited
+            self.input_wait = self._waited_before / (now - self._since)
+            self._open, self._ended, self._waited = [], now, 0.0
 
     def _fetch(self, window: list[tuple[int, dict[str, jax.Array]]]) -> list[dict[str, Any]]:
         values = jax.device_get([metrics for _, metrics in window])
@@ -87,16 +103,36 @@ class Windows:
                 )
         return values
 
-    def _write(self, window: list[tuple[int, Any]], values: list[dict[str, Any]], rate: float | None) -> None:
-        """`rate`: steps per second, where it is known."""
+    def _write(
+        self, window: list[tuple[int, Any]], values: list[dict[str, Any]], waited: float, rate: float | None
+    ) -> None:
+        """`waited`: for images, as a share; `rate`: steps per second, where it is known."""
         mean = {key: float(sum(metrics[key] for metrics in values)) / len(values) for key in values[0]}
         last = window[-1][0]
         self.loss = mean["loss"]
         self._progress.show(self.loss)
-        extra = {"train/learning_rate": float(self._learning_rate(last - 1))}
+        extra = {"train/learning_rate": float(self._learning_rate(last - 1)), "train/input_wait": waited}
         if rate is not None:
             extra["train/images_per_second"] = rate * self._batch_size
         self._writer.write(last, {f"train/{key}": value for key, value in mean.items()} | extra)
+
+
+def input_advice(wait: float, *, workers: int, cache: str) -> str:
+    """What would help a device that waits for images; empty where little is waited, or nothing known would help.
+
+    Args:
+      wait: share of the time.
+      workers: `data.workers`, as it is.
+      cache: `data.cache`, as it is.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if wait < _MUCH_WAITING:
+        return ""
+    help_ = [f"data.workers={cores - 2}"] if cores - 2 > workers else []
+    help_ += ["data.cache=decoded (or resized, without random crops)"] if cache == "none" else []
+    if not help_:
+        return ""
+    return f"{wait:.0%} of the time went into waiting for images; what may help: {', '.join(help_)}"
 
 
 class Watch:

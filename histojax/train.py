@@ -16,7 +16,7 @@ from histojax.data.cache import with_cache
 from histojax.data.pipeline import train_batches
 from histojax.data.sources import open_dataset
 from histojax.errors import RunError
-from histojax.monitoring import Signals, Watch, Watchdog, Windows
+from histojax.monitoring import Signals, Watch, Watchdog, Windows, input_advice
 from histojax.optimizer import learning_rate
 from histojax.profiling import Profile
 from histojax.settings import differences
@@ -138,6 +138,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool 
             Watchdog(config.train.watchdog) as watchdog,
             Profile(workdir / "profile" if profile and first else None) as profiler,
             MetricsWriter(workdir, step, data_note, unvalidated=unvalidated, enabled=first) as writer,
+            contextlib.ExitStack() as workers,
         ):
 
             def stop() -> bool:
@@ -148,9 +149,13 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool 
             saved = step
             if (step < total_steps or unvalidated) and not watch.stopped:
                 batches = train_batches(dataset, train_indices, train_spec, augmentation, start=step)
+                workers.callback(batches.close)
+            advised = jax.default_backend() == "cpu"  # there, who decodes takes cores from who computes
+            batch: Any = None
             while (step < total_steps or unvalidated) and not watch.stopped and not stop():
                 if not unvalidated:
-                    batch = layout.put(next(batches))
+                    with windows.waiting():
+                        batch = layout.put(next(batches))
                     state, metrics = program.train(state, batch)
                     step += 1
                     profiler.after_step(metrics, functools.partial(program.compiled_train, state, batch))
@@ -162,6 +167,11 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool 
                         continue
 
                 windows.flush()  # so that nothing that is not finite gets into a checkpoint
+                if not advised and (
+                    advice := input_advice(windows.input_wait, workers=train_spec.workers, cache=cache)
+                ):
+                    progress.say(advice)
+                    advised = True
                 epoch = step // steps_per_epoch
                 line = f"epoch {epoch}/{config.train.epochs}  step {step}  loss {windows.loss:.4f}"
                 if len(val_indices):
@@ -186,6 +196,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool 
                     saved = step
                 windows.restart_clock()
             windows.flush()
+            batch = None  # on processors it lies in memory that is shared with a worker
             if signals.received:
                 if saved != step or unvalidated:
                     save(last, all_trees(state))

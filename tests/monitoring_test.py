@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from histojax.errors import RunError
-from histojax.monitoring import Signals, Watch, Windows
+from histojax.monitoring import Signals, Watch, Windows, input_advice
 from histojax.tasks import Multiclass, Multilabel
 
 # ---- The best epoch ------------------------------------------------------------------------------------------------
@@ -142,6 +143,7 @@ def test_a_window_holds_means_the_rate_of_its_last_step_and_images_per_second(wi
     ((step, scalars),) = record.written
     assert step == 10
     speed = scalars.pop("train/images_per_second")
+    assert scalars.pop("train/input_wait") == 0
     assert scalars == {
         "train/loss": 1.5,
         "train/accuracy": 0.5,
@@ -181,6 +183,44 @@ def test_images_per_second_do_not_depend_on_how_many_steps_are_under_way(windows
     speeds = [scalars.get("train/images_per_second") for _, scalars in record.written]
     assert [step for step, _ in record.written] == [2, 4, 6, 8, 9]
     assert speeds == [None, 8, 8, None, 8]
+
+
+def test_the_wait_for_images_is_a_share_of_each_windows_time(windows, record, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    windows.restart_clock()
+    for step, wait in ((1, 0.0), (2, 1.0), (3, 3.0), (4, 3.0), (5, 1.0)):
+        with windows.waiting():
+            now[0] += wait
+        windows.add(step, step_metrics(1.0))
+        now[0] += 1
+        if step % 2 == 0:
+            windows.close()
+    windows.flush()
+    waits = {step: scalars["train/input_wait"] for step, scalars in record.written}
+    assert waits == pytest.approx({2: 1 / 3, 4: 6 / 8, 5: 1 / 2})
+    assert windows.input_wait == pytest.approx(8 / 13)
+    windows.restart_clock()
+    windows.add(6, step_metrics(1.0))
+    now[0] += 1
+    windows.flush()
+    assert windows.input_wait == 0
+
+
+@pytest.mark.parametrize(
+    ("wait", "workers", "cache", "words"),
+    [
+        (0.05, 0, "none", ""),
+        (0.92, 0, "none", "92% .* data.workers=14, data.cache=decoded .or resized, without random crops."),
+        (0.92, 0, "resized", "data.workers=14$"),
+        (0.92, 14, "none", "may help: data.cache=decoded"),
+        (0.92, 14, "decoded", ""),
+    ],
+)
+def test_who_waits_for_images_is_told_what_may_help(wait, workers, cache, words, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)))
+    said = input_advice(wait, workers=workers, cache=cache)
+    assert re.search(words, said) if words else said == ""
 
 
 def test_closing_an_empty_window_does_nothing(windows, record):

@@ -168,7 +168,7 @@ class _Input:
         self._batches: Iterator[dict[str, np.ndarray]] = train_batches(dataset, indices, loader, augmentation)
         self._n, self._images = spec["batch_size"], len(indices)
         # What is ready before a round begins is not of that round.
-        self._ready = 3 + -(-spec["workers"] * loader.local_batch_size // self._n)
+        self._ready = 3 + 2 * spec["workers"]
         next(self._batches)
 
     def facts(self) -> dict[str, Any]:

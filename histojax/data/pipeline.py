@@ -13,9 +13,9 @@ from typing import Any
 
 import grain
 import numpy as np
-from absl import flags
 
 from data_pipelines.errors import DataError
+from histojax.data import workers
 from histojax.data.sources import Dataset, ImageSource
 from histojax.data.transforms import AugmentSpec, DecodeError, augment, decode, resize
 
@@ -35,8 +35,8 @@ class LoaderSpec:
       image_size: height and width of the model's input.
       seed: of order and augmentation.
       sampling: `natural`, or `balanced`: every class equally often.
-      threads: that decode in this process.
-      workers: processes that decode; 0: none, threads of this one do.
+      threads: that decode in this process, where there are no workers; more than cores only cost.
+      workers: processes that make whole batches; 0: none, threads of this one decode.
       on_bad_record: of training: `error`, or `mask`: an image that cannot be read or decoded is named, and masked out.
       rows: positions in the global batch of the images that this process loads, ascending; None: all.
     """
@@ -105,8 +105,8 @@ def _with_pixels(element: Mapping[str, Any], image: np.ndarray) -> dict[str, Any
 
 def train_batches(
     dataset: Dataset, indices: np.ndarray, spec: LoaderSpec, augmentation: AugmentSpec, *, start: int = 0
-) -> Iterator[Batch]:
-    """An endless stream of augmented batches.
+) -> grain.DatasetIterator[Batch]:
+    """An endless stream of augmented batches; to be closed, which ends its workers.
 
     Args:
       dataset: where the images lie.
@@ -120,7 +120,8 @@ def train_batches(
       process's share.
 
     Raises:
-      DataError: balanced sampling of a class that has no image, or where an image may have several labels.
+      DataError: balanced sampling of a class that has no image, or where an image may have several labels; too little
+        shared memory for that many workers.
     """
     if spec.sampling == "balanced" and dataset.multilabel:
         raise DataError("data.sampling=balanced needs one class an image; see loss.positive_weights=balanced")
@@ -134,7 +135,7 @@ def train_batches(
     else:
         stream = _shuffled(dataset, indices, spec, spec.seed)
     stream = stream.seed(spec.seed).random_map(_Augment(spec.image_size, augmentation, spec.on_bad_record == "mask"))
-    return _iterate(_share(stream[start * spec.batch_size :], spec), spec, workers=spec.workers)
+    return _iterate(_share(stream[start * spec.batch_size :], spec), spec, spec.workers)
 
 
 def eval_batches(dataset: Dataset, indices: np.ndarray, spec: LoaderSpec) -> Iterator[Batch]:
@@ -145,7 +146,7 @@ def eval_batches(dataset: Dataset, indices: np.ndarray, spec: LoaderSpec) -> Ite
     padded = np.full(-(-len(indices) // spec.batch_size) * spec.batch_size, -1, dtype=np.int64)
     padded[: len(indices)] = indices
     stream = grain.MapDataset.source(_source(dataset, padded)).map(_Resize(spec.image_size))
-    return _iterate(_share(stream, spec), spec, workers=0)
+    return _iterate(_share(stream, spec), spec, 0)
 
 
 class _Rows(grain.MapDataset):
@@ -179,13 +180,11 @@ def _shuffled(dataset: Dataset, indices: np.ndarray, spec: LoaderSpec, seed: int
     return grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
 
 
-def _iterate(stream: grain.MapDataset, spec: LoaderSpec, workers: int) -> Iterator[Batch]:
+def _iterate(stream: grain.MapDataset, spec: LoaderSpec, count: int) -> grain.DatasetIterator:
+    """Batches of a stream of images, by `count` workers."""
+    if count:
+        batch_bytes = spec.local_batch_size * spec.image_size**2 * 3
+        return workers.iterate(stream.batch(spec.local_batch_size, drop_remainder=True), count, batch_bytes)
     ahead = 2 * spec.local_batch_size
-    batches = stream.to_iter_dataset(grain.ReadOptions(num_threads=spec.threads, prefetch_buffer_size=ahead))
-    if workers:
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain's workers read a flag of its own; notebooks and tests parse none
-        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=spec.local_batch_size)
-        batches = batches.mp_prefetch(options)
-    # Batched behind the workers: before them, the batches would depend on how many there are.
-    return iter(batches.batch(spec.local_batch_size, drop_remainder=True))
+    images = stream.to_iter_dataset(grain.ReadOptions(num_threads=spec.threads, prefetch_buffer_size=ahead))
+    return iter(images.batch(spec.local_batch_size, drop_remainder=True))
