@@ -1,5 +1,6 @@
 """`python -m histojax.main --config FILE[:variant] --workdir DIR`: flags, devices, one call."""
 
+import gc
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs what the flags say; whatever a user can mend is told in words, with exit code 1."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    gc.disable()  # until `startup.prepare`: what is imported stays
     from histojax import processes  # behind the flags: --help and a misspelt flag need no jax
 
     console.configure_logging()

@@ -11,6 +11,7 @@ def prepare(cpu_devices: int = 2) -> None:
     # Tracing makes objects by the hundred thousand, nearly all of which stay: looking through them and all that was
     # imported, again and again, is a fifth of its time.
     gc.freeze()
+    gc.enable()
     gc.set_threshold(100_000, 20, 20)
     compilation.use_cache(default_directory())
     sharding.use_cpu_devices(cpu_devices)

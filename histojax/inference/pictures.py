@@ -1,7 +1,6 @@
 """Pictures of explanations: a map over its image, and contact sheets of many."""
 
 import dataclasses
-import functools
 import math
 import os
 from collections.abc import Sequence
@@ -9,18 +8,16 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from histojax.evaluation import lettering
 from histojax.files import replacing
 from histojax.inference.dt_grad_cam import Marking, outlines
 
-_FONT = "DejaVu Sans"  # comes with matplotlib, so that a picture looks alike everywhere
-_BOX = "\N{WHITE SQUARE}"
 _DPI = 150
 # White where the map is zero, so that the tissue is seen as it is; then ever darker, for colour-blind eyes, too.
 _CMAP = LinearSegmentedColormap.from_list("map", ["#ffffff", "#ffe066", "#ff8c1a", "#e31a1c"])
@@ -157,7 +154,9 @@ def _show(axes: Axes, pixels: np.ndarray, marking: Marking | None, aspect: Liter
 
 
 def _write(figure: Figure, x: float, y: float, words: str, size: float) -> None:
-    figure.text(x, y, _drawable(words), fontsize=size, fontfamily=_FONT, va="center", parse_math=False)
+    figure.text(
+        x, y, lettering.drawable(words), fontsize=size, fontfamily=lettering.FONT, va="center", parse_math=False
+    )
 
 
 def _shortened(text: str, longest: int) -> str:
@@ -169,13 +168,3 @@ def _shortened(text: str, longest: int) -> str:
 def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
-
-
-@functools.cache
-def _drawn_characters() -> frozenset[int]:
-    return frozenset(font_manager.get_font(font_manager.findfont(_FONT)).get_charmap())
-
-
-def _drawable(text: str) -> str:
-    """The text with a box for each character that the font lacks: matplotlib would warn of every one."""
-    return "".join(c if c.isprintable() and ord(c) in _drawn_characters() else _BOX for c in text)

@@ -4,7 +4,6 @@ A pixel of the grid is the cell that a tile stands for: stride × stride around 
 the cells therefore begin (tile - stride) / 2 to the right of and below the slide's corner.
 """
 
-import functools
 import math
 import os
 import uuid
@@ -16,7 +15,6 @@ import numpy as np
 import pandas as pd
 import shapely
 import tifffile
-from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -24,11 +22,11 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
+from histojax.evaluation import lettering
 from histojax.files import replacing
 from histojax.slides.geometry import Geometry
 from histojax.slides.labels import PREFIX, UNLABELLED, Colour, blend, colours_of, names_of, predicted
 
-_FONT = "DejaVu Sans"  # comes with matplotlib, so that a map looks alike everywhere
 _LONGEST, _SHORTEST = 6.0, 1.5  # inches of the sides of the map itself
 _LEFT, _RIGHT, _BELOW, _ABOVE = 0.9, 1.9, 0.7, 0.5  # inches around it
 _DPI = 150
@@ -36,7 +34,6 @@ _OPACITY = 0.55
 _NOWHERE = "0.85"  # grey where no tile is
 _LEGEND = 12  # kinds of tiles that the overlay's legend shows: of many labels there may be hundreds
 _OUTLINES = ("#0033ff", "#ff00ff", "#000000")
-_BOX = "\N{WHITE SQUARE}"
 _RASTER_UM = 8.0  # about the side of a pixel of the OME-TIFF: a tile of 112 µm has 14 × 14 of them
 _TIFF_TILE = 256
 _SMALLEST_LEVEL = 128  # pixels: the pyramid ends with the first level that is no longer
@@ -105,10 +102,10 @@ def write_overlay(
     common = [looks[index] for index in np.argsort(-count, kind="stable")]
     if len(common) > _LEGEND:
         common = [*common[:_LEGEND], (f"{len(common) - _LEGEND} rarer: the mean of their labels'", UNLABELLED)]
-    handles = [Patch(facecolor=_hex(colour), alpha=_OPACITY, label=_drawable(name)) for name, colour in common]
+    handles = [Patch(facecolor=_hex(colour), alpha=_OPACITY, label=lettering.drawable(name)) for name, colour in common]
     for number, (name, outline) in enumerate((outlines or {}).items()):
         colour = _OUTLINES[number % len(_OUTLINES)]
-        handles.append(Patch(facecolor="none", edgecolor=colour, label=_drawable(name)))
+        handles.append(Patch(facecolor="none", edgecolor=colour, label=lettering.drawable(name)))
         for line in shapely.get_parts(shapely.boundary(outline)):
             xs, ys = shapely.get_coordinates(line).T * (geometry.mpp / 1000)
             axes.plot(xs, ys, color=colour, linewidth=1.2)
@@ -138,14 +135,14 @@ def write_ome_tiff(path: str | os.PathLike[str], table: pd.DataFrame, geometry: 
     colours = colours_of(names)
     metadata = {
         "axes": "CYX",
-        "Name": _printable(slide),
+        "Name": lettering.printable(slide),
         "UUID": str(uuid.uuid5(uuid.NAMESPACE_URL, f"histojax:heatmap/{slide}")),  # else a new one each time
         "PhysicalSizeX": side * geometry.mpp,
         "PhysicalSizeXUnit": "µm",
         "PhysicalSizeY": side * geometry.mpp,
         "PhysicalSizeYUnit": "µm",
         "Channel": {
-            "Name": [_printable(name) for name in names],
+            "Name": [lettering.printable(name) for name in names],
             "Color": [_ome_colour(colours[name]) for name in names],
         },
     }
@@ -210,7 +207,7 @@ def _canvas(geometry: Geometry, title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=whole, dpi=_DPI)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((_LEFT / whole[0], _BELOW / whole[1], width / whole[0], height / whole[1]))
-    axes.set_title(_drawable(title), loc="left", fontsize=9, fontfamily=_FONT, parse_math=False)
+    axes.set_title(lettering.drawable(title), loc="left", fontsize=9, fontfamily=lettering.FONT, parse_math=False)
     axes.set_xlabel("mm")
     axes.set_ylabel("mm")
     return figure, axes
@@ -226,21 +223,6 @@ def _show_slide(axes: Axes, geometry: Geometry) -> None:
 def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})
-
-
-@functools.cache
-def _drawn_characters() -> frozenset[int]:
-    return frozenset(font_manager.get_font(font_manager.findfont(_FONT)).get_charmap())
-
-
-def _drawable(text: str) -> str:
-    """The text with a box for each character that the font lacks: matplotlib would warn of every one."""
-    return "".join(c if ord(c) in _drawn_characters() else _BOX for c in _printable(text))
-
-
-def _printable(text: str) -> str:
-    """The text with a box for each control character: XML has no way to say them, and pictures none to show them."""
-    return "".join(c if c.isprintable() else _BOX for c in text)
 
 
 def _look(names: Sequence[str], there: NDArray[np.bool_]) -> tuple[str, Colour]:
