@@ -135,7 +135,11 @@ def _reduced(rgb: np.ndarray, side: int = _COLOUR_SIDE) -> np.ndarray:
 
 
 def _pen_share(small: np.ndarray) -> float:
-    """Share of pixels that are ink by their optical densities; the ratios are those of `histojax.slides.tissue`."""
+    """Share of pixels that are ink by their optical densities.
+
+    The rules are those of `histojax.slides.tissue`, but on decadic densities: an image is small, all tissue as a rule,
+    and flagged as a whole, so that only strong ink counts.
+    """
     red, green, blue = cv2.split(-np.log10((small.astype(np.float32) + 1) / 256))
     lowest, highest = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
     blue_or_green = (red > 1.25 * green) & (red > 0.25) | (red > green) & (red > 1.2)

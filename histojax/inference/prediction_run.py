@@ -1,6 +1,5 @@
 """Many images asked of one or several models: read ahead by threads, answered in order, kept as they are answered."""
 
-import collections
 import concurrent.futures
 import dataclasses
 import itertools
@@ -14,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
+from histojax.data import ahead
 from histojax.data.transforms import resize
 from histojax.errors import RunError
 from histojax.evaluation import calibration
@@ -22,7 +22,6 @@ from histojax.inference.images import ImageRef, fingerprint
 from histojax.inference.journal import Answer, Journal
 
 _log = logging.getLogger(__name__)
-_AHEAD = 2  # batches that are being read while one is asked
 _DIHEDRAL = 8  # flips and quarter turns: tissue has no up
 
 
@@ -201,26 +200,19 @@ def _read(
             batch.reasons[place] = str(error).encode("utf-8", "backslashreplace").decode() or "unreadable"
 
     pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="images")
-    ahead: collections.deque[tuple[_Batch, list[concurrent.futures.Future[None]]]] = collections.deque()
-    try:
+
+    def started() -> Iterator[tuple[_Batch, list[concurrent.futures.Future[None]]]]:
         for start in range(0, len(refs), unit):
             chosen = refs[start : start + unit]
             images = {side: np.zeros((len(chosen), side, side, 3), np.uint8) for side in sides}
             batch = _Batch(images, [""] * len(chosen))
-            ahead.append((batch, [pool.submit(read, ref, batch, place) for place, ref in enumerate(chosen)]))
-            if len(ahead) > _AHEAD:
-                yield _finished(*ahead.popleft())
-        while ahead:
-            yield _finished(*ahead.popleft())
+            yield batch, [pool.submit(read, ref, batch, place) for place, ref in enumerate(chosen)]
+
+    try:
+        yield from ahead.finished(started())
     finally:
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _finished(batch: _Batch, parts: Iterable[concurrent.futures.Future[None]]) -> _Batch:
-    for part in parts:
-        part.result()
-    return batch
 
 
 def _ask(

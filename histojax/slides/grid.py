@@ -1,21 +1,19 @@
 """The tiles of a slide: where there is tissue, at the model's µm/px; and their pixels, in batches."""
 
-import collections
 import concurrent.futures
 import dataclasses
 import math
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 import pandas as pd
 
+from histojax.data import ahead
 from histojax.errors import RunError
 from histojax.slides.geometry import Geometry
 from histojax.slides.reader import Slide, SlideError
 from histojax.slides.tissue import Tissue
-
-_BATCHES_AHEAD = 2  # that are being read while one is consumed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,24 +101,17 @@ def read_tiles(
             place[:] = slide.read(x, y, width, height, out_size, out_size)
 
     pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="tiles")
-    ahead: collections.deque[tuple[np.ndarray, list[concurrent.futures.Future[None]]]] = collections.deque()
-    try:
+
+    def started() -> Iterator[tuple[np.ndarray, list[concurrent.futures.Future[None]]]]:
         for start in range(0, len(boxes), batch):
             chosen = boxes[start : start + batch]
             out = np.empty((len(chosen), out_size, out_size, 3), np.uint8)
             # Neighbours to one thread: they share the tiles of the file.
             parts = np.array_split(np.arange(len(chosen)), min(threads, len(chosen)))
-            ahead.append((out, [pool.submit(read, chosen[p], out[p[0] : p[-1] + 1]) for p in parts]))
-            if len(ahead) > _BATCHES_AHEAD:
-                yield _finished(*ahead.popleft())
-        while ahead:
-            yield _finished(*ahead.popleft())
+            yield out, [pool.submit(read, chosen[p], out[p[0] : p[-1] + 1]) for p in parts]
+
+    try:
+        yield from ahead.finished(started())
     finally:
         stop.set()
         pool.shutdown()
-
-
-def _finished(out: np.ndarray, parts: list[concurrent.futures.Future[None]]) -> np.ndarray:
-    for part in parts:
-        part.result()
-    return out
