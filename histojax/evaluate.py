@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.splits import Split
 from histojax import build, checkpoint
-from histojax.data.pipeline import LoaderSpec, eval_batches
+from histojax.data.pipeline import Batch, LoaderSpec, eval_batches
 from histojax.data.sources import Dataset, open_dataset
 from histojax.errors import RunError
 from histojax.evaluation import calibration, decisions, metrics, multilabel, predictions, results, terminal
@@ -43,19 +43,26 @@ class Stopped(Exception):
 def run_model(
     program: Program,
     model: ModelState,
-    dataset: Dataset,
-    indices: np.ndarray,
-    spec: LoaderSpec,
+    batches: Iterable[Batch],
+    count: int,
     layout: Layout,
     stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Every image exactly once, on all devices of all processes.
 
+    Args:
+      program: what computes.
+      model: the model's state.
+      batches: as `eval_batches` yields them.
+      count: images in all of them.
+      layout: where they go.
+      stop: asked before each batch.
+
     Raises:
-      Stopped: `stop`, which is asked before each batch, said so.
+      Stopped: `stop` said so.
     """
     outputs = []
-    for batch in eval_batches(dataset, indices, spec):
+    for batch in batches:
         if stop():
             raise Stopped
         outputs.append(program.evaluate(model, layout.put(batch)))
@@ -66,7 +73,7 @@ def run_model(
     for output in jax.device_get(outputs):
         probabilities.append(output.pop("probabilities"))
         sums = {key: sums.get(key, 0) + value.astype(np.float64) for key, value in output.items()}
-    return Outcome(np.concatenate(probabilities)[: len(indices)], sums)
+    return Outcome(np.concatenate(probabilities)[:count], sums)
 
 
 def validation_metrics(outcome: Outcome, dataset: Dataset, indices: np.ndarray) -> dict[str, float]:
@@ -136,7 +143,7 @@ def predict_split(
         indices = split.indices(side)
         if not len(indices):
             continue
-        outcome = run_model(program, model, dataset, indices, spec, layout, stop)
+        outcome = run_model(program, model, eval_batches(dataset, indices, spec), len(indices), layout, stop)
         rows = dataset.records.take(indices)
         further = ("slide_id", "source_id") if dataset.multilabel else ("case_id", "subtype")
         tables.append(

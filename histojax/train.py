@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from histojax import build, checkpoint, evaluate, pretrained
 from histojax.checkpoint import BEST, LAST, Checkpoints
 from histojax.data.cache import with_cache
-from histojax.data.pipeline import train_batches
+from histojax.data.pipeline import Kept, train_batches
 from histojax.data.sources import open_dataset
 from histojax.errors import RunError
 from histojax.monitoring import Signals, Watch, Watchdog, Windows, input_advice
@@ -147,6 +147,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool 
 
             windows = Windows(writer, progress, learning_rate(optimizer_spec), train_spec.batch_size)
             saved = step
+            validation = Kept(dataset, val_indices, eval_spec)
             if (step < total_steps or unvalidated) and not watch.stopped:
                 batches = train_batches(dataset, train_indices, train_spec, augmentation, start=step)
                 workers.callback(batches.close)
@@ -177,7 +178,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool 
                 if len(val_indices):
                     model = state.ema or state.model
                     try:
-                        outcome = evaluate.run_model(program, model, dataset, val_indices, eval_spec, layout, stop)
+                        outcome = evaluate.run_model(program, model, validation, len(val_indices), layout, stop)
                     except evaluate.Stopped:
                         unvalidated = True
                         break

@@ -23,6 +23,7 @@ Batch = dict[str, np.ndarray]
 SAMPLINGS = ("natural", "balanced")
 ON_BAD_RECORD = ("error", "mask")
 _GREY = 128
+_KEPT_BYTES = 1 << 30  # 7,000 images of 224×224
 _log = logging.getLogger(__name__)
 
 
@@ -147,6 +148,31 @@ def eval_batches(dataset: Dataset, indices: np.ndarray, spec: LoaderSpec) -> Ite
     padded[: len(indices)] = indices
     stream = grain.MapDataset.source(_source(dataset, padded)).map(_Resize(spec.image_size))
     return _iterate(_share(stream, spec), spec, 0)
+
+
+class Kept:
+    """`eval_batches` that lie in memory once they were read to the end: validation sees the same in every epoch.
+
+    Args:
+      dataset, indices, spec: of `eval_batches`.
+    """
+
+    def __init__(self, dataset: Dataset, indices: np.ndarray, spec: LoaderSpec):
+        self._given = dataset, indices, spec
+        # Decoded again each time, a validation side takes longer than a GPU trains in an epoch.
+        self._fits = len(indices) * spec.image_size**2 * 3 <= _KEPT_BYTES
+        self._batches: list[Batch] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._batches:
+            yield from self._batches
+            return
+        read = []
+        for batch in eval_batches(*self._given):
+            if self._fits:
+                read.append(batch)
+            yield batch
+        self._batches = read
 
 
 class _Rows(grain.MapDataset):

@@ -117,6 +117,22 @@ def test_pixels_are_those_of_the_file_that_the_index_names(dataset, everything, 
             np.testing.assert_array_equal(image, resize(stored, SIZE))
 
 
+def test_what_is_kept_was_read_once_and_to_the_end(dataset, everything, monkeypatch):
+    reads = []
+    monkeypatch.setattr(pipeline, "eval_batches", lambda *given: reads.append(1) or eval_batches(*given))
+    expected = list(eval_batches(dataset, everything, SPEC))
+    kept = pipeline.Kept(dataset, everything, SPEC)
+    next(iter(kept))  # cut short
+    for _ in range(3):
+        assert_equal(list(kept), expected)
+    assert len(reads) == 2
+    monkeypatch.setattr(pipeline, "_KEPT_BYTES", len(everything) * SIZE**2 * 3 - 1)
+    too_many = pipeline.Kept(dataset, everything, SPEC)
+    for _ in range(2):
+        assert_equal(list(too_many), expected)
+    assert len(reads) == 4
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
