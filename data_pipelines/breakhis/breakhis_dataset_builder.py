@@ -11,7 +11,7 @@ from data_pipelines.archive import unpack
 from data_pipelines.breakhis import filenames
 from data_pipelines.breakhis.scan import DOWNLOAD, ScannedImage, scan
 from data_pipelines.errors import DataError
-from data_pipelines.stored_order import in_shards
+from data_pipelines.storing import Info, in_shards
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -61,7 +61,7 @@ class Builder(tfds.core.ShardBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text()
-        return tfds.core.DatasetInfo(
+        return Info(
             builder=self,
             description="BreakHis, breast tumour histopathology (Spanhol et al. 2016), original PNG bytes.",
             homepage="https://web.inf.ufpr.br/vri/databases/breast-cancer-histopathological-database-breakhis/",

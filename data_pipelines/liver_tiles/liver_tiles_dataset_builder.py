@@ -12,7 +12,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.liver_tiles.scan import Tile, scan, stored_bytes
 from data_pipelines.liver_tiles.spec import TilesSpec
 from data_pipelines.records import FIELDS, label_set
-from data_pipelines.stored_order import in_shards
+from data_pipelines.storing import Info, in_shards
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -53,7 +53,7 @@ class Builder(tfds.core.ShardBasedBuilder):
     )
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
+        return Info(
             builder=self,
             description="Tiles with any number of labels each (layouts: see data_pipelines/liver_tiles/README.md).",
             metadata=tfds.core.MetadataDict(),

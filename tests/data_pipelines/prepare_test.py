@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 
 from data_pipelines import prepare as module
-from data_pipelines import stored_order
+from data_pipelines import storing
 from data_pipelines.breakhis import scan as breakhis_scan
 from data_pipelines.errors import DataError
 from data_pipelines.prepare import Prepared, open_images, prepare
@@ -281,9 +281,19 @@ def test_more_images_than_tfds_shuffles_without_tensorflow(
     _assert_stored(prepare("breakhis", str(root), magnification="all", directory=base), root)
 
 
+def test_nothing_is_left_in_the_folder_of_temporary_files(
+    root: pathlib.Path, base: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    prepare("breakhis", str(root), magnification="40X", directory=base)
+    prepare("liver_tiles", "", magnification="", directory=base)
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
 def test_the_order_is_the_same_in_many_files(root: pathlib.Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     in_one = prepare("breakhis", str(root), magnification="all", directory=base)
-    monkeypatch.setattr(stored_order, "_IMAGES_A_SHARD", 5)
+    monkeypatch.setattr(storing, "_IMAGES_A_SHARD", 5)
     in_many = prepare("breakhis", str(root), magnification="all", directory=base + "-many")
     _assert_stored(in_many, root)
     assert list(in_many.records) == list(in_one.records)
