@@ -18,7 +18,7 @@ class Info(tfds.core.DatasetInfo):
     """What TFDS knows of a dataset: what stands here."""
 
     def initialize_from_bucket(self) -> None:
-        """Nothing: TFDS would ask Google for one of that name, and leave an empty folder in /tmp where there is none."""
+        """Nothing: TFDS would ask Google for one of that name, and leave an empty folder in /tmp if there is none."""
 
 
 def in_shards(
