@@ -11,7 +11,7 @@ from tests.processes import Processes
 from tests.programs import arrays, assert_same_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.devices]
-FIELDS = ("--config.train.epochs=30",)
+FIELDS = ("--config.train.epochs=20",)
 
 
 @pytest.fixture(scope="module")

@@ -29,12 +29,12 @@ import timm
 
 pytestmark = [pytest.mark.slow, pytest.mark.parity]
 SWIN = {"embed_dim": 24, "depths": (2, 2, 2, 2), "heads": (2, 4, 8, 16)}
+# dinov2_vitb14 has the layers of vit_base_patch16_224, and layer scale.
 MODELS = {
     "resnet50": (64, {}),
     "seresnet50": (64, {}),
     "densenet121": (64, {}),
     "swin_tiny_patch4_window7_224": (224, SWIN),
-    "vit_base_patch16_224": (64, {"image_size": 64}),
     "dinov2_vitb14": (56, {"image_size": 56}),
 }
 # What wsinfer-zoo's schemas/model-config.schema.json asks for.
