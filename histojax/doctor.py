@@ -26,6 +26,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.listing import list_files
 from data_pipelines.liver_tiles import layouts, table
 from data_pipelines.liver_tiles.spec import TilesSpec
+from histojax.machine import cores
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 _SHOWN = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -100,9 +101,9 @@ def memory() -> Finding:
     where = "of the machine"
     if limit is not None and limit < total:
         total, free, where = limit, min(free, limit - (used or 0)), "of the container"
-    cores = len(os.sched_getaffinity(0))
-    facts = {"memory_bytes": total, "free_bytes": free, "cores": cores}
-    text = f"{_size(free)} free {where}'s {_size(total)}; {cores} cores"
+    count = cores()
+    facts = {"memory_bytes": total, "free_bytes": free, "cores": count}
+    text = f"{_size(free)} free {where}'s {_size(total)}; {count} cores"
     if free < 2 * _GIB:
         text += ": too little for training; end other programs, or lower train.batch_size and data.workers"
         return Finding("memory", WARN, text, facts)

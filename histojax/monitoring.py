@@ -16,6 +16,7 @@ import jax
 
 from histojax import processes
 from histojax.errors import RunError
+from histojax.machine import cores
 from histojax.writer import MetricsWriter, Progress
 
 _LEAST = 1e-6  # a smaller gain is rounding
@@ -125,10 +126,10 @@ def input_advice(wait: float, *, workers: int, cache: str) -> str:
       workers: `data.workers`, as it is.
       cache: `data.cache`, as it is.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if wait < _MUCH_WAITING:
         return ""
-    help_ = [f"data.workers={cores - 2}"] if cores - 2 > workers else []
+    spare = cores() - 2
+    help_ = [f"data.workers={spare}"] if spare > workers else []
     help_ += ["data.cache=decoded (or resized, without random crops)"] if cache == "none" else []
     if not help_:
         return ""

@@ -131,7 +131,7 @@ class Program:
         self._jit_eval = jax.jit(
             self._eval,
             # Of no memory layout: models also come from elsewhere.
-            in_shardings=(layout.state(shapes).model, batch),
+            in_shardings=(jax.tree.map(lambda leaf: leaf.sharding, self.abstract.model), batch),
             out_shardings=layout.replicated,
         )
         self._ahead: threading.Thread | None = None

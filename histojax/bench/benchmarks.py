@@ -14,6 +14,7 @@ from typing import Any
 from histojax.bench import fit, rounds
 from histojax.bench.rounds import Contestant
 from histojax.errors import RunError
+from histojax.machine import cores
 
 PROFILED = 5  # repeats
 _HUGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -44,7 +45,7 @@ def compiled(given: argparse.Namespace, model: str) -> dict[str, Any]:
         for dtype in given.peer_dtype if given.against else ():
             device = _torch_device(ours.facts["platform"])
             peer = f"torch {dtype}" + (" compiled" if given.peer_compile else "")
-            spec = common | {"dtype": dtype, "compile": given.peer_compile, "device": device, "cores": _cores()}
+            spec = common | {"dtype": dtype, "compile": given.peer_compile, "device": device, "cores": cores()}
             tunables = _HUGE if given.huge_pages == "both" else {}
             sides.append(stack.enter_context(_torch(peer, spec, tunables)))
             dtypes[peer] = dtype
@@ -93,7 +94,7 @@ def images(given: argparse.Namespace) -> dict[str, Any]:
         ours = stack.enter_context(Contestant("histojax", _ours(), ours_spec | {"cpu_devices": 1}, {}))
         sides = [ours]
         if given.against:
-            sides.append(stack.enter_context(_torch("torch DataLoader", spec | {"cores": _cores()}, {})))
+            sides.append(stack.enter_context(_torch("torch DataLoader", spec | {"cores": cores()}, {})))
         return {"root": spec["root"], "images": ours.facts["images"]} | _compared(sides, given)
 
 
@@ -117,7 +118,7 @@ def machine() -> dict[str, Any]:
     """Where this is."""
     return {
         "processor": _processor(),
-        "cores": _cores(),
+        "cores": cores(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
@@ -175,10 +176,6 @@ def _synthetic() -> pathlib.Path:
         cases_per_subtype=(1,) * 8, images_per_patient=8, magnifications=("100X",), height=460, width=700
     )
     return generate(default_directory() / f"synthetic-v{VERSION}-700x460", spec)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -6,11 +6,11 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-AHEAD = 2  # batches under way while one is consumed
+_AHEAD = 2  # batches under way while one is consumed
 
 
 def finished(started: Iterable[tuple[T, Iterable[Future[Any]]]]) -> Generator[T, None, None]:
-    """Batches in their order, each when all its parts are done; `AHEAD` more are started meanwhile.
+    """Batches in their order, each when all its parts are done; two more are started meanwhile.
 
     Args:
       started: batches with the parts of them that are under way; taking one starts it.
@@ -28,7 +28,7 @@ def finished(started: Iterable[tuple[T, Iterable[Future[Any]]]]) -> Generator[T,
 
     for one in started:
         under_way.append(one)
-        if len(under_way) > AHEAD:
+        if len(under_way) > _AHEAD:
             yield oldest()
     while under_way:
         yield oldest()

@@ -88,7 +88,7 @@ class _Plan:
 
     @property
     def windows(self) -> int:
-        """Cut of an image."""
+        """Windows of an image."""
         return self.height * self.width // self.cut.window**2
 
     def rows(self, channels: int) -> pl.BlockSpec:

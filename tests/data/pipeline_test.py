@@ -4,14 +4,8 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-import multiprocessing
-import pathlib
 import pickle
 import shutil
-import subprocess
-import sys
-import time
-import types
 
 import cv2
 import numpy as np
@@ -23,7 +17,6 @@ from histojax.data import pipeline
 from histojax.data.pipeline import LoaderSpec, eval_batches, train_batches
 from histojax.data.sources import Dataset, ImageSource, open_dataset
 from histojax.data.transforms import AugmentSpec, resize
-from tests.conftest import ROOT
 
 SIZE = 8
 OFF = AugmentSpec(flips=False, quarter_turns=False)
@@ -154,63 +147,6 @@ def test_threads_and_workers_do_not_change_the_stream(dataset, everything):
             assert_equal(take(batches, 7), expected)
     with contextlib.closing(train_batches(dataset, everything, spec(workers=2), ON, start=3)) as batches:
         assert_equal(take(batches, 4), expected[3:])
-
-
-def test_workers_are_gone_and_leave_nothing_when_the_stream_is_closed(dataset, everything, tmp_path):
-    (tmp_path / "stream.pickle").write_bytes(pickle.dumps((dataset, everything, spec(workers=2), ON)))
-    script = tmp_path / "reads.py"
-    script.write_text(
-        "import contextlib, multiprocessing, pickle, sys\n"
-        "from histojax.data.pipeline import train_batches\n"
-        "if __name__ == '__main__':\n"
-        "    with contextlib.closing(train_batches(*pickle.load(open(sys.argv[1], 'rb')))) as batches:\n"
-        "        next(batches), next(batches)\n"
-        "        assert len(multiprocessing.active_children()) == 2\n"
-        "    assert not multiprocessing.active_children()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, script, tmp_path / "stream.pickle"], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert "leaked" not in done.stderr
-
-
-def test_workers_end_with_whoever_started_them_and_by_nothing_else(dataset, everything, tmp_path):
-    (tmp_path / "stream.pickle").write_bytes(pickle.dumps((dataset, everything, spec(workers=2), ON)))
-    script = tmp_path / "reads.py"
-    script.write_text(
-        "import multiprocessing, os, pickle, signal, sys, time\n"
-        "from histojax.data.pipeline import train_batches\n"
-        "if __name__ == '__main__':\n"
-        "    batches = train_batches(*pickle.load(open(sys.argv[1], 'rb')))\n"
-        "    next(batches), next(batches)\n"
-        "    workers = [child.pid for child in multiprocessing.active_children()]\n"
-        "    for pid in workers:\n"
-        "        os.kill(pid, signal.SIGTERM), os.kill(pid, signal.SIGINT)\n"
-        "    for _ in range(6):\n"
-        "        next(batches)\n"
-        "    print(*workers, flush=True)\n"
-        "    time.sleep(60)\n"
-    )
-    words = [sys.executable, script, tmp_path / "stream.pickle"]
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        pids = [int(pid) for pid in process.stdout.readline().split()]
-        assert len(pids) == 2
-        process.kill()
-    deadline = time.monotonic() + 20
-    while any(pathlib.Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def test_too_little_shared_memory_is_told_before_a_worker_starts(dataset, everything, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: types.SimpleNamespace(free=64_000_000))
-    made = LoaderSpec(batch_size=256, image_size=224, seed=0, workers=14)
-    with pytest.raises(
-        DataError, match=r"data\.workers=14 .* of 38\.5 MB need 1156 MB .* has 64 MB free: .* --shm-size"
-    ):
-        train_batches(dataset, everything, made, OFF)
-    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("sampling", ["natural", "balanced"])

@@ -32,7 +32,7 @@ def relative(a: jax.Array, b: jax.Array) -> float:
 
 
 def plain_attention(qkv, qkv_bias, bias, cut):
-    """Cut cut, rolled and masked as `swin` does without the kernel."""
+    """Windows cut, rolled and masked as `swin` does without the kernel."""
     _, h, w, _ = qkv.shape
     x = jnp.roll(qkv + qkv_bias.reshape(1, 1, 1, -1), (-cut.down, -cut.right), (1, 2))
     x = swin.window_partition(x, cut.window)
