@@ -16,10 +16,10 @@ import threading
 import time
 from typing import Any
 
-from histojax.bench import rounds
-from histojax.bench.rounds import Contestant
-from histojax.errors import RunError
-from histojax.files import replacing
+from histojax.cli.bench import rounds
+from histojax.cli.bench.rounds import Contestant
+from histojax.core.errors import RunError
+from histojax.core.files import atomic_write
 
 MODELS = ("resnet50", "swin_tiny_patch4_window7_224")
 WORKS = ("step", "infer")
@@ -55,7 +55,7 @@ def main() -> None:
         }
         common |= {"batch_size": given.batch_size, "image_size": given.image_size}
         if who == "ours":
-            spec, module = common | {"remat": False, "cpu_devices": 1}, "histojax.bench.ours"
+            spec, module = common | {"remat": False, "cpu_devices": 1}, "histojax.cli.bench.ours"
         else:
             cores = os.cpu_count() or 1
             spec, module = common | {"compile": True, "device": "cuda", "cores": cores}, "benchmarks.torch_peer"
@@ -99,7 +99,7 @@ def main() -> None:
     for side in sides.values():
         side.close()
     if given.json:
-        with replacing(given.json) as temporary:
+        with atomic_write(given.json) as temporary:
             temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 

@@ -49,11 +49,11 @@ def measure(model: str, devices: int, fsdp: int, batch_norm: str) -> dict[str, o
 
     jax.config.update("jax_num_cpu_devices", devices)
     jax.config.update("jax_platforms", "cpu")
-    from histojax import build, config_files
-    from histojax.sharding import Layout
-    from histojax.tasks import Multiclass, Multilabel
+    from histojax.distributed.sharding import Layout
+    from histojax.training import build, experiments
+    from histojax.training.tasks import Multiclass, Multilabel
 
-    config = config_files.read(CONFIGS[model])
+    config = experiments.read(CONFIGS[model])
     config.data.image_size, config.train.batch_norm = 64, batch_norm
     layout = Layout(fsdp)
     several = config.data.task == "multilabel"

@@ -16,10 +16,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from histojax.distributed.sharding import use_cpu_devices
 from histojax.inference.predictor import Predictor
-from histojax.sharding import use_cpu_devices
 from histojax.slides.grid import GridSpec, make_grid, read_tiles
-from histojax.slides.reader import open_slide
+from histojax.slides.readers.reader import open_slide
 from histojax.slides.tissue import TissueSpec, find_tissue
 
 

@@ -19,9 +19,9 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from histojax.bench import contestant
-from histojax.bench.contestant import COPY_BYTES, fastest
-from histojax.errors import RunError
+from histojax.cli.bench import worker
+from histojax.cli.bench.worker import COPY_BYTES, fastest
+from histojax.core.errors import RunError
 from tests.parity import dala_resnet_torch, ldcsf_torch, torchvision_import  # noqa: F401  (it makes torchvision work)
 
 import timm  # isort: skip  (it imports torchvision)
@@ -114,7 +114,7 @@ class _Model:
         """See `contestant.Side`."""
         if self._device.type == "cuda":
             return {"bytes": torch.cuda.max_memory_allocated(), "of": "device"}
-        return {"bytes": contestant.memory_peak(), "of": "process"}
+        return {"bytes": worker.memory_peak(), "of": "process"}
 
     def limits(self) -> dict[str, Any]:
         """See `contestant.Side`."""
@@ -249,4 +249,4 @@ def _make(spec: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    contestant.serve(_make)
+    worker.serve(_make)

@@ -19,7 +19,7 @@ embedded synthetic images.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from histojax.training import default_config
 
 MODELS = (
     "dala_resnet50",
@@ -53,7 +53,7 @@ def get_config(variant: str = "") -> ConfigDict:
             raise ValueError(f"unknown variant ':{name}' of this config; there are smoke, {', '.join(MODELS)}")
     if len(names) > 1:
         raise ValueError(f"the variants {', '.join(names)} of this config exclude each other")
-    config = common.base()
+    config = default_config.base()
     config.model.name = names[0] if names else "resnet50"
     config.optimizer.learning_rate = _RATES.get(config.model.name, 1e-3)
     config.data.augment.crop_scale = 0.6

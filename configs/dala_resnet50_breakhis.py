@@ -15,12 +15,12 @@ On real images (archive, extracted tree or mirror; prepared on first use):
 
 from ml_collections import ConfigDict
 
-from configs import common
+from histojax.training import default_config
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment; `variant` is empty or `smoke`."""
-    config = common.base()
+    config = default_config.base()
     config.model.name = "dala_resnet50"
     config.model.options = ConfigDict(
         {

@@ -23,7 +23,7 @@ tiles, in about a minute on two cores (mAP 0.71, chance 0.41; no statement about
 
 from ml_collections import ConfigDict
 
-from configs import common
+from histojax.training import default_config
 
 _VARIANTS = ("smoke", "swin", "resnet50")
 
@@ -37,7 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if {"swin", "resnet50"} <= set(parts):
         raise ValueError("the variants ':swin' and ':resnet50' of this config exclude each other")
     smoke = "smoke" in parts
-    config = common.base()
+    config = default_config.base()
     config.data.pipeline = "liver_tiles"
     config.data.task = "multilabel"
     config.data.magnification = ""

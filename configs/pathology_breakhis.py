@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import common
+from histojax.training import default_config
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _LUNIT = ((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464))
@@ -75,7 +75,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if len(names) > 1:
         raise ValueError(f"the variants {', '.join(names)} of this config exclude each other")
     backbone = BACKBONES[names[0] if names else "lunit_vit_small16"]
-    config = common.base()
+    config = default_config.base()
     config.model.name = backbone.model
     config.model.options = ConfigDict(backbone.options)
     config.data.mean, config.data.std = backbone.normalisation

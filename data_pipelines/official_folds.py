@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from data_pipelines.breakhis import filenames
 from data_pipelines.errors import DataError
-from histojax.files import replacing
+from histojax.core.files import atomic_write
 
 
 def read_folds(folder: pathlib.Path, fold: int) -> dict[str, str]:
@@ -65,6 +65,6 @@ def write_fold(folder: pathlib.Path, fold: int, sides: Mapping[str, str]) -> pat
             lines.append(f"{name.image_id}.png|{name.magnification.removesuffix('X')}|{fold}|{written}\n")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"dsfold{fold}.txt"
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")
     return path

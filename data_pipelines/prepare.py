@@ -6,7 +6,6 @@ import fcntl
 import io
 import json
 import logging
-import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +21,7 @@ from data_pipelines.records import FIELDS, SPLIT, Record, Records, join_labels
 from data_pipelines.synthetic import generator
 from data_pipelines.synthetic import tiles as tiles_generator
 from data_pipelines.synthetic.publish import MARKER
+from histojax.core.directories import default_directory
 
 _log = logging.getLogger(__name__)
 _PIPELINES = ("breakhis", "liver_tiles")
@@ -46,11 +46,6 @@ class Prepared:
     summary: dict[str, Any]
     synthetic: bool
     description: str
-
-
-def default_directory() -> pathlib.Path:
-    """Where prepared datasets live unless told otherwise: `$HISTOJAX_DATA`, else `~/.cache/histojax`."""
-    return pathlib.Path(os.environ.get("HISTOJAX_DATA") or "~/.cache/histojax").expanduser()
 
 
 def prepare(
@@ -93,7 +88,7 @@ def prepare(
         builder, folder = _liver_tiles(source, base, tiles or TilesSpec(), on_bad_image)
         kind, suffix = f"tiles of {source}", ""
     target = pathlib.Path(builder.data_dir)
-    with alone(base):
+    with exclusive_lock(base):
         if not target.exists():
             _log.info("preparing %s from %s in %s", pipeline, folder, target)
             _build(builder, folder)
@@ -122,7 +117,7 @@ def _breakhis(
     from data_pipelines.breakhis import breakhis_dataset_builder as breakhis
 
     config = breakhis.config_name(magnification, on_bad_image)
-    with alone(base):
+    with exclusive_lock(base):
         if source is None:
             wanted = filenames.MAGNIFICATIONS if magnification == "all" else (magnification,)
             source = generator.generate(
@@ -141,13 +136,13 @@ def _liver_tiles(
     from data_pipelines.liver_tiles import liver_tiles_dataset_builder as liver_tiles
 
     if source is None:
-        with alone(base):
+        with exclusive_lock(base):
             source = tiles_generator.generate_tiles(base / f"synthetic-tiles-v{tiles_generator.VERSION}")
     if source.is_file() and source.name.lower().endswith(table.SUFFIXES):
         spec, source = dataclasses.replace(spec, layout="table", table=source.name), source.parent
     config = liver_tiles.config(spec, on_bad_image)
     wanted = (*layouts.IMAGES, *table.SUFFIXES)
-    with alone(base):
+    with exclusive_lock(base):
         folder = archive.unpack(source, base / "extracted" / "tiles", wanted)
     if folder != source:  # an archive as a rule holds one folder, and that the tiles
         while len(inside := list(folder.iterdir())) == 1 and inside[0].is_dir():
@@ -164,7 +159,7 @@ def _liver_tiles(
 
 
 @contextlib.contextmanager
-def alone(base: pathlib.Path) -> Iterator[None]:
+def exclusive_lock(base: pathlib.Path) -> Iterator[None]:
     """Of several processes that share a folder, one prepares in it; the others wait and find it done."""
     file = None
     with contextlib.suppress(OSError):  # a folder that cannot be written may hold what was prepared before

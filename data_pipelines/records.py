@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from data_pipelines.errors import DataError
-from histojax.files import replacing
+from histojax.core.files import atomic_write
 
 SPLIT = "full"  # what TFDS stores; who trains on what is decided later, by data_pipelines.splits
 
@@ -81,7 +81,7 @@ class Records:
 
     def write_csv(self, path: pathlib.Path) -> None:
         """Writes the table, to a temporary name first."""
-        with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(FIELDS)
             writer.writerows(dataclasses.astuple(row) for row in self._rows)

@@ -33,7 +33,7 @@ from data_pipelines.protocols import define
 from data_pipelines.records import Record, Records, label_set
 from data_pipelines.split_spec import Definition, SplitSpec, describe, group_field, resolve
 from data_pipelines.stratify import assign
-from histojax.files import replacing
+from histojax.core.files import atomic_write
 
 SIDES = ("train", "val", "test")
 OTHER_CLASS = "of a class that the protocol is not about"  # why an image is left out
@@ -111,7 +111,7 @@ class Split:
 
     def write_csv(self, path: pathlib.Path, records: Records, labels: Sequence[str]) -> None:
         """Writes the split beside what is known of each image, to a temporary name first."""
-        with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             known = ["patient_id", "case_id", "magnification"]
             writer.writerow(["image_id", "split", "label", *known, "group", "note", "protocol"])

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from absl import app, flags
 from ml_collections import config_flags
 
-from histojax import console
-from histojax.errors import RunError
+from histojax.cli import console
+from histojax.core.errors import RunError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file[:variant]; fields: --config.a.b=…", lock_config=True
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     gc.disable()  # until `startup.prepare`: what is imported stays
-    from histojax import processes  # behind the flags: --help and a misspelt flag need no jax
+    from histojax.distributed import processes  # behind the flags: --help and a misspelt flag need no jax
 
     console.configure_logging()
     with processes.ending_together(), console.errors_in_words():
@@ -39,22 +39,23 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _run() -> None:
-    from histojax import evaluate, processes, profiling, startup, train
+    from histojax.distributed import processes, runtime
+    from histojax.training import evaluate, loop, profiling
 
     for flag in (_WORKDIR, _CHECKPOINT):
         if "://" in (flag.value or ""):
             raise RunError(f"--{flag.name}={flag.value}: a path is wanted; mount the bucket, see launch/README.md")
     config = _CONFIG.value
     if _PROFILE.value:
-        profiling.one_by_one()
-    startup.prepare(config.sharding.cpu_devices if config else 2)
+        profiling.disable_command_buffers()
+    runtime.prepare(config.sharding.cpu_devices if config else 2)
     processes.initialise({name: flags.FLAGS[name].value for name in _MEMBERSHIP})
     console.quiet_unless_first()
     if _MODE.value == "train":
         if config is None or _WORKDIR.value is None:
             raise RunError("training needs --config=FILE and --workdir=DIR")
-        if not train.train_and_evaluate(config, pathlib.Path(_WORKDIR.value), _PROFILE.value):
-            sys.exit(processes.TRY_AGAIN)
+        if not loop.train_and_evaluate(config, pathlib.Path(_WORKDIR.value), _PROFILE.value):
+            sys.exit(processes.EXIT_RESUMABLE)
         return
     source = _CHECKPOINT.value or _WORKDIR.value
     if source is None:

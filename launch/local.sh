@@ -3,7 +3,7 @@
 #
 #   launch/local.sh -n 2 -- --config configs/dala_resnet50_breakhis.py:smoke --workdir runs/two
 #   launch/local.sh -n 4 --gpus-per-process 1 -- --config FILE --workdir DIR
-#   launch/local.sh -n 2 --module histojax.cli -- doctor
+#   launch/local.sh -n 2 --module histojax -- doctor
 #
 # What follows -- goes to every process. The first process that fails ends the others, and its last lines are shown.
 # SIGTERM and SIGINT go to all: they save and end with 75, and the same command goes on.

@@ -10,14 +10,14 @@ import cv2
 import numpy as np
 import pytest
 
-from histojax import audit_cli
-from histojax.evaluation import audit_page
+from histojax.cli import audit
+from histojax.evaluation.report import audit_page
 
 
 def _run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[object, str]:
     """Exit code (or message) and what the terminal shows."""
     try:
-        audit_cli.main([str(word) for word in words])
+        audit.main([str(word) for word in words])
         code: object = 0
     except SystemExit as end:
         code = end.code

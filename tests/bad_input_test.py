@@ -9,9 +9,9 @@ import pytest
 
 from configs.dala_resnet50_breakhis import get_config
 from data_pipelines.errors import DataError
-from histojax.build import split_spec
 from histojax.data.sources import open_dataset
-from histojax.train import train_and_evaluate
+from histojax.training.build import split_spec
+from histojax.training.loop import train_and_evaluate
 
 NAMES = [f"SOB_{c}-14-{case}-100-{n:03}.png" for c in ("B_A", "M_DC") for case in (101, 102, 103) for n in (1, 2)]
 VICTIM = "SOB_B_A-14-101-100-001.png"

@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import pytest
 
 from data_pipelines.synthetic.generator import SyntheticSpec, generate
-from histojax import profiling
-from histojax.bench import benchmarks, ours, rounds
-from histojax.bench.rounds import Contestant
-from histojax.errors import RunError
+from histojax.cli.bench import benchmarks, ours, rounds
+from histojax.cli.bench.rounds import Contestant
+from histojax.core.errors import RunError
+from histojax.training import profiling
 from tests.conftest import ROOT
 from tests.programs import run
 from tests.slides.slide_files import tissue_picture, write_pyramid
 
-BENCH = [sys.executable, "-m", "histojax.cli", "bench"]
+BENCH = [sys.executable, "-m", "histojax", "bench"]
 SMALL = ["--batch_size=2", "--image_size=32", "--rounds=2", "--round_seconds=0.2"]
 LDCSF = {"depths": [1, 1], "embed_dim": 24, "heads": [1, 2], "ldc": "none", "resnet_blocks": 1}
 VIT = {"image_size": 32, "patch": 8, "embed_dim": 32, "depth": 2, "heads": 2}
@@ -316,7 +316,7 @@ def test_what_no_trace_holds_is_told_in_words(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_run_too_short_for_a_profile_says_so(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "histojax.profiling"), profiling.Profile(tmp_path) as profiler:
+    with caplog.at_level(logging.WARNING, "histojax.training.profiling"), profiling.Profile(tmp_path) as profiler:
         for _ in range(4):  # the trace has begun
             profiler.after_step(_heavy(jnp.ones((8, 8))), lambda: pytest.fail("nothing to tell"))
     assert "it takes 8 steps, and there were 4" in caplog.text

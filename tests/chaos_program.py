@@ -8,8 +8,10 @@ from typing import Any
 
 from absl import app
 
-from histojax import console, main, train
+from histojax import main
+from histojax.cli import console
 from histojax.data import pipeline
+from histojax.training import loop
 
 FOLDER = "CHAOS_BATCHES"
 
@@ -25,5 +27,5 @@ def written_down(dataset: Any, indices: Any, spec: Any, augmentation: Any, *, st
 
 
 if __name__ == "__main__":
-    train.train_batches = written_down
+    loop.train_batches = written_down
     app.run(main.main, flags_parser=console.parse_flags)

@@ -17,9 +17,9 @@ import optax
 import pytest
 from flax import nnx
 
-from histojax import checkpoint
-from histojax.checkpoint import BEST, FORMAT, LAST, CheckpointError, Checkpoints, find, read_meta, restore
-from histojax.sharding import Layout
+from histojax.distributed.sharding import Layout
+from histojax.training import checkpoint
+from histojax.training.checkpoint import BEST, FORMAT, LAST, CheckpointError, Checkpoints, find, read_meta, restore
 
 META = {"format": FORMAT, "classes": ["benign", "malignant"], "watch": {"best": None, "best_step": 0}, "ratio": 0.1}
 MANIFEST = "sha256.json"

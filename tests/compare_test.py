@@ -9,13 +9,16 @@ import pytest
 
 from configs import baselines_breakhis
 from data_pipelines.synthetic.generator import SyntheticSpec, generate
-from histojax import catalogue, compare, models
-from histojax.errors import RunError
-from histojax.models import kernels
+from histojax import models
+from histojax.cli import model_list
+from histojax.core.errors import RunError
+from histojax.models.cost import cost
+from histojax.models.ops import kernels
+from histojax.studies import compare
 from tests.programs import run
 
 CONFIG = "configs/baselines_breakhis.py:smoke"
-HISTOJAX = [sys.executable, "-m", "histojax.cli"]
+HISTOJAX = [sys.executable, "-m", "histojax"]
 
 
 @pytest.mark.slow
@@ -99,18 +102,18 @@ def test_the_configs_models_exist() -> None:
 
 
 def test_the_cost_is_that_of_the_model() -> None:
-    parameters, flops = compare.cost("resnet50", 1000, 224, {})
+    parameters, flops = cost("resnet50", 1000, 224, {})
     assert parameters == 25_557_032
     assert 7.5e9 < flops < 9e9  # 4.1 G multiply-adds, two operations each, and the rest
 
 
 def test_the_cost_is_counted_without_kernels_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"depths": (1,), "heads": (2,), "embed_dim": 32}
-    here = compare.cost("swin_tiny_patch4_window7_224", 2, 56 * 4, small)
+    here = cost("swin_tiny_patch4_window7_224", 2, 56 * 4, small)
     monkeypatch.setattr(kernels, "usable_here", lambda: True)
     monkeypatch.setattr(kernels, "call", None)  # nobody does
     assert kernels.usable()
-    assert compare.cost("swin_tiny_patch4_window7_224", 2, 56 * 4, small) == here
+    assert cost("swin_tiny_patch4_window7_224", 2, 56 * 4, small) == here
 
 
 def test_help_lists_the_verbs_and_models_lists_the_models() -> None:
@@ -125,8 +128,8 @@ def test_help_lists_the_verbs_and_models_lists_the_models() -> None:
 
 @pytest.mark.parametrize("name", models.MODELS)
 def test_named_maps_get_smaller_and_never_larger(name: str) -> None:
-    maps = catalogue.feature_maps(name)
+    maps = model_list.feature_maps(name)
     heights = [shape[0] for shape in maps.values()]
     assert heights == sorted(heights, reverse=True)
     assert heights[-1] == {"vit_base_patch16_224": 14, "vit": 14, "dinov2_vitb14": 16}.get(name, 7)
-    assert catalogue.PARITY.keys() == models.MODELS.keys()
+    assert model_list.PARITY.keys() == models.MODELS.keys()

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from histojax import doctor, doctor_devices
+from histojax.cli.doctor import checks, devices
 from tests.conftest import ROOT
 from tests.launch.scripts import LOCAL, run_script
 
-DOCTOR = [sys.executable, "-m", "histojax.cli", "doctor"]
+DOCTOR = [sys.executable, "-m", "histojax", "doctor"]
 
 
 def _checks(*words: object, **environment: str) -> tuple[int, dict[str, list[dict[str, Any]]]]:
@@ -73,7 +73,7 @@ def test_facts_are_told_in_numbers(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.devices
 def test_two_processes_exchange_a_sum(tmp_path: pathlib.Path) -> None:
-    words = ["-n", "2", "--devices-per-process", "2", "--module", "histojax.cli", "--", "doctor", "--workdir", tmp_path]
+    words = ["-n", "2", "--devices-per-process", "2", "--module", "histojax", "--", "doctor", "--workdir", tmp_path]
     done = run_script([*LOCAL, *map(str, words)], HISTOJAX_DATA=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     for index in (0, 1):
@@ -103,12 +103,12 @@ def test_places_that_cannot_be_written(tmp_path: pathlib.Path) -> None:
         assert f"{nowhere}: cannot be written (Not a directory)" in found[name][0]["text"]
     assert found["compile cache"][0]["level"] == "warn"
     assert "every start compiles anew" in found["compile cache"][0]["text"]
-    assert doctor.disk("work directory", "gs://bucket/run").level == "ok"
+    assert checks.disk("work directory", "gs://bucket/run").level == "ok"
 
 
 def test_a_disk_that_is_full(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_GIB", shutil.disk_usage(tmp_path).free * 2)  # what counts as enough, not the disk
-    found = doctor.disk("work directory", str(tmp_path))
+    monkeypatch.setattr(checks, "_GIB", shutil.disk_usage(tmp_path).free * 2)  # what counts as enough, not the disk
+    found = checks.disk("work directory", str(tmp_path))
     assert found.level == "fail"
     assert "full" in found.text
 
@@ -126,13 +126,13 @@ def test_accelerators_that_jax_does_not_see(
     if os.path.exists("/dev/nvidia0"):
         pytest.skip("this machine has a GPU")
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    unseen = doctor_devices.devices(gpu_in_dev, tmp_path / "none")[1]
+    unseen = devices.devices(gpu_in_dev, tmp_path / "none")[1]
     assert unseen.level == "fail"
     assert unseen.facts["unseen"] == [str(gpu_in_dev / "nvidia0"), str(gpu_in_dev / "nvidia1")]
     assert "jax computes on the CPU" in unseen.text
     assert "pip install 'histojax[cuda]'" in unseen.text
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    wanted = doctor_devices.devices(gpu_in_dev, tmp_path / "none")[1]
+    wanted = devices.devices(gpu_in_dev, tmp_path / "none")[1]
     assert wanted.level == "warn"
     assert "JAX_PLATFORMS=cpu says so: unset it" in wanted.text
 
@@ -146,31 +146,31 @@ def test_a_tpu_is_told_from_another_device_of_googles(tmp_path: pathlib.Path) ->
     card.mkdir(parents=True)
     (card / "vendor").write_text("0x1ae0\n")
     (card / "device").write_text("0x0042\n")  # a network card
-    assert doctor_devices.accelerators(dev, sys_) == {}
+    assert devices.accelerators(dev, sys_) == {}
     (card / "device").write_text("0x0063\n")
-    assert doctor_devices.accelerators(dev, sys_) == {"tpu": [str(dev / "vfio" / "0"), str(dev / "vfio" / "1")]}
+    assert devices.accelerators(dev, sys_) == {"tpu": [str(dev / "vfio" / "0"), str(dev / "vfio" / "1")]}
     (dev / "accel0").touch()
-    assert doctor_devices.accelerators(dev, sys_) == {"tpu": [str(dev / "accel0")]}
+    assert devices.accelerators(dev, sys_) == {"tpu": [str(dev / "accel0")]}
 
 
 def test_a_wrong_sum_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     import jax
 
-    assert doctor_devices.all_reduce()[0].level == "ok"
+    assert devices.all_reduce()[0].level == "ok"
     right = jax.jit
 
     def broken(function: Any, **options: Any) -> Any:
         return right(lambda x: function(x).at[..., 3].add(1), **options)
 
-    monkeypatch.setattr(doctor_devices.jax, "jit", broken)
-    found = doctor_devices.all_reduce()[0]
+    monkeypatch.setattr(devices.jax, "jit", broken)
+    found = devices.all_reduce()[0]
     assert found.level == "fail"
     assert "is wrong in 1 of 1024 places" in found.text
     assert "(11.0, not 10.0)" in found.text
 
 
 def test_images_by_the_layout_of_their_root(breakhis_part: pathlib.Path) -> None:
-    found = doctor.data_root(str(breakhis_part))
+    found = checks.data_root(str(breakhis_part))
     assert found.level == "ok"
     assert found.facts["layout"] == "breakhis"
     assert found.facts["images"] == sum(1 for path in breakhis_part.rglob("*.png")) == 229
@@ -183,15 +183,15 @@ def test_tiles_tables_archives_and_what_is_none_of_them(tmp_path: pathlib.Path) 
     for name in ("tumor/a.png", "tumor/b.png", "necrosis/c.png"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"not read")
-    found = doctor.data_root(str(root))
+    found = checks.data_root(str(root))
     assert (found.level, found.facts["layout"], found.facts["images"]) == ("ok", "folders", 3)
     (root / "t.csv").write_text("path,interstitial,necrosis,non_tumor,tumor\ntumor/a.png,0,0,0,1\nlost.png,0,0,0,1\n")
     for path in (root, root / "t.csv"):
-        found = doctor.data_root(str(path))
+        found = checks.data_root(str(path))
         assert (found.level, found.facts["layout"], found.facts["unusable"]) == ("warn", "table", 1)
         assert "lost.png" in found.text
     (tmp_path / "images.tar.gz").write_bytes(b"\x1f\x8b" + bytes(3000))
-    found = doctor.data_root(str(tmp_path / "images.tar.gz"))
+    found = checks.data_root(str(tmp_path / "images.tar.gz"))
     assert (found.level, found.facts) == ("ok", {"layout": "archive", "bytes": 3002})
     (tmp_path / "empty").mkdir()
     for name, words in (
@@ -199,7 +199,7 @@ def test_tiles_tables_archives_and_what_is_none_of_them(tmp_path: pathlib.Path) 
         ("nowhere", "no such file or folder"),
         ("tiles/tumor/a.png", "none of .tar.gz"),
     ):
-        found = doctor.data_root(str(tmp_path / name))
+        found = checks.data_root(str(tmp_path / name))
         assert found.level == "fail"
         assert words in found.text
     assert (
@@ -209,11 +209,11 @@ def test_tiles_tables_archives_and_what_is_none_of_them(tmp_path: pathlib.Path) 
 
 
 def test_versions_that_do_not_fit() -> None:
-    assert doctor._pairs({"jax": "0.10.2", "jaxlib": "0.10.2"}) == []
-    (found,) = doctor._pairs({"jax": "0.10.2", "jaxlib": "0.10.1"})
+    assert checks._pairs({"jax": "0.10.2", "jaxlib": "0.10.2"}) == []
+    (found,) = checks._pairs({"jax": "0.10.2", "jaxlib": "0.10.1"})
     assert found.level == "warn"
     assert "pip install 'jax==0.10.2' 'jaxlib==0.10.2'" in found.text
-    (found,) = doctor._pairs({"jax": "0.10.2", "jaxlib": "0.10.2", "jax-cuda12-plugin": "0.9.0"})
+    (found,) = checks._pairs({"jax": "0.10.2", "jaxlib": "0.10.2", "jax-cuda12-plugin": "0.9.0"})
     assert (found.level, "jax-cuda12-plugin 0.9.0 with jaxlib 0.10.2" in found.text) == ("fail", True)
 
 
@@ -230,9 +230,9 @@ def test_what_this_version_asks_for_is_compared_with_what_is_installed(tmp_path:
 
 
 def test_limits_of_files_and_of_shared_memory(tmp_path: pathlib.Path) -> None:
-    files = doctor.limits(tmp_path)[0]
+    files = checks.limits(tmp_path)[0]
     assert files.facts["soft"] == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    missing = doctor.limits(tmp_path / "none")[1]
+    missing = checks.limits(tmp_path / "none")[1]
     assert missing.level == "warn"
     assert "data.workers" in missing.text
     few = subprocess.run(

@@ -17,10 +17,10 @@ from ml_collections import ConfigDict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_pipelines.synthetic.generator import SyntheticSpec, generate
-from histojax import build, evaluate
-from histojax.checkpoint import CheckpointError, find, read_meta
+from histojax.distributed.sharding import Layout
 from histojax.evaluation.multilabel import choose_thresholds
-from histojax.sharding import Layout
+from histojax.training import build, evaluate
+from histojax.training.checkpoint import CheckpointError, find, read_meta
 from tests.programs import assert_same_run, last_logged_step, run, run_until
 
 pytestmark = pytest.mark.slow
@@ -118,7 +118,7 @@ def test_prediction_labels_at_the_locked_threshold(
     tmp_path: pathlib.Path, finished: pathlib.Path, images: pathlib.Path
 ) -> None:
     output = tmp_path / "table.parquet"
-    words = [sys.executable, "-m", "histojax.cli", "predict", str(finished), str(images), "--output", str(output)]
+    words = [sys.executable, "-m", "histojax", "predict", str(finished), str(images), "--output", str(output)]
     done = run(words)
     assert done.returncode == 0, done.stderr
     locked = read_meta(find(finished))["decision"]["threshold"]

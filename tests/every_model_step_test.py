@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from histojax import models
+from histojax.distributed.sharding import Layout
 from histojax.models.dala_resnet import DALAResNet, DALAResNetConfig
 from histojax.models.densenet import DenseNet, DenseNetConfig
 from histojax.models.resnet import ResNet, ResNetConfig
@@ -17,10 +18,9 @@ from histojax.models.seresnet import SEResNet, SEResNetConfig
 from histojax.models.vgg import VGG as VGG16
 from histojax.models.vgg import VGGConfig, VGGFeaturesConfig, VGGInception, VGGInceptionConfig
 from histojax.models.vit import ViT, ViTConfig
-from histojax.optimizer import OptimizerSpec, make_optimizer
-from histojax.sharding import Layout
-from histojax.step import Program, StepSpec
-from histojax.tasks import Multiclass
+from histojax.training.optimizer import OptimizerSpec, make_optimizer
+from histojax.training.step import Program, StepSpec
+from histojax.training.tasks import Multiclass
 
 TASK = Multiclass(("a", "b", "c"), (1.0, 0.5, 1.5))
 SGD = OptimizerSpec("sgd", 0.01, 100, schedule="constant")
@@ -66,7 +66,7 @@ def _compile_quickly():
 
 def step(name: str, layout: Layout, batch: dict[str, np.ndarray]) -> tuple[Any, Any]:
     program = Program(SMALL[name], TASK, make_optimizer(SGD), StepSpec((0.5,) * 3, (0.2,) * 3), layout)
-    state, metrics = program.train(program.init(), layout.put(batch))
+    state, metrics = program.train(program.init(), layout.to_device(batch))
     return state.model, metrics
 
 

@@ -96,7 +96,7 @@ def serving(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
 
 def convert(tmp_path: pathlib.Path, source: str, endpoint: str, **environment: str) -> subprocess.CompletedProcess[str]:
     (tmp_path / "small.py").write_text(CONFIG)
-    words = [sys.executable, "-m", "histojax.cli", "convert", f"--config={tmp_path / 'small.py'}", "--num_classes=3"]
+    words = [sys.executable, "-m", "histojax", "convert", f"--config={tmp_path / 'small.py'}", "--num_classes=3"]
     words += [f"--weights={source}", f"--output={tmp_path / 'out'}"]
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_DISABLE_XET": "1"}
     kept = {k: v for k, v in os.environ.items() if k.lower() not in ("http_proxy", "https_proxy", "all_proxy")}

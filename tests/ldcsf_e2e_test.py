@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from data_pipelines.synthetic.tiles import TilesSyntheticSpec, generate_tiles
-from histojax.checkpoint import find
 from histojax.evaluation import predictions, results
+from histojax.training.checkpoint import find
 from tests.conftest import SHARED
 from tests.programs import assert_same_run, last_logged_step, run, run_until
 

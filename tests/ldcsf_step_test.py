@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 
 from histojax import models
-from histojax.models import kernels
-from histojax.optimizer import OptimizerSpec, make_optimizer
-from histojax.sharding import Layout
-from histojax.step import Program, StepSpec
-from histojax.tasks import Multilabel
+from histojax.distributed.sharding import Layout
+from histojax.models.ops import kernels
+from histojax.training.optimizer import OptimizerSpec, make_optimizer
+from histojax.training.step import Program, StepSpec
+from histojax.training.tasks import Multilabel
 
 # Windows of 2 on maps of 8, 4 and 2: shifted and masked in the first two stages.
 SMALL = {"embed_dim": 16, "depths": (2, 2, 1), "heads": (2, 2, 4), "window": 2, "resnet_blocks": 1}
@@ -57,7 +57,7 @@ def batch(seed):
 def train(made, on, steps=3):
     state, losses = made.init(), []
     for seed in range(steps):
-        state, metrics = made.train(state, on.put(batch(seed)))
+        state, metrics = made.train(state, on.to_device(batch(seed)))
         losses.append(float(metrics["loss"]))
     return state, losses
 
@@ -76,15 +76,15 @@ def test_training_does_not_depend_on_the_devices():
     specs = {leaf.sharding.spec for leaf in jax.tree.leaves(sharded.model.params)}
     assert any("fsdp" in str(spec) for spec in specs)
     on = layout(fsdp, devices)
-    here = program(layout(), stochastic_depth=0.3).evaluate(state.model, layout().put(batch(9)))["probabilities"]
-    there = made.evaluate(sharded.model, on.put(batch(9)))["probabilities"]
+    here = program(layout(), stochastic_depth=0.3).evaluate(state.model, layout().to_device(batch(9)))["probabilities"]
+    there = made.evaluate(sharded.model, on.to_device(batch(9)))["probabilities"]
     np.testing.assert_allclose(here, there, atol=1e-4)
 
 
 @pytest.mark.devices
 def test_with_kernels_for_gpus_it_learns_the_same_and_each_device_has_its_share(monkeypatch):
     state, wanted = train(program(layout()), layout())
-    here = program(layout()).evaluate(state.model, layout().put(batch(9)))["probabilities"]
+    here = program(layout()).evaluate(state.model, layout().to_device(batch(9)))["probabilities"]
     shares = set()
 
     def call(kernel, **given):
@@ -94,13 +94,13 @@ def test_with_kernels_for_gpus_it_learns_the_same_and_each_device_has_its_share(
 
     original = kernels.call
     monkeypatch.setattr(kernels, "call", call)
-    monkeypatch.setattr(kernels, "takes_windows", lambda *_: True)
+    monkeypatch.setattr(kernels, "window_kernel_supports", lambda *_: True)
     monkeypatch.setattr(kernels, "takes_rows", lambda *_: True)
     on = layout(2, 4)
     made = program.__wrapped__(on)
     sharded, got = train(made, on)
     assert got == pytest.approx(wanted, rel=1e-4)
-    probabilities = made.evaluate(sharded.model, on.put(batch(9)))["probabilities"]
+    probabilities = made.evaluate(sharded.model, on.to_device(batch(9)))["probabilities"]
     np.testing.assert_allclose(here, probabilities, atol=2e-4)
     positions = 8 * 8
     assert {(B // 4, positions, 16), (B // 4 * positions, 16)} <= shares
@@ -129,9 +129,9 @@ def test_micro_batches_make_a_step():
 def test_stochastic_depth_is_off_in_evaluation():
     made = program(layout(), stochastic_depth=0.3)
     state = made.init()
-    one, other = (made.evaluate(state.model, layout().put(batch(0)))["probabilities"] for _ in range(2))
+    one, other = (made.evaluate(state.model, layout().to_device(batch(0)))["probabilities"] for _ in range(2))
     np.testing.assert_array_equal(one, other)
     plain = program(layout())
     np.testing.assert_allclose(
-        one, plain.evaluate(plain.init().model, layout().put(batch(0)))["probabilities"], rtol=1e-5
+        one, plain.evaluate(plain.init().model, layout().to_device(batch(0)))["probabilities"], rtol=1e-5
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from histojax import losses, tasks
+from histojax.training import losses, tasks
 
 B, K = 7, 4
 ONES = np.ones(K, np.float32)

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from histojax import checkpoint
-from histojax.sharding import Layout
-from histojax.step import ModelState
-from histojax.train import all_trees, model_trees, restore
+from histojax.distributed.sharding import Layout
+from histojax.training import checkpoint
+from histojax.training.loop import all_trees, model_trees, restore
+from histojax.training.step import ModelState
 from tests import step_test
 from tests.checkpoint_test import META
 from tests.step_test import Normed, assert_close, batch, host, train
@@ -55,11 +55,11 @@ def test_values_do_not_depend_on_it_and_nothing_is_compiled_twice(compilations):
     assert len(born) == 4
     assert set(born.values()) == {OUTPUTS_FIRST}
     assert orders(made.abstract) == born
-    state, metrics = made.train(state, layout.put(batches[0]))
+    state, metrics = made.train(state, layout.to_device(batches[0]))
     compilations.clear()
     seen = [metrics]
     for one in batches[1:]:
-        state, metrics = made.train(state, layout.put(one))
+        state, metrics = made.train(state, layout.to_device(one))
         seen.append(metrics)
     assert not compilations
     assert orders(state) == born
@@ -67,8 +67,8 @@ def test_values_do_not_depend_on_it_and_nothing_is_compiled_twice(compilations):
         assert {key: float(value) for key, value in got.items()} == pytest.approx(wanted, rel=1e-5, abs=1e-6)
     assert_close(host(state), host(expected), rtol=1e-4, atol=1e-5)
     assert_close(
-        host(made.evaluate(state.model, layout.put(batch(3)))),
-        host(program(plain).evaluate(expected.model, plain.put(batch(3)))),
+        host(made.evaluate(state.model, layout.to_device(batch(3)))),
+        host(program(plain).evaluate(expected.model, plain.to_device(batch(3)))),
         rtol=1e-4,
         atol=1e-5,
     )
@@ -99,6 +99,6 @@ def test_checkpoints_are_the_same_from_and_to_any(tmp_path: pathlib.Path, writte
     jax.tree.map(np.testing.assert_array_equal, host(back), before)
     assert bool(orders(back)) == read
     alone = checkpoint.restore(tmp_path / "1", {"ema": model_trees(made.abstract)["ema"]})["ema"]
-    made.evaluate(ModelState(**alone), layouts[read].put(batch(1)))
-    after, _ = made.train(back, layouts[read].put(batch(1)))
+    made.evaluate(ModelState(**alone), layouts[read].to_device(batch(1)))
+    after, _ = made.train(back, layouts[read].to_device(batch(1)))
     assert orders(after) == orders(made.abstract)

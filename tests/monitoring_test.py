@@ -11,9 +11,9 @@ import sys
 import jax.numpy as jnp
 import pytest
 
-from histojax.errors import RunError
-from histojax.monitoring import Signals, Watch, Windows, input_advice
-from histojax.tasks import Multiclass, Multilabel
+from histojax.core.errors import RunError
+from histojax.training.monitoring import BestTracker, MetricsBuffer, Signals, input_advice
+from histojax.training.tasks import Multiclass, Multilabel
 
 # ---- The best epoch ------------------------------------------------------------------------------------------------
 
@@ -22,7 +22,7 @@ METRICS = dict.fromkeys((*Multiclass.METRICS, *Multilabel.METRICS))
 
 
 def watch_over(metric, values, patience=0):
-    watch = Watch(metric, patience, METRICS)
+    watch = BestTracker(metric, patience, METRICS)
     return watch, [watch.better({metric: value}, 10 * (i + 1)) for i, value in enumerate(values)]
 
 
@@ -55,7 +55,7 @@ def test_an_undefined_value_is_never_the_best(metric):
 
 
 def test_patience_counts_the_epochs_since_the_best():
-    watch = Watch("loss", 2, METRICS)
+    watch = BestTracker("loss", 2, METRICS)
     stopped = []
     for step, loss in enumerate([3.0, 3.5, 2.0, 2.0, 2.5, 9.0]):
         watch.better({"loss": loss}, step)
@@ -71,7 +71,7 @@ def test_without_patience_nothing_stops():
 @pytest.mark.parametrize("values", [[], [math.nan], [0.5], [0.5, 0.4, 0.3]])
 def test_a_watch_goes_on_where_its_json_says(values):
     first, _ = watch_over("accuracy", values, patience=4)
-    second = Watch("accuracy", 4, METRICS)
+    second = BestTracker("accuracy", 4, METRICS)
     second.restore(json.loads(json.dumps(first.to_json(), allow_nan=False)))
     assert second.to_json() == first.to_json()
     for step, value in ((100, 0.45), (110, 0.6), (120, 0.1)):
@@ -81,11 +81,11 @@ def test_a_watch_goes_on_where_its_json_says(values):
 
 def test_an_unknown_metric_is_refused():
     with pytest.raises(RunError, match=r"train\.best_metric='auc' is not one of loss, accuracy, gmean"):
-        Watch("auc", 0, Multiclass.METRICS)
+        BestTracker("auc", 0, Multiclass.METRICS)
     with pytest.raises(
         RunError, match=r"train\.best_metric='gmean' is not one of loss, accuracy, mean_average_precision"
     ):
-        Watch("gmean", 0, Multilabel.METRICS)
+        BestTracker("gmean", 0, Multilabel.METRICS)
 
 
 # ---- Windows of steps ----------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def record():
 @pytest.fixture
 def windows(record):
     # The step's own rate is that of the update before it: schedules count from 0.
-    return Windows(record, record, lambda step: step / 1000, batch_size=8)
+    return MetricsBuffer(record, record, lambda step: step / 1000, batch_size=8)
 
 
 def test_a_window_is_written_when_the_next_one_closes(windows, record):

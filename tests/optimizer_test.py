@@ -7,7 +7,7 @@ import optax
 import pytest
 import torch
 
-from histojax.optimizer import OptimizerSpec, decayed, in_head, learning_rate, make_optimizer
+from histojax.training.optimizer import OptimizerSpec, decayed, in_head, learning_rate, make_optimizer
 
 
 def spec(**fields):

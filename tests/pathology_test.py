@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from configs import pathology_breakhis
-from histojax import build, pretrained
+from histojax.training import build, pretrained
 from tests.programs import run
 from tests.weights import twins
 
@@ -111,7 +111,7 @@ def test_a_variant_that_is_none_is_told() -> None:
 def test_a_backbone_is_converted_by_its_config_and_read_back_in_half(tmp_path: pathlib.Path) -> None:
     module = twins.randomised(timm.create_model("vit_small_patch16_224", num_classes=0))
     torch.save(module.state_dict(), tmp_path / "dino.pth")
-    words = [sys.executable, "-m", "histojax.cli", "convert", f"--config={CONFIG}:lunit_vit_small16"]
+    words = [sys.executable, "-m", "histojax", "convert", f"--config={CONFIG}:lunit_vit_small16"]
     words += [
         f"--weights={tmp_path / 'dino.pth'}",
         "--num_classes=2",

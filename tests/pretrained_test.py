@@ -16,12 +16,13 @@ import torch
 from flax import nnx
 
 from data_pipelines.synthetic.generator import SyntheticSpec, generate
-from histojax import models, pretrained
-from histojax.errors import RunError
-from histojax.optimizer import OptimizerSpec, make_optimizer
-from histojax.sharding import Layout
-from histojax.step import Program, StepSpec
-from histojax.tasks import Multiclass
+from histojax import models
+from histojax.core.errors import RunError
+from histojax.distributed.sharding import Layout
+from histojax.training import pretrained
+from histojax.training.optimizer import OptimizerSpec, make_optimizer
+from histojax.training.step import Program, StepSpec
+from histojax.training.tasks import Multiclass
 from tests.programs import run
 
 # It defines what torchvision misses beside a CPU build of torch.
@@ -149,11 +150,13 @@ def test_a_filled_state_is_the_files_model_and_can_be_trained(
     theirs = torch_logits(resnet, ((image / 255 - 0.5) / 0.25).astype(np.float32))
     wanted = np.exp(theirs) / np.exp(theirs).sum(1, keepdims=True)
     for model in (state.model, state.ema):
-        found = program.evaluate(model, layout.put(batch))["probabilities"]
+        found = program.evaluate(model, layout.to_device(batch))["probabilities"]
         np.testing.assert_allclose(found, wanted, atol=1e-4)
     specs = [leaf.sharding.spec for leaf in jax.tree.leaves(program.abstract.model.params)]
     assert [leaf.sharding.spec for leaf in jax.tree.leaves(state.model.params)] == specs
-    state, metrics = program.train(state, layout.put(batch))  # takes the memory of the state: nothing may be shared
+    state, metrics = program.train(
+        state, layout.to_device(batch)
+    )  # takes the memory of the state: nothing may be shared
     assert np.isfinite(float(metrics["loss"]))
     assert np.isfinite(np.asarray(jax.tree.leaves(state.ema.params)[0])).all()
 
@@ -202,7 +205,7 @@ def test_a_file_that_would_run_code_is_refused_and_nothing_is_left(
 
 
 def test_weights_of_another_model_are_named_all_at_once(tmp_path: pathlib.Path, weights: pathlib.Path) -> None:
-    words = [sys.executable, "-m", "histojax.cli", "convert", f"--weights={weights}", f"--output={tmp_path / 'out'}"]
+    words = [sys.executable, "-m", "histojax", "convert", f"--weights={weights}", f"--output={tmp_path / 'out'}"]
     done = run([*words, "--model=swin_tiny_patch4_window7_224"])
     assert done.returncode == 1
     assert "its names" in done.stderr

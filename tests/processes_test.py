@@ -13,8 +13,8 @@ import pytest
 
 from data_pipelines.synthetic.generator import SyntheticSpec, generate
 from data_pipelines.synthetic.tiles import TilesSyntheticSpec, generate_tiles
-from histojax.errors import RunError
-from histojax.processes import Membership
+from histojax.core.errors import RunError
+from histojax.distributed.processes import Membership
 from tests.conftest import ROOT
 from tests.processes import CONFIG, Processes
 from tests.programs import last_logged_step

@@ -17,15 +17,15 @@ from data_pipelines.errors import DataError
 from data_pipelines.official_folds import read_folds
 from data_pipelines.splits import SIDES
 from data_pipelines.synthetic.generator import SyntheticSpec, generate
-from histojax import protocols, transfer
-from histojax.errors import RunError
+from histojax.core.errors import RunError
 from histojax.evaluation import predictions
-from histojax.protocols_table import table
+from histojax.studies import protocols, transfer
+from histojax.studies.protocols_table import table
 from tests import tiny_config
 from tests.programs import run, run_until
 
 CONFIG = "tests/tiny_config.py"
-HISTOJAX = [sys.executable, "-m", "histojax.cli", "protocols", "--config", CONFIG]
+HISTOJAX = [sys.executable, "-m", "histojax", "protocols", "--config", CONFIG]
 CASES = (2, 2, 2, 2, 3, 2, 2, 2)
 
 

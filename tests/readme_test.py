@@ -10,8 +10,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import common
 from histojax.models import MODELS
+from histojax.training import default_config
 from tests.conftest import ROOT
 from tests.programs import run
 
@@ -43,7 +43,7 @@ def test_a_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_verb_has_the_options_that_are_shown(command: str) -> None:
     words = shlex.split(command)
     named = words[1:3] if words[1:3] in SUBVERBS else words[1:2]
-    help_ = run([sys.executable, "-m", "histojax.cli", *named, "--help"]).stdout
+    help_ = run([sys.executable, "-m", "histojax", *named, "--help"]).stdout
     assert help_, f"there is no verb {' '.join(named)}"
     for word in words[1 + len(named) :]:
         option = word.partition("=")[0]
@@ -58,7 +58,7 @@ def test_every_field_that_is_named_exists() -> None:
     named -= {"split.csv", "model.safetensors"}  # files
     assert len(named) > 10
     for name in named:
-        node = common.base()
+        node = default_config.base()
         path = name.removesuffix("=").rstrip("*.").split(".")
         if path[:2] == ["model", "options"] and len(path) > 2:  # a model's own
             assert any(path[2] in inspect.signature(build).parameters for build in MODELS.values()), name

@@ -11,9 +11,10 @@ import pytest
 
 from configs import dala_resnet50_breakhis
 from data_pipelines.synthetic.generator import SyntheticSpec, generate
-from histojax import report_cli
+from histojax.cli import report as report_cli
 from histojax.data.sources import open_dataset
-from histojax.evaluation import predictions, report, results
+from histojax.evaluation import predictions, results
+from histojax.evaluation.report import report
 from tests.evaluation.report_test import labels_table, with_validation
 from tests.programs import run
 

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from histojax.retries import with_backoff
+from histojax.core.retries import with_backoff
 
 
 class Storage:

@@ -5,7 +5,7 @@ import numpy as np
 from flax import nnx
 
 from histojax import models
-from histojax.rngs import Stream, seeded
+from histojax.models.rngs import Stream, seeded
 
 QUICKLY = {"xla_backend_optimization_level": 0}
 OPTIONS = {"embed_dim": 12, "depths": (2, 1), "heads": (1, 2), "window": 2, "stochastic_depth": 0.5}

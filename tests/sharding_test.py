@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from histojax.errors import RunError
-from histojax.sharding import Layout
+from histojax.core.errors import RunError
+from histojax.distributed.sharding import Layout
 
 pytestmark = pytest.mark.devices
 
@@ -99,7 +99,7 @@ def test_put_divides_the_batch_among_all_devices_and_leaves_the_index_out(fsdp):
     layout = Layout(fsdp)
     images = np.arange(8 * 2 * 2 * 3, dtype=np.uint8).reshape(8, 2, 2, 3)
     batch = {"image": images, "mask": np.ones(8, bool), "index": np.arange(8, dtype=np.int64)}
-    got = layout.put(batch)
+    got = layout.to_device(batch)
     assert set(got) == {"image", "mask"}
     np.testing.assert_array_equal(got["image"], images)
     assert (got["image"].dtype, got["mask"].dtype) == (np.uint8, np.bool_)

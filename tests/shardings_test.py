@@ -36,14 +36,14 @@ for fsdp in (1, 8):
                if shard.device == jax.devices()[0])
     losses = []
     for _ in range(2):
-        state, metrics = made.train(state, layout.put(batch))
+        state, metrics = made.train(state, layout.to_device(batch))
         losses.append(float(metrics["loss"]))
     print(json.dumps({"fsdp": fsdp, "total": total, "held": held, "losses": losses}))
 """
 
 
 def shardings(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "histojax.cli", "shardings", *words]
+    command = [sys.executable, "-m", "histojax", "shardings", *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
 
 

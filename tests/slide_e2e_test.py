@@ -41,7 +41,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def command(trained: pathlib.Path, slides: object, output: pathlib.Path, *more: str) -> list[str]:
-    words = [sys.executable, "-m", "histojax.cli", "slide", str(trained), str(slides), "--output", str(output)]
+    words = [sys.executable, "-m", "histojax", "slide", str(trained), str(slides), "--output", str(output)]
     return [*words, *SMALL, *more]
 
 
@@ -101,7 +101,7 @@ def test_a_tile_gets_what_the_model_says_of_its_pixels(
     trained: pathlib.Path, slides: pathlib.Path, finished: pathlib.Path
 ) -> None:
     from histojax.inference.predictor import Predictor
-    from histojax.slides.reader import open_slide
+    from histojax.slides.readers.reader import open_slide
 
     table = tile_table.read(finished / "b" / "tiles.parquet")
     predictor = Predictor.load(trained)
@@ -218,7 +218,7 @@ def test_mistakes_are_told_before_any_work(
 
 
 def test_agreement_with_the_masks(trained: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    words = [sys.executable, "-m", "histojax.cli", "slide", "agreement"]
+    words = [sys.executable, "-m", "histojax", "slide", "agreement"]
     done = run([*words, str(trained), "--output", str(tmp_path / "agreement")])
     assert done.returncode == 0, done.stderr
     assert "ICC(2,1)" in done.stdout
@@ -243,7 +243,7 @@ def test_tiles_of_annotated_slides_train_a_model(slides: pathlib.Path, tmp_path:
             )
         ]
         (tmp_path / f"{name}.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
-    words = [sys.executable, "-m", "histojax.cli", "slide", "train-tiles", str(tmp_path), "--output"]
+    words = [sys.executable, "-m", "histojax", "slide", "train-tiles", str(tmp_path), "--output"]
     words += [str(tmp_path / "tiles"), "--labels=tumor,stroma", "--size=48", "--tile_mpp=0.5"]
     done = run(words)
     assert done.returncode == 0, done.stderr

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from histojax.models.layers import Conv, Linear, global_avg_pool
-from histojax.models.norms import BatchNorm
+from histojax.distributed.sharding import Layout
+from histojax.models.ops.layers import Conv, Linear, global_avg_pool
+from histojax.models.ops.norms import BatchNorm
 from histojax.models.resnet import ResNet, ResNetConfig
-from histojax.optimizer import OptimizerSpec, make_optimizer
-from histojax.sharding import Layout
-from histojax.step import Program, StepSpec
-from histojax.tasks import Multiclass, Multilabel
+from histojax.training.optimizer import OptimizerSpec, make_optimizer
+from histojax.training.step import Program, StepSpec
+from histojax.training.tasks import Multiclass, Multilabel
 
 SIZE, B, K = 8, 8, 3
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -91,7 +91,7 @@ def train(made, layout, batches):
     """The state after these batches, and each step's metrics."""
     state, seen = made.init(), []
     for one in batches:
-        state, metrics = made.train(state, layout.put(one))
+        state, metrics = made.train(state, layout.to_device(one))
         seen.append({key: float(value) for key, value in metrics.items()})
     return state, seen
 
@@ -142,7 +142,7 @@ def test_a_step_of_a_linear_model_by_hand(one):
     made = program(layout=one)
     state, data = made.init(), batch()
     head = host(state.model.params)["head"]
-    after, metrics = made.train(state, one.put(data))
+    after, metrics = made.train(state, one.to_device(data))
 
     x = ((data["image"] / 255 - MEAN) / STD).reshape(B, -1)
     logits = x @ head["kernel"] + head["bias"]
@@ -224,7 +224,7 @@ def test_evaluation_does_not_depend_on_the_devices():
     for fsdp, devices in ((1, 1), (1, 4), (2, 2)):
         layout = Layout(fsdp, jax.devices()[:devices])
         made = program(layout=layout)
-        found.append(host(made.evaluate(made.init().model, layout.put(data))))
+        found.append(host(made.evaluate(made.init().model, layout.to_device(data))))
     for other in found[1:]:
         assert_close(other, found[0])
 
@@ -249,7 +249,7 @@ def compilations() -> Iterator[list[str]]:
 def test_a_step_is_compiled_exactly_once(compilations, one):
     made = program.__wrapped__(Normed, layout=one, ema_decay=0.9)
     state = made.init()
-    batches = [one.put(batch(seed)) for seed in range(4)]
+    batches = [one.to_device(batch(seed)) for seed in range(4)]
     compilations.clear()
     state, metrics = made.train(state, batches[0])
     assert len(compilations) == 1
@@ -270,7 +270,7 @@ def test_what_is_compiled_ahead_is_what_runs(compilations, one, task):
     state, given = made.init(), batch()
     if task is not TASK:
         given["labels"] = np.eye(K, dtype=np.float32)[given.pop("label")]
-    given = one.put(given)
+    given = one.to_device(given)
     assert {key: (a.shape, a.dtype) for key, a in given.items()} == {
         key: (a.shape, a.dtype) for key, a in made.batch(B, SIZE).items()
     }
@@ -287,8 +287,8 @@ def test_what_fails_to_compile_ahead_fails_when_it_is_called(one):
     made.compile_ahead(B, 2 * SIZE)
     state = made.init()
     with pytest.raises(TypeError, match="reshape"):
-        made.train(state, one.put(batch(size=2 * SIZE)))
-    made.train(state, one.put(batch()))
+        made.train(state, one.to_device(batch(size=2 * SIZE)))
+    made.train(state, one.to_device(batch()))
 
 
 @pytest.mark.parametrize(("make_model", "ema_decay"), [(Normed, 0.0), (Dropped, 0.9)])
@@ -298,7 +298,7 @@ def test_the_old_state_is_consumed(make_model, ema_decay, one):
     # No two leaves share a buffer: donating one twice is an error.
     for seed in range(3):
         before = state
-        state, _ = made.train(state, one.put(batch(seed)))
+        state, _ = made.train(state, one.to_device(batch(seed)))
         kept = [
             jax.tree_util.keystr(path)
             for path, leaf in jax.tree_util.tree_leaves_with_path(before)
@@ -354,7 +354,7 @@ def test_the_moving_average_follows_its_formula(decay, one):
     assert_equal(state.ema, state.model)  # it starts as a copy
     average = host(state.ema.params)
     for t in (1, 2, 3):
-        state, _ = made.train(state, one.put(batch(t)))
+        state, _ = made.train(state, one.to_device(batch(t)))
         d = min(decay, (1 + t) / (10 + t))  # 2/11, 3/12, 4/13
         average = jax.tree.map(lambda old, new, d=d: old * d + new * (1 - d), average, host(state.model.params))
         assert_close(host(state.ema.params), average)
@@ -373,7 +373,7 @@ def test_the_moving_average_of_statistics_and_without_it_none(net, one):
     plain, _ = train(net, one, [batch()])
     assert plain.ema is None
     assert_close(host(plain.model.params), host(state.model.params))  # it only watches
-    evaluated = [made.evaluate(m, one.put(batch(1)))["probabilities"] for m in (state.model, state.ema)]
+    evaluated = [made.evaluate(m, one.to_device(batch(1)))["probabilities"] for m in (state.model, state.ema)]
     assert np.abs(evaluated[0] - evaluated[1]).max() > 1e-5
 
 
@@ -494,7 +494,7 @@ def test_the_training_step_mixes_by_seed_and_step(name, one):
         log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
         expected = -(targets[step] * weights * log_p).sum() / (targets[step] * weights).sum()
         # The same parameters at every step, so that only the mixing differs.
-        state, metrics = made.train(dataclasses.replace(made.init(), step=jnp.int32(step)), one.put(data))
+        state, metrics = made.train(dataclasses.replace(made.init(), step=jnp.int32(step)), one.to_device(data))
         np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
 
 
@@ -505,13 +505,13 @@ def test_padding_counts_nowhere_in_evaluation(net, one):
     model = net.init().model
     data = batch(2)
     data["mask"][[2, 3, 7]] = False
-    masked = host(net.evaluate(model, one.put(data)))
+    masked = host(net.evaluate(model, one.to_device(data)))
     other = {key: value.copy() for key, value in data.items()}
     other["image"][[2, 3, 7]] = 255
     other["label"][[2, 3, 7]] = 0
-    again = host(net.evaluate(model, one.put(other)))
+    again = host(net.evaluate(model, one.to_device(other)))
     # Without batch statistics, the subset is what the mask leaves.
-    subset = host(net.evaluate(model, one.put({key: value[data["mask"]] for key, value in data.items()})))
+    subset = host(net.evaluate(model, one.to_device({key: value[data["mask"]] for key, value in data.items()})))
     for key in ("loss_sum", "loss_weight", "confusion"):
         np.testing.assert_array_equal(masked[key], again[key])
         np.testing.assert_allclose(masked[key], subset[key], rtol=1e-5)
@@ -535,12 +535,15 @@ def test_padding_counts_nowhere_in_training(one):
 def test_evaluation_uses_running_statistics_and_changes_nothing(net, one):
     state, _ = train(net, one, [batch(0)])
     before = host(state.model)
-    whole = host(net.evaluate(state.model, one.put(batch(1))))
+    whole = host(net.evaluate(state.model, one.to_device(batch(1))))
     assert_equal(state.model, before)
     # Running statistics: an image's probabilities do not depend on its neighbours.
     half = {key: value[:4] for key, value in batch(1).items()}
     np.testing.assert_allclose(
-        net.evaluate(state.model, one.put(half))["probabilities"], whole["probabilities"][:4], rtol=1e-5, atol=1e-6
+        net.evaluate(state.model, one.to_device(half))["probabilities"],
+        whole["probabilities"][:4],
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 
@@ -556,13 +559,13 @@ def test_dropout_is_active_in_training_only(one):
     state, seen = train(made, one, [batch(0)] * 3)
     # Parameters stand still, so only another draw of what is dropped changes the loss.
     assert len({metrics["loss"] for metrics in seen}) == 3
-    evaluated = [made.evaluate(state.model, one.put(batch(0))) for _ in range(2)]
+    evaluated = [made.evaluate(state.model, one.to_device(batch(0))) for _ in range(2)]
     assert_equal(evaluated[0], evaluated[1])
     # And evaluation is that of the model without dropout.
     plain = program(layout=one)
     flat = dataclasses.replace(plain.init().model, params=state.model.params)
     np.testing.assert_array_equal(
-        plain.evaluate(flat, one.put(batch(0)))["probabilities"], evaluated[0]["probabilities"]
+        plain.evaluate(flat, one.to_device(batch(0)))["probabilities"], evaluated[0]["probabilities"]
     )
 
 
@@ -587,7 +590,7 @@ def test_a_bfloat16_model_trains_and_keeps_float32_parameters(one):
     assert seen[0]["loss"] == pytest.approx(wide, rel=0.02)
     assert seen[0]["loss"] != wide
     assert {leaf.dtype for leaf in jax.tree.leaves((state.model.params, state.model.stats))} == {jnp.dtype("float32")}
-    assert made.evaluate(state.model, one.put(batch(0)))["probabilities"].dtype == jnp.float32
+    assert made.evaluate(state.model, one.to_device(batch(0)))["probabilities"].dtype == jnp.float32
 
 
 # ---- Statistics of each device ---------------------------------------------------------------------------------------

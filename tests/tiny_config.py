@@ -2,7 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from configs import common, ldcsf_liver
+from configs import ldcsf_liver
+from histojax.training import default_config
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -11,7 +12,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config = ldcsf_liver.get_config("smoke")
         config.model.options.update(depths=(1,), resnet_blocks=1, embed_dim=16, heads=(2,))
     else:
-        config = common.base()
+        config = default_config.base()
         config.model.name = "vit"
         sizes = {"image_size": 32, "patch": 8, "embed_dim": 32, "depth": 2, "heads": 2}
         config.model.options = ConfigDict(sizes | {"dropout": 0.1, "stochastic_depth": 0.1})

@@ -8,8 +8,9 @@ import jax
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from histojax import writer
-from histojax.writer import MetricsWriter, Progress, RunFile, environment, write_json
+from histojax.core.files import write_json
+from histojax.training import writer
+from histojax.training.writer import MetricsWriter, Progress, RunFile, environment
 
 
 def lines(folder):

@@ -11,7 +11,7 @@ from data_pipelines.archive import unpack
 from data_pipelines.breakhis import filenames
 from data_pipelines.breakhis.scan import DOWNLOAD, ScannedImage, scan
 from data_pipelines.errors import DataError
-from data_pipelines.storing import Info, in_shards
+from data_pipelines.tfds_builder import Info, in_shards
 
 
 @dataclasses.dataclass(kw_only=True)

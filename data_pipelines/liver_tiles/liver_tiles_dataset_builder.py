@@ -12,7 +12,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.liver_tiles.scan import Tile, scan, stored_bytes
 from data_pipelines.liver_tiles.spec import TilesSpec
 from data_pipelines.records import FIELDS, label_set
-from data_pipelines.storing import Info, in_shards
+from data_pipelines.tfds_builder import Info, in_shards
 
 
 @dataclasses.dataclass(kw_only=True)

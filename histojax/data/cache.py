@@ -12,11 +12,11 @@ import pathlib
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.prepare import alone
+from data_pipelines.pixels import resize
+from data_pipelines.prepare import exclusive_lock
+from histojax.core.files import atomic_write
 from histojax.data.pipeline import pixels_of
 from histojax.data.sources import Dataset, ImageSource, shapes_path
-from histojax.data.transforms import resize
-from histojax.files import replacing
 
 # `resized`: at the size of the model's input; `decoded`: as they are, so that random crops can be cut from them.
 CACHES = ("none", "resized", "decoded")
@@ -40,7 +40,7 @@ def with_cache(dataset: Dataset, kind: str, size: int, threads: int) -> Dataset:
         return dataset
     path = cache_path(dataset.prepared.directory, kind, size)
     if not path.is_file():
-        with alone(dataset.prepared.directory):  # of several processes one writes it
+        with exclusive_lock(dataset.prepared.directory):  # of several processes one writes it
             if not path.is_file():
                 _write(path, dataset, size if kind == "resized" else None, threads)
     return dataclasses.replace(dataset, cached=path)
@@ -64,13 +64,13 @@ def _write(path: pathlib.Path, dataset: Dataset, size: int | None, threads: int)
     shapes = []
     try:
         # Written, not mapped: in a mapping, a full disk would end the process without a word.
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             with open(temporary, "wb") as file, concurrent.futures.ThreadPoolExecutor(max(threads, 1)) as pool:
                 for begin in range(0, n, _BLOCK):
                     for image in pool.map(pixels, range(begin, min(begin + _BLOCK, n))):
                         file.write(image.tobytes())
                         shapes.append(image.shape[:2])
-            with replacing(shapes_path(path)) as beside, open(beside, "wb") as file:  # there before the pixels are
+            with atomic_write(shapes_path(path)) as beside, open(beside, "wb") as file:  # there before the pixels are
                 np.save(file, np.array(shapes))
     except OSError as error:
         raise DataError(

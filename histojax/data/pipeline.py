@@ -15,9 +15,10 @@ import grain
 import numpy as np
 
 from data_pipelines.errors import DataError
+from data_pipelines.pixels import DecodeError, decode, resize
 from histojax.data import workers
 from histojax.data.sources import Dataset, ImageSource
-from histojax.data.transforms import AugmentSpec, DecodeError, augment, decode, resize
+from histojax.data.transforms import AugmentSpec, augment
 
 Batch = dict[str, np.ndarray]
 SAMPLINGS = ("natural", "balanced")
@@ -150,7 +151,7 @@ def eval_batches(dataset: Dataset, indices: np.ndarray, spec: LoaderSpec) -> Ite
     return _iterate(_share(stream, spec), spec, 0)
 
 
-class Kept:
+class CachedBatches:
     """`eval_batches` that lie in memory once they were read to the end: validation sees the same in every epoch.
 
     Args:

@@ -18,7 +18,7 @@ from data_pipelines.prepare import Prepared, open_images, prepare
 from data_pipelines.records import Records, label_set
 from data_pipelines.split_spec import SplitSpec
 from data_pipelines.splits import OTHER_CLASS, Member, Split, make_split, place
-from histojax.retries import with_backoff
+from histojax.core.retries import with_backoff
 
 _log = logging.getLogger(__name__)
 _TASKS = {"breakhis": ("binary", "subtype"), "liver_tiles": ("multilabel",)}

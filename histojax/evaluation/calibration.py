@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from histojax.evaluation import blocks, bootstrap, metrics
+from histojax.evaluation import bootstrap, metrics, summary_blocks
 from histojax.evaluation.decisions import unit_sums
 from histojax.evaluation.metrics import Array
 
@@ -78,7 +78,7 @@ def reliability(rows: pd.DataFrame, scores: Array, outcomes: Array, **options: i
     Returns:
       A dict a bin: `low`, `high` (its ends), `n_images`, `mean_probability`, `share` (a figure with its interval).
     """
-    _, unit, n_units = blocks.resampled_units(rows)
+    _, unit, n_units = summary_blocks.resampled_units(rows)
     scores = np.asarray(scores, np.float64)
     there = np.eye(BINS)[metrics.calibration_bins(scores, BINS)]
     counts = unit_sums(there, unit, n_units)
@@ -110,7 +110,7 @@ def scores_of_classes(
     rows: pd.DataFrame, true: Array, probabilities: Array, positive: int | None, **options: int
 ) -> dict[str, bootstrap.Figure]:
     """`ece`, `brier` and `log_loss` of one class an image, as `results.summarise` defines them, with intervals."""
-    _, unit, n_units = blocks.resampled_units(rows)
+    _, unit, n_units = summary_blocks.resampled_units(rows)
     terms = metrics.calibration_terms(true, probabilities, BINS)
     brier = metrics.brier_terms(true, probabilities, positive)
     loss = metrics.log_loss_terms(true, probabilities)
@@ -119,7 +119,7 @@ def scores_of_classes(
 
 def scores_of_label(rows: pd.DataFrame, there: Array, probabilities: Array, **options: int) -> dict[str, Any]:
     """The same of one label, a question of its own: ECE of its probability (n,), not of the likelier answer."""
-    _, unit, n_units = blocks.resampled_units(rows)
+    _, unit, n_units = summary_blocks.resampled_units(rows)
     there, probabilities = np.asarray(there, bool), np.asarray(probabilities, np.float64)
     terms = np.eye(BINS)[metrics.calibration_bins(probabilities, BINS)] * (there - probabilities)[:, None]
     both = np.stack([1 - probabilities, probabilities], axis=1)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from histojax.errors import RunError
-from histojax.evaluation import blocks, bootstrap, metrics, multilabel, paired, predictions, results
+from histojax.core.errors import RunError
+from histojax.evaluation import bootstrap, metrics, multilabel, paired, predictions, results, summary_blocks
 from histojax.evaluation.metrics import Array
 
 _EXAMPLES = 5
@@ -62,7 +62,7 @@ def compare(
     warnings = []
     if (rows["patient_id"] != other["patient_id"]).any():
         warnings.append("the tables name other patients for some images; those of the first are used")
-    unit_name, unit, n_units = blocks.resampled_units(rows)
+    unit_name, unit, n_units = summary_blocks.resampled_units(rows)
     if several:
         found = _labels(rows, other, classes, thresholds, unit, n_units)
     else:
@@ -70,8 +70,8 @@ def compare(
     statistic, right, questions = found
     figures = bootstrap.intervals(statistic, n_units, n_resamples=n_resamples, seed=seed, n_rows=len(rows))
     for members in [side for there, _, _ in questions.values() for side in (there, ~there)]:
-        blocks.withdraw_intervals(figures, statistic, members, unit, n_units)
-    if n_units < blocks.FEW_UNITS:
+        summary_blocks.withdraw_intervals(figures, statistic, members, unit, n_units)
+    if n_units < summary_blocks.FEW_UNITS:
         warnings.append(f"{n_units} {unit_name}s only: the intervals are rough and likely too narrow")
     clusters = unit if unit_name != "image" else None
     return {
@@ -95,7 +95,7 @@ def compare(
     }
 
 
-_Found = tuple[blocks.Statistic, dict[str, tuple[Array, Array]], dict[str, tuple[Array, Array, Array]]]
+_Found = tuple[summary_blocks.Statistic, dict[str, tuple[Array, Array]], dict[str, tuple[Array, Array, Array]]]
 
 
 def _classes(
@@ -109,9 +109,9 @@ def _classes(
     known = bool((rows["patient_id"] != "").all())
     groups = [metrics.group_scores(true, x, unit, n_units) for x in (p, q)] if known else []
 
-    def statistic(weights: Array) -> dict[blocks.Key, Array]:
+    def statistic(weights: Array) -> dict[summary_blocks.Key, Array]:
         a, b = (side(weights) for side in sides)
-        out: dict[blocks.Key, Array] = {(name,): b["image", name] - a["image", name] for name in _OF_CLASSES}
+        out: dict[summary_blocks.Key, Array] = {(name,): b["image", name] - a["image", name] for name in _OF_CLASSES}
         if groups:
             rates = [metrics.recognition_rate(scores, weights) for scores in groups]
             out["patient recognition_rate",] = rates[1] - rates[0]
@@ -133,9 +133,9 @@ def _labels(
         multilabel.label_statistic(there, x, cut, unit, n_units, names) for x, cut in zip((p, q), cuts, strict=True)
     ]
 
-    def statistic(weights: Array) -> dict[blocks.Key, Array]:
+    def statistic(weights: Array) -> dict[summary_blocks.Key, Array]:
         a, b = (side(weights) for side in sides)
-        out: dict[blocks.Key, Array] = {(name,): b["image", name] - a["image", name] for name in _OF_LABELS}
+        out: dict[summary_blocks.Key, Array] = {(name,): b["image", name] - a["image", name] for name in _OF_LABELS}
         for label in names:
             for name in ("accuracy", "f1", "auroc", "average_precision", "brier"):
                 out[label, name] = b["labels", label, name] - a["labels", label, name]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from histojax.evaluation import blocks, bootstrap, metrics, multilabel
+from histojax.evaluation import bootstrap, metrics, multilabel, summary_blocks
 from histojax.evaluation.metrics import Array
 
 _SHOWN = ("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "gmean")
@@ -22,20 +22,20 @@ def at_threshold(rows: pd.DataFrame, there: Array, scores: Array, threshold: flo
       threshold: the lowest score that counts as positive.
       options: `n_resamples` and `seed` of the bootstrap.
     """
-    _, unit, n_units = blocks.resampled_units(rows)
+    _, unit, n_units = summary_blocks.resampled_units(rows)
     there = np.asarray(there, bool)
     said = np.asarray(scores) >= threshold
     cells = np.stack([there & said, ~there & said, there & ~said, ~there & ~said], axis=1)
     sums = unit_sums(cells, unit, n_units)
 
-    def statistic(weights: Array) -> dict[blocks.Key, Array]:
+    def statistic(weights: Array) -> dict[summary_blocks.Key, Array]:
         # A cell is an array (r, 1): of one label.
         found = multilabel.ratios(*np.split(weights @ sums, 4, axis=1))
         return {(name,): found[name][:, 0] for name in _SHOWN}
 
     figures = bootstrap.intervals(statistic, n_units, **options)
     for members in (there, ~there):
-        blocks.withdraw_intervals(figures, statistic, members, unit, n_units)
+        summary_blocks.withdraw_intervals(figures, statistic, members, unit, n_units)
     tp, fp, fn, tn = cells.sum(0).tolist()
     return {"threshold": float(threshold), "confusion": [[tn, fp], [fn, tp]]} | {
         key[0]: figure for key, figure in figures.items()
@@ -59,12 +59,12 @@ def shares_by(rows: pd.DataFrame, column: str, right: Mapping[str, Array], **opt
     for value in sorted(set(names.tolist()) - {""}, key=lambda v: (len(v), v) if v[:1].isdigit() else (0, v)):
         here = names == value
         part = rows[here]
-        _, unit, n_units = blocks.resampled_units(part)
+        _, unit, n_units = summary_blocks.resampled_units(part)
         terms = np.stack([np.asarray(share, np.float64)[here] for share in right.values()], axis=1)
         known = np.isfinite(terms)
         sums = unit_sums(np.concatenate([np.where(known, terms, 0), known], axis=1), unit, n_units)
 
-        def statistic(weights: Array, sums: Array = sums) -> dict[blocks.Key, Array]:
+        def statistic(weights: Array, sums: Array = sums) -> dict[summary_blocks.Key, Array]:
             right_sums, counts = np.split(weights @ sums, 2, axis=1)
             shares = metrics.divide(right_sums, counts)
             return {(name,): shares[:, i] for i, name in enumerate(right)}

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from histojax.evaluation import blocks, bootstrap, metrics, predictions
-from histojax.evaluation.blocks import Key, Statistic
+from histojax.evaluation import bootstrap, metrics, predictions, summary_blocks
 from histojax.evaluation.metrics import Array
+from histojax.evaluation.summary_blocks import Key, Statistic
 
 RULES = ("f1", "youden", "fixed")
 _CELLS = ("tp", "fp", "fn", "tn")
@@ -133,19 +133,19 @@ def summarise_split(
     labels = rows[[predictions.LABEL_PREFIX + name for name in names]].to_numpy(dtype=bool)
     probabilities = rows[[predictions.PREFIX + name for name in names]].to_numpy(dtype=np.float64)
     split = str(rows["split"].iloc[0])
-    unit_name, unit, n_units = blocks.resampled_units(rows)
+    unit_name, unit, n_units = summary_blocks.resampled_units(rows)
     statistic = label_statistic(labels, probabilities, thresholds, unit, n_units, names)
     figures = bootstrap.intervals(statistic, n_units, n_resamples=n_resamples, seed=seed, n_rows=len(rows))
     warnings = _label_warnings(split, names, labels, probabilities >= thresholds)
     for i, name in enumerate(names):
         for side, members in (("with", labels[:, i]), ("without", ~labels[:, i])):
-            if blocks.withdraw_intervals(figures, statistic, members, unit, n_units):
+            if summary_blocks.withdraw_intervals(figures, statistic, members, unit, n_units):
                 warnings.append(
                     f"split '{split}': all images {side} label '{name}' are of one {unit_name}; "
                     "metrics that need them have no interval"
                 )
-    warnings += blocks.unit_warnings(split, rows, unit_name, n_units)
-    warnings += blocks.undefined_warnings(split, figures)
+    warnings += summary_blocks.unit_warnings(split, rows, unit_name, n_units)
+    warnings += summary_blocks.undefined_warnings(split, figures)
     out: dict[str, Any] = {"n_images": len(rows)}
     for column, count in (("patient_id", "n_patients"), ("slide_id", "n_slides"), ("source_id", "n_source_images")):
         known = column in rows and (rows[column] != "").all()
@@ -160,7 +160,7 @@ def summarise_split(
             "baseline": {"answer": "present" if share > 0.5 else "absent", "accuracy": max(share, 1 - share)},
         }
     for key, figure in figures.items():
-        blocks.insert(out, key, figure)
+        summary_blocks.insert(out, key, figure)
     out["warnings"] = warnings
     return out
 

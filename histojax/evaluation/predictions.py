@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from histojax.core.files import atomic_write
 from histojax.evaluation.metrics import Array
-from histojax.files import replacing
 
 REQUIRED = ("image_id", "patient_id", "magnification", "split")
 OPTIONAL = ("case_id", "subtype", "slide_id", "source_id")
@@ -242,7 +242,7 @@ def write(df: pd.DataFrame, path: str | os.PathLike[str]) -> tuple[Path, Path]:
     base.parent.mkdir(parents=True, exist_ok=True)
     parquet, csv = (base.with_name(base.name + suffix) for suffix in (".parquet", ".csv"))
     # Nested, so that neither file is replaced unless both could be written.
-    with replacing(csv) as csv_part, replacing(parquet) as parquet_part:
+    with atomic_write(csv) as csv_part, atomic_write(parquet) as parquet_part:
         table.to_parquet(parquet_part, engine="pyarrow", index=False)
         table.to_csv(csv_part, index=False)
     return parquet, csv

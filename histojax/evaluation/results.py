@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from histojax.evaluation import blocks, bootstrap, metrics, multilabel, predictions
-from histojax.evaluation.blocks import Key
+from histojax.core.files import atomic_write
+from histojax.evaluation import bootstrap, metrics, multilabel, predictions, summary_blocks
 from histojax.evaluation.metrics import Array
-from histojax.files import replacing
+from histojax.evaluation.summary_blocks import Key
 
 _SPLIT_ORDER = {"train": 0, "val": 1, "validation": 1, "test": 2}
 
@@ -61,7 +61,7 @@ def _summarise_split(
 ) -> dict[str, Any]:
     true, probabilities = arrays(rows, classes)
     split = str(rows["split"].iloc[0])
-    unit_name, unit, n_units = blocks.resampled_units(rows)
+    unit_name, unit, n_units = summary_blocks.resampled_units(rows)
     magnification = rows["magnification"].to_numpy().astype(str)
     counts = np.bincount(true, minlength=len(classes))
     confusion = metrics.confusion_matrix(true, probabilities.argmax(1), len(classes))
@@ -76,12 +76,12 @@ def _summarise_split(
     figures = bootstrap.intervals(statistic, n_units, n_resamples=n_resamples, seed=seed, n_rows=len(rows))
     warnings = _class_warnings(split, classes, counts, confusion)
     for i, name in enumerate(classes):
-        if blocks.withdraw_intervals(figures, statistic, true == i, unit, n_units):
+        if summary_blocks.withdraw_intervals(figures, statistic, true == i, unit, n_units):
             warnings.append(
                 f"split '{split}': all images of class '{name}' are of one {unit_name}; "
                 "metrics that need the class have no interval"
             )
-    warnings += blocks.unit_warnings(split, rows, unit_name, n_units)
+    warnings += summary_blocks.unit_warnings(split, rows, unit_name, n_units)
     for level in ("patient", "case"):
         column = f"{level}_id"
         if column in rows and (rows[column] != "").all():
@@ -89,9 +89,9 @@ def _summarise_split(
             found, said = _group_figures(rows, column, classes, n_resamples, seed)
             figures |= found
             warnings += [f"split '{split}': {w}" for w in said]
-    warnings += blocks.undefined_warnings(split, figures)
+    warnings += summary_blocks.undefined_warnings(split, figures)
     for key, figure in figures.items():
-        blocks.insert(out, key, figure)
+        summary_blocks.insert(out, key, figure)
     for value, at in out.get("by_magnification", {}).items():
         at["n_images"] = int((magnification == value).sum())
         here = np.bincount(true[magnification == value], minlength=len(classes))
@@ -259,5 +259,5 @@ def group_table(df: pd.DataFrame, by: str = "patient_id") -> pd.DataFrame:
 
 def write_json(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Write strict JSON (nan raises ValueError), whole or not at all: until then an old file stays."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pandas as pd
 
-from histojax import checkpoint, evaluate
+from data_pipelines.pixels import resize
+from histojax.core.errors import RunError
 from histojax.data.sources import label_key
-from histojax.data.transforms import resize
-from histojax.errors import RunError
-from histojax.inference.prediction_table import answered
+from histojax.inference.predict.prediction_table import answered
+from histojax.training import checkpoint, evaluate
 
 _AHEAD = 2  # batches under way on the device while the host prepares the next
 
@@ -30,7 +30,7 @@ class Predictor:
       batch_size: images that are asked about at a time.
     """
 
-    def __init__(self, trained: evaluate.Trained, batch_size: int):
+    def __init__(self, trained: evaluate.LoadedModel, batch_size: int):
         try:
             trained.layout.check_batch("batch size", batch_size)
         except RunError as error:
@@ -110,7 +110,7 @@ class Predictor:
         if self.thresholds is None:
             truth = truth[:, 0].astype(np.int32)
         batch: dict[str, Any] = {"image": images, label_key(truth): truth, "mask": np.zeros(self.batch_size, bool)}
-        asked = self.trained.program.evaluate(self.trained.model, self.trained.layout.put(batch))
+        asked = self.trained.program.evaluate(self.trained.model, self.trained.layout.to_device(batch))
         return asked["probabilities"]
 
     def _batches(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -64,6 +64,8 @@ def create(
             raise ValueError(f"unknown option {option!r} of {name}{_hint(option, legal)}; options: {listed}")
     if num_classes < 1:
         raise ValueError(f"num_classes={num_classes} is not a positive number")
+    # Configs read back from JSON have lists where the models take tuples.
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     return builder(num_classes=num_classes, rngs=rngs, dtype=dtype, remat=remat, **options)
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from histojax.models.layers import ChannelAttention, Linear, at_least_float32
+from histojax.models.ops.layers import ChannelAttention, Linear, at_least_float32
 from histojax.models.resnet import ResNet, ResNetConfig
 
 Attention = Literal["none", "layer4", "layer4_blocks"]

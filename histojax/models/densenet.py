@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from histojax.models.layers import Conv, Linear, at_least_float32, global_avg_pool, max_pool_3x3_s2
-from histojax.models.norms import BatchNorm
-from histojax.models.pooling import avg_pool_2x2
-from histojax.models.taps import tap
+from histojax.models.ops.intermediates import tap
+from histojax.models.ops.layers import Conv, Linear, at_least_float32, global_avg_pool, max_pool_3x3_s2
+from histojax.models.ops.norms import BatchNorm
+from histojax.models.ops.pooling import avg_pool_2x2
 
 _he_normal = jax.nn.initializers.he_normal()
 

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from histojax.models.layers import (
+from histojax.models.ops.intermediates import tap
+from histojax.models.ops.layers import (
     ChannelAttention,
     Conv,
     Linear,
@@ -23,10 +24,9 @@ from histojax.models.layers import (
     global_avg_pool,
     lecun_normal,
 )
-from histojax.models.norms import BatchNorm, LayerNorm
+from histojax.models.ops.norms import BatchNorm, LayerNorm
 from histojax.models.resnet import EXPANSION, Bottleneck
 from histojax.models.swin import SwinConfig, SwinStages
-from histojax.models.taps import tap
 
 Places = Literal["stages", "blocks", "none"]
 Norm = Literal["layer", "batch"]

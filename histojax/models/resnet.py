@@ -14,15 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from histojax.models.layers import (
-    Conv,
-    Linear,
-    at_least_float32,
-    global_avg_pool,
-    max_pool_3x3_s2,
-)
-from histojax.models.norms import BatchNorm, conv_norm
-from histojax.models.taps import tap
+from histojax.models.ops.intermediates import tap
+from histojax.models.ops.layers import Conv, Linear, at_least_float32, global_avg_pool, max_pool_3x3_s2
+from histojax.models.ops.norms import BatchNorm, conv_norm
 
 EXPANSION = 4
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from histojax.models.layers import ChannelAttention
+from histojax.models.ops.layers import ChannelAttention
 from histojax.models.resnet import ResNet, ResNetConfig
 
 DIVISOR = 8

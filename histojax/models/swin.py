@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from histojax.models import kernels
-from histojax.models.attention import MASKED, attend
-from histojax.models.layers import Conv, Linear, at_least_float32, gelu, global_avg_pool, lecun_normal
-from histojax.models.norms import LayerNorm
-from histojax.models.taps import tap
+from histojax.models.ops import kernels
+from histojax.models.ops.attention import MASKED, attend
+from histojax.models.ops.intermediates import tap
+from histojax.models.ops.layers import Conv, Linear, at_least_float32, gelu, global_avg_pool, lecun_normal
+from histojax.models.ops.norms import LayerNorm
 
 PATCH = 4
 MAX_STAGES = 4
@@ -162,7 +162,7 @@ class ShiftedWindowAttention(nnx.Module):
         down, right = (self.shift if size > self.window else 0 for size in (height, width))
         if (height, width) != (h, w):
             x = jnp.pad(x, ((0, 0), (0, height - h), (0, width - w), (0, 0)))
-        if kernels.takes_windows(self.qkv.dtype, self.window, c // self.heads):
+        if kernels.window_kernel_supports(self.qkv.dtype, self.window, c // self.heads):
             return self.proj(self._by_kernel(x, down, right))[:, :h, :w]
         if down or right:
             x = jnp.roll(x, (-down, -right), (1, 2))
@@ -183,7 +183,7 @@ class ShiftedWindowAttention(nnx.Module):
 
     def _by_kernel(self, x: jax.Array, down: int, right: int) -> jax.Array:
         # Not every jax has Triton, which it imports.
-        from histojax.models.window_attention import Cut, window_attention
+        from histojax.models.ops.window_attention import Cut, window_attention
 
         assert self.qkv.bias is not None
         qkv_bias = self.qkv.bias[...].astype(self.qkv.dtype)

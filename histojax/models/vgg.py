@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from histojax.models.layers import Conv, Linear, at_least_float32, global_avg_pool
-from histojax.models.norms import BatchNorm
-from histojax.models.pooling import adaptive_avg_pool, max_pool_2x2, max_pool_3x3_s1
-from histojax.models.taps import tap
+from histojax.models.ops.intermediates import tap
+from histojax.models.ops.layers import Conv, Linear, at_least_float32, global_avg_pool
+from histojax.models.ops.norms import BatchNorm
+from histojax.models.ops.pooling import adaptive_avg_pool, max_pool_2x2, max_pool_3x3_s1
 
 GRID = 7  # of the averages that the classifier sees
 SMALLEST = 32  # pixels, halved five times

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from histojax.models.attention import attend
-from histojax.models.layers import Conv, Linear, at_least_float32, gelu, lecun_normal
-from histojax.models.norms import LayerNorm
-from histojax.models.taps import tap
+from histojax.models.ops.attention import attend
+from histojax.models.ops.intermediates import tap
+from histojax.models.ops.layers import Conv, Linear, at_least_float32, gelu, lecun_normal
+from histojax.models.ops.norms import LayerNorm
 
 Pool = Literal["token", "mean", "token_mean"]
 Gate = Literal["gelu", "swiglu"]

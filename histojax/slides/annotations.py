@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from data_pipelines.errors import DataError
 from data_pipelines.images import encode_png
 from data_pipelines.liver_tiles.spec import TilesSpec
-from histojax.errors import RunError
+from histojax.core.errors import RunError
 from histojax.slides import regions
 from histojax.slides.labels import file_names_of
-from histojax.slides.reader import Slide, open_slide
+from histojax.slides.readers.reader import Slide, open_slide
 from histojax.slides.regions import Region
 from histojax.slides.tile_table import BOX
 

@@ -19,16 +19,17 @@ import pandas as pd
 import shapely
 from tqdm import tqdm
 
-from histojax.errors import RunError
-from histojax.files import replacing
-from histojax.settings import differences
-from histojax.slides import geojson, grid, maps, regions, summary, tile_table, tsr
+from histojax.core.errors import RunError
+from histojax.core.files import atomic_write
+from histojax.core.settings import diff_settings
+from histojax.slides import geojson, grid, maps, regions, summary, tile_table
+from histojax.slides.cohort_jobs import Job
 from histojax.slides.geometry import Geometry
-from histojax.slides.jobs import Job
 from histojax.slides.labels import PREFIX, file_names_of
-from histojax.slides.reader import Slide, open_slide
+from histojax.slides.readers.reader import Slide, open_slide
 from histojax.slides.tissue import TissueSpec, find_tissue
-from histojax.slides.tsr_spec import TSRSpec
+from histojax.slides.tsr import tsr
+from histojax.slides.tsr.spec import TSRSpec
 
 _log = logging.getLogger(__name__)
 _RECORD, _FIGURES = "slide.json", "tsr.json"
@@ -139,7 +140,7 @@ def write_table(output: pathlib.Path) -> None:
         row = {key: record.get(key) for key in ("name", "status", "reason", "slide")} | facts
         row["seconds"] = record.get("seconds")
         rows.append(row | _figures(_read(path.with_name(_FIGURES))))
-    with replacing(output / "slides.csv") as temporary:
+    with atomic_write(output / "slides.csv") as temporary:
         # Whole numbers stay whole in columns that not every slide has.
         pd.DataFrame(rows).convert_dtypes().to_csv(temporary, index=False, lineterminator="\n")
 
@@ -278,7 +279,7 @@ def _fingerprint(job: Job, model: Model, settings: Settings) -> dict[str, Any]:
 
 
 def _check_same(folder: pathlib.Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    if differing := differences(there, here):
+    if differing := diff_settings(there, here):
         lines = [
             f"{folder} was made in another way:",
             *differing.values(),

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from histojax.files import replacing
+from histojax.core.files import atomic_write
 from histojax.slides.labels import PREFIX, blend, colours_of, names_of, predicted
 from histojax.slides.tile_table import BOX
 
@@ -38,7 +38,7 @@ def write_tiles(
       thresholds: label -> least probability; None: a tile has the most probable label, as `labels.predicted` says.
     """
     target = pathlib.Path(path)
-    with replacing(target) as temporary, ExitStack() as stack:
+    with atomic_write(target) as temporary, ExitStack() as stack:
         file: IO[bytes] = stack.enter_context(open(temporary, "wb"))
         if target.name.endswith(".gz"):
             # Neither the time nor the temporary name: the same tiles give the same bytes.

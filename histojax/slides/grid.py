@@ -9,10 +9,10 @@ from collections.abc import Generator, Iterator
 import numpy as np
 import pandas as pd
 
-from histojax.data import ahead
-from histojax.errors import RunError
+from histojax.core import prefetch
+from histojax.core.errors import RunError
 from histojax.slides.geometry import Geometry
-from histojax.slides.reader import Slide, SlideError
+from histojax.slides.readers.reader import Slide, SlideError
 from histojax.slides.tissue import Tissue
 
 
@@ -111,7 +111,7 @@ def read_tiles(
             yield out, [pool.submit(read, chosen[p], out[p[0] : p[-1] + 1]) for p in parts]
 
     try:
-        yield from ahead.finished(started())
+        yield from prefetch.finished(started())
     finally:
         stop.set()
         pool.shutdown()

@@ -22,8 +22,8 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
-from histojax.evaluation import lettering
-from histojax.files import replacing
+from histojax.core.files import atomic_write
+from histojax.evaluation import fonts
 from histojax.slides.geometry import Geometry
 from histojax.slides.labels import PREFIX, UNLABELLED, Colour, blend, colours_of, names_of, predicted
 
@@ -102,10 +102,10 @@ def write_overlay(
     common = [looks[index] for index in np.argsort(-count, kind="stable")]
     if len(common) > _LEGEND:
         common = [*common[:_LEGEND], (f"{len(common) - _LEGEND} rarer: the mean of their labels'", UNLABELLED)]
-    handles = [Patch(facecolor=_hex(colour), alpha=_OPACITY, label=lettering.drawable(name)) for name, colour in common]
+    handles = [Patch(facecolor=_hex(colour), alpha=_OPACITY, label=fonts.drawable(name)) for name, colour in common]
     for number, (name, outline) in enumerate((outlines or {}).items()):
         colour = _OUTLINES[number % len(_OUTLINES)]
-        handles.append(Patch(facecolor="none", edgecolor=colour, label=lettering.drawable(name)))
+        handles.append(Patch(facecolor="none", edgecolor=colour, label=fonts.drawable(name)))
         for line in shapely.get_parts(shapely.boundary(outline)):
             xs, ys = shapely.get_coordinates(line).T * (geometry.mpp / 1000)
             axes.plot(xs, ys, color=colour, linewidth=1.2)
@@ -135,18 +135,18 @@ def write_ome_tiff(path: str | os.PathLike[str], table: pd.DataFrame, geometry: 
     colours = colours_of(names)
     metadata = {
         "axes": "CYX",
-        "Name": lettering.printable(slide),
+        "Name": fonts.printable(slide),
         "UUID": str(uuid.uuid5(uuid.NAMESPACE_URL, f"histojax:heatmap/{slide}")),  # else a new one each time
         "PhysicalSizeX": side * geometry.mpp,
         "PhysicalSizeXUnit": "µm",
         "PhysicalSizeY": side * geometry.mpp,
         "PhysicalSizeYUnit": "µm",
         "Channel": {
-            "Name": [lettering.printable(name) for name in names],
+            "Name": [fonts.printable(name) for name in names],
             "Color": [_ome_colour(colours[name]) for name in names],
         },
     }
-    with replacing(path) as temporary, tifffile.TiffWriter(temporary, ome=True) as file:
+    with atomic_write(path) as temporary, tifffile.TiffWriter(temporary, ome=True) as file:
         for number, level in enumerate(levels):
             file.write(
                 level,
@@ -207,7 +207,7 @@ def _canvas(geometry: Geometry, title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=whole, dpi=_DPI)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((_LEFT / whole[0], _BELOW / whole[1], width / whole[0], height / whole[1]))
-    axes.set_title(lettering.drawable(title), loc="left", fontsize=9, fontfamily=lettering.FONT, parse_math=False)
+    axes.set_title(fonts.drawable(title), loc="left", fontsize=9, fontfamily=fonts.FONT, parse_math=False)
     axes.set_xlabel("mm")
     axes.set_ylabel("mm")
     return figure, axes
@@ -221,7 +221,7 @@ def _show_slide(axes: Axes, geometry: Geometry) -> None:
 
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})
 
 

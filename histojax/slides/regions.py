@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from shapely.geometry import MultiPolygon, Polygon
 from shapely.geometry.base import BaseGeometry
 
-from histojax.errors import RunError
+from histojax.core.errors import RunError
 
 SUFFIXES = (".geojson", ".json", ".geojson.gz", ".json.gz")
 _LARGEST = 1 << 29  # bytes of text: half a GB of annotations is somebody's cells, or a bomb

@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from histojax.files import replacing
+from histojax.core.files import atomic_write
 
 _TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 _AREAS = ("region", "whole tissue", "hot spot")  # the most telling first
@@ -26,7 +26,7 @@ def write(
 ) -> None:
     """Writes what `render` gives, whole or not at all."""
     page = render(facts, pictures)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pyarrow
 
-from histojax.errors import RunError
-from histojax.files import replacing
+from histojax.core.errors import RunError
+from histojax.core.files import atomic_write
 from histojax.slides.labels import PREFIX
 
 BOX = ("minx", "miny", "width", "height")
@@ -31,9 +31,9 @@ def write(table: pd.DataFrame, folder: str | os.PathLike[str]) -> tuple[pathlib.
     table = _checked(table, "this table")
     first = [*BOX, *(name for name in table.columns if name.startswith(PREFIX)), *POSITION, _TISSUE]
     table = table[first + [name for name in table.columns if name not in first]]
-    with replacing(parquet) as temporary:
+    with atomic_write(parquet) as temporary:
         table.to_parquet(temporary, index=False)
-    with replacing(csv) as temporary:
+    with atomic_write(csv) as temporary:
         table.to_csv(temporary, index=False, float_format="%.7g", lineterminator="\n")
     return csv, parquet
 

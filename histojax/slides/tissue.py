@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from histojax.files import replacing
-from histojax.slides.reader import Slide
+from histojax.core.files import atomic_write
+from histojax.slides.readers.reader import Slide
 
 KINDS = ("background", "tissue", "pen", "blur", "fold")
 _BACKGROUND, _TISSUE, _PEN, _BLUR, _FOLD = range(len(KINDS))
@@ -95,7 +95,7 @@ class Tissue:
         """Writes the kinds as a PNG file whose palette index is the kind."""
         picture = Image.fromarray(self.kinds, mode="P")
         picture.putpalette(_PALETTE)
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             picture.save(temporary, format="PNG")
 
     def _upto(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:

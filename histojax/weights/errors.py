@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from histojax.errors import RunError
+from histojax.core.errors import RunError
 
 _SHOWN = 20
 

@@ -8,16 +8,15 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from configs import common
 from data_pipelines.errors import DataError
 from data_pipelines.images import encode_png
 from data_pipelines.synthetic.generator import SyntheticSpec, generate
-from histojax import build
+from histojax.core.errors import RunError
 from histojax.data.cache import CACHES, cache_path, with_cache
 from histojax.data.pipeline import LoaderSpec, eval_batches, train_batches
 from histojax.data.sources import Dataset, open_dataset
 from histojax.data.transforms import AugmentSpec
-from histojax.errors import RunError
+from histojax.training import build, default_config
 
 IMAGES = SyntheticSpec(cases_per_subtype=(1,) * 8, images_per_patient=1, magnifications=("100X",))
 SIZE = 24
@@ -26,7 +25,7 @@ CHANGES = AugmentSpec(colour_jitter=0.2, stain_jitter=0.1, blur=1.0)
 
 
 def opened(folder: pathlib.Path) -> Dataset:
-    config = common.base()
+    config = default_config.base()
     config.data.root, config.data.prepared_dir = str(folder / "images"), str(folder / "data")
     return open_dataset(config.data)
 
@@ -108,9 +107,9 @@ def test_no_room_is_told_with_the_remedy(dataset: Dataset) -> None:
     ],
 )
 def test_what_it_cannot_do_is_told_before_any_work(fields: dict[str, object], message: str) -> None:
-    config = common.base()
+    config = default_config.base()
     config.update_from_flattened_dict(fields)
     with pytest.raises(RunError, match=message):
         build.cache(config)
-    assert build.cache(common.base()) == "none"
+    assert build.cache(default_config.base()) == "none"
     assert CACHES == ("none", "resized", "decoded")

@@ -13,10 +13,11 @@ import pytest
 
 from data_pipelines import prepare as data_prepare
 from data_pipelines.errors import DataError
+from data_pipelines.pixels import resize
 from histojax.data import pipeline
 from histojax.data.pipeline import LoaderSpec, eval_batches, train_batches
 from histojax.data.sources import Dataset, ImageSource, open_dataset
-from histojax.data.transforms import AugmentSpec, resize
+from histojax.data.transforms import AugmentSpec
 
 SIZE = 8
 OFF = AugmentSpec(flips=False, quarter_turns=False)
@@ -114,13 +115,13 @@ def test_what_is_kept_was_read_once_and_to_the_end(dataset, everything, monkeypa
     reads = []
     monkeypatch.setattr(pipeline, "eval_batches", lambda *given: reads.append(1) or eval_batches(*given))
     expected = list(eval_batches(dataset, everything, SPEC))
-    kept = pipeline.Kept(dataset, everything, SPEC)
+    kept = pipeline.CachedBatches(dataset, everything, SPEC)
     next(iter(kept))  # cut short
     for _ in range(3):
         assert_equal(list(kept), expected)
     assert len(reads) == 2
     monkeypatch.setattr(pipeline, "_KEPT_BYTES", len(everything) * SIZE**2 * 3 - 1)
-    too_many = pipeline.Kept(dataset, everything, SPEC)
+    too_many = pipeline.CachedBatches(dataset, everything, SPEC)
     for _ in range(2):
         assert_equal(list(too_many), expected)
     assert len(reads) == 4

@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
+from data_pipelines.pixels import DecodeError, decode, resize
 from histojax.data import transforms
-from histojax.data.transforms import AugmentSpec, DecodeError, augment, decode, random_crop, resize
+from histojax.data.transforms import AugmentSpec, augment, random_crop
 
 OFF = AugmentSpec(flips=False, quarter_turns=False)
 ON = {

@@ -7,8 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data_pipelines import audit_hashes
-from data_pipelines.audit_hashes import VIEWS, grey_of, hash_views, near_pairs, see
+from data_pipelines.audit.hashes import VIEWS, grey_of, hash_views, near_pairs, see
 from tests.conftest import SHARED
 
 
@@ -64,7 +63,7 @@ def test_no_two_of_all_real_images_are_taken_for_one_picture(real_greys: np.ndar
     assert near_pairs(real_greys, len(real_greys), max_distance=64) == []
     # By the hash alone, and twice the tolerance: the check on pixels was not even needed.
     hashes = np.stack([hash_views(grey) for grey in real_greys])
-    assert list(audit_hashes._candidates(hashes, len(hashes), 2 * audit_hashes.MAX_DISTANCE)) == []
+    assert list(hashes._candidates(hashes, len(hashes), 2 * hashes.MAX_DISTANCE)) == []
 
 
 @pytest.mark.parametrize(
@@ -107,7 +106,7 @@ def test_nearly_blank_corners_are_told_apart_by_their_pixels() -> None:
         pictures.append(picture)
     hashes = np.stack([hash_views(picture) for picture in pictures])
     assert near_pairs(np.stack(pictures), 2, max_distance=255) == []
-    assert list(audit_hashes._candidates(hashes, 2, 255)) == [(0, 1)]
+    assert list(hashes._candidates(hashes, 2, 255)) == [(0, 1)]
 
 
 def test_no_pair_is_missed_between_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,8 +117,8 @@ def test_no_pair_is_missed_between_blocks(monkeypatch: pytest.MonkeyPatch) -> No
         for j in range(i + 1, 60)
     }
     for rows in (7, 60, 100):
-        monkeypatch.setattr(audit_hashes, "_BLOCK", 60 * rows)
+        monkeypatch.setattr(hashes, "_BLOCK", 60 * rows)
         for asked, most in ((60, 115), (11, 115), (60, 104), (11, 0)):
             expected = {pair for pair, distance in brute.items() if distance <= most and pair[0] < asked}
-            assert set(audit_hashes._candidates(hashes, asked, most)) == expected
+            assert set(hashes._candidates(hashes, asked, most)) == expected
             assert (len(expected) > 100) == (most == 115)

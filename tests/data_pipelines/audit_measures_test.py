@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data_pipelines.audit_measures import Measures, measure, robust_z, stands_apart, thumbnail
+from data_pipelines.audit.measures import Measures, measure, robust_z, stands_apart, thumbnail
 from data_pipelines.images import check_image, decode_rgb
 from tests.conftest import SHARED
 

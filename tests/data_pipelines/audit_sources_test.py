@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from data_pipelines.audit_sources import departures, find, read_fold_sides, read_split
+from data_pipelines.audit.inputs import departures, find, read_fold_sides, read_split
 from data_pipelines.errors import DataError
 from tests.conftest import WriteImages
 

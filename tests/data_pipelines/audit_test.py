@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import cv2
 import pytest
 
-from data_pipelines.audit import AGAINST, Audit, audit
+from data_pipelines.audit.audit import AGAINST, Audit, audit
 from data_pipelines.breakhis import filenames
 from data_pipelines.breakhis.scan import scan
 from data_pipelines.errors import DataError

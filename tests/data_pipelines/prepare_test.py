@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 
 from data_pipelines import prepare as module
-from data_pipelines import storing
+from data_pipelines import tfds_builder
 from data_pipelines.breakhis import scan as breakhis_scan
 from data_pipelines.errors import DataError
 from data_pipelines.prepare import Prepared, open_images, prepare
@@ -293,7 +293,7 @@ def test_nothing_is_left_in_the_folder_of_temporary_files(
 
 def test_the_order_is_the_same_in_many_files(root: pathlib.Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     in_one = prepare("breakhis", str(root), magnification="all", directory=base)
-    monkeypatch.setattr(storing, "_IMAGES_A_SHARD", 5)
+    monkeypatch.setattr(tfds_builder, "_IMAGES_A_SHARD", 5)
     in_many = prepare("breakhis", str(root), magnification="all", directory=base + "-many")
     _assert_stored(in_many, root)
     assert list(in_many.records) == list(in_one.records)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from configs import common
 from data_pipelines import protocols
 from data_pipelines.breakhis import filenames, published
 from data_pipelines.errors import DataError
@@ -17,9 +16,10 @@ from data_pipelines.records import Record, Records
 from data_pipelines.split_spec import SplitSpec
 from data_pipelines.splits import Member, Split, make_split, place
 from histojax.data.sources import open_dataset
+from histojax.training import default_config
 from tests.conftest import WriteImages
 
-FIELDS = common.base().data.split.to_dict()
+FIELDS = default_config.base().data.split.to_dict()
 
 
 def _spec(name: str, **fields: Any) -> SplitSpec:
@@ -225,7 +225,7 @@ def test_eva_tests_on_its_patients(val_fraction: float) -> None:
 def test_eva_as_a_dataset(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
     rows = [row for row in _eva_rows(28) if row.image_id.endswith(("-001", "-002"))]
     write_images(tmp_path / "images", [f"{row.image_id}.png" for row in rows])
-    config = common.base()
+    config = default_config.base()
     config.data.root = str(tmp_path / "images")
     config.data.split.protocol = "eva"
     with pytest.raises(DataError, match=r"data\.task='binary': the protocol 'eva' is of data\.task=subtype"):

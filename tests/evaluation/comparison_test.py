@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import sklearn.metrics as sk
 
-from histojax.errors import RunError
+from histojax.core.errors import RunError
 from histojax.evaluation import bootstrap, comparison, predictions, results
 from tests.evaluation.results_test import random_df
 

@@ -1,7 +1,8 @@
 import pytest
 import yaml
 
-from histojax.evaluation import model_card, predictions, report, report_source, results
+from histojax.evaluation import predictions, results
+from histojax.evaluation.report import inputs, model_card, report
 from tests.evaluation.report_test import SPEC, labels_table, with_validation
 
 RESULTS = {
@@ -21,7 +22,7 @@ def card(table, tmp_path, licence="", results_head=RESULTS):
     predictions.write(table, tmp_path / "run" / "predictions")
     results.write_json(results_head, tmp_path / "run" / "results.json")
     results.write_json(CONFIG, tmp_path / "run" / "config.json")
-    source = report_source.read(tmp_path / "run")
+    source = inputs.read(tmp_path / "run")
     assert source.is_run
     found = report.describe([source], SPEC)["sources"][0]
     text = model_card.card(found, source.config, licence)

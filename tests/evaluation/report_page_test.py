@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from histojax.evaluation import pages, predictions, report, report_figures, report_page, report_source
+from histojax.evaluation import predictions
+from histojax.evaluation.report import document, figures, inputs, pages, report
 from tests.evaluation.report_test import SPEC, labels_table, with_validation
 from tests.evaluation.results_test import random_df
 
@@ -55,10 +56,10 @@ def rendered(tmp_path, *tables, thumbnails=None):
     sources = []
     for i, table in enumerate(tables):
         predictions.write(table, tmp_path / f"model_{i}")
-        sources.append(report_source.read(tmp_path / f"model_{i}.parquet"))
+        sources.append(inputs.read(tmp_path / f"model_{i}.parquet"))
     found = report.describe(sources, SPEC)
     pictures = [(thumbnails or {}, "" if thumbnails else "none are at hand") for _ in sources]
-    page = report_page.render(found, pictures, "1.2.3")
+    page = document.render(found, pictures, "1.2.3")
     check = Checker(page)
     assert not check.tags & {"script", "link", "iframe", "object", "form"}
     assert all(link.startswith(("data:image/", "#")) for link in check.links)
@@ -124,7 +125,7 @@ def test_names_do_no_harm(tmp_path):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert r"\u202egnp.exe" in page
     assert "漢字" in page
-    drawn = report_figures.curve_figure(found["sources"][0]["levels"]["image"]["curves"]).decode()
+    drawn = figures.curve_figure(found["sources"][0]["levels"]["image"]["curves"]).decode()
     assert "&lt;script&gt;" in drawn
     assert "<script" not in drawn
     texts = [node.text for node in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
@@ -135,7 +136,7 @@ def test_names_do_no_harm(tmp_path):
 def test_thumbnails_stand_beside_their_errors(tmp_path):
     table = with_validation()
     predictions.write(table, tmp_path / "table")
-    worst = report.describe([report_source.read(tmp_path / "table.csv")], SPEC)["sources"][0]["worst"]["rows"]
+    worst = report.describe([inputs.read(tmp_path / "table.csv")], SPEC)["sources"][0]["worst"]["rows"]
     _, page, _ = rendered(tmp_path, table, thumbnails={worst[1]["image_id"]: b"JPEG bytes"})
     data = pages.inline(b"JPEG bytes", "image/jpeg")
     assert page.count(data) == 1
@@ -145,13 +146,13 @@ def test_thumbnails_stand_beside_their_errors(tmp_path):
 def test_figures_are_the_same_each_time(tmp_path):
     found, _, _ = rendered(tmp_path, with_validation())
     entry = found["sources"][0]["calibration"][0]
-    assert report_figures.reliability_figure(entry) == report_figures.reliability_figure(entry)
-    assert b"at temperature" in report_figures.reliability_figure(entry)
+    assert figures.reliability_figure(entry) == figures.reliability_figure(entry)
+    assert b"at temperature" in figures.reliability_figure(entry)
     undefined = {"x": {"roc": None, "precision_recall": None}}
-    assert report_figures.curve_figure(undefined) is None
-    assert report_figures.training_figure({}) is None
+    assert figures.curve_figure(undefined) is None
+    assert figures.training_figure({}) is None
     series = {"step": [1, 2], "value": [0.5, 0.25]}
-    assert b"train: loss" in report_figures.training_figure({"train/loss": series, "val/loss": series})
+    assert b"train: loss" in figures.training_figure({"train/loss": series, "val/loss": series})
 
 
 def test_few_patients_are_marked(tmp_path):

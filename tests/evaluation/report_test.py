@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 import sklearn.metrics as sk
 
-from histojax.errors import RunError
-from histojax.evaluation import multilabel, predictions, report, report_parts, report_source, results
+from histojax.core.errors import RunError
+from histojax.evaluation import multilabel, predictions, results
+from histojax.evaluation.report import inputs, parts, report
 from tests.evaluation.results_test import random_df
 
 SPEC = report.Spec(resamples=40, seed=1)
@@ -38,7 +39,7 @@ def labels_table(n=160, seed=0):
 
 def described(table, tmp_path, spec=SPEC, **options):
     predictions.write(table, tmp_path / "predictions")
-    source = report_source.read(tmp_path / "predictions.csv", **options)
+    source = inputs.read(tmp_path / "predictions.csv", **options)
     found = report.describe([source], spec)
     json.dumps(found, allow_nan=False)
     return found["sources"][0]
@@ -113,12 +114,12 @@ def test_another_programs_folder_is_a_table(content, tmp_path):
     predictions.write(with_validation(), tmp_path / "predictions")
     (tmp_path / "results.json").write_text(content)
     (tmp_path / "config.json").write_text("no JSON at all")
-    source = report_source.read(tmp_path)
+    source = inputs.read(tmp_path)
     assert not source.is_run
     assert report.describe([source], SPEC)["sources"][0]["facts"]["protocol"] is None
     (tmp_path / "results.json").write_text('{"protocol": "p", "splits": {}}')
     with pytest.raises(RunError, match=r"config\.json: damaged"):
-        report_source.read(tmp_path)
+        inputs.read(tmp_path)
 
 
 def test_several_labels(tmp_path):
@@ -183,7 +184,7 @@ def test_large_tables_get_fewer_resamples_and_are_told_so(tmp_path, monkeypatch)
 def test_every_figure_stands_in_the_long_table(tmp_path):
     for name in "ab":
         predictions.write(with_validation(), tmp_path / name)
-    sources = [report_source.read(tmp_path / f"{name}.csv") for name in "ab"]
+    sources = [inputs.read(tmp_path / f"{name}.csv") for name in "ab"]
     found = report.describe(sources, SPEC)
     rows = list(csv.DictReader(io.StringIO(report.metrics_csv(found))))
     assert tuple(rows[0]) == report.COLUMNS
@@ -207,10 +208,10 @@ def test_every_figure_stands_in_the_long_table(tmp_path):
 
 def test_the_hash_of_a_table_is_of_its_content():
     table = with_validation()
-    assert report_parts.table_hash(table) == report_parts.table_hash(table.sample(frac=1, random_state=0))
+    assert parts.table_hash(table) == parts.table_hash(table.sample(frac=1, random_state=0))
     other = table.copy()
     other.loc[3, ["prob_benign", "prob_malignant"]] = [0.5, 0.5]
-    assert report_parts.table_hash(table) != report_parts.table_hash(other)
+    assert parts.table_hash(table) != parts.table_hash(other)
 
 
 @pytest.mark.parametrize(
@@ -247,4 +248,4 @@ def test_what_is_no_table_is_told(name, content, message, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(RunError, match=message):
-        report_source.read(tmp_path / name)
+        inputs.read(tmp_path / name)

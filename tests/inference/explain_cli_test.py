@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from histojax.errors import RunError
-from histojax.inference import checks
-from histojax.inference.dt_grad_cam import Rule
-from histojax.inference.explain import Explainer
+from histojax.core.errors import RunError
+from histojax.inference.explain import checks
+from histojax.inference.explain.dt_grad_cam import Rule
+from histojax.inference.explain.explain import Explainer
 from histojax.inference.predictor import Predictor
 from tests import programs
 
@@ -33,7 +33,7 @@ def images(run: pathlib.Path) -> list[pathlib.Path]:
 
 def explain(run: pathlib.Path, images: list[pathlib.Path], output: pathlib.Path, *options: str) -> Any:
     words = ["explain", str(run), *map(str, images), "--output", str(output), *options]
-    return programs.run([sys.executable, "-m", "histojax.cli", *words])
+    return programs.run([sys.executable, "-m", "histojax", *words])
 
 
 def test_all_classes_of_images_with_checks(

@@ -13,12 +13,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from histojax import models
-from histojax.evaluate import Trained
-from histojax.inference.grad_cam import GradCAM, upsample
-from histojax.optimizer import OptimizerSpec, make_optimizer
-from histojax.sharding import Layout
-from histojax.step import Program, StepSpec
-from histojax.tasks import Multiclass
+from histojax.distributed.sharding import Layout
+from histojax.inference.explain.grad_cam import GradCAM, upsample
+from histojax.training.evaluate import LoadedModel
+from histojax.training.optimizer import OptimizerSpec, make_optimizer
+from histojax.training.step import Program, StepSpec
+from histojax.training.tasks import Multiclass
 from tests.every_model_step_test import SMALL, K
 
 pytestmark = pytest.mark.slow
@@ -47,7 +47,7 @@ def planted(rng: np.random.Generator, labels: np.ndarray) -> tuple[np.ndarray, n
     return np.clip(images, 0, 255).astype(np.uint8), corners
 
 
-def learned(name: str) -> Trained:
+def learned(name: str) -> LoadedModel:
     layout, rng = Layout(1, jax.devices()[:1]), np.random.default_rng(0)
     vit = "vit" in name
     spec = OptimizerSpec(
@@ -59,9 +59,9 @@ def learned(name: str) -> Trained:
     for _ in range(STEPS):
         labels = rng.permutation(np.arange(BATCH) % 2).astype(np.int32)
         batch = {"image": planted(rng, labels)[0], "label": labels, "mask": np.ones(BATCH, bool)}
-        state, _ = program.train(state, layout.put(batch))
+        state, _ = program.train(state, layout.to_device(batch))
     config = ConfigDict({"model": {"name": name}, "data": {"image_size": SIZE}})
-    return Trained(None, {}, config, layout, program, state.model)
+    return LoadedModel(None, {}, config, layout, program, state.model)
 
 
 def found(maps: np.ndarray, corners: np.ndarray) -> tuple[float, float]:

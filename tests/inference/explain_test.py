@@ -15,13 +15,13 @@ import skimage.filters
 import skimage.metrics
 from flax import nnx
 
-from histojax.errors import RunError
-from histojax.inference import checks, dt_grad_cam, pictures
-from histojax.inference.dt_grad_cam import Rule, area, mark, otsu, outlines
-from histojax.inference.explain import file_names
-from histojax.inference.grad_cam import default_layer, grad_cam, layers_of, upsample
-from histojax.models.taps import tap
-from histojax.step import ModelState
+from histojax.core.errors import RunError
+from histojax.inference.explain import checks, dt_grad_cam, pictures
+from histojax.inference.explain.dt_grad_cam import Rule, area, mark, otsu, outlines
+from histojax.inference.explain.explain import file_names
+from histojax.inference.explain.grad_cam import default_layer, grad_cam, layers_of, upsample
+from histojax.models.ops.intermediates import tap
+from histojax.training.step import ModelState
 
 
 def smooth(seed: int, height: int = 40, width: int = 50, sigma: float = 3.0) -> np.ndarray:

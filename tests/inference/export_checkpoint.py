@@ -7,9 +7,9 @@ import numpy as np
 import optax
 
 from configs import baselines_breakhis
-from histojax import build
-from histojax.checkpoint import BEST, Checkpoints, series
-from histojax.sharding import Layout
+from histojax.distributed.sharding import Layout
+from histojax.training import build
+from histojax.training.checkpoint import BEST, Checkpoints, series
 
 
 def checkpoint_of(

@@ -14,8 +14,8 @@ import pytest
 from flax import nnx
 
 from histojax import models
-from histojax.inference import export
-from histojax.inference.export import ExportSpec
+from histojax.inference.export import export
+from histojax.inference.export.export import ExportSpec
 from histojax.inference.predictor import Predictor
 from histojax.models.densenet import DenseNet, DenseNetConfig
 from tests.inference.export_checkpoint import checkpoint_of

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from histojax.errors import RunError
-from histojax.inference import export, export_onnx, export_stablehlo
-from histojax.inference.export import ExportSpec
-from histojax.inference.export_function import Portable
+from histojax.core.errors import RunError
+from histojax.inference.export import export, onnx, stablehlo
+from histojax.inference.export.export import ExportSpec
+from histojax.inference.export.function import Portable
 from histojax.inference.predictor import Predictor
-from histojax.models import kernels
+from histojax.models.ops import kernels
 from tests.inference.export_checkpoint import checkpoint_of
 from tests.programs import run as run_program
 from tests.programs import small_ldcsf_run
@@ -49,7 +49,7 @@ def images(predictor: Predictor) -> np.ndarray:
 
 
 def histojax_export(run: pathlib.Path, *words: object) -> subprocess.CompletedProcess[str]:
-    return run_program([sys.executable, "-m", "histojax.cli", "export", str(run), *map(str, words)])
+    return run_program([sys.executable, "-m", "histojax", "export", str(run), *map(str, words)])
 
 
 def snippets(folder: pathlib.Path) -> list[str]:
@@ -189,20 +189,18 @@ def test_images_are_compared_too(run: pathlib.Path, tmp_path: pathlib.Path) -> N
 def test_another_answer_leaves_nothing_behind(
     run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = export_stablehlo.write
+    written = stablehlo.write
 
     def wrong(*arguments):
         found = written(*arguments)
         return export.Written(lambda images: found.ask(images) + np.float32(2e-4), found.loading, found.facts)
 
-    monkeypatch.setattr(export_stablehlo, "write", wrong)
+    monkeypatch.setattr(stablehlo, "write", wrong)
     with pytest.raises(RunError, match=r"answers otherwise than the trained model .*2\.0e-04"):
         export.export(run, tmp_path / "out", ExportSpec("stablehlo"))
     assert list(tmp_path.iterdir()) == []
 
-    monkeypatch.setattr(
-        export_stablehlo, "write", lambda *_: export.Written(lambda x: np.full((len(x), 4), np.nan), "")
-    )
+    monkeypatch.setattr(stablehlo, "write", lambda *_: export.Written(lambda x: np.full((len(x), 4), np.nan), ""))
     with pytest.raises(RunError, match="answers otherwise"):
         export.export(run, tmp_path / "out", ExportSpec("stablehlo"))
 
@@ -213,7 +211,7 @@ def test_what_the_converter_does_not_manage_is_told(
     def unable(*_):
         raise NotImplementedError("no such padding\nmore")
 
-    monkeypatch.setattr(export_onnx, "_evaluate", unable)
+    monkeypatch.setattr(onnx, "_evaluate", unable)
     with pytest.raises(
         RunError, match=r"does not convert ldcsf \(NotImplementedError: no such padding\); --to stablehlo"
     ):
@@ -245,6 +243,6 @@ def test_mistakes_are_told(run: pathlib.Path, tmp_path: pathlib.Path, monkeypatc
     monkeypatch.setattr(export, "_NEEDED", {"onnx": ("json", "no_such_converter")})
     with pytest.raises(RunError, match=r"--to onnx needs no_such_converter: pip install 'histojax\[export\]'"):
         export.export(run, tmp_path / "other", ExportSpec("onnx"))
-    done = run_program([sys.executable, "-m", "histojax.cli", "export", "--help"])
+    done = run_program([sys.executable, "-m", "histojax", "export", "--help"])
     assert done.returncode == 0
     assert "Research use only" in done.stdout

@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from histojax.data.transforms import decode, resize
-from histojax.errors import RunError
-from histojax.inference import export
-from histojax.inference.export import ExportSpec
+from data_pipelines.pixels import decode, resize
+from histojax.core.errors import RunError
+from histojax.inference.export import export
+from histojax.inference.export.export import ExportSpec
 from histojax.inference.predictor import Predictor
 from tests.conftest import ROOT, SHARED
 from tests.inference.export_checkpoint import checkpoint_of

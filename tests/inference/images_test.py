@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from data_pipelines.images import BadImageError, check_image, decode_rgb
-from histojax.data.transforms import decode
-from histojax.errors import RunError
-from histojax.inference import pixels
-from histojax.inference.images import ImageRef, find, fingerprint
-from histojax.inference.pixels import Reader, UnreadableError
+from data_pipelines.pixels import decode
+from histojax.core.errors import RunError
+from histojax.inference.predict import pixels
+from histojax.inference.predict.images import ImageRef, find, fingerprint
+from histojax.inference.predict.pixels import Reader, UnreadableError
 from tests.conftest import WriteImages
 
 RNG = np.random.default_rng(0)

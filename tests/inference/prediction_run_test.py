@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from histojax.data.transforms import resize
-from histojax.errors import RunError
+from data_pipelines.pixels import resize
+from histojax.core.errors import RunError
 from histojax.evaluation import predictions
-from histojax.inference import pixels, prediction_run, prediction_table
-from histojax.inference.images import ImageRef, find
+from histojax.inference.predict import pixels, prediction_run, prediction_table
+from histojax.inference.predict.images import ImageRef, find
 from tests.conftest import ROOT, WriteImages
 from tests.inference.colour_model import ColourModel
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from data_pipelines.pixels import decode
+from histojax.core.errors import RunError
 from histojax.data.sources import open_dataset
-from histojax.data.transforms import decode
-from histojax.errors import RunError
 from histojax.evaluation import predictions
 from histojax.inference.predictor import Predictor
 from tests.programs import small_ldcsf_run

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from histojax.models.attention import attend
+from histojax.models.ops.attention import attend
 
 
 def plain(q, k, v, bias):

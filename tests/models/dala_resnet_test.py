@@ -13,13 +13,8 @@ import pytest
 from flax import nnx
 
 from histojax import models
-from histojax.models.dala_resnet import (
-    ChannelAttention,
-    DALAResNet,
-    DALAResNetConfig,
-    DualActivationHead,
-)
-from histojax.models.layers import max_pool_3x3_s2
+from histojax.models.dala_resnet import ChannelAttention, DALAResNet, DALAResNetConfig, DualActivationHead
+from histojax.models.ops.layers import max_pool_3x3_s2
 from histojax.models.resnet import ResNet, ResNetConfig
 
 TINY = ResNetConfig(stage_sizes=(1, 1, 1, 2), width=4, num_classes=3)

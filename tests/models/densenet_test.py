@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from histojax.distributed.sharding import Layout
 from histojax.models.densenet import DenseNet, DenseNetConfig, densenet121
-from histojax.sharding import Layout
 
 K, B = 3, 8
 ORDER = ["block1", "block2", "block3", "block4", "norm5"]

@@ -10,12 +10,13 @@ from flax import nnx
 from jax.experimental import pallas
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from histojax.division import divided_by
-from histojax.errors import RunError
-from histojax.models import kernels, norms, row_norm, swin, window_attention
-from histojax.models.attention import attend
-from histojax.models.window_attention import Cut
-from histojax.sharding import Layout
+from histojax.core.errors import RunError
+from histojax.distributed.sharding import Layout
+from histojax.models import swin
+from histojax.models.ops import kernels, norms, row_norm, window_attention
+from histojax.models.ops.attention import attend
+from histojax.models.ops.sharded_call import sharded_calls
+from histojax.models.ops.window_attention import Cut
 
 EPSILON = 1e-5
 CUTS = [Cut(3, 7), Cut(2, 7, 3, 3), Cut(1, 4, 0, 2), Cut(2, 4, 1, 0)]
@@ -114,7 +115,7 @@ def test_a_swin_transformer_with_kernels_is_the_same(monkeypatch):
     without = small_swin(images)
     called = []
     original = kernels.call
-    monkeypatch.setattr(kernels, "takes_windows", lambda *_: True)
+    monkeypatch.setattr(kernels, "window_kernel_supports", lambda *_: True)
     monkeypatch.setattr(kernels, "takes_rows", lambda *_: True)
     monkeypatch.setattr(kernels, "call", lambda kernel, **given: called.append(kernel) or original(kernel, **given))
     ours = small_swin(images)
@@ -134,7 +135,7 @@ def test_each_device_computes_its_share_only(monkeypatch):
     monkeypatch.setattr(row_norm, "_backward", watched(row_norm._backward, seen))
 
     def both(qkv, qkv_bias, bias, d):
-        with divided_by(layout.by_share):
+        with sharded_calls(layout.shard_map_batch):
             y, back = jax.vjp(lambda *a: window_attention.window_attention(*a, cut), qkv, qkv_bias, bias)
             return y, *back(d), *row_norm.backward(y, jnp.ones(y.shape[-1]), d, EPSILON)
 
@@ -222,10 +223,10 @@ def test_kernels_are_for_nvidia_gpus_that_multiply_bfloat16(capability, switch, 
         monkeypatch.setenv(kernels.SWITCH, switch)
     assert kernels.usable() is there
     assert kernels.takes_rows(jnp.float32, 96) is there
-    assert kernels.takes_windows(jnp.bfloat16, 7, 32) is there
-    assert not kernels.takes_windows(jnp.float32, 7, 32)
-    assert not kernels.takes_windows(jnp.bfloat16, 12, 32)
-    assert not kernels.takes_windows(jnp.bfloat16, 7, 24)
+    assert kernels.window_kernel_supports(jnp.bfloat16, 7, 32) is there
+    assert not kernels.window_kernel_supports(jnp.float32, 7, 32)
+    assert not kernels.window_kernel_supports(jnp.bfloat16, 12, 32)
+    assert not kernels.window_kernel_supports(jnp.bfloat16, 7, 24)
 
 
 def test_an_unknown_switch_is_an_error(monkeypatch):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from histojax.models import layers, norms
+from histojax.models.ops import layers, norms
 
 PAD_1 = ((1, 1), (1, 1))
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from histojax.models.layers import ChannelAttention
+from histojax.distributed.sharding import Layout
+from histojax.models.ops.layers import ChannelAttention
 from histojax.models.resnet import ResNet, ResNetConfig
 from histojax.models.seresnet import SEResNet, SEResNetConfig, seresnet50
-from histojax.sharding import Layout
 
 K, B = 3, 8
 ORDER = ["layer1", "layer2", "layer3", "layer4"]

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from histojax.distributed.sharding import Layout
 from histojax.models import vgg
-from histojax.models.pooling import adaptive_avg_pool
+from histojax.models.ops.pooling import adaptive_avg_pool
 from histojax.models.vgg import VGG, Inception, VGGConfig, VGGFeaturesConfig, VGGInception, VGGInceptionConfig
-from histojax.sharding import Layout
 
 K, B = 3, 8
 ORDER = ["conv1", "conv2", "conv3", "conv4", "conv5", "pool5"]

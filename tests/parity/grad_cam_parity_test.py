@@ -12,7 +12,7 @@ import pytest
 import torch
 from flax import nnx
 
-from histojax.inference.grad_cam import default_layer, grad_cam, layers_of, upsample
+from histojax.inference.explain.grad_cam import default_layer, grad_cam, layers_of, upsample
 from histojax.weights import TABLES, convert
 from tests.weights import twins
 

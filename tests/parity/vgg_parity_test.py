@@ -13,7 +13,8 @@ import torch
 from flax import nnx
 from torch.nn import functional
 
-from histojax.models import pooling, vgg
+from histojax.models import vgg
+from histojax.models.ops import pooling
 from tests.parity import torchvision_import  # noqa: F401  (before torchvision, which it makes importable)
 
 pytestmark = pytest.mark.parity

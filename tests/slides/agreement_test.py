@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from histojax.evaluation import bootstrap
-from histojax.slides import agreement
+from histojax.slides.tsr import agreement
 
 # Shrout and Fleiss 1979, table 2: four judges of six targets; ICC(2,1) of all four is published as 0.29.
 SHROUT_FLEISS = np.array(

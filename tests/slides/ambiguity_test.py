@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from histojax.slides import ambiguity
-from histojax.slides.tsr_spec import TSRError
+from histojax.slides.tsr import ambiguity
+from histojax.slides.tsr.spec import TSRError
 from tests.slides.tsr_grids import make_table, value, whole
 
 

@@ -17,7 +17,7 @@ from data_pipelines.liver_tiles.scan import scan
 from data_pipelines.liver_tiles.spec import TilesSpec
 from histojax.slides import annotations
 from histojax.slides.annotations import AnnotatedSlide, AnnotationError, CutSpec
-from histojax.slides.reader import SlideError, open_slide
+from histojax.slides.readers.reader import SlideError, open_slide
 from histojax.slides.regions import RegionError
 from tests.conftest import SHARED
 

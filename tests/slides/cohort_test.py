@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from histojax.errors import RunError
-from histojax.slides import cohort, jobs
-from histojax.slides.tsr_spec import TSRSpec
+from histojax.core.errors import RunError
+from histojax.slides import cohort, cohort_jobs
+from histojax.slides.tsr.spec import TSRSpec
 from tests.slides import planted
 
 SMALL = TSRSpec(min_tumor_mm2=0, min_tissue_mm2=0.01, block_um=80, hot_spot_um=120, resamples=50)
@@ -32,15 +32,15 @@ def model(**changes: Any) -> cohort.Model:
 
 
 @pytest.fixture
-def slides(tmp_path: pathlib.Path) -> list[jobs.Job]:
+def slides(tmp_path: pathlib.Path) -> list[cohort_jobs.Job]:
     return [
-        jobs.Job(name, planted.write_slide(tmp_path / f"{name}.tif", share))
+        cohort_jobs.Job(name, planted.write_slide(tmp_path / f"{name}.tif", share))
         for name, share in (("a", 0.25), ("<u>", 0.75))
     ]
 
 
 def test_names_with_markup_and_a_model_whose_classes_exclude_each_other(
-    slides: list[jobs.Job], tmp_path: pathlib.Path
+    slides: list[cohort_jobs.Job], tmp_path: pathlib.Path
 ) -> None:
     settings = cohort.Settings(tsr=TSRSpec(measure="probability", min_tumor_mm2=0, min_tissue_mm2=0.01, resamples=50))
     assert cohort.run(slides, model(thresholds=None), settings, tmp_path / "out") == 0
@@ -51,7 +51,7 @@ def test_names_with_markup_and_a_model_whose_classes_exclude_each_other(
 
 
 def test_without_labels_for_it_there_is_no_ratio_but_everything_else(
-    slides: list[jobs.Job], tmp_path: pathlib.Path
+    slides: list[cohort_jobs.Job], tmp_path: pathlib.Path
 ) -> None:
     assert cohort.run(slides[:1], model(), cohort.Settings(), tmp_path / "out") == 0
     names = {path.name for path in (tmp_path / "out" / "a").iterdir()}
@@ -60,7 +60,7 @@ def test_without_labels_for_it_there_is_no_ratio_but_everything_else(
 
 
 def test_a_slide_that_breaks_the_program_does_not_take_the_others_with_it(
-    slides: list[jobs.Job], tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+    slides: list[cohort_jobs.Job], tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = 0
 
@@ -86,7 +86,7 @@ def test_a_slide_that_breaks_the_program_does_not_take_the_others_with_it(
     assert calls == 3, "only the failed one was worked on again"
 
 
-def test_what_was_made_in_another_way_is_kept_and_told(slides: list[jobs.Job], tmp_path: pathlib.Path) -> None:
+def test_what_was_made_in_another_way_is_kept_and_told(slides: list[cohort_jobs.Job], tmp_path: pathlib.Path) -> None:
     output = tmp_path / "out"
     assert cohort.run(slides[:1], model(), cohort.Settings(tsr=SMALL), output) == 0
     before = (output / "a" / "tsr.json").read_bytes()
@@ -107,7 +107,7 @@ def test_a_slide_without_tissue_is_finished_and_not_evaluable(tmp_path: pathlib.
     import cv2
 
     cv2.imwrite(str(tmp_path / "white.png"), np.full((300, 400, 3), 245, np.uint8))
-    job = jobs.Job("white", tmp_path / "white.png", mpp=0.5)
+    job = cohort_jobs.Job("white", tmp_path / "white.png", mpp=0.5)
     assert cohort.run([job], model(), cohort.Settings(tsr=SMALL), tmp_path / "out") == 0
     row = pd.read_csv(tmp_path / "out" / "slides.csv").iloc[0]
     assert (row["tiles"], row["ratio"], row["why_not"]) == (0, "not evaluable", "no tissue tile")

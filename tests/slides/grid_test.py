@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from histojax.errors import RunError
+from histojax.core.errors import RunError
 from histojax.slides.geometry import Geometry
 from histojax.slides.grid import GridSpec, make_grid, read_tiles
-from histojax.slides.reader import Slide, SlideError, open_slide
+from histojax.slides.readers.reader import Slide, SlideError, open_slide
 from histojax.slides.tissue import Tissue, TissueSpec, find_tissue
 from tests.slides.slide_files import tissue_picture, write_pyramid
 

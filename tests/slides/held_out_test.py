@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from data_pipelines.liver_tiles.spec import TilesSpec
-from histojax.errors import RunError
-from histojax.slides import held_out
-from histojax.slides.tsr_spec import TSRSpec
+from histojax.core.errors import RunError
+from histojax.slides.tsr import held_out
+from histojax.slides.tsr.spec import TSRSpec
 
 LABELS = ("tumor", "stroma", "fat")
 VALUES = (3, 7, 9)

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from histojax.slides import tsr
+from histojax.slides.tsr import tsr
 from tests.slides.tsr_grids import GEOMETRY, make_spec, make_table, random_table, value
 
 

@@ -4,9 +4,9 @@ import pathlib
 
 import pytest
 
-from histojax import shards
-from histojax.errors import RunError
-from histojax.slides import jobs
+from histojax.core import shards
+from histojax.core.errors import RunError
+from histojax.slides import cohort_jobs
 
 
 def touch(folder: pathlib.Path, *names: str) -> list[pathlib.Path]:
@@ -20,7 +20,9 @@ def touch(folder: pathlib.Path, *names: str) -> list[pathlib.Path]:
 def test_files_folders_and_lists_in_their_order(tmp_path: pathlib.Path) -> None:
     touch(tmp_path, "s/b.svs", "s/deep/a.TIFF", "s/notes.txt", "one.ndpi", "listed/x.svs", "listed/x.geojson")
     (tmp_path / "listed" / "cohort.csv").write_text("slide,mpp,roi\nx.svs,0.5,x.geojson\nmissing.svs,,\n")
-    found = jobs.find([str(tmp_path / "one.ndpi"), str(tmp_path / "s"), str(tmp_path / "listed/cohort.csv")], mpp=0.25)
+    found = cohort_jobs.find(
+        [str(tmp_path / "one.ndpi"), str(tmp_path / "s"), str(tmp_path / "listed/cohort.csv")], mpp=0.25
+    )
     assert [(job.name, job.mpp) for job in found] == [
         ("one", 0.25), ("b", 0.25), ("a", 0.25), ("x", 0.5), ("missing", 0.25),
     ]  # fmt: skip
@@ -31,21 +33,21 @@ def test_files_folders_and_lists_in_their_order(tmp_path: pathlib.Path) -> None:
 
 def test_slides_of_one_name_are_told_apart_by_their_folder(tmp_path: pathlib.Path) -> None:
     touch(tmp_path, "case1/slide.svs", "case2/slide.svs", "case2/other.svs")
-    assert [job.name for job in jobs.find([str(tmp_path)])] == ["case1_slide", "other", "case2_slide"]
+    assert [job.name for job in cohort_jobs.find([str(tmp_path)])] == ["case1_slide", "other", "case2_slide"]
     touch(tmp_path, "more/case1/slide.svs")
     with pytest.raises(RunError, match="slides of one name in folders of one name"):
-        jobs.find([str(tmp_path)])
+        cohort_jobs.find([str(tmp_path)])
     with pytest.raises(RunError, match="given more than once"):
-        jobs.find([str(tmp_path / "case1"), str(tmp_path / "case1/slide.svs")])
+        cohort_jobs.find([str(tmp_path / "case1"), str(tmp_path / "case1/slide.svs")])
 
 
 def test_regions_of_interest(tmp_path: pathlib.Path) -> None:
     touch(tmp_path, "s/a.svs", "s/b.svs", "rois/a.geojson")
-    found = jobs.find([str(tmp_path / "s")], roi=tmp_path / "rois")
+    found = cohort_jobs.find([str(tmp_path / "s")], roi=tmp_path / "rois")
     assert [job.roi for job in found] == [tmp_path / "rois/a.geojson", None]
     with pytest.raises(RunError, match="one file for 2 slides"):
-        jobs.find([str(tmp_path / "s")], roi=tmp_path / "rois/a.geojson")
-    (job,) = jobs.find([str(tmp_path / "s/a.svs")], roi=tmp_path / "rois/a.geojson")
+        cohort_jobs.find([str(tmp_path / "s")], roi=tmp_path / "rois/a.geojson")
+    (job,) = cohort_jobs.find([str(tmp_path / "s/a.svs")], roi=tmp_path / "rois/a.geojson")
     assert job.roi == tmp_path / "rois/a.geojson"
 
 
@@ -66,16 +68,16 @@ def test_lists_that_are_none(tmp_path: pathlib.Path, text: str, message: str) ->
     path = tmp_path / "cohort.csv"
     path.write_text(text)
     with pytest.raises(RunError, match=message):
-        jobs.find([str(path)])
+        cohort_jobs.find([str(path)])
 
 
 def test_a_folder_without_slides_is_told(tmp_path: pathlib.Path) -> None:
     with pytest.raises(RunError, match="no slide below this folder"):
-        jobs.find([str(tmp_path)])
+        cohort_jobs.find([str(tmp_path)])
 
 
 def test_shards_take_every_slide_once() -> None:
-    all_ = [jobs.Job(str(i), pathlib.Path(str(i))) for i in range(7)]
+    all_ = [cohort_jobs.Job(str(i), pathlib.Path(str(i))) for i in range(7)]
     shares = [shards.share(all_, f"{i}/3") for i in range(3)]
     assert sorted((job for share in shares for job in share), key=lambda job: job.name) == all_
     for wrong in ("3/3", "1", "a/2", "-1/2", "0/0"):

@@ -15,8 +15,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from histojax.slides import reader
-from histojax.slides.reader import SlideError, open_slide
+from histojax.slides.readers import reader
+from histojax.slides.readers.reader import SlideError, open_slide
 from tests.conftest import SHARED
 from tests.slides.slide_files import cut_short, tissue_picture, write_ome, write_pyramid, write_svs
 
@@ -295,7 +295,7 @@ def test_threads_read_what_one_thread_reads(tmp_path: pathlib.Path, compression:
 
 
 def test_decoded_tiles_are_kept_up_to_a_limit(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("histojax.slides.tiff_tiles.CACHE_BYTES", 5 * 256 * 256 * 3)
+    monkeypatch.setattr("histojax.slides.readers.tiff_tiles.CACHE_BYTES", 5 * 256 * 256 * 3)
     with open_slide(write_pyramid(tmp_path / "a.tif", PICTURE, 0.5, levels=1, compression="zlib")) as slide:
         decoded = []
         decode = slide._backend._decode

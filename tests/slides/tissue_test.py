@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from histojax.slides.reader import open_slide
+from histojax.slides.readers.reader import open_slide
 from histojax.slides.tissue import KINDS, Tissue, TissueSpec, find_tissue
 from tests.conftest import SHARED
 from tests.slides.slide_files import GLASS, tissue_picture, tissue_texture, write_pyramid

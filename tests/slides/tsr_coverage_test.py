@@ -6,9 +6,9 @@ import pytest
 import scipy.ndimage
 import scipy.stats
 
-from histojax.slides import tsr
 from histojax.slides.geometry import Geometry
-from histojax.slides.tsr_spec import TSRSpec
+from histojax.slides.tsr import tsr
+from histojax.slides.tsr.spec import TSRSpec
 
 GEOMETRY = Geometry(width=100_000, height=100_000, mpp=1.0, tile=100, stride=100)
 CUT = 0.3  # of a standard normal field: stroma above it

@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from histojax.slides import tsr
 from histojax.slides.geometry import Geometry
-from histojax.slides.tsr_spec import TSRSpec
+from histojax.slides.tsr import tsr
+from histojax.slides.tsr.spec import TSRSpec
 
 # Tiles of 400 pixels 200 apart at 0.5 µm/px: a cell is 0.1 mm wide and has 0.01 mm².
 GEOMETRY = Geometry(width=10_000, height=10_000, mpp=0.5, tile=400, stride=200)

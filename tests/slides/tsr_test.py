@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from histojax.evaluation import bootstrap
-from histojax.slides import tsr
-from histojax.slides.tsr_spec import TSRError, TSRSpec
+from histojax.slides.tsr import tsr
+from histojax.slides.tsr.spec import TSRError, TSRSpec
 from tests.slides.tsr_grids import GEOMETRY, THRESHOLDS, make_spec, make_table, random_table, value, whole
 
 # --- Areas and ratios ---------------------------------------------------------------------------------------

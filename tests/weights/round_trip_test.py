@@ -8,7 +8,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from histojax import pretrained, weights
+from histojax import weights
+from histojax.training import pretrained
 from tests.weights import twins
 
 # After twins, which makes torchvision importable.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from histojax import pretrained
+from histojax.training import pretrained
 from histojax.weights import TABLES, convert, export, inspect
 from tests.weights import twins
 

@@ -1,0 +1,1 @@
+"""Dataset audit: duplicates, leaks, label conflicts, colour shifts."""

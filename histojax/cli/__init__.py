@@ -1,0 +1,1 @@
+"""The `histojax` command: one module per verb."""

@@ -1,0 +1,1 @@
+"""`histojax bench`: training, prediction and input speed, optionally beside PyTorch."""

@@ -1,0 +1,252 @@
+"""Our side of a benchmark, in a process of its own: `python -m histojax.bench.ours JSON`."""
+
+import collections
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from histojax.cli.bench import worker
+from histojax.cli.bench.worker import COPY_BYTES, fastest
+from histojax.core.errors import RunError
+from histojax.data.cache import with_cache
+from histojax.data.pipeline import LoaderSpec, train_batches
+from histojax.data.sources import open_dataset
+from histojax.data.transforms import AugmentSpec
+from histojax.distributed import runtime
+from histojax.distributed.sharding import Layout
+from histojax.models.cost import cost
+from histojax.training import build, default_config, profiling
+from histojax.training.step import Program
+from histojax.training.tasks import Multiclass
+
+CLASSES = ("benign", "malignant")
+_AHEAD = 2  # repeats under way on the device, as in training and prediction
+_MATMUL = {"cpu": 4096, "": 8192}  # rows and columns
+
+
+class _Compiled:
+    """Training steps or predictions of a model with random weights, on one random batch."""
+
+    def __init__(self, spec: dict[str, Any]):
+        self._compiling: list[tuple[float, float]] = []
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+        self._layout, self._program = _program(spec)
+        self._spec, self._n, self._size = spec, spec["batch_size"], spec["image_size"]
+        if spec["work"] == "step":
+            self._program.compile_ahead(self._n, self._size)
+        self._state = self._program.init()
+        rng = np.random.default_rng(0)
+        self._batch = self._layout.to_device(
+            {
+                "image": rng.integers(0, 256, (self._n, self._size, self._size, 3), dtype=np.uint8),
+                "label": rng.integers(0, len(CLASSES), self._n).astype(np.int32),
+                "mask": np.ones(self._n, bool),
+            }
+        )
+        began = time.perf_counter()
+        jax.block_until_ready(self._start())
+        self._first = time.perf_counter() - began
+
+    def _heard(self, event: str, duration_secs: float, **_: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            now = time.perf_counter()
+            self._compiling.append((now - duration_secs, now))
+
+    def _start(self) -> Any:
+        """Starts a repeat; what it will have computed."""
+        raise NotImplementedError
+
+    def _compiled(self) -> jax.stages.Compiled:
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        """See `contestant.Side`."""
+        _, flops = cost(self._spec["model"], len(CLASSES), self._size, self._spec["options"])
+        # The lowered program's own count differs with how a layer is written; a forward pass is the same for all.
+        passes = 3 if isinstance(self, _Step) else 1
+        costs = self._compiled().cost_analysis() or {}
+        device = jax.devices()[0]
+        return {
+            "device": f"{jax.device_count()} × {device.device_kind}",
+            "platform": device.platform,
+            "version": f"jax {jax.__version__}",
+            "first_call_seconds": self._first,
+            "compile_seconds": together(self._compiling),
+            "flops_per_image": passes * flops,
+            "bytes_per_repeat": float(costs.get("bytes accessed", float("nan"))) * jax.device_count(),
+        }
+
+    def run(self, repeats: int) -> dict[str, Any]:
+        """See `contestant.Side`."""
+        under_way: collections.deque[Any] = collections.deque()
+        began = time.perf_counter()
+        for _ in range(repeats):
+            under_way.append(self._start())
+            if len(under_way) > _AHEAD:
+                jax.block_until_ready(under_way.popleft())
+        jax.block_until_ready((under_way, self._state))
+        return {"seconds": time.perf_counter() - began, "images": repeats * self._n}
+
+    def memory(self) -> dict[str, Any]:
+        """See `contestant.Side`."""
+        stats = jax.local_devices()[0].memory_stats()
+        if stats and "peak_bytes_in_use" in stats:
+            return {"bytes": stats["peak_bytes_in_use"], "of": "device"}
+        return {"bytes": worker.memory_peak(), "of": "process"}
+
+    def limits(self) -> dict[str, Any]:
+        """See `contestant.Side`: a product of square matrices in the model's type, and a copy, over all devices."""
+        side = _MATMUL.get(jax.default_backend(), _MATMUL[""])
+        dtype = jnp.dtype(self._spec["dtype"])
+        rows, both = self._layout.batch, self._layout.replicated
+        left = jax.device_put(jnp.ones((side, side), dtype), rows)
+        right = jax.device_put(jnp.ones((side, side), dtype), both)
+        product = jax.jit(jnp.dot, in_shardings=(rows, both), out_shardings=rows)
+        width = COPY_BYTES // 4 // jax.device_count()
+        array = jax.device_put(jnp.ones((jax.device_count(), width), jnp.float32), rows)
+        # In place, because fresh memory costs more than the copy.
+        negative = jax.jit(jnp.negative, in_shardings=rows, out_shardings=rows, donate_argnums=0)
+
+        def negate() -> jax.Array:
+            nonlocal array
+            array = negative(array)
+            return array
+
+        return {
+            "matmul_flops": 2 * side**3 / fastest(lambda: jax.block_until_ready(product(left, right))),
+            "copy_bytes": 2 * array.nbytes / fastest(lambda: jax.block_until_ready(negate())),
+        }
+
+    def profile(self, repeats: int, folder: str) -> dict[str, Any]:
+        """See `contestant.Side`."""
+        profiling.start(pathlib.Path(folder))
+        self.run(repeats)
+        jax.profiler.stop_trace()
+        hlo = self._compiled().as_text() or ""
+        return {"table": profiling.table(profiling.operations(pathlib.Path(folder), hlo), repeats)}
+
+
+class _Step(_Compiled):
+    """The update of a training run."""
+
+    def _start(self) -> Any:
+        self._state, metrics = self._program.train(self._state, self._batch)
+        return metrics
+
+    def _compiled(self) -> jax.stages.Compiled:
+        return self._program.compiled_train(self._state, self._batch)
+
+
+class _Infer(_Compiled):
+    """Prediction."""
+
+    def _start(self) -> Any:
+        return self._program.evaluate(self._state.model, self._batch)["probabilities"]
+
+    def _compiled(self) -> jax.stages.Compiled:
+        return self._program.compiled_evaluate(self._state.model, self._batch)
+
+
+class _Input:
+    """Augmented batches of a dataset's images, as training reads them; they stay in the host's memory."""
+
+    def __init__(self, spec: dict[str, Any]):
+        config = _config(spec)
+        config.data.root = spec["root"]
+        config.data.magnification = "all"
+        config.data.cache, config.data.augment.crop_scale = spec["cache"], spec["crop_scale"]
+        cache = build.cache(config)
+        dataset = with_cache(open_dataset(config.data), cache, spec["image_size"], spec["threads"])
+        loader = LoaderSpec(spec["batch_size"], spec["image_size"], 0, threads=spec["threads"], workers=spec["workers"])
+        augmentation = AugmentSpec(crop_scale=spec["crop_scale"], colour_jitter=spec["colour_jitter"])
+        indices = np.arange(len(dataset.records))
+        self._batches: Iterator[dict[str, np.ndarray]] = train_batches(dataset, indices, loader, augmentation)
+        self._n, self._images = spec["batch_size"], len(indices)
+        # What is ready before a round begins is not of that round.
+        self._ready = 3 + 2 * spec["workers"]
+        next(self._batches)
+
+    def facts(self) -> dict[str, Any]:
+        """See `contestant.Side`."""
+        return {"version": f"jax {jax.__version__}", "images": self._images}
+
+    def run(self, repeats: int) -> dict[str, Any]:
+        """See `contestant.Side`."""
+        for _ in range(self._ready):
+            next(self._batches)
+        began = time.perf_counter()
+        for _ in range(repeats):
+            next(self._batches)
+        return {"seconds": time.perf_counter() - began, "images": repeats * self._n}
+
+
+class _Fit:
+    """How much memory training steps or predictions would take: compiled, and never run."""
+
+    def __init__(self, spec: dict[str, Any]):
+        self._training, self._size = spec["fits"] == "step", spec["image_size"]
+        _, self._program = _program(spec)
+
+    def facts(self) -> dict[str, Any]:
+        """See `contestant.Side`."""
+        stats = jax.local_devices()[0].memory_stats() or {}
+        return {"limit_bytes": stats.get("bytes_limit"), "devices": jax.device_count()}
+
+    def needs(self, batch_size: int) -> dict[str, Any]:
+        """Bytes of one device that a batch needs: what goes in, what comes out elsewhere, and all between."""
+        state, batch = self._program.abstract, self._program.batch(batch_size, self._size)
+        compiled = (
+            self._program.compiled_train(state, batch)
+            if self._training
+            else self._program.compiled_evaluate(state.model, batch)
+        )
+        found = compiled.memory_analysis()
+        if found is None:
+            raise RunError(f"the compiler of {jax.default_backend()} does not say how much memory a program needs")
+        outside = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+        return {"bytes": outside + found.temp_size_in_bytes}
+
+
+def together(spans: list[tuple[float, float]]) -> float:
+    """Seconds covered by spans of time, which may overlap."""
+    covered, until = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        covered += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return covered
+
+
+def _program(spec: dict[str, Any]) -> tuple[Layout, Program]:
+    config = _config(spec)
+    layout = Layout(config.sharding.fsdp)
+    layout.check_batch("--batch_size", spec["batch_size"])
+    task = Multiclass(CLASSES, (1.0,) * len(CLASSES))
+    transform, _ = build.optimizer(config, steps_per_epoch=1000)
+    return layout, build.program(config, task, layout, transform)
+
+
+def _config(spec: dict[str, Any]) -> ConfigDict:
+    config = default_config.base()
+    config.model.name, config.model.options = spec["model"], ConfigDict(spec["options"])
+    config.model.dtype, config.model.remat = spec["dtype"], spec["remat"]
+    config.data.image_size = spec["image_size"]
+    config.train.batch_size = config.evaluation.batch_size = spec["batch_size"]
+    config.optimizer.name = spec["optimizer"]
+    return config
+
+
+def _make(spec: dict[str, Any]) -> Any:
+    if spec.get("disable_command_buffers"):
+        profiling.disable_command_buffers()
+    runtime.prepare(spec["cpu_devices"])
+    return {"step": _Step, "infer": _Infer, "input": _Input, "fit": _Fit}[spec["work"]](spec)
+
+
+if __name__ == "__main__":
+    worker.serve(_make)

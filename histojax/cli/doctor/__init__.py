@@ -1,0 +1,1 @@
+"""`histojax doctor`: checks of the machine before a run."""

@@ -1,0 +1,1 @@
+"""What every room may import: errors, whole files, retries, facts about the host. Standard library only."""

@@ -1,0 +1,1 @@
+"""Report page, figures and model card, made from a table of predictions."""

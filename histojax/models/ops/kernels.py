@@ -1,0 +1,79 @@
+"""Kernels of our own for NVIDIA GPUs: where they are used, and how they are called.
+
+They are written in Pallas and compiled by its Triton backend. jax does not divide them among devices: whoever calls one
+does so by `sharded_call.sharded_call`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from histojax.core.errors import RunError
+
+SWITCH = "HISTOJAX_KERNELS"  # environment: "off" leaves everything to XLA
+_MOST_POSITIONS = 64
+_SIZES = (16, 32, 64)
+_MOST_CHANNELS = 8192
+_LEAST_CAPABILITY = 8.0  # products of bfloat16
+_portable: ContextVar[bool] = ContextVar("portable", default=False)
+
+
+@contextmanager
+def disable_custom_kernels() -> Iterator[None]:
+    """What is traced here calls no kernel: it is to run elsewhere than on this process's default devices."""
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
+
+
+def usable() -> bool:
+    """Whether models shall call kernels: found anew whenever a call is traced.
+
+    Raises RunError where the environment's `SWITCH` is neither "on" nor "off".
+    """
+    return not _portable.get() and usable_here()
+
+
+def usable_here() -> bool:
+    """Whether this process's default devices run kernels, and the environment does not forbid it."""
+    if jax.default_backend() != "gpu":
+        return False
+    if (switch := os.environ.get(SWITCH, "on")) not in ("on", "off"):
+        raise RunError(f"environment: {SWITCH}={switch!r} is not one of on, off")
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))  # AMD's are words
+    return switch == "on" and capability.replace(".", "", 1).isdigit() and float(capability) >= _LEAST_CAPABILITY
+
+
+def window_kernel_supports(dtype: Any, window: int, size: int) -> bool:
+    """Whether `window_attention` is for windows of this side and heads of this size.
+
+    Of 16 bits only: the units that multiply would round float32 to TF32. The logits of one head stay in registers;
+    sizes are powers of two, as Triton's blocks.
+    """
+    fits = window**2 <= _MOST_POSITIONS and size in _SIZES
+    return fits and jnp.dtype(dtype).itemsize == 2 and usable()
+
+
+def takes_rows(dtype: Any, channels: int) -> bool:
+    """Whether `row_norm` is for rows of this type and length."""
+    return channels <= _MOST_CHANNELS and jnp.dtype(dtype).itemsize <= 4 and usable()
+
+
+def call(kernel: Callable[..., None], *, warps: int, stages: int, **given: Any) -> Callable[..., Any]:
+    """`pallas_call` of a kernel; where there is no GPU it is interpreted, which is slow, for tests."""
+    # Not every jax has Triton.
+    from jax.experimental import pallas
+    from jax.experimental.pallas import triton
+
+    parameters = triton.CompilerParams(num_warps=warps, num_stages=stages)
+    interpret = jax.local_devices()[0].platform == "cpu"
+    return pallas.pallas_call(kernel, interpret=interpret, compiler_params=parameters, **given)

@@ -1,0 +1,1 @@
+"""Slide files: OpenSlide, TIFF and plain images behind one interface."""

@@ -1,0 +1,49 @@
+"""Scanners' formats, read by OpenSlide."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from histojax.slides.readers.backend import CACHE_BYTES, Level, SlideError, on_white
+
+
+class OpenSlideFile:
+    """A scanner's format, read by OpenSlide."""
+
+    def __init__(self, path: pathlib.Path, openslide: Any, vendor: str) -> None:
+        self._path, self._openslide = path, openslide
+        self._slide = self._open()
+        self.reader = f"OpenSlide {openslide.__library_version__} ({vendor})"
+        sizes = zip(self._slide.level_dimensions, self._slide.level_downsamples, strict=True)
+        self.levels = tuple(Level(width, height, downsample) for (width, height), downsample in sizes)
+        self.stated_mpp: tuple[float, float] | None = None
+        self.mpp_source = f"the {vendor} header"
+        stated = [self._slide.properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
+        if all(stated):
+            self.stated_mpp = (float(stated[0]), float(stated[1]))
+
+    def region(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """See `Backend`."""
+        slide = self._slide
+        downsample = self.levels[level].downsample
+        try:
+            image = slide.read_region((round(x * downsample), round(y * downsample)), level, (width, height))
+        except self._openslide.OpenSlideError as error:
+            # After an error a handle answers every call with that error. Other threads may be reading
+            # from this one, so that it is left to the garbage collector.
+            self._slide = self._open()
+            raise SlideError(f"OpenSlide says: {error}") from error
+        return on_white(np.asarray(image))
+
+    def close(self) -> None:
+        """See `Backend`."""
+        self._slide.close()
+
+    def _open(self) -> Any:
+        try:
+            slide = self._openslide.OpenSlide(self._path)
+        except self._openslide.OpenSlideError as error:
+            raise SlideError(f"damaged or cut short: OpenSlide says: {error}") from error
+        slide.set_cache(self._openslide.OpenSlideCache(CACHE_BYTES))
+        return slide

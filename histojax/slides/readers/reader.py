@@ -1,0 +1,198 @@
+"""A slide, whatever its file: any rectangle at any resolution as RGB pixels, and µm per pixel."""
+
+import math
+import os
+import pathlib
+from types import TracebackType
+
+import cv2
+import numpy as np
+
+from data_pipelines.pixels import resize_to
+from histojax.slides.readers.backend import Backend, Level, SlideError, package
+from histojax.slides.readers.openslide_file import OpenSlideFile
+from histojax.slides.readers.plain_image import PlainImage
+from histojax.slides.readers.tiff_tiles import TiffTiles, check_complete
+
+__all__ = ["Level", "Slide", "SlideError", "open_slide"]
+
+_BAND_PIXELS = 1 << 24  # of a level, read in one piece: 48 MiB as RGB
+_LEAST_MPP, _GREATEST_MPP = 0.02, 20.0
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_ASK = "give --mpp, or a column mpp in the CSV of slides"
+
+
+class Slide:
+    """An open slide; a context manager; its methods may be called by several threads.
+
+    Attributes:
+      path: of the file.
+      name: the file's name without its ending.
+      width: of level 0 in pixels.
+      height: of level 0 in pixels.
+      mpp: µm per level-0 pixel.
+      mpp_source: where that comes from, in words.
+      levels: of the pyramid, the finest first.
+      reader: what reads the file, in words.
+    """
+
+    def __init__(self, path: pathlib.Path, backend: Backend, mpp: float, mpp_source: str) -> None:
+        self.path, self.name = path, path.stem
+        self.levels, self.reader = backend.levels, backend.reader
+        self.width, self.height = self.levels[0].width, self.levels[0].height
+        self.mpp, self.mpp_source = mpp, mpp_source
+        self._backend = backend
+
+    def __enter__(self) -> "Slide":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the file; nothing can be read after it."""
+        self._backend.close()
+
+    def read(self, x: int, y: int, width: int, height: int, out_width: int, out_height: int) -> np.ndarray:
+        """A rectangle in level-0 pixels, as `uint8 [out_height, out_width, 3]`, RGB.
+
+        Taken from the coarsest level that is at least as fine as the result and averaged over areas, to within
+        half a pixel of that level. White outside the slide and where it is transparent.
+
+        Raises:
+          SlideError: the file is damaged there.
+          ValueError: a side is less than one pixel.
+        """
+        if min(width, height, out_width, out_height) < 1:
+            raise ValueError(f"no rectangle: {width}×{height} level-0 pixels as {out_width}×{out_height}")
+        wanted = min(width / out_width, height / out_height) * 1.01  # levels' sizes are rounded
+        level = max((i for i, a in enumerate(self.levels) if a.downsample <= wanted), default=0)
+        scale = self.levels[level].downsample
+        bands = math.ceil(width * height / scale**2 / _BAND_PIXELS)
+        try:
+            if bands == 1:
+                return self._read_band(level, x, y, width, height, out_width, out_height)
+            out = np.empty((out_height, out_width, 3), np.uint8)
+            rows = max(1, out_height // bands)
+            for top in range(0, out_height, rows):
+                part = out[top : top + rows]
+                start, tall = y + height * top / out_height, height * len(part) / out_height
+                part[:] = self._read_band(level, x, start, width, tall, out_width, len(part))
+            return out
+        except SlideError as error:
+            message = f"{self.path}: cannot read the {width}×{height} pixels at ({x}, {y}): {error}"
+            raise SlideError(message) from error
+
+    def thumbnail(self, longest: int) -> np.ndarray:
+        """The whole slide, `uint8 [h, w, 3]`, its longer side `longest` pixels (its own, where it has fewer)."""
+        shrink = min(1.0, longest / max(self.width, self.height))
+        return self.read(
+            0, 0, self.width, self.height, max(1, round(self.width * shrink)), max(1, round(self.height * shrink))
+        )
+
+    def _read_band(
+        self, level: int, x: float, y: float, width: float, height: float, out_width: int, out_height: int
+    ) -> np.ndarray:
+        size = self.levels[level]
+        x0, y0 = round(x / size.downsample), round(y / size.downsample)
+        x1 = max(x0 + 1, round((x + width) / size.downsample))
+        y1 = max(y0 + 1, round((y + height) / size.downsample))
+        left, right = max(x0, 0), min(x1, size.width)
+        top, bottom = max(y0, 0), min(y1, size.height)
+        if left >= right or top >= bottom:
+            return np.full((out_height, out_width, 3), 255, np.uint8)
+        pixels = self._backend.region(level, left, top, right - left, bottom - top)
+        if (left, right, top, bottom) != (x0, x1, y0, y1):
+            margins = (top - y0, y1 - bottom, left - x0, x1 - right)
+            pixels = cv2.copyMakeBorder(pixels, *margins, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+        same = pixels.shape[:2] == (out_height, out_width)
+        return pixels if same else resize_to(pixels, out_width, out_height)
+
+
+def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
+    """Opens a slide: a scanner's format (OpenSlide), a TIFF or OME-TIFF file (tifffile), or a plain image.
+
+    `mpp`: µm per level-0 pixel, which then goes before what the file says.
+
+    Raises:
+      SlideError: the file cannot be read, is no 8-bit RGB image, or states no believable µm/px and none is given.
+    """
+    path = pathlib.Path(path)
+    try:
+        if mpp is not None and not _LEAST_MPP <= mpp <= _GREATEST_MPP:
+            raise SlideError(f"µm/px given as {mpp:g}, which is not within {_LEAST_MPP}…{_GREATEST_MPP:g}")
+        backend = _open_backend(path)
+        try:
+            mpp, source = _resolve_mpp(backend, mpp)
+        except SlideError:
+            backend.close()
+            raise
+    except SlideError as error:
+        raise SlideError(f"{path}: {error}") from error
+    return Slide(path, backend, mpp, source)
+
+
+def _open_backend(path: pathlib.Path) -> Backend:
+    """The backend for a file.
+
+    Raises:
+      SlideError: no such file, nothing reads it, it is cut short, or its pixels are not 8-bit RGB; without the path.
+    """
+    if path.is_dir():
+        raise SlideError("is a folder: name the slide's file in it")
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise SlideError(f"cannot be opened ({error.strerror})") from error
+    if not magic:
+        raise SlideError("the file is empty: copy it again")
+    openslide = package("openslide")
+    vendor = openslide.OpenSlide.detect_format(path)
+    if vendor is None or vendor == "generic-tiff":
+        return TiffTiles(path) if magic in _TIFF else PlainImage(path)
+    if magic in _TIFF and vendor != "hamamatsu":  # whose offsets beyond 4 GiB are not TIFF's
+        check_complete(path)
+    slide = OpenSlideFile(path, openslide, vendor)
+    direct = _same_tiles(path, slide) if vendor == "aperio" else None
+    if direct is None:
+        return slide
+    slide.close()
+    return direct
+
+
+def _same_tiles(path: pathlib.Path, slide: OpenSlideFile) -> TiffTiles | None:
+    """The slide read tile by tile; None where that would not give the pixels that OpenSlide gives."""
+    try:
+        tiles = TiffTiles(path)
+    except SlideError:
+        return None
+    sizes = [[(level.width, level.height) for level in backend.levels] for backend in (tiles, slide)]
+    if not tiles.plain_jpeg or sizes[0] != sizes[1]:
+        tiles.close()
+        return None
+    tiles.reader = f"{slide.reader}, its tiles by {tiles.reader}"
+    tiles.stated_mpp, tiles.mpp_source = slide.stated_mpp, slide.mpp_source
+    return tiles
+
+
+def _resolve_mpp(backend: Backend, given: float | None) -> tuple[float, str]:
+    """µm/px and its source in words; raises SlideError where none is to be believed."""
+    stated, source = backend.stated_mpp, backend.mpp_source
+    if stated is None:
+        fault = "states no µm/px"
+    elif not all(_LEAST_MPP <= value <= _GREATEST_MPP for value in stated):
+        fault = f"states {stated[0]:.4g} × {stated[1]:.4g} µm/px in {source}, which is no slide's"
+    elif max(stated) > 1.05 * min(stated):
+        fault = f"states {stated[0]:.4g} × {stated[1]:.4g} µm/px in {source}: its pixels are not square"
+    else:
+        fault = ""
+    own = 0.0 if fault or stated is None else sum(stated) / 2
+    if given is not None:
+        differs = own and abs(given - own) > 0.1 * own
+        return given, "given" + (f", against {own:.4g} µm/px in {source}" if differs else "")
+    if fault:
+        raise SlideError(f"{fault}: {_ASK}")
+    return own, source

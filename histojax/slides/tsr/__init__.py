@@ -1,0 +1,1 @@
+"""Tumor-to-stroma ratio: definition, interval, agreement with masks."""

@@ -1,0 +1,1 @@
+"""Many runs in one table: model comparison, split protocols, transfer between magnifications."""

@@ -1,0 +1,345 @@
+"""Checkpoints: the only file that imports orbax.
+
+A run keeps its last states in `checkpoints/last/<step>` and the best one in `checkpoints/best/<step>`. Orbax
+writes in the background to a temporary name and renames; behind that we write `sha256.json`, the checksum of
+every file, because orbax restores a flipped byte without a word. So:
+
+* no `sha256.json`: the save was cut short; the checkpoint is ignored with a warning.
+* a file that differs from it: the checkpoint is damaged; an error names the file and says what to do.
+"""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import logging
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from histojax.core.errors import RunError
+from histojax.core.files import atomic_write
+from histojax.core.retries import with_backoff
+from histojax.distributed import processes
+from histojax.distributed.sharding import in_memory_as
+
+LAST, BEST = "last", "best"
+FORMAT = 2  # of what a checkpoint holds; 1 had no thresholds
+_log = logging.getLogger(__name__)
+_FOLDER, _MANIFEST = "checkpoints", "sha256.json"
+_MODEL, _EMA, _TRAIN, _META = "model", "ema", "train", "meta"
+_SHARED_BYTES = 1 << 20
+
+
+class CheckpointError(RunError):
+    """A checkpoint that cannot be written or read; the message names it and the remedy."""
+
+
+class Checkpoints:
+    """One series of checkpoints in a folder; use it in a `with`, which waits for a save under way.
+
+    Args:
+      folder: `<workdir>/checkpoints/last` or `…/best`.
+      keep: how many to keep; older ones are deleted.
+
+    Raises:
+      CheckpointError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: pathlib.Path, keep: int):
+        self.folder = folder.absolute()
+        # Orbax leaves an unhandled save under way waiting for five minutes at exit; close() prevents it.
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        self._sealing: concurrent.futures.Future[None] | None = None
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="seal-checkpoint")
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and processes.count() > 1:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            return  # this process ends; the others may be gone, and a save would wait for them
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
+            # A save that failed fails here once more, in orbax's words; `wait` has told it in ours.
+            with contextlib.suppress(Exception):
+                self._manager.close()
+
+    def save(self, step: int, trees: dict[str, Any], meta: dict[str, Any]) -> None:
+        """Starts saving; returns once the arrays have left the devices, so that the next step may donate them.
+
+        Args:
+          step: updates done.
+          trees: `model`, `train` and, with EMA, `ema`: pytrees of arrays.
+          meta: JSON-able; everything else that makes the run the run.
+
+        Raises:
+          CheckpointError: this save, or the one before it, could not be written.
+        """
+        self.wait()
+        if step in self.steps():
+            return  # a run that was killed behind this save came here again, with the same state
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        try:
+            # Orbax's threads wait for five minutes, at exit too, for a folder that cannot be made.
+            tempfile.TemporaryDirectory(prefix=".", dir=self.folder).cleanup()
+            arguments = ocp.args.Composite(**items, **{_META: ocp.args.JsonSave(meta)})
+            with_backoff(str(self.folder), lambda: self._manager.save(step, args=arguments, force=True))
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            raise self._cannot_write(error) from error
+        self._sealing = self._pool.submit(self._seal, step)
+
+    def wait(self) -> None:
+        """Blocks until the save under way is on disk with its checksums.
+
+        Raises:
+          CheckpointError: it could not be written.
+        """
+        sealing, self._sealing = self._sealing, None
+        if sealing is not None:
+            try:
+                sealing.result()
+            except Exception as error:
+                raise self._cannot_write(error) from error
+            processes.barrier(f"sealed in {self.folder}")  # so that all see the same checkpoints
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        return complete_steps(self.folder)
+
+    def discard_incomplete(self) -> None:
+        """Deletes what a killed process left half-written, with a warning each."""
+        self.wait()
+        complete = {str(step) for step in self.steps()}
+        for path in sorted(self.folder.iterdir()):
+            if path.is_dir() and path.name not in complete and jax.process_index() == 0:
+                _log.warning("%s: this save was cut short; ignored and deleted", path)
+                shutil.rmtree(path, ignore_errors=True)
+        processes.barrier(f"discarded in {self.folder}")
+        self._manager.reload()
+
+    def _seal(self, step: int) -> None:
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+        if jax.process_index() == 0:
+            folder = self.folder / str(step)
+            with_backoff(str(folder), lambda: _write_manifest(folder))
+
+    def _cannot_write(self, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"{self.folder}: the checkpoint could not be written ({_first_line(error)}). "
+            "Earlier checkpoints are untouched: make room or fix the folder, and start the same command again."
+        )
+
+
+def series(workdir: pathlib.Path, name: str) -> pathlib.Path:
+    """The folder of the series `last` or `best` of a work directory."""
+    return workdir / _FOLDER / name
+
+
+def complete_steps(folder: pathlib.Path) -> list[int]:
+    """Steps of the complete checkpoints in a series' folder, ascending."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / _MANIFEST).is_file())
+
+
+def find(path: pathlib.Path) -> pathlib.Path:
+    """The checkpoint that a user means: one itself, or the newest of the best ones, else of the last ones.
+
+    Args:
+      path: a checkpoint, a series, a `checkpoints` folder or a work directory.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    path = path.expanduser().absolute()
+    if (path / _MANIFEST).is_file():
+        return path
+    for folder in (path, path / BEST, path / LAST, series(path, BEST), series(path, LAST)):
+        if folder.is_dir():
+            for cut in sorted(p for p in folder.iterdir() if p.name.isdigit() and not (p / _MANIFEST).is_file()):
+                _log.warning("%s: this save was cut short; ignored", cut)
+        if steps := complete_steps(folder):
+            return folder / str(steps[-1])
+    what = "has no checkpoint that is complete" if path.exists() else "does not exist"
+    raise CheckpointError(f"{path} {what}; name a work directory of a histojax run, or one of its checkpoints")
+
+
+def run_of(checkpoint: pathlib.Path) -> pathlib.Path | None:
+    """The work directory that a checkpoint lies in; None for a copy elsewhere."""
+    return checkpoint.parents[2] if checkpoint.parents[1].name == _FOLDER else None
+
+
+def digest(checkpoint: pathlib.Path) -> str:
+    """Sixteen hexadecimal digits that tell a checkpoint from any other: of the list of its files' checksums."""
+    return hashlib.sha256((checkpoint / _MANIFEST).read_bytes()).hexdigest()[:16]
+
+
+def verify(checkpoint: pathlib.Path, item: str = "") -> None:
+    """Compares every file of a checkpoint, or of one item in it, with its checksum.
+
+    Raises:
+      CheckpointError: a file is missing or differs; or it is no checkpoint.
+    """
+    if jax.process_index() != 0:
+        return  # one reads it all; if it raises, the others end with it
+    try:
+        recorded: dict[str, str] = json.loads((checkpoint / _MANIFEST).read_text())
+    except OSError as error:
+        raise _unreadable(checkpoint, error) from error
+    except ValueError as error:
+        raise _damaged(checkpoint, _MANIFEST, "is damaged: it cannot be read") from error
+    found = _checksums(checkpoint, item)
+    for name in sorted(recorded.keys() | found.keys()):
+        if name not in found:
+            if name.startswith(item):
+                raise _damaged(checkpoint, name, "is missing")
+        elif name in recorded and found[name] != recorded[name]:
+            problem = "is damaged: its content differs from the checksum taken when it was written"
+            raise _damaged(checkpoint, name, problem)
+
+
+def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
+    """What a checkpoint holds beside arrays: config, classes, normalisation, split, progress.
+
+    Raises:
+      CheckpointError: it is not a checkpoint of this program, or a damaged one.
+    """
+    verify(checkpoint, f"{_META}/")
+    try:
+        with _reader() as reader:
+            restored = reader.restore(checkpoint, args=ocp.args.Composite(**{_META: ocp.args.JsonRestore()}))
+        meta: dict[str, Any] = restored[_META]
+    except Exception as error:
+        raise _unreadable(checkpoint, error) from error
+    if meta.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{checkpoint}: written by another version of histojax (format {meta.get('format')}, this one reads "
+            f"{FORMAT}): use that version, or train anew"
+        )
+    return meta
+
+
+def restore(checkpoint: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any]:
+    """Reads the named trees as `abstract` has them sharded and lying in memory; `ema`, `train` may be left out.
+
+    Raises:
+      CheckpointError: damaged, or of another model: every missing, unexpected and misshapen array is named.
+    """
+    verify(checkpoint)
+    with _reader() as reader:
+        stored = reader.metadata(checkpoint).item_metadata
+        for name, tree in abstract.items():
+            _compare(checkpoint, name, stored.get(name), tree)
+        try:
+            arguments = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+            restored = dict(reader.restore(checkpoint, args=ocp.args.Composite(**arguments)).items())
+        except Exception as error:
+            raise CheckpointError(f"{checkpoint}: cannot be restored ({_first_line(error)})") from error
+    return in_memory_as(abstract, restored)
+
+
+def _register_arrays() -> None:
+    """Arrays are cut among the devices that hold them only where the parts are of a MiB and more.
+
+    Orbax cuts all arrays that several devices hold, so that each writes a part: of a ResNet50 on eight devices,
+    thousands of slices of a few bytes, for each of which a save waits.
+    """
+    default = ocp.type_handlers.get_type_handler(jax.Array)
+    handler = ocp.type_handlers.ArrayHandler(
+        min_slice_bytes_for_replica_parallel=_SHARED_BYTES,
+        array_metadata_store=default._array_metadata_store,  # which knows random keys
+    )
+    absl_log = logging.getLogger("absl")
+    level = absl_log.level
+    absl_log.setLevel(logging.ERROR)  # orbax warns of what is done on purpose
+    try:
+        ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+    finally:
+        absl_log.setLevel(level)
+
+
+_register_arrays()
+
+
+def _write_manifest(folder: pathlib.Path) -> None:
+    content = json.dumps(_checksums(folder), indent=1)
+    with atomic_write(folder / _MANIFEST) as temporary:
+        temporary.write_text(content)
+
+
+def _reader() -> ocp.Checkpointer:
+    arrays = {name: ocp.StandardCheckpointHandler() for name in (_MODEL, _EMA, _TRAIN)}
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**arrays, **{_META: ocp.JsonCheckpointHandler()}))
+
+
+def _compare(checkpoint: pathlib.Path, name: str, stored: Any, wanted: Any) -> None:
+    there = {} if stored is None else _shapes(stored.tree if hasattr(stored, "tree") else stored)
+    here = _shapes(wanted)
+    problems = [f"missing {path} {here[path]}" for path in here if path not in there]
+    problems += [f"unexpected {path} {there[path]}" for path in there if path not in here]
+    problems += [
+        f"{path} is {there[path]}, the model has {here[path]}"
+        for path in here
+        if path in there and there[path] != here[path]
+    ]
+    if problems:
+        shown = "\n  ".join(problems[:20] + [f"… and {len(problems) - 20} more"] * (len(problems) > 20))
+        raise CheckpointError(f"{checkpoint}: its '{name}' is of another model or optimizer:\n  {shown}")
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in flat
+        if hasattr(leaf, "shape") and not _is_key(leaf)
+    }
+
+
+def _is_key(leaf: Any) -> bool:
+    """Random keys are stored as plain integers with one more axis."""
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is None or jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or np.dtype(dtype) == np.uint32
+
+
+def _damaged(checkpoint: pathlib.Path, name: str, problem: str) -> CheckpointError:
+    # A copy may have a name of its own, and no series around it.
+    step = int(checkpoint.name) if checkpoint.name.isdigit() else 0
+    earlier = [other for other in complete_steps(checkpoint.parent) if other < step]
+    remedy = f"go on from step {earlier[-1]}" if earlier else "start anew"
+    return CheckpointError(
+        f"{checkpoint}: the file {name} {problem}. Restore the folder from a copy, or delete it to {remedy}."
+    )
+
+
+def _unreadable(checkpoint: pathlib.Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{checkpoint}: cannot be read as a histojax checkpoint ({_first_line(error)})")
+
+
+def _checksums(folder: pathlib.Path, item: str = "") -> dict[str, str]:
+    sums = {}
+    for path in sorted(p for p in (folder / item).rglob("*") if p.is_file()):
+        if path.name != _MANIFEST:
+            with open(path, "rb") as file:
+                sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    text = f"{type(error).__name__}: {lines[0] if lines else ''}"
+    # The operating system's word, such as "No space left on device", comes last.
+    return text if len(text) <= 300 else f"{text[:140]} … {text[-150:]}"
