@@ -1,4 +1,4 @@
-"""The long form of tests/chaos_test.py: kill -9 at bad moments, many times over, here and there on other devices.
+"""The long form of tests/distributed/chaos_test.py: kill -9 at bad moments, many times, also across devices.
 
     python -m benchmarks.chaos --kills 200 --seed 0
 
@@ -15,9 +15,9 @@ import tempfile
 import numpy as np
 
 from data_pipelines.synthetic.generator import SyntheticSpec, generate
-from tests.chaos import chaos, leftovers
-from tests.processes import Processes
-from tests.programs import arrays
+from tests.helpers.chaos import chaos, leftovers
+from tests.helpers.processes import Processes
+from tests.helpers.programs import arrays
 
 TOPOLOGIES = [(1, 1), (1, 2), (2, 1), (2, 2), (1, 4)]
 

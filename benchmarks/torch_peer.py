@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from histojax.cli.bench import worker
 from histojax.cli.bench.worker import COPY_BYTES, fastest
 from histojax.core.errors import RunError
-from tests.parity import dala_resnet_torch, ldcsf_torch, torchvision_import  # noqa: F401  (it makes torchvision work)
+from tests.helpers import dala_resnet_torch, ldcsf_torch, torchvision_import  # noqa: F401  (it makes torchvision work)
 
 import timm  # isort: skip  (it imports torchvision)
 import torchvision  # isort: skip

@@ -14,7 +14,7 @@ from histojax.inference.explain import checks
 from histojax.inference.explain.dt_grad_cam import Rule
 from histojax.inference.explain.explain import Explainer
 from histojax.inference.predictor import Predictor
-from tests import programs
+from tests.helpers import programs
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,7 @@ from histojax.training.evaluate import LoadedModel
 from histojax.training.optimizer import OptimizerSpec, make_optimizer
 from histojax.training.step import Program, StepSpec
 from histojax.training.tasks import Multiclass
-from tests.every_model_step_test import SMALL, K
+from tests.training.every_model_step_test import SMALL, K
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ from histojax.inference.export import export
 from histojax.inference.export.export import ExportSpec
 from histojax.inference.predictor import Predictor
 from histojax.models.densenet import DenseNet, DenseNetConfig
-from tests.inference.export_checkpoint import checkpoint_of
+from tests.helpers.export_checkpoint import checkpoint_of
 
 pytestmark = pytest.mark.slow
 SMALL_VIT = {"image_size": 64, "embed_dim": 48, "depth": 1, "heads": 3}

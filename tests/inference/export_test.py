@@ -17,9 +17,9 @@ from histojax.inference.export.export import ExportSpec
 from histojax.inference.export.function import Portable
 from histojax.inference.predictor import Predictor
 from histojax.models.ops import kernels
-from tests.inference.export_checkpoint import checkpoint_of
-from tests.programs import run as run_program
-from tests.programs import small_ldcsf_run
+from tests.helpers.export_checkpoint import checkpoint_of
+from tests.helpers.programs import run as run_program
+from tests.helpers.programs import small_ldcsf_run
 
 pytestmark = pytest.mark.slow
 

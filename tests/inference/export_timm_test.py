@@ -21,10 +21,10 @@ from histojax.inference.export import export
 from histojax.inference.export.export import ExportSpec
 from histojax.inference.predictor import Predictor
 from tests.conftest import ROOT, SHARED
-from tests.inference.export_checkpoint import checkpoint_of
+from tests.helpers.export_checkpoint import checkpoint_of
 
 # It defines what torchvision misses beside a CPU build of torch.
-from tests.parity import torchvision_import  # noqa: F401  # isort: skip
+from tests.helpers import torchvision_import  # noqa: F401  # isort: skip
 import timm
 
 pytestmark = [pytest.mark.slow, pytest.mark.parity]

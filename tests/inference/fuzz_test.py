@@ -27,7 +27,7 @@ PROGRAM = """
     from histojax.bench.contestant import memory_peak
     from histojax.inference import prediction_run
     from histojax.inference.images import find
-    from tests.inference.colour_model import ColourModel
+    from tests.helpers.colour_model import ColourModel
     refs = find(sys.argv[2:])
     failed = prediction_run.run(refs, [ColourModel(batch_size=32)], pathlib.Path(sys.argv[1]), thresholds=None)
     print(json.dumps([len(refs), failed, memory_peak() >> 20]))

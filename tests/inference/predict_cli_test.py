@@ -11,8 +11,8 @@ import pytest
 
 from histojax.evaluation import predictions
 from tests.conftest import ROOT, WriteImages
-from tests.programs import run as run_program
-from tests.programs import run_until, small_ldcsf_run
+from tests.helpers.programs import run as run_program
+from tests.helpers.programs import run_until, small_ldcsf_run
 
 PROGRAM = [sys.executable, "-c", "import sys; from histojax import predict_cli; predict_cli.main(sys.argv[1:])"]
 

@@ -19,7 +19,7 @@ from histojax.evaluation import predictions
 from histojax.inference.predict import pixels, prediction_run, prediction_table
 from histojax.inference.predict.images import ImageRef, find
 from tests.conftest import ROOT, WriteImages
-from tests.inference.colour_model import ColourModel
+from tests.helpers.colour_model import ColourModel
 
 NAMES = [f"{i:03}.png" for i in range(22)]
 PROBABILITIES = ["prob_red", "prob_green", "prob_blue"]
@@ -98,7 +98,7 @@ def test_a_process_that_is_killed_goes_on_where_it_was(folder: pathlib.Path) -> 
         import pathlib, sys, time
         from histojax.inference import prediction_run
         from histojax.inference.images import find
-        from tests.inference.colour_model import ColourModel
+        from tests.helpers.colour_model import ColourModel
         class Slow(ColourModel):
             def say(self, images):
                 time.sleep(0.3)
@@ -297,7 +297,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: pathlib.Path, 
         from histojax.bench.contestant import memory_peak
         from histojax.inference import prediction_run
         from histojax.inference.images import find
-        from tests.inference.colour_model import ColourModel
+        from tests.helpers.colour_model import ColourModel
         model = ColourModel(batch_size=32, image_size=224)
         prediction_run.run(find([sys.argv[1]]), [model], pathlib.Path(sys.argv[2]), thresholds=None)
         print(json.dumps(memory_peak()))

@@ -11,7 +11,7 @@ from histojax.core.errors import RunError
 from histojax.data.sources import open_dataset
 from histojax.evaluation import predictions
 from histojax.inference.predictor import Predictor
-from tests.programs import small_ldcsf_run
+from tests.helpers.programs import small_ldcsf_run
 
 pytestmark = pytest.mark.slow
 

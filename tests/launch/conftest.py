@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from tests.launch.scripts import executable
+from tests.helpers.launch_scripts import executable
 
 PROGRAM = """
 import os, signal, sys, time

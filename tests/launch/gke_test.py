@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.launch.scripts import GKE, WORDS, run_script
+from tests.helpers.launch_scripts import GKE, WORDS, run_script
 
 GPU_NODES = [
     "--name",

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from tests.launch.scripts import LOCAL, WORDS, run_script
+from tests.helpers.launch_scripts import LOCAL, WORDS, run_script
 
 
 def test_local_prints_what_it_would_do() -> None:

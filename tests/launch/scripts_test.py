@@ -9,7 +9,7 @@ import tomllib
 import pytest
 
 from tests.conftest import ROOT
-from tests.launch.scripts import GKE, LAUNCH, LOCAL, SLURM, TPU, WORDS, run_script
+from tests.helpers.launch_scripts import GKE, LAUNCH, LOCAL, SLURM, TPU, WORDS, run_script
 
 GPU_NODES = [
     "--name",

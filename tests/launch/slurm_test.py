@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from tests.launch.scripts import LAUNCH, SLURM, run_script
+from tests.helpers.launch_scripts import LAUNCH, SLURM, run_script
 
 
 def test_slurm_says_what_it_would_do(slurm: Mapping[str, str]) -> None:

@@ -4,7 +4,7 @@ import pathlib
 import time
 from collections.abc import Callable, Mapping
 
-from tests.launch.scripts import TPU, WORDS, executable, run_script
+from tests.helpers.launch_scripts import TPU, WORDS, executable, run_script
 
 SETTINGS = ["--name", "pod", "--zone", "zone-1", "--type", "v5litepod-16", "--runtime", "v2-alpha-tpuv5-lite"]
 SETTINGS += ["--poll", "1"]

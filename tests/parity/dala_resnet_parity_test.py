@@ -13,7 +13,7 @@ import torch
 from flax import nnx
 
 from histojax import models
-from tests.parity import dala_resnet_torch as twin_module
+from tests.helpers import dala_resnet_torch as twin_module
 
 pytestmark = pytest.mark.parity
 CLASSES = 5

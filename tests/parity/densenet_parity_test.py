@@ -13,7 +13,7 @@ import torch
 from flax import nnx
 
 from histojax.models.densenet import DenseNet, DenseNetConfig, densenet121
-from tests.parity import torchvision_import  # noqa: F401  (before torchvision, which it makes importable)
+from tests.helpers import torchvision_import  # noqa: F401  (before torchvision, which it makes importable)
 
 pytestmark = pytest.mark.parity
 CLASSES = 7

@@ -14,7 +14,7 @@ from flax import nnx
 
 from histojax.inference.explain.grad_cam import default_layer, grad_cam, layers_of, upsample
 from histojax.weights import TABLES, convert
-from tests.weights import twins
+from tests.helpers import twins
 
 import pytorch_grad_cam  # isort: skip  (after twins, which makes torchvision importable)
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # isort: skip

@@ -13,7 +13,7 @@ import torch
 from flax import nnx
 
 from histojax import models
-from tests.parity import ldcsf_torch as twin_module
+from tests.helpers import ldcsf_torch as twin_module
 
 pytestmark = pytest.mark.parity
 CLASSES = 4

@@ -15,7 +15,7 @@ from flax import nnx
 
 from histojax.models.resnet import ResNetConfig
 from histojax.models.seresnet import SEResNet, SEResNetConfig, seresnet50
-from tests.parity import torchvision_import  # noqa: F401  (timm imports torchvision)
+from tests.helpers import torchvision_import  # noqa: F401  (timm imports torchvision)
 
 pytestmark = pytest.mark.parity
 CLASSES = 7

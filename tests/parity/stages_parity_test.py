@@ -14,8 +14,7 @@ import torch
 from flax import nnx
 
 from histojax.weights import TABLES, convert
-from tests.parity import dala_resnet_torch
-from tests.weights import twins
+from tests.helpers import dala_resnet_torch, twins
 
 import torchvision  # isort: skip  (after twins, which makes it importable)
 

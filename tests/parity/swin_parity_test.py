@@ -14,7 +14,7 @@ import torch
 from flax import nnx
 
 from histojax import models
-from tests.parity.torchvision_import import StochasticDepth, swin_t
+from tests.helpers.torchvision_import import StochasticDepth, swin_t
 
 pytestmark = pytest.mark.parity
 CLASSES = 7

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from histojax.models import vgg
 from histojax.models.ops import pooling
-from tests.parity import torchvision_import  # noqa: F401  (before torchvision, which it makes importable)
+from tests.helpers import torchvision_import  # noqa: F401  (before torchvision, which it makes importable)
 
 pytestmark = pytest.mark.parity
 CLASSES = 7

@@ -12,7 +12,7 @@ import torch
 
 from histojax.training import pretrained
 from histojax.weights import TABLES, export, inspect
-from tests.weights import twins
+from tests.helpers import twins
 
 import timm  # isort: skip  (after twins, which makes torchvision importable)
 import timm.layers  # isort: skip

@@ -16,7 +16,7 @@ from histojax.models.vit import resample_positions
 from histojax.weights import TABLES, convert
 
 # It makes torchvision importable, which timm wants.
-from tests.parity import torchvision_import  # noqa: F401  # isort: skip
+from tests.helpers import torchvision_import  # noqa: F401  # isort: skip
 import timm  # isort: skip
 import timm.layers  # isort: skip
 import torchvision  # isort: skip

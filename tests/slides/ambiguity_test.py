@@ -6,7 +6,7 @@ import scipy.stats
 
 from histojax.slides.tsr import ambiguity
 from histojax.slides.tsr.spec import TSRError
-from tests.slides.tsr_grids import make_table, value, whole
+from tests.helpers.tsr_grids import make_table, value, whole
 
 
 def test_ambiguity_by_hand():

@@ -12,7 +12,7 @@ import pytest
 from histojax.core.errors import RunError
 from histojax.slides import cohort, cohort_jobs
 from histojax.slides.tsr.spec import TSRSpec
-from tests.slides import planted
+from tests.helpers import planted
 
 SMALL = TSRSpec(min_tumor_mm2=0, min_tissue_mm2=0.01, block_um=80, hot_spot_um=120, resamples=50)
 

@@ -17,7 +17,7 @@ import shapely.geometry
 
 from histojax.slides.geojson import write_tiles
 from histojax.slides.labels import colours_of, file_names_of, predicted
-from tests.slides.tables import make_table
+from tests.helpers.tile_tables import make_table
 
 THRESHOLDS = {"tumor": 0.5, "stroma": 0.25}
 COLOUR = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}, "minItems": 3, "maxItems": 3}

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from histojax.slides.tsr import tsr
-from tests.slides.tsr_grids import GEOMETRY, make_spec, make_table, random_table, value
+from tests.helpers.tsr_grids import GEOMETRY, make_spec, make_table, random_table, value
 
 
 def spot_of(table, side, inside=None, **changes):

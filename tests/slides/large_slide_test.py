@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
-from tests.slides.slide_files import write_large
+from tests.helpers.slide_files import write_large
 
 _PROGRAM = """
 import json, sys

@@ -13,7 +13,7 @@ import tifffile
 
 from histojax.slides import maps
 from histojax.slides.geometry import Geometry
-from tests.slides.tables import make_table
+from tests.helpers.tile_tables import make_table
 
 GEOMETRY = Geometry(width=410, height=290, mpp=0.5, tile=100, stride=100)  # 3 × 5 cells, the last column not whole
 OVERLAPPING = Geometry(width=410, height=290, mpp=0.5, tile=200, stride=100)

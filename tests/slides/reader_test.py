@@ -18,7 +18,7 @@ from PIL import Image
 from histojax.slides.readers import reader
 from histojax.slides.readers.reader import SlideError, open_slide
 from tests.conftest import SHARED
-from tests.slides.slide_files import cut_short, tissue_picture, write_ome, write_pyramid, write_svs
+from tests.helpers.slide_files import cut_short, tissue_picture, write_ome, write_pyramid, write_svs
 
 SLIDES = SHARED / "slides"
 PICTURE = tissue_picture(600, 800)

@@ -13,7 +13,7 @@ from shapely.geometry import Polygon, mapping
 from histojax.slides import regions
 from histojax.slides.geojson import write_tiles
 from histojax.slides.regions import RegionError
-from tests.slides.tables import make_table
+from tests.helpers.tile_tables import make_table
 
 SQUARE = [[0, 0], [10, 0], [10, 10], [0, 10], [0, 0]]
 HOLE = [[2, 2], [4, 2], [4, 4], [2, 4], [2, 2]]

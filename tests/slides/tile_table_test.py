@@ -8,7 +8,7 @@ import pytest
 
 from histojax.slides import tile_table
 from histojax.slides.tile_table import TileTableError
-from tests.slides.tables import make_table
+from tests.helpers.tile_tables import make_table
 
 
 def test_the_columns_begin_like_wsinfers(tmp_path: pathlib.Path) -> None:

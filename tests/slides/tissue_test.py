@@ -10,7 +10,7 @@ from PIL import Image
 from histojax.slides.readers.reader import open_slide
 from histojax.slides.tissue import KINDS, Tissue, TissueSpec, find_tissue
 from tests.conftest import SHARED
-from tests.slides.slide_files import GLASS, tissue_picture, tissue_texture, write_pyramid
+from tests.helpers.slide_files import GLASS, tissue_picture, tissue_texture, write_pyramid
 
 SLIDES = SHARED / "slides"
 MPP = 1.0

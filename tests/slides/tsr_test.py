@@ -10,7 +10,7 @@ import pytest
 from histojax.evaluation import bootstrap
 from histojax.slides.tsr import tsr
 from histojax.slides.tsr.spec import TSRError, TSRSpec
-from tests.slides.tsr_grids import GEOMETRY, THRESHOLDS, make_spec, make_table, random_table, value, whole
+from tests.helpers.tsr_grids import GEOMETRY, THRESHOLDS, make_spec, make_table, random_table, value, whole
 
 # --- Areas and ratios ---------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from histojax.weights import TABLES, MismatchError, convert, export
-from tests.weights import twins
+from tests.helpers import twins
 
 # After twins, which makes torchvision importable.
 import timm  # isort: skip

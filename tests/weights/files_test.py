@@ -18,7 +18,7 @@ import torch
 
 from histojax import weights
 from histojax.weights import WeightsError
-from tests.weights.torch_files import FORMATS, numpy_of, save
+from tests.helpers.torch_files import FORMATS, numpy_of, save
 
 
 def check(read: dict[str, np.ndarray], state: dict[str, torch.Tensor]) -> None:

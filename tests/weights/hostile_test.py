@@ -16,7 +16,7 @@ import torch
 
 from histojax import weights
 from histojax.weights import WeightsError, torch_pickle
-from tests.weights.torch_files import FORMATS, save
+from tests.helpers.torch_files import FORMATS, save
 
 P = pickle
 DATA = struct.pack("<4f", 1, 2, 3, 4)

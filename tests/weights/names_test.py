@@ -14,8 +14,8 @@ import torch
 from histojax import weights
 from histojax.weights import TABLES, MismatchError, WeightsError
 from histojax.weights.names import Template
-from tests.weights import twins
-from tests.weights.torch_files import numpy_of, save
+from tests.helpers import twins
+from tests.helpers.torch_files import numpy_of, save
 
 SWIN = "swin_tiny_patch4_window7_224"
 

@@ -10,7 +10,7 @@ import torch
 
 from histojax import weights
 from histojax.training import pretrained
-from tests.weights import twins
+from tests.helpers import twins
 
 # After twins, which makes torchvision importable.
 import timm  # isort: skip

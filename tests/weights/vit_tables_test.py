@@ -9,7 +9,7 @@ import torch
 
 from histojax.training import pretrained
 from histojax.weights import TABLES, convert, export, inspect
-from tests.weights import twins
+from tests.helpers import twins
 
 import transformers  # isort: skip  (after twins, which makes torchvision importable)
 

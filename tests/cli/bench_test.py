@@ -1,0 +1,339 @@
+"""`histojax bench` as users run it, its rounds with sides of a few lines, and profiles read from real traces."""
+
+import gzip
+import json
+import logging
+import pathlib
+import statistics
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from data_pipelines.synthetic.generator import SyntheticSpec, generate
+from histojax.cli.bench import benchmarks, ours, rounds
+from histojax.cli.bench.rounds import Contestant
+from histojax.core.errors import RunError
+from histojax.training import profiling
+from tests.conftest import ROOT
+from tests.helpers.programs import run
+from tests.helpers.slide_files import tissue_picture, write_pyramid
+
+BENCH = [sys.executable, "-m", "histojax", "bench"]
+SMALL = ["--batch_size=2", "--image_size=32", "--rounds=2", "--round_seconds=0.2"]
+LDCSF = {"depths": [1, 1], "embed_dim": 24, "heads": [1, 2], "ldc": "none", "resnet_blocks": 1}
+VIT = {"image_size": 32, "patch": 8, "embed_dim": 32, "depth": 2, "heads": 2}
+# Does nothing but wait; "die" and "refuse" in place of a time make it fail.
+SIDE = """
+import os, subprocess, sys, time
+from histojax.bench import contestant
+from histojax.errors import RunError
+
+class Side:
+    def __init__(self, spec):
+        if spec["wait"] == "refuse":
+            raise RunError("there is no such thing")
+        self.wait = spec["wait"]
+        if spec["work"]:
+            self.worker = subprocess.Popen([sys.executable, "-c", spec["work"]])
+        self.since = time.perf_counter()
+        before = bytearray(1 << 28)
+        del before
+        print("a library speaks")
+
+    def facts(self):
+        return {"ready": True}
+
+    def run(self, repeats):
+        if self.wait == "die":
+            os.kill(os.getpid(), 9)
+        if self.wait == "break":
+            raise ValueError("broken inside")
+        idle, self.since = time.perf_counter() - self.since, time.perf_counter()
+        stale = 0.3 if idle > 0.4 else 0  # as memory that went back to the host
+        time.sleep(self.wait * repeats + stale)
+        self.since = time.perf_counter()
+        return {"seconds": self.wait * repeats + stale, "images": 10 * repeats}
+
+    def memory(self):
+        meanwhile = bytearray(self.wait if isinstance(self.wait, int) else 0)
+        del meanwhile
+        return {"bytes": contestant.memory_peak(), "of": "process"}
+
+contestant.serve(Side)
+"""
+
+
+def side(name: str, wait: object, work: str = "") -> Contestant:
+    spec = {"wait": wait, "work": work}
+    return Contestant(name, [sys.executable, "-c", SIDE], spec, {"PYTHONPATH": str(ROOT)})
+
+
+def bench(folder: pathlib.Path, *words: str) -> tuple[dict[str, Any], str]:
+    done = run([*BENCH, *words, *SMALL, f"--json={folder / 'bench.json'}"])
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "bench.json").read_text()), done.stdout
+
+
+def positive(tree: Any) -> bool:
+    if isinstance(tree, dict):
+        return all(positive(value) for key, value in tree.items() if key != "others")
+    if isinstance(tree, list):
+        return bool(tree) and all(positive(value) for value in tree)
+    return isinstance(tree, str | bool) or tree > 0
+
+
+def check_ratio(result: dict[str, Any], ours: str, peer: str) -> None:
+    rates = [[one["images_per_second"] for one in result["contestants"][name]["rounds"]] for name in (ours, peer)]
+    ratio = result["ratios"][peer]
+    assert len(rates[0]) == len(rates[1]) == 2
+    assert ratio["of_medians"] == pytest.approx(statistics.median(rates[0]) / statistics.median(rates[1]))
+    assert ratio["rounds"] == [pytest.approx(a / b) for a, b in zip(*rates, strict=True)]
+
+
+def test_what_is_compiled_at_the_same_time_counts_once() -> None:
+    assert ours.together([(5.0, 6.0), (0.0, 2.0), (1.0, 3.0), (1.5, 2.5)]) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+def test_a_step_beside_pytorchs(tmp_path: pathlib.Path) -> None:
+    words = ["step", "--model=ldcsf", f"--options={json.dumps(LDCSF)}", "--against=torch", "--peer_dtype", "float32"]
+    whole, shown = bench(tmp_path, *words, "bfloat16", f"--profile={tmp_path / 'traces'}")
+    (result,) = whole["results"]
+    names = ["histojax float32", "torch float32", "torch bfloat16"]
+    assert list(result["contestants"]) == names
+    assert positive(result)
+    first = result["contestants"][names[0]]
+    for peer in names[1:]:
+        check_ratio(result, names[0], peer)
+        assert f"{names[0]} / {peer}: {result['ratios'][peer]['of_medians']:.3f}" in shown
+    for row in result["contestants"].values():
+        rate = row["images_per_second"]["median"]
+        for one in row["rounds"]:
+            assert one["seconds"] * one["images_per_second"] == pytest.approx(2), "batches of two"
+        assert row["flops_per_second"] == pytest.approx(rate * result["flops_per_image"])
+        assert 0 < row["share_of_matmul"] < 1
+        assert 1e8 < row["memory_bytes"] < 1e10
+    assert first["cold_start_seconds"] > first["compile_seconds"] > 0.5
+    assert first["cold_start_seconds"] > first["start_seconds"], "the second start found no compiled programs"
+
+    folder = pathlib.Path(result["profile"]["folder"])
+    assert folder.parent == tmp_path / "traces"
+    assert list(folder.glob("plugins/profile/*/*.trace.json.gz"))
+    assert "dot_general, backward" in result["profile"]["table"]
+    assert result["profile"]["table"] in shown
+
+
+@pytest.mark.slow
+def test_prediction_alone(tmp_path: pathlib.Path) -> None:
+    whole, shown = bench(tmp_path, "infer", "--model=vit", f"--options={json.dumps(VIT)}", "--skip_startup")
+    (result,) = whole["results"]
+    (row,) = result["contestants"].values()
+    assert result["ratios"] == {}
+    assert row["cold_start_seconds"] is row["compile_seconds"] is row["start_seconds"] is None
+    assert positive(row["images_per_second"])
+    assert whole["machine"]["cores"] >= 1
+    assert "cold s" not in shown
+
+
+@pytest.mark.slow
+def test_the_largest_batch_fits_and_the_next_one_does_not(tmp_path: pathlib.Path) -> None:
+    words = ["step", "--model=vit", f"--options={json.dumps(VIT)}", "--skip_startup", "--find_batch"]
+    whole, shown = bench(tmp_path, *words, "--memory_gib=0.02")
+    fit = whole["results"][0]["fit"]
+    assert fit["batch_size"] > 2
+    assert fit["batch_size"] % 2 == 0, "it divides among two devices"
+    assert fit["limit_bytes"] == int(0.02 * (1 << 30))
+    assert 0.9 < fit["foretold_bytes"] / fit["limit_bytes"] <= 1.01
+    assert f"largest batch: {fit['batch_size']} images" in shown
+    done = run([*BENCH, *words, *SMALL, "--memory_gib=0.0001"])
+    assert done.returncode == 1
+    assert "error: a batch of 2 needs 0.0" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+def test_reading_images_beside_pytorchs(tmp_path: pathlib.Path) -> None:
+    spec = SyntheticSpec(cases_per_subtype=(1,) * 8, images_per_patient=1, magnifications=("100X",))
+    root = generate(tmp_path / "images", spec)
+    whole, shown = bench(tmp_path, "input", f"--root={root}", "--against=torch")
+    (result,) = whole["results"]
+    assert result["images"] == 9  # every eighth case has two patients
+    assert "input: 9 images of" in shown
+    assert positive(result)
+    check_ratio(result, "histojax", "torch DataLoader")
+    cached, _ = bench(tmp_path, "input", f"--root={root}", "--cache=resized", "--crop_scale=1")
+    assert cached["settings"]["cache"] == "resized"
+    assert positive(cached["results"])
+
+
+@pytest.mark.slow
+def test_tiles_of_a_slide_beside_deepzooms(tmp_path: pathlib.Path) -> None:
+    path = write_pyramid(tmp_path / "slide.tif", tissue_picture(1500, 1500), 0.5)
+    words = ["slide", str(path), "--against=deepzoom", "--batch_size=8", "--image_size=224"]
+    done = run([*BENCH, *words, "--rounds=2", "--round_seconds=0.2", f"--json={tmp_path / 'bench.json'}"])
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads((tmp_path / "bench.json").read_text())["results"]
+    assert list(result["contestants"]) == ["histojax", "deepzoom", "deepzoom, 2 threads"]
+    assert positive(result["contestants"])
+    for peer in ("deepzoom", "deepzoom, 2 threads"):
+        check_ratio(result, "histojax", peer)
+    assert f"slide: {result['images']} tissue tiles of 0.5 µm/px of {path}" in done.stdout
+    done = run([*BENCH, "slide", str(tmp_path / "none.svs")])
+    assert done.returncode == 1
+    assert "none.svs" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["step", "--model=alexnet"], "unknown model 'alexnet'"),
+        (["step", "--model=resnet50", "--batch_size=3"], "--batch_size=3 does not divide among 2 devices"),
+        (["input", "--root=/none"], "/none: no such file or folder"),
+        (["input", "--cache=resized"], "use crop_scale=1.0 or cache=decoded"),
+        (["infer", "--rounds=0"], "--rounds and --batch_size are at least 1"),
+        (["infer", "--options={"], "argument --options: invalid loads value"),
+    ],
+)
+def test_mistakes_are_told_in_words(words: list[str], message: str) -> None:
+    done = run([*BENCH, *words])
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": "vit"}, "PyTorch's side has resnet50"),
+        ({"options": {"depth": 3}}, "PyTorch's ldcsf does not know them"),
+    ],
+)
+def test_what_pytorchs_side_lacks_is_told_in_words(fields: dict[str, Any], message: str) -> None:
+    spec = {"work": "step", "model": "ldcsf", "options": {}, "dtype": "float32", "compile": False, "device": "cpu"}
+    spec |= {"cores": 1, "batch_size": 2, "image_size": 32, "optimizer": "sgd"}
+    with pytest.raises(RunError, match=message):
+        benchmarks._torch("torch", spec | fields, {})
+
+
+def test_sides_take_turns_and_no_drift_favours_one() -> None:
+    said: list[str] = []
+    with side("slow", 0.02) as slow, side("fast", 0.01) as fast:
+        assert slow.facts["start_seconds"] > 0
+        measured = rounds.measure([slow, fast], 2, 0.04, said.append)
+        assert slow.ask(ask="memory")["bytes"] > 1 << 20
+    assert [line.split("  ")[1].split(":")[0] for line in said] == ["slow", "fast", "fast", "slow"]
+    assert [one["repeats"] for one in measured["slow"] + measured["fast"]] == [2, 2, 4, 4]
+    rates = [one["images_per_second"] for one in measured["slow"]]
+    assert rates == [pytest.approx(500)] * 2, "what a side does after a pause is not of the round"
+    assert rounds.ratio(measured["slow"], measured["fast"])["of_medians"] == pytest.approx(0.5)
+    if sys.platform == "linux":
+        assert measured["fast"][0]["cores"] < 0.5, "sleeping is no work"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_the_work_of_a_side_is_told_from_that_of_others() -> None:
+    work = "import time\nwhile time.process_time() < 12: pass"
+    with side("idle", 0.5) as idle, side("busy", 0.5, work) as busy:
+        measured = rounds.measure([idle, busy], 1, 0.5, lambda line: None)
+    assert measured["idle"][0]["cores"] < 0.1 < measured["idle"][0]["others"]
+    assert measured["busy"][0]["cores"] > 0.1, "what a process that it started does is its own work"
+
+
+def test_memory_counts_from_the_first_repeat() -> None:
+    with side("lean", 0) as lean, side("fat", 1 << 27) as fat:
+        difference = fat.ask(ask="memory")["bytes"] - lean.ask(ask="memory")["bytes"]
+    assert difference == pytest.approx(1 << 27, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("wait", "message"),
+    [
+        ("refuse", "^it: there is no such thing$"),
+        ("die", "it was killed by signal 9: is the memory enough"),
+        ("break", "it ended with code 1\n(.*\n)*ValueError: broken inside"),
+    ],
+)
+def test_a_side_that_fails_says_how(wait: str, message: str) -> None:
+    with pytest.raises(RunError, match=message), side("it", wait) as one:
+        one.ask(ask="run", repeats=1)
+
+
+def test_spread_and_ratio() -> None:
+    assert rounds.spread([1.0, 2.0, 3.0, 4.0, 50.0]) == {"median": 3.0, "q25": 2.0, "q75": 4.0}
+    assert rounds.spread([7.0]) == {"median": 7.0, "q25": 7.0, "q75": 7.0}
+    ours = [{"images_per_second": rate} for rate in (10.0, 30.0, 20.0)]
+    theirs = [{"images_per_second": rate} for rate in (10.0, 10.0, 5.0)]
+    ratio = rounds.ratio(ours, theirs)
+    assert ratio["of_medians"] == 2.0
+    assert ratio["rounds"] == [1.0, 3.0, 4.0]
+    assert ratio["paired"]["median"] == 3.0
+
+
+@jax.jit
+def _heavy(x: jax.Array) -> jax.Array:
+    def body(_: int, y: jax.Array) -> jax.Array:
+        return jnp.tanh(y @ x) / 100
+
+    return jax.lax.fori_loop(0, 3, body, x)
+
+
+def test_the_costliest_operations_of_a_trace(tmp_path: pathlib.Path) -> None:
+    x = jnp.ones((400, 400))
+    jax.block_until_ready(_heavy(x))
+    for repeats in (5, 2):  # the second trace takes the first one's place
+        time.sleep(1.1)  # traces are named by the second
+        profiling.start(tmp_path)
+        for _ in range(repeats):
+            jax.block_until_ready(_heavy(x))
+        jax.profiler.stop_trace()
+    found = profiling.operations(tmp_path, _heavy.lower(x).compile().as_text() or "")
+    assert found[0].kind.endswith("dot_general")
+    assert found[0].shape == "f32[400,400]"
+    assert found[0].runs == 2 * 3
+    assert found[0].share > 0.5
+    assert sum(one.share for one in found) == pytest.approx(1)
+    assert not any(one.name.startswith("while") for one in found), "a loop's time is that of what is in it"
+    assert [one.seconds for one in found] == sorted((one.seconds for one in found), reverse=True)
+    shown = profiling.table(found, 2)
+    assert f"{found[0].seconds / 2 * 1e3:.2f}" in shown.splitlines()[1]
+    assert shown.splitlines()[1].endswith("f32[400,400]")
+
+
+def test_what_no_trace_holds_is_told_in_words(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(RunError, match="no trace"):
+        profiling.operations(tmp_path)
+    profiling.start(tmp_path)
+    jax.profiler.stop_trace()
+    with pytest.raises(RunError, match="no operation of a compiled program"):
+        profiling.operations(tmp_path)
+
+
+def test_a_run_too_short_for_a_profile_says_so(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "histojax.training.profiling"), profiling.Profile(tmp_path) as profiler:
+        for _ in range(4):  # the trace has begun
+            profiler.after_step(_heavy(jnp.ones((8, 8))), lambda: pytest.fail("nothing to tell"))
+    assert "it takes 8 steps, and there were 4" in caplog.text
+
+
+@pytest.mark.slow
+def test_training_with_a_profile(tmp_path: pathlib.Path) -> None:
+    spec = SyntheticSpec(cases_per_subtype=(1, 2, 1, 1, 2, 1, 1, 1), images_per_patient=8, magnifications=("100X",))
+    root = generate(tmp_path / "images", spec)
+    words = ["--config=tests/helpers/tiny_config.py", f"--workdir={tmp_path / 'run'}", "--profile"]
+    words += [f"--config.data.root={root}", "--config.train.epochs=2"]
+    done = run([sys.executable, "-m", "histojax.main", *words])
+    assert done.returncode == 0, done.stderr
+    told = done.stderr.partition(f"5 steps, traced in {tmp_path / 'run' / 'profile'}:\n")[2].splitlines()
+    assert told[0].split() == ["ms", "a", "step", "share", "operation", "kind", "result"]
+    assert told[11] == "", "ten operations"
+    assert any("dot_general" in line for line in told[12:25])
+    (trace,) = (tmp_path / "run" / "profile").glob("plugins/profile/*/*.trace.json.gz")
+    with gzip.open(trace) as file:
+        assert json.load(file)["traceEvents"]

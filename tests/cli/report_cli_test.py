@@ -1,0 +1,196 @@
+"""`histojax report`: runs and tables in, one page, its figures and cards out."""
+
+import csv
+import json
+import pathlib
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from configs import dala_resnet50_breakhis
+from data_pipelines.synthetic.generator import SyntheticSpec, generate
+from histojax.cli import report as report_cli
+from histojax.data.sources import open_dataset
+from histojax.evaluation import predictions, results
+from histojax.evaluation.report import report
+from tests.evaluation.report_test import labels_table, with_validation
+from tests.helpers.programs import run
+
+FILES = {"report.html", "report.json", "metrics.csv"}
+
+
+def _run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[object, str]:
+    """Exit code (or message) and what the terminal shows."""
+    try:
+        report_cli.main([str(word) for word in words])
+        code: object = 0
+    except SystemExit as end:
+        code = end.code
+    return code, capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """What a run leaves, without its training: real prepared images, made-up probabilities."""
+    folder = tmp_path_factory.mktemp("runs") / "made_up"
+    spec = SyntheticSpec(cases_per_subtype=(1, 2, 1, 1, 2, 1, 1, 1), images_per_patient=2, magnifications=("100X",))
+    config = dala_resnet50_breakhis.get_config("smoke")
+    config.data.root = str(generate(folder.parent / "images", spec))
+    config.evaluation.resamples = 60
+    dataset = open_dataset(config.data)
+    rng = np.random.default_rng(0)
+    n = len(dataset.records)
+    p = rng.beta(1 + dataset.labels, 2 - dataset.labels)
+    sides = np.array(["val", "test", "test"])[np.arange(n) % 3]
+    columns = {name: dataset.records.column(name) for name in ("patient_id", "magnification", "case_id", "subtype")}
+    table = predictions.make_table(
+        dataset.records.column("image_id"), dataset.labels, np.stack([1 - p, p], 1), dataset.classes, split=sides,
+        **columns,
+    )  # fmt: skip
+    predictions.write(table, folder / "predictions")
+    facts = {"protocol": "image-level", "split_hash": "00ff", "model": "dala_resnet50", "checkpoint_step": 7}
+    facts["data"] = {"description": f"images of {config.data.root}", "synthetic": True}
+    facts["splits"] = results.summarise(table, positive="malignant", n_resamples=60, seed=config.seed)
+    results.write_json(facts, folder / "results.json")
+    (folder / "config.json").write_text(config.to_json())
+    lines = [{"step": step, "train/loss": 1 / step, "val/loss": 2 / step, "val/accuracy": 0.5} for step in (1, 2, 3)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "tr')
+    with open(folder / "split.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image_id", "split", "label", "patient_id", "case_id", "magnification", "group", "note"])
+        for row in table.itertuples():
+            writer.writerow([row.image_id, row.split, row.label, row.patient_id, row.case_id, "100X", "", ""])
+        writer.writerow(["left", "", "benign", "p", "c", "100X", "", "pixel-identical"])
+    return folder
+
+
+def test_a_run_gives_a_report_and_a_card(
+    workdir: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    code, shown = _run(capsys, workdir, "--output", out, "--license", "cc-by-4.0")
+    assert code == 0
+    assert "== made_up" in shown
+    assert {path.name for path in out.iterdir()} == FILES | {"MODEL_CARD.md"}
+    found = json.loads((out / "report.json").read_text())["sources"][0]
+    # The run's own resamples and seed: the same figures as its results.json.
+    assert found["splits"] == json.loads((workdir / "results.json").read_text())["splits"]
+    assert found["thresholds"].keys() == {"malignant"}
+    page = (out / "report.html").read_text()
+    errors = found["worst"]["n_errors"]
+    assert page.count("data:image/jpeg;base64,") == min(errors, 24) > 0  # of the prepared dataset
+    for words in ("Curves of training", "pixel-identical: 1", "stand on several sides", "The images are synthetic"):
+        assert words in page, words
+    assert str(workdir) not in page
+    assert str(workdir.parent) not in page
+    card = (out / "MODEL_CARD.md").read_text()
+    assert 'license: "cc-by-4.0"' in card or "license: cc-by-4.0" in card
+    assert str(workdir.parent) not in card
+
+
+def test_locked_thresholds_of_a_run_are_used(
+    workdir: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = pathlib.Path(shutil.copytree(workdir, tmp_path / "run"))
+    facts = json.loads((copy / "results.json").read_text())
+    results.write_json(facts | {"thresholds": {"malignant": 0.31}}, copy / "results.json")
+    assert _run(capsys, copy, "--output", tmp_path / "out", "--worst", "0")[0] == 0
+    found = json.loads((tmp_path / "out" / "report.json").read_text())["sources"][0]
+    assert found["thresholds"] == {"malignant": 0.31}
+    assert found["threshold_origin"] == "locked by the run on validation images"
+    assert _run(capsys, copy, "--output", tmp_path / "out", "--threshold", "malignant=0.6", "--worst", "0")[0] == 0
+    found = json.loads((tmp_path / "out" / "report.json").read_text())["sources"][0]
+    assert found["decisions"][0]["points"][1]["threshold"] == 0.6
+
+
+def test_tables_are_compared_and_pictures_found(
+    breakhis_part: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = sorted(path.stem for path in breakhis_part.rglob("*.png"))[:40]
+    rng = np.random.default_rng(0)
+    for model in ("a", "b"):
+        p = rng.random(40)
+        table = predictions.make_table(
+            names, [int("_M_" in name) for name in names], np.stack([1 - p, p], 1), ["benign", "malignant"],
+            split="test", patient_id=[name.split("-100-")[0] for name in names],
+        )  # fmt: skip
+        predictions.write(table, tmp_path / model / "predictions")
+    words = [tmp_path / "a" / "predictions.csv", tmp_path / "b" / "predictions.parquet", "--resamples", "50"]
+    out = tmp_path / "out"
+    code, shown = _run(capsys, *words, "--output", out, "--images", breakhis_part, "--worst", "5")
+    assert code == 0
+    assert "b/predictions against a/predictions: accuracy" in shown
+    assert {path.name for path in out.iterdir()} == FILES
+    assert (out / "report.html").read_text().count("data:image/jpeg;base64,") == 10
+    assert _run(capsys, *words, "--output", out, "--names", "first,second")[0] == 0
+    page = (out / "report.html").read_text()
+    assert "second against first" in page
+    assert "the table has no column `path`" in page
+
+    # The table's own paths, beside it; one that is none is told.
+    shutil.copy(next(breakhis_part.rglob(f"{names[0]}.png")), tmp_path / "picture.png")
+    table = predictions.read(tmp_path / "a" / "predictions.csv").assign(path="nowhere.png")
+    table.loc[:, ["prob_benign", "prob_malignant"]] = np.where(table[["label"]] == "benign", [0.9, 0.1], [0.1, 0.9])
+    table.loc[:1, ["prob_benign", "prob_malignant"]] = np.where(
+        table[["label"]][:2] == "benign", [0.1, 0.9], [0.9, 0.1]
+    )
+    table.loc[0, "path"] = "picture.png"
+    predictions.write(table, tmp_path / "c")
+    assert _run(capsys, tmp_path / "c.csv", "--output", out)[0] == 0
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 1
+    assert "No such file" in page
+
+
+def test_several_labels_and_an_audit(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predictions.write(labels_table(), tmp_path / "labels")
+    audit = {"leaks": ["one <b>picture"], "warnings": [], "images": 9, "pictures": 8, "duplicates": [{}], "splits": {}}
+    (tmp_path / "audit.json").write_text(json.dumps(audit))
+    words = [tmp_path / "labels.csv", "--output", tmp_path / "out", "--resamples", "40"]
+    code, _ = _run(capsys, *words, "--threshold", "tumor=0.3", "--audit", tmp_path / "audit.json")
+    assert code == 0
+    found = json.loads((tmp_path / "out" / "report.json").read_text())["sources"][0]
+    assert found["thresholds"] == {"tumor": 0.3, "stroma": 0.5, "fat": 0.5}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Audit: leaks" in page
+    assert "one &lt;b&gt;picture" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["nowhere.csv"], "nowhere.csv: no such work directory or table"),
+        (["{root}"], "has no predictions.parquet and no predictions.csv"),
+        (["{root}/t.csv", "--threshold", "malignant"], "--threshold=malignant: give CLASS=0.4"),
+        (["{root}/t.csv", "--threshold", "malignant=2"], "--threshold=malignant=2: give CLASS=0.4"),
+        (["{root}/t.csv", "--threshold", "x=0.4"], "--threshold of x"),
+        (["{root}/t.csv", "{root}/t.csv"], "one source is given twice"),
+        (["{root}/t.csv", "--names", "a,b"], "--names=a,b: give 1 different names"),
+        (["{root}/t.csv", "--split", "train"], "no split 'train'"),
+        (["{root}/t.csv", "--audit", "{root}/t.csv"], "is no audit.json"),
+        (["{root}/t.csv", "--output", "{root}/t.csv"], "a file, and --output is a folder"),
+        (["{root}/t.csv", "--images", "{root}/none"], "none: no such file or folder"),
+    ],
+)
+def test_mistakes_are_told_in_words(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], words: list[str], complaint: str
+) -> None:
+    predictions.write(with_validation(), tmp_path / "t")
+    given = [word.format(root=tmp_path) for word in words]
+    code, _ = _run(capsys, *given, "--resamples", "0", *([] if "--output" in words else ["--output", tmp_path / "out"]))
+    assert isinstance(code, str)
+    assert code.startswith("error: ")
+    assert complaint in code
+
+
+def test_the_verb_without_jax(tmp_path: pathlib.Path) -> None:
+    predictions.write(with_validation(), tmp_path / "t")
+    words = ["histojax", "report", str(tmp_path / "t.csv"), "--resamples", "20", "--output", str(tmp_path / "report")]
+    program = f"import sys; sys.argv = {words}; from histojax import cli; cli.main(); assert 'jax' not in sys.modules"
+    done = run([sys.executable, "-c", program])
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "report" / "report.html").is_file()
+    assert "== t\n" in done.stdout
+    assert report.USE in (tmp_path / "report" / "report.html").read_text()

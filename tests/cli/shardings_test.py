@@ -1,0 +1,86 @@
+"""What FSDP leaves on each of eight devices: on paper for the real models, in memory for a small one."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.devices
+# Two updates of the tiny ViT, data-parallel and with FSDP over eight: losses, and what device 0 holds.
+EIGHT = """
+import json, sys
+import jax, numpy as np
+jax.config.update("jax_num_cpu_devices", 8)
+from histojax import build
+from histojax.sharding import Layout
+from histojax.tasks import Multiclass
+from tests.helpers import tiny_config
+
+config = tiny_config.get_config()
+config.model.options.embed_dim = 64
+rng = np.random.default_rng(0)
+batch = {"image": rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8), "mask": np.ones(8, bool)}
+batch["label"] = rng.integers(0, 2, 8).astype(np.int32)
+for fsdp in (1, 8):
+    layout = Layout(fsdp)
+    transform, _ = build.optimizer(config, 10)
+    made = build.program(config, Multiclass(("a", "b"), (1.0, 1.0)), layout, transform)
+    state = made.init()
+    leaves = [leaf for leaf in jax.tree.leaves((state.model.params, state.opt, state.ema)) if leaf.dtype == np.float32]
+    total = sum(leaf.nbytes for leaf in leaves)
+    held = sum(shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards
+               if shard.device == jax.devices()[0])
+    losses = []
+    for _ in range(2):
+        state, metrics = made.train(state, layout.to_device(batch))
+        losses.append(float(metrics["loss"]))
+    print(json.dumps({"fsdp": fsdp, "total": total, "held": held, "losses": losses}))
+"""
+
+
+def shardings(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "histojax", "shardings", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["dala_resnet50_breakhis.py", "ldcsf_liver.py", "baselines_breakhis.py:vit_base_patch16_224"],
+)
+def test_an_eighth_of_parameters_and_optimizer_lies_on_each_of_eight(config: str) -> None:
+    done = shardings(f"--config=configs/{config}", "--devices=8", "--config.sharding.fsdp=8")
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"together .* ([\d.]+) × total / 8", done.stdout)
+    assert found is not None, done.stdout
+    assert 1 <= float(found[1]) <= 1.15
+    assert "·, fsdp" in done.stdout
+
+
+def test_without_fsdp_all_is_replicated_and_mistakes_are_told() -> None:
+    done = shardings("--config=tests/helpers/tiny_config.py", "--devices=4", "--num_classes=3")
+    assert done.returncode == 0, done.stderr
+    assert "on 4 devices (data 4, fsdp 1)" in done.stdout
+    assert "(32, 3)" in done.stdout
+    assert ", fsdp" not in done.stdout.split("\n\n")[0]
+    done = shardings("--config=tests/helpers/tiny_config.py", "--devices=4", "--config.sharding.fsdp=3")
+    assert done.returncode == 1
+    assert "sharding.fsdp=3 does not divide the 4 devices" in done.stderr
+    done = shardings(
+        "--config=tests/helpers/tiny_config.py", "--config.sharding.fsdp=2", "--config.sharding.rules=('[=0',)"
+    )
+    assert done.returncode == 1
+    assert "error: sharding.rules: '[' is no regular expression" in done.stderr
+
+
+@pytest.mark.slow
+def test_eight_devices_hold_an_eighth_each_and_learn_the_same() -> None:
+    done = subprocess.run([sys.executable, "-c", EIGHT], cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    parallel, sharded = (json.loads(line) for line in done.stdout.splitlines())
+    assert parallel["held"] == parallel["total"] == sharded["total"]
+    assert sharded["held"] <= 1.15 * sharded["total"] / 8
+    assert sharded["losses"] == pytest.approx(parallel["losses"], rel=1e-5)

@@ -1,0 +1,59 @@
+"""Killed at twelve moments, the run ends as if nothing had happened. The long form is benchmarks/chaos.py."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from data_pipelines.synthetic.generator import SyntheticSpec, generate
+from tests.helpers.chaos import Chaos, chaos, leftovers
+from tests.helpers.processes import Processes
+from tests.helpers.programs import arrays, assert_same_run
+
+pytestmark = [pytest.mark.slow, pytest.mark.devices]
+FIELDS = ("--config.train.epochs=20",)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    spec = SyntheticSpec(cases_per_subtype=(1, 2, 1, 1, 2, 1, 1, 1), images_per_patient=5, magnifications=("100X",))
+    return generate(tmp_path_factory.mktemp("images") / "synthetic", spec)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, images: pathlib.Path) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    Processes(workdir, images, 1, 2, *FIELDS).finish()
+    return workdir
+
+
+def assert_nothing_lost(done: Chaos) -> None:
+    stream, images = done.stream()
+    epochs = [stream[i : i + images] for i in range(0, len(stream) - images + 1, images)]
+    assert len(epochs) > 5
+    for epoch in epochs:
+        assert sorted(epoch) == sorted(epochs[0])
+        assert len(set(epoch)) == images
+    assert leftovers(done.workdir) == []
+
+
+def test_on_the_same_devices_it_ends_bitwise_the_same(
+    images: pathlib.Path, undisturbed: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    done = chaos(tmp_path, images, 6, [(1, 2)], 1, *FIELDS, say=print)
+    assert len({step for _, step in done.kills}) > 2
+    assert_nothing_lost(done)
+    assert_same_run(done.workdir, undisturbed)
+
+
+def test_on_changing_devices_and_processes_it_ends_the_same(
+    images: pathlib.Path, undisturbed: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    done = chaos(tmp_path, images, 6, [(1, 1), (1, 2), (2, 1), (2, 2), (1, 4)], 2, *FIELDS, say=print)
+    assert len({step for _, step in done.kills}) > 2
+    assert_nothing_lost(done)
+    for series in ("last", "best"):
+        theirs, ours = arrays(undisturbed, series), arrays(done.workdir, series)
+        assert theirs.keys() == ours.keys()
+        for path, value in theirs.items():
+            np.testing.assert_allclose(ours[path], value, rtol=1e-5, atol=1e-6, err_msg=path)

@@ -1,0 +1,182 @@
+"""One run of several processes: real ones, over localhost, that are stopped, killed and moved."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from data_pipelines.synthetic.generator import SyntheticSpec, generate
+from data_pipelines.synthetic.tiles import TilesSyntheticSpec, generate_tiles
+from histojax.core.errors import RunError
+from histojax.distributed.processes import Membership
+from tests.conftest import ROOT
+from tests.helpers.processes import CONFIG, Processes
+from tests.helpers.programs import last_logged_step
+
+pytestmark = [pytest.mark.devices]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    spec = SyntheticSpec(cases_per_subtype=(1, 2, 1, 1, 2, 1, 1, 1), images_per_patient=5, magnifications=("100X",))
+    return generate(tmp_path_factory.mktemp("images") / "synthetic", spec)
+
+
+def losses(workdir: pathlib.Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+
+
+def assert_same_curve(workdir: pathlib.Path, other: pathlib.Path, rtol: float = 1e-5) -> None:
+    ours, theirs = losses(workdir), losses(other)
+    assert list(ours) == list(theirs)
+    assert len(ours) > 5
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=rtol)
+    tables = [pd.read_parquet(folder / "predictions.parquet").set_index("image_id") for folder in (workdir, other)]
+    assert tables[0].index.is_unique  # every image once, although neither side divides
+    assert tables[0].index.tolist() == tables[1].index.tolist()
+    np.testing.assert_allclose(tables[0]["prob_malignant"], tables[1]["prob_malignant"], rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, images: pathlib.Path) -> pathlib.Path:
+    """The run that never moved: one process, one device."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    Processes(workdir, images, 1, 1).finish()
+    return workdir
+
+
+# ---- Who is who -----------------------------------------------------------------------------------------------------
+
+
+def test_flags_win_over_the_environment_and_that_over_slurm() -> None:
+    slurm = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}
+    ours = {"HISTOJAX_COORDINATOR": "a:1", "HISTOJAX_NUM_PROCESSES": "3", "HISTOJAX_PROCESS_ID": "0"}
+    assert Membership.find({}, {}) == Membership()
+    assert Membership.find({}, slurm) == Membership(cluster="slurm")
+    assert Membership.find({}, slurm | ours) == Membership("a:1", 3, 0)
+    assert Membership.find({"process_id": "2", "coordinator": "[::1]:5"}, ours) == Membership("[::1]:5", 3, 2)
+    assert Membership.find({}, {"HISTOJAX_CLUSTER": "tpu"}) == Membership(cluster="tpu")
+    # A batch script itself, which is no step, is one process.
+    assert Membership.find({}, {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}) == Membership()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"coordinator": "a:1"}, r"needs also --num_processes \(or HISTOJAX_NUM_PROCESSES\), --process_id"),
+        ({"coordinator": "a", "num_processes": "2", "process_id": "0"}, "coordinator 'a' is not HOST:PORT"),
+        ({"coordinator": "a:1", "num_processes": "2", "process_id": "2"}, "process_id=2 of num_processes=2"),
+        ({"coordinator": "a:1", "num_processes": "two", "process_id": "0"}, "num_processes=two"),
+    ],
+)
+def test_half_a_membership_is_refused(flags: dict[str, str], words: str) -> None:
+    with pytest.raises(RunError, match=words):
+        Membership.find(flags, {})
+    with pytest.raises(RunError, match="HISTOJAX_CLUSTER=mpi is not one of tpu, slurm"):
+        Membership.find({}, {"HISTOJAX_CLUSTER": "mpi"})
+
+
+# ---- The same run ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "devices", "fsdp"), [(2, 2, 1), (2, 2, 4)])
+def test_processes_and_devices_do_not_change_a_run(
+    alone: pathlib.Path, images: pathlib.Path, tmp_path: pathlib.Path, count: int, devices: int, fsdp: int
+) -> None:
+    workdir = tmp_path / "run"
+    Processes(workdir, images, count, devices, f"--config.sharding.fsdp={fsdp}").finish()
+    assert_same_curve(workdir, alone)
+    session = json.loads((workdir / "run.json").read_text())["sessions"][-1]
+    assert session["devices"]["processes"] == count
+    assert session["devices"]["count"] == count * devices
+    assert len(list((workdir / "tensorboard").iterdir())) == 1  # written by the first process alone
+
+
+@pytest.mark.slow
+def test_batch_statistics_are_of_the_global_batch(tmp_path: pathlib.Path) -> None:
+    tiles = generate_tiles(tmp_path / "tiles", TilesSyntheticSpec(patients=8, tiles_per_slide=5, size=48))
+    for count, devices in ((1, 1), (2, 2)):
+        Processes(tmp_path / str(count), tiles, count, devices, config=f"{CONFIG}:ldcsf").finish()
+    ours, theirs = losses(tmp_path / "2"), losses(tmp_path / "1")
+    assert list(ours) == list(theirs)
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
+
+
+# ---- Stopped, killed, moved -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_saves_all_and_the_run_moves(
+    alone: pathlib.Path, images: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    workdir = tmp_path / "run"
+    first = Processes(workdir, images, 2, 2)
+    first.until(lambda: last_logged_step(workdir) >= 2)
+    first.started[1].send_signal(signal.SIGTERM)
+    assert first.codes(30) == [75, 75], first.text()
+    stopped = json.loads((workdir / "run.json").read_text())["sessions"][-1]
+    assert stopped["status"] == "interrupted"
+    assert (workdir / "checkpoints" / "last" / str(stopped["to_step"]) / "sha256.json").is_file()
+
+    second = Processes(workdir, images, 1, 4)
+    second.until(lambda: last_logged_step(workdir) >= stopped["to_step"] + 3)
+    second.started[0].send_signal(signal.SIGTERM)
+    assert second.codes(30) == [75], second.text()
+    Processes(workdir, images, 2, 1).finish()
+    sessions = json.loads((workdir / "run.json").read_text())["sessions"]
+    assert [session["status"] for session in sessions] == ["interrupted", "interrupted", "finished"]
+    assert sessions[1]["from_step"] == stopped["to_step"] > 0
+    assert_same_curve(workdir, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dead", [1, 0])
+def test_who_waits_for_a_killed_process_ends_and_says_so(
+    images: pathlib.Path, tmp_path: pathlib.Path, dead: int
+) -> None:
+    workdir = tmp_path / "run"
+    both = Processes(workdir, images, 2, 1, "--config.train.epochs=1000")
+    both.until(lambda: last_logged_step(workdir) >= 2)
+    both.started[dead].kill()
+    codes = both.codes(60)
+    assert codes[dead] == -signal.SIGKILL
+    words = both.logs[1 - dead].read_text()
+    if dead == 1:
+        assert codes[0] == 75
+        assert "error: process 1 of 2 (" in words
+        assert "the same command goes on from the last one" in words
+    else:  # the coordinator lives in process 0, and jax ends whoever cannot reach it
+        assert codes[1] == -signal.SIGABRT
+        assert "the leader task was preempted/died" in words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [1, 0])
+def test_the_cause_of_a_failure_reaches_all(images: pathlib.Path, tmp_path: pathlib.Path, failing: int) -> None:
+    wrong = {failing: [f"--config.data.root={tmp_path / 'nowhere'}"]}  # the other one waits for it
+    both = Processes(tmp_path / "run", images, 2, 1, only=wrong)
+    assert both.codes(60) == [1, 1], both.text()
+    assert f"error: {tmp_path / 'nowhere'}: no such file or folder" in both.logs[failing].read_text()
+    words = both.logs[1 - failing].read_text()
+    assert f"error: process {failing} of 2 (" in words
+    assert f"failed: {tmp_path / 'nowhere'}: no such file or folder" in words
+    assert "Traceback" not in words
+
+
+def test_processes_that_do_not_come_are_named(tmp_path: pathlib.Path) -> None:
+    words = ("--config=" + CONFIG, f"--workdir={tmp_path}", "--num_processes=2", "--process_id=1")
+    environment = os.environ | {"HISTOJAX_COORDINATOR": "localhost:1", "HISTOJAX_START_TIMEOUT": "2"}
+    done = subprocess.run(
+        [sys.executable, "-m", "histojax.main", *words],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "error: process 1 of 2: nobody answers at localhost:1 within 2 s" in done.stderr

@@ -1,0 +1,255 @@
+"""Whole slides as users run them: a cohort with bad files, killed and resumed, in shards; regions; agreement."""
+
+import json
+import pathlib
+import shutil
+import signal
+import sys
+
+import geojson
+import numpy as np
+import pandas as pd
+import pytest
+import shapely.geometry
+
+from histojax.slides import tile_table
+from histojax.slides.labels import PREFIX
+from tests.helpers import planted
+from tests.helpers.programs import run, run_until, small_ldcsf_run
+
+pytestmark = pytest.mark.slow
+SMALL = ["--min_tumor_mm2=0", "--min_tissue_mm2=0.01", "--block_um=80", "--hot_spot_um=120", "--resamples=200"]
+STROMA = {"a": 0.25, "b": 0.75, "c": 0.5}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A model that knows tumor from stroma in the caricatures, trained by the program on images with masks."""
+    folder = tmp_path_factory.mktemp("slide-e2e")
+    root = planted.write_masked_images(folder / "masked")
+    fields = {"data.root": root, "data.tiles.labels": "('tumor','stroma')", "data.tiles.size": 48}
+    fields |= {"data.tiles.stride": 24, "data.mpp": planted.MPP, "train.epochs": 8, "data.augment.colour_jitter": 0.0}
+    return small_ldcsf_run(folder, **fields)
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("slides")
+    for seed, (name, share) in enumerate(STROMA.items()):
+        planted.write_slide(folder / f"{name}.tif", share, seed)
+    return folder
+
+
+def command(trained: pathlib.Path, slides: object, output: pathlib.Path, *more: str) -> list[str]:
+    words = [sys.executable, "-m", "histojax", "slide", str(trained), str(slides), "--output", str(output)]
+    return [*words, *SMALL, *more]
+
+
+@pytest.fixture(scope="module")
+def finished(trained: pathlib.Path, slides: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A cohort that was never interrupted."""
+    output = tmp_path_factory.mktemp("cohort") / "out"
+    done = run(command(trained, slides, output))
+    assert done.returncode == 0, done.stderr
+    assert "3 of 3 slides" in done.stdout
+    return output
+
+
+def same_results(one: pathlib.Path, other: pathlib.Path) -> None:
+    for name in STROMA:
+        files = sorted(path.name for path in (one / name).iterdir())
+        assert files == sorted(path.name for path in (other / name).iterdir())
+        for file in set(files) - {"slide.json"}:
+            assert (one / name / file).read_bytes() == (other / name / file).read_bytes(), (name, file)
+    tables = [pd.read_csv(folder / "slides.csv").drop(columns="seconds") for folder in (one, other)]
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_the_stroma_that_was_planted_is_found(finished: pathlib.Path) -> None:
+    table = pd.read_csv(finished / "slides.csv").set_index("name")
+    assert table["status"].tolist() == ["done"] * 3
+    for name, share in STROMA.items():
+        row = table.loc[name]
+        assert row["stroma_percentage"] == pytest.approx(100 * share, abs=6)
+        assert row["stroma_percentage_low"] <= row["stroma_percentage"] <= row["stroma_percentage_high"]
+        assert row["tissue_mm2"] == pytest.approx(0.48 * 0.36, rel=0.05)
+        found = json.loads((finished / name / "tsr.json").read_text())
+        assert found["areas"]["whole tissue"]["stroma_percentage"]["value"] == row["stroma_percentage"]
+        assert found["areas"]["whole tissue"]["ambiguity"]["low"] is not None
+    assert table.loc["a", "stroma_class"] == "stroma-low"
+    assert table.loc["b", "stroma_class"] == "stroma-high"
+
+
+def test_a_slides_folder_holds_what_is_promised(finished: pathlib.Path) -> None:
+    names = {path.name for path in (finished / "a").iterdir()}
+    assert names == {
+        "slide.json", "tsr.json", "tiles.csv", "tiles.parquet", "tiles.geojson", "heatmap_tumor.png",
+        "heatmap_stroma.png", "heatmap.tif", "overlay.png", "tissue.png", "summary.html",
+    }  # fmt: skip
+    table = tile_table.read(finished / "a" / "tiles.parquet")
+    assert list(table.columns[:4]) == ["minx", "miny", "width", "height"]
+    features = geojson.loads((finished / "a" / "tiles.geojson").read_text())
+    assert features.is_valid
+    assert len(features["features"]) == len(table) > 100
+    assert all(shapely.geometry.shape(feature["geometry"]).is_valid for feature in features["features"])
+    page = (finished / "a" / "summary.html").read_text()
+    assert "Research use only" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_tile_gets_what_the_model_says_of_its_pixels(
+    trained: pathlib.Path, slides: pathlib.Path, finished: pathlib.Path
+) -> None:
+    from histojax.inference.predictor import Predictor
+    from histojax.slides.readers.reader import open_slide
+
+    table = tile_table.read(finished / "b" / "tiles.parquet")
+    predictor = Predictor.load(trained)
+    size = predictor.image_size
+    with open_slide(slides / "b.tif") as slide:
+        boxes = table[["minx", "miny", "width", "height"]].to_numpy().tolist()
+        wanted = predictor.predict([slide.read(*box, size, size) for box in boxes])
+    found = table[[PREFIX + name for name in predictor.classes]].to_numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert found.std() > 0.1
+
+
+@pytest.mark.parametrize("moment", ["reading the first", "between two"])
+def test_killed_and_started_again_it_ends_the_same(
+    moment: str, trained: pathlib.Path, slides: pathlib.Path, finished: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    output = tmp_path / "out"
+    words = command(trained, slides, output)
+    reached = (output / ".a.partial").is_dir if moment == "reading the first" else (output / "a" / "tsr.json").is_file
+    code, _ = run_until(words, reached, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert not (output / "c").exists()
+    made = (output / "a" / "tsr.json").stat().st_mtime_ns if (output / "a").exists() else None
+    done = run(words)
+    assert done.returncode == 0, done.stderr
+    if made is not None:
+        assert "a: finished before" in done.stderr
+        assert (output / "a" / "tsr.json").stat().st_mtime_ns == made
+    same_results(finished, output)
+    assert not list(output.glob(".*"))
+
+
+def test_shards_share_a_cohort(
+    trained: pathlib.Path, slides: pathlib.Path, finished: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    output = tmp_path / "out"
+    for i in range(2):
+        done = run(command(trained, slides, output, f"--shard={i}/2"))
+        assert done.returncode == 0, done.stderr
+        assert f"{2 - i} of {2 - i} slides" in done.stdout
+    same_results(finished, output)
+
+
+def test_bad_slides_are_told_and_the_others_go_on(
+    trained: pathlib.Path, slides: pathlib.Path, finished: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    shutil.copy(slides / "a.tif", tmp_path / "a.tif")
+    whole = (slides / "b.tif").read_bytes()
+    (tmp_path / "cut.tif").write_bytes(whole[: len(whole) // 3])
+    (tmp_path / "text.svs").write_text("no slide")
+    planted.write_slide(tmp_path / "nompp.tif", 0.5, mpp=None)
+    (tmp_path / "list.csv").write_text("slide,mpp\na.tif,\ncut.tif,\ntext.svs,\nnompp.tif,\nabsent.svs,\n")
+    output = tmp_path / "out"
+    done = run(command(trained, tmp_path / "list.csv", output))
+    assert done.returncode == 1
+    assert "4 of 5 slides failed" in done.stderr
+    assert "Traceback" not in done.stderr
+    table = pd.read_csv(output / "slides.csv").set_index("name")
+    assert table.loc["a", "status"] == "done"
+    for name, said in (("cut", "cut.tif"), ("text", "text.svs"), ("nompp", "--mpp"), ("absent", "absent.svs")):
+        assert table.loc[name, "status"] == "failed"
+        assert said in table.loc[name, "reason"]
+    for file in ("tsr.json", "tiles.parquet"):
+        assert (output / "a" / file).read_bytes() == (finished / "a" / file).read_bytes()
+    # A failed one is tried again, and a given µm/px mends it.
+    done = run(command(trained, tmp_path / "nompp.tif", output, f"--mpp={planted.MPP}"))
+    assert done.returncode == 0, done.stderr
+    assert pd.read_csv(output / "slides.csv").set_index("name").loc["nompp", "status"] == "done"
+
+
+def test_a_region_of_interest_and_other_settings(
+    trained: pathlib.Path, slides: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    box = shapely.geometry.box(110, 80, 612, 820)  # the left half of the tissue; its edges meet no centre of a tile
+    roi = tmp_path / "roi.geojson"
+    roi.write_text(json.dumps({"type": "Feature", "geometry": box.__geo_interface__, "properties": {}}))
+    output = tmp_path / "out"
+    words = command(trained, slides / "a.tif", output, f"--roi={roi}", "--cutoff=hcc", "--overlap=0.5", "--gzip")
+    done = run(words)
+    assert done.returncode == 0, done.stderr
+    areas = json.loads((output / "a" / "tsr.json").read_text())["areas"]
+    assert areas["region"]["stroma_percentage"]["value"] < 12  # none, but for tiles that are half glass
+    assert areas["whole tissue"]["stroma_percentage"]["value"] == pytest.approx(25, abs=6)
+    assert areas["region"]["tissue_mm2"] == pytest.approx(areas["whole tissue"]["tissue_mm2"] / 2, rel=0.1)
+    assert ">= 50 %" in areas["region"]["stroma_class"]["rule"]
+    assert (output / "a" / "tiles.geojson.gz").is_file()
+    done = run([*words, "--min_tissue=0.9"])
+    assert done.returncode == 1
+    assert "min_tissue: 0.5 there, 0.9 here" in done.stderr
+    assert "--redo" in done.stderr
+    done = run([*words, "--min_tissue=0.9", "--redo"])
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--tumor=fat"], "the model has no label 'fat'"),
+        (["--overlap=1"], "overlap"),
+        (["--tile_um=-5"], "--tile_um=-5.0 is not a length above 0"),
+        (["--shard=2/2"], "--shard=2/2 is not I/N"),
+        (["--policy=third"], "'third' is not one of"),
+        (["--batch_size=3"], "--batch_size: batch size=3 does not divide"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(
+    trained: pathlib.Path, slides: pathlib.Path, tmp_path: pathlib.Path, more: list[str], message: str
+) -> None:
+    done = run(command(trained, slides, tmp_path / "out", *more))
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_agreement_with_the_masks(trained: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    words = [sys.executable, "-m", "histojax", "slide", "agreement"]
+    done = run([*words, str(trained), "--output", str(tmp_path / "agreement")])
+    assert done.returncode == 0, done.stderr
+    assert "ICC(2,1)" in done.stdout
+    table = pd.read_csv(tmp_path / "agreement" / "agreement.csv")
+    figures = json.loads((tmp_path / "agreement" / "agreement.json").read_text())["figures"]
+    assert figures["n"] == len(table) > 2
+    assert (table["predicted"] - table["reference"]).abs().mean() < 20
+    done = run([*words, str(trained), str(trained), "--output", str(tmp_path / "twice")])
+    assert done.returncode == 1
+    assert "held out by more than one of the runs" in done.stderr
+
+
+def test_tiles_of_annotated_slides_train_a_model(slides: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    for name, share in STROMA.items():
+        shutil.copy(slides / f"{name}.tif", tmp_path)
+        boundary = 120 + 960 * (1 - share)
+        features = [
+            {"type": "Feature", "geometry": shapely.geometry.box(*box).__geo_interface__, "properties": properties}
+            for box, properties in (
+                ((120, 90, boundary, 810), {"objectType": "annotation", "classification": {"name": "Tumor"}}),
+                ((boundary, 90, 1080, 810), {"objectType": "annotation", "classification": {"name": "Stroma"}}),
+            )
+        ]
+        (tmp_path / f"{name}.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    words = [sys.executable, "-m", "histojax", "slide", "train-tiles", str(tmp_path), "--output"]
+    words += [str(tmp_path / "tiles"), "--labels=tumor,stroma", "--size=48", "--tile_mpp=0.5"]
+    done = run(words)
+    assert done.returncode == 0, done.stderr
+    assert "tiles in" in done.stdout
+    workdir = small_ldcsf_run(
+        tmp_path / "trained", **{"data.root": tmp_path / "tiles", "data.tiles.labels": "('tumor','stroma')"}
+    )
+    found = json.loads((workdir / "results.json").read_text())
+    assert found["protocol"].startswith("slide-disjoint")

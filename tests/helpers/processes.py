@@ -1,0 +1,77 @@
+"""A run in several processes on this machine."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+from tests.conftest import ROOT
+
+CONFIG = "tests/helpers/tiny_config.py"
+
+
+class Processes:
+    """A run in `count` processes of `devices` CPU devices each, with a log of each."""
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        root: pathlib.Path,
+        count: int,
+        devices: int,
+        *more: str,
+        config: str = CONFIG,
+        only: Mapping[int, list[str]] | None = None,
+        module: str = "histojax.main",
+        environment: Mapping[str, str] | None = None,
+    ):
+        workdir.mkdir(parents=True, exist_ok=True)
+        self.count = count
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        fields = [f"--config={config}", f"--workdir={workdir}", f"--config.data.root={root}"]
+        fields.append(f"--config.sharding.cpu_devices={devices}")
+        self.logs = [workdir.with_name(f"{workdir.name}.{port}.{i}.log") for i in range(count)]
+        self.started = []
+        for i, log in enumerate(self.logs):
+            membership = []
+            if count > 1:
+                membership = [f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}"]
+            words = [sys.executable, "-m", module, *fields, *membership, *more, *(only or {}).get(i, [])]
+            with open(log, "w") as file:
+                self.started.append(
+                    subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=file, env=os.environ | (environment or {}))
+                )
+
+    def until(self, reached: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 200
+        while not reached():
+            assert self.alive(), self.text()
+            assert time.monotonic() < deadline, self.text()
+            time.sleep(0.01)
+
+    def codes(self, timeout: float = 300) -> list[int]:
+        """Exit codes; whoever does not end in time is killed."""
+        deadline = time.monotonic() + timeout
+        try:
+            return [process.wait(max(0.1, deadline - time.monotonic())) for process in self.started]
+        finally:
+            self.kill()
+
+    def alive(self) -> bool:
+        return all(process.poll() is None for process in self.started)
+
+    def kill(self) -> None:
+        for process in self.started:
+            process.kill()
+            process.wait()
+
+    def text(self) -> str:
+        return "\n".join(f"---- process {i}\n{log.read_text()[-4000:]}" for i, log in enumerate(self.logs))
+
+    def finish(self) -> None:
+        assert self.codes() == [0] * self.count, self.text()
