@@ -196,7 +196,7 @@ def test_tiles_of_a_slide_beside_deepzooms(tmp_path: pathlib.Path) -> None:
         (["step", "--model=resnet50", "--batch_size=3"], "--batch_size=3 does not divide among 2 devices"),
         (["input", "--root=/none"], "/none: no such file or folder"),
         (["input", "--cache=resized"], "use crop_scale=1.0 or cache=decoded"),
-        (["infer", "--rounds=0"], "--rounds and --batch_size are at least 1"),
+        (["infer", "--rounds=0"], "--rounds and --batch_size must be at least 1"),
         (["infer", "--options={"], "argument --options: invalid loads value"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`histojax bench`: how fast training, prediction and reading are here, ours and somebody else's in turn."""
+"""`histojax bench`: the speed of training, prediction and input on this machine, optionally beside a peer."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ DEFAULT_MODELS = ("resnet50", "dala_resnet50", "swin_tiny_patch4_window7_224", "
 
 
 def main(words: list[str]) -> None:
-    """Runs `histojax bench` with these words; whatever a user can mend is told in words, with exit code 1."""
+    """Run `histojax bench`. User errors exit with code 1 and a message."""
     given = _parser().parse_args(words)
     console.configure_logging()
     with console.errors_in_words():
@@ -22,64 +22,73 @@ def main(words: list[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "histojax bench",
-        description="Each side is a process of its own that is asked for rounds in turn, while the other one idles: "
-        "medians, quartiles, ratios of the same machine at the same time. The machine should do nothing else.",
+        description="Measure speed on this machine. With --against, histojax and the peer run in separate processes that take "
+        "turns; the table gives medians, quartiles and ratios. Run nothing else on the machine meanwhile.",
     )
     verbs = parser.add_subparsers(dest="work", required=True)
     step = verbs.add_parser("step", help="training steps of models with random weights, without reading images")
     infer = verbs.add_parser("infer", help="predictions of models with random weights, without reading images")
     for one in (step, infer):
-        one.add_argument("--model", nargs="+", default=list(DEFAULT_MODELS), help="names that `histojax models` lists")
-        one.add_argument("--options", type=json.loads, default={}, help="of the model, as JSON: '{\"dropout\": 0}'")
-        one.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of our computation")
+        one.add_argument("--model", nargs="+", default=list(DEFAULT_MODELS),
+                         help="models, as `histojax models` lists them (default: %(default)s)")  # fmt: skip
+        one.add_argument("--options", type=json.loads, default={},
+                         help="model options as JSON, for example '{\"dropout\": 0}'")  # fmt: skip
+        one.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32",
+                         help="compute type of histojax (default: %(default)s)")  # fmt: skip
         one.add_argument("--peer_dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"],
-                         help="of PyTorch's; bfloat16 is its autocast; several: a contestant each")  # fmt: skip
-        one.add_argument("--peer_compile", action="store_true", help="PyTorch with torch.compile")
-        one.add_argument("--remat", action="store_true", help="as model.remat of a config: less memory, more time")
-        one.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw")
+                         help="compute types of PyTorch, one side each; bfloat16 uses autocast")  # fmt: skip
+        one.add_argument("--peer_compile", action="store_true", help="compile the PyTorch model with torch.compile")
+        one.add_argument("--remat", action="store_true",
+                         help="recompute blocks in the backward pass, like model.remat")  # fmt: skip
+        one.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw", help="default: %(default)s")
         one.add_argument("--huge_pages", choices=["none", "ours", "both"], default="none",
-                         help="who gets GLIBC_TUNABLES=glibc.malloc.hugetlb=1")  # fmt: skip
-        one.add_argument("--cpu_devices", type=int, default=2, help="as sharding.cpu_devices of a config")
+                         help="sides that run with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 (default: none)")  # fmt: skip
+        one.add_argument("--cpu_devices", type=int, default=2,
+                         help="virtual CPU devices, like sharding.cpu_devices (default: %(default)s)")  # fmt: skip
         one.add_argument("--skip_startup", dest="startup", action="store_false",
-                         help="does not measure compilation and the time to the first repeat")  # fmt: skip
-        one.add_argument("--find_batch", action="store_true", help="tells the largest batch that fits into memory")
+                         help="do not measure compilation and the time to the first repeat")  # fmt: skip
+        one.add_argument("--find_batch", action="store_true", help="also find the largest batch that fits into memory")
         one.add_argument("--memory_gib", type=float, default=0.0,
-                         help="memory that --find_batch may take; default: nine tenths of what is free")  # fmt: skip
+                         help="memory limit of --find_batch in GiB (default: 90 %% of the free memory)")  # fmt: skip
         one.add_argument("--profile", type=pathlib.Path, metavar="DIR",
-                         help="a trace of ours for Perfetto or TensorBoard; tells what costs most")  # fmt: skip
-    reading = verbs.add_parser("input", help="augmented batches from files of images, without a model")
-    reading.add_argument("--root", type=pathlib.Path, help="BreakHis's images; default: computer-made ones, 700×460")
-    reading.add_argument("--crop_scale", type=float, default=0.6, help="as data.augment.crop_scale of a config")
-    reading.add_argument("--colour_jitter", type=float, default=0.1, help="as data.augment.colour_jitter")
+                         help="write a trace (Perfetto, TensorBoard) and print the costliest operations")  # fmt: skip
+    reading = verbs.add_parser("input", help="augmented batches from image files, without a model")
+    reading.add_argument("--root", type=pathlib.Path, help="BreakHis images (default: synthetic ones, 700×460 pixels)")
+    reading.add_argument("--crop_scale", type=float, default=0.6,
+                         help="like data.augment.crop_scale (default: %(default)s)")  # fmt: skip
+    reading.add_argument("--colour_jitter", type=float, default=0.1,
+                         help="like data.augment.colour_jitter (default: %(default)s)")  # fmt: skip
     reading.add_argument("--cache", choices=["none", "resized", "decoded"], default="none",
-                         help="as data.cache of a config: written before it begins")  # fmt: skip
-    reading.add_argument("--threads", type=int, default=4, help="as data.threads of a config")
-    reading.add_argument("--workers", type=int, default=0, help="as data.workers of a config")
-    reading.add_argument("--peer_workers", type=int, default=2, help="num_workers of PyTorch's DataLoader")
+                         help="like data.cache; written before the first round (default: %(default)s)")  # fmt: skip
+    reading.add_argument("--threads", type=int, default=4, help="like data.threads (default: %(default)s)")
+    reading.add_argument("--workers", type=int, default=0, help="like data.workers (default: %(default)s)")
+    reading.add_argument("--peer_workers", type=int, default=2,
+                         help="num_workers of the PyTorch DataLoader (default: %(default)s)")  # fmt: skip
     slide = verbs.add_parser("slide", help="tissue tiles of a whole slide, without a model")
     slide.add_argument("slide", type=pathlib.Path, metavar="SLIDE")
-    slide.add_argument("--mpp", type=float, help="µm per level-0 pixel, where the slide does not say")
-    slide.add_argument("--tile_mpp", type=float, help="µm per pixel of a tile; default: the slide's")
-    slide.add_argument("--tissue", action="store_true", help="our rounds find the tissue, too, each anew")
-    slide.add_argument("--threads", type=int, default=2, help="that read, on both sides")
+    slide.add_argument("--mpp", type=float, help="µm per level-0 pixel, for a slide that does not state it")
+    slide.add_argument("--tile_mpp", type=float, help="µm per tile pixel (default: the slide's)")
+    slide.add_argument("--tissue", action="store_true", help="also time tissue detection, every round")
+    slide.add_argument("--threads", type=int, default=2, help="reader threads, on both sides (default: %(default)s)")
     for one in (step, infer, reading, slide):
         peers = ["deepzoom"] if one is slide else ["torch"]
-        one.add_argument("--against", choices=peers, help="who else; default: ours alone")
-        one.add_argument("--batch_size", type=int, default=16)
-        one.add_argument("--image_size", type=int, default=224)
-        one.add_argument("--rounds", type=int, default=7, help="of each side")
-        one.add_argument("--round_seconds", type=float, default=5.0, help="about how long a round takes")
-        one.add_argument("--json", type=pathlib.Path, metavar="FILE", help="writes all that was measured")
+        one.add_argument("--against", choices=peers, help="peer to compare with (default: none)")
+        one.add_argument("--batch_size", type=int, default=16, help="images per batch (default: %(default)s)")
+        one.add_argument("--image_size", type=int, default=224, help="image side in pixels (default: %(default)s)")
+        one.add_argument("--rounds", type=int, default=7, help="rounds per side (default: %(default)s)")
+        one.add_argument("--round_seconds", type=float, default=5.0,
+                         help="approximate length of a round in seconds (default: %(default)s)")  # fmt: skip
+        one.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all measurements to FILE")
     return parser
 
 
 def _run(given: argparse.Namespace) -> None:
-    # Behind the words, which need none of it.
+    # Imported after parsing: --help needs none of it.
     from histojax.cli.bench import benchmarks, tables
     from histojax.core.files import atomic_write
 
     if given.rounds < 1 or given.batch_size < 1:
-        raise RunError("--rounds and --batch_size are at least 1")
+        raise RunError("--rounds and --batch_size must be at least 1")
     machine = benchmarks.machine()
     print(f"{machine['processor']}, {machine['cores']} cores", flush=True)
     settings = {key: str(value) if isinstance(value, pathlib.Path) else value for key, value in vars(given).items()}

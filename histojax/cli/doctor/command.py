@@ -1,4 +1,4 @@
-"""`histojax doctor`: is this machine ready, and what is to be done where it is not."""
+"""`histojax doctor`: check whether this machine is ready, and say how to fix what is not."""
 
 import argparse
 import dataclasses
@@ -11,16 +11,16 @@ from histojax.core.errors import RunError
 
 
 def main(words: list[str]) -> None:
-    """Runs `histojax doctor` with these words; exit code 1 if something will not work."""
+    """Run `histojax doctor`. Exits with code 1 if a check fails."""
     parser = argparse.ArgumentParser(
         "histojax doctor",
-        description="Devices, the way between them and between processes, memory, versions, disks, images, compiled "
-        "programs, limits: what is wrong, in words, and what to do. Exit code 1 if something fails. Of several "
-        "processes (launch/local.sh -n 2 --module histojax -- doctor) each speaks for itself.",
+        description="Check devices, communication between devices and processes, memory, versions, disks, images, the "
+        "compile cache and limits. Say what is wrong and how to fix it. Exit code 1 if a check fails. With several "
+        "processes (launch/local.sh -n 2 --module histojax -- doctor) each one reports separately.",
     )
-    parser.add_argument("--workdir", default=".", help="where runs will be written; default: here")
-    parser.add_argument("--data_root", default="", help="what data.root will be: is it there, what does it look like?")
-    parser.add_argument("--json", action="store_true", help="prints one JSON object instead of lines")
+    parser.add_argument("--workdir", default=".", help="folder where runs will be written (default: the current one)")
+    parser.add_argument("--data_root", default="", help="images to check, as data.root of a run")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     given = parser.parse_args(words)
 
     console.configure_logging()
@@ -32,8 +32,8 @@ def main(words: list[str]) -> None:
 
 
 def _examine(given: argparse.Namespace) -> tuple[str, str]:
-    """The worst level, and what to print."""
-    # Behind the words: --help needs no jax.
+    """Run all checks; return the worst level and the text to print."""
+    # Imported after parsing: --help needs no jax.
     from histojax.cli.doctor import checks
     from histojax.core.directories import default_directory
 
@@ -44,14 +44,14 @@ def _examine(given: argparse.Namespace) -> tuple[str, str]:
     index, count = 0, 1
     try:
         import jax
-    except (ImportError, RuntimeError) as error:  # jax refuses a jaxlib that it does not fit
+    except (ImportError, RuntimeError) as error:  # jax refuses an incompatible jaxlib
         findings.insert(0, checks.Finding("devices", checks.FAIL, f"jax cannot be imported: {error}"))
     else:
         from histojax.cli.doctor import devices
         from histojax.distributed import processes, runtime
 
         runtime.prepare()
-        cache = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # made at run time
+        cache = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # defined at run time
         findings.append(checks.compile_cache(cache or ""))
         os.environ.setdefault("HISTOJAX_START_TIMEOUT", "60")  # a training run waits longer
         try:
@@ -74,5 +74,5 @@ def _examine(given: argparse.Namespace) -> tuple[str, str]:
     lines = [f"process {index} of {count}"] if count > 1 else []
     lines += [f"{one.level:<4}  {one.check:<{width}}  {' '.join(one.text.split())}" for one in findings]
     fails, warns = (sum(one.level == name for one in findings) for name in (checks.FAIL, checks.WARN))
-    lines.append("all is well" if level == checks.OK else f"{fails} to mend, {warns} to know")
+    lines.append("all checks passed" if level == checks.OK else f"{fails} failures, {warns} warnings")
     return level, "\n".join(lines)
