@@ -1,4 +1,4 @@
-"""`histojax audit ROOT …`: what is wrong with a dataset or a split, before anything is trained on it."""
+"""`histojax audit`: what is wrong with a dataset or a split, before anything is trained on it."""
 
 import argparse
 import csv
@@ -7,94 +7,99 @@ import json
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from data_pipelines.audit import hashes
-from histojax.cli import console
+from histojax.cli import flags
+from histojax.cli.parser import CommandParser, add_verb
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write
+from histojax.core.text_table import text_table
 
+if TYPE_CHECKING:
+    from histojax.cli.parser import Subparsers
+
+# Of data_pipelines.audit.hashes, which is not imported for a help text; a test holds that they are the same.
+HASH_BITS, MAX_DISTANCE = 255, 40
 _COLOURS = ("lightness", "red_green", "yellow_blue")
 _THUMBNAIL = 320  # pixels of the longer side
-_LISTED = 20  # pictures, and lines of anything, that the terminal shows
+_LISTED = 20  # duplicates and unreadable images that the terminal lists
 
 
-def main(words: list[str]) -> None:
-    """Runs `histojax audit` with these words: exit code 1 on a leak, and for what a user can mend, told in words."""
-    parser = argparse.ArgumentParser(
-        "histojax audit",
-        description="Pictures that are there twice (equal, re-encoded, resized, flipped, turned by quarters), patients "
-        "and cases on two sides of a split, contradicting labels, counts, sizes, colours, blank, inked and blurred "
-        "images. Exit code 1 on a leak: one picture or one patient on two sides. Research use only.",
+def add_parser(subparsers: "Subparsers") -> CommandParser:
+    """Add `histojax audit`."""
+    parser = add_verb(
+        subparsers,
+        "audit",
+        run,
+        summary="find duplicates, split leaks, label conflicts and colour differences in a dataset",
+        description="Finds images that appear twice (identical, re-encoded, resized, flipped, turned by quarters), "
+        "patients and cases on two sides of a split, contradicting labels, and blank, inked and blurred images; "
+        "counts images, sizes and colours. Exit code 1: a leak, which is one picture or one patient on two sides. "
+        "Research use only.",
+        examples=["histojax audit BreaKHis_v1 --split runs/dala_100x/split.csv --output audit_out"],
     )
     parser.add_argument(
         "root",
+        metavar="ROOT",
         type=pathlib.Path,
-        help="folder of images, or list of them (.csv: path,label[,patient_id][,case_id][,magnification][,split])",
+        help="folder of images, or list (.csv: path,label[,patient_id][,case_id][,magnification][,split])",
     )
     sides = parser.add_mutually_exclusive_group()
     sides.add_argument(
-        "--split", type=pathlib.Path, help="split.csv of a run, or any .csv of image_id or path, and split"
+        "--split", metavar="FILE", type=pathlib.Path, help="split.csv of a run, or any .csv with image_id or path, and split"
     )
-    sides.add_argument("--folds", type=pathlib.Path, metavar="DIR", help="BreakHis's dsfold1.txt … dsfold5.txt")
-    parser.add_argument("--against", type=pathlib.Path, metavar="ROOT2", help="another dataset: are pictures in both?")
+    sides.add_argument(
+        "--folds", type=pathlib.Path, metavar="DIR", help="folder with BreakHis's dsfold1.txt … dsfold5.txt"
+    )
     parser.add_argument(
-        "--output",
-        type=pathlib.Path,
-        default=pathlib.Path("audit"),
-        help="folder for audit.json, audit.html, images.csv",
+        "--against", type=pathlib.Path, metavar="ROOT2", help="another dataset, to find images that are in both"
     )
+    flags.add_output(parser, "folder for audit.json, audit.html and images.csv", default="audit")
     parser.add_argument(
         "--max_distance",
         type=int,
-        default=hashes.MAX_DISTANCE,
+        default=MAX_DISTANCE,
         metavar="N",
-        help=f"bits of {hashes.BITS} in which the hashes of nearly equal pictures may differ; 0 … "
-        f"{hashes.BITS // 4}, default %(default)s",
+        help=f"bits of {HASH_BITS} in which the hashes of nearly equal images may differ, "
+        f"0 to {HASH_BITS // 4} (default: {MAX_DISTANCE})",
     )
-    parser.add_argument("--strict_cases", action="store_true", help="a case on two sides is a leak, too")
-    given = parser.parse_args(words)
+    parser.add_argument("--strict_cases", action="store_true", help="also count one case on two sides as a leak")
+    parser.set_defaults(interrupted="interrupted: nothing was written")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Audit a dataset; exit code 1 on a leak."""
     if importlib.util.find_spec("jinja2") is None:
-        sys.exit("error: the page needs jinja2: pip install 'histojax[report]'")
-
-    console.configure_logging()
-    try:
-        with console.errors_in_words():
-            leaks = _audit(given)
-    except KeyboardInterrupt:
-        sys.exit("interrupted: nothing was written")
-    if leaks:
-        sys.exit(1)
-
-
-def _audit(given: argparse.Namespace) -> bool:
+        raise RunError("the page needs jinja2: pip install 'histojax[report]'")
     from data_pipelines.audit.audit import audit
     from data_pipelines.audit.measures import thumbnail
     from data_pipelines.images import decode_rgb
-    from histojax.evaluation.report import audit_page, pages
+    from histojax.evaluation.report import audit_html, html_templates
 
-    if given.output.exists() and not given.output.is_dir():
-        raise RunError(f"{given.output}: a file, and --output is a folder")
-    found = audit(
-        given.root,
-        split=given.split,
-        folds=given.folds,
-        against=given.against,
-        max_distance=given.max_distance,
-        strict_cases=given.strict_cases,
+    if args.output.exists() and not args.output.is_dir():
+        raise RunError(f"--output={args.output} is a file, and must be a folder")
+    result = audit(
+        args.root,
+        split=args.split,
+        folds=args.folds,
+        against=args.against,
+        max_distance=args.max_distance,
+        strict_cases=args.strict_cases,
     )
-    given.output.mkdir(parents=True, exist_ok=True)
-    _write_rows(given.output / "images.csv", found.rows)
-    with atomic_write(given.output / "audit.json") as temporary:
-        temporary.write_text(json.dumps(found.facts, indent=1, allow_nan=False), encoding="utf-8")
-    shown = {
-        name: thumbnail(decode_rgb(found.paths[name].read_bytes()), _THUMBNAIL)
-        for name in audit_page.names_shown(found.facts)
+    args.output.mkdir(parents=True, exist_ok=True)
+    _write_rows(args.output / "images.csv", result.rows)
+    with atomic_write(args.output / "audit.json") as temporary:
+        temporary.write_text(json.dumps(result.facts, indent=1, allow_nan=False), encoding="utf-8")
+    thumbnails = {
+        name: thumbnail(decode_rgb(result.paths[name].read_bytes()), _THUMBNAIL)
+        for name in audit_html.names_shown(result.facts)
     }
-    audit_page.write(given.output / "audit.html", found.facts, shown)
-    print("\n".join(map(pages.printable, _lines(found.facts))))
-    print(f"\nSee {given.output}/audit.html, audit.json and images.csv")
-    return bool(found.leaks)
+    audit_html.write(args.output / "audit.html", result.facts, thumbnails)
+    print("\n".join(map(html_templates.printable, _lines(result.facts))))
+    print(f"\nSee {args.output}/audit.html, audit.json and images.csv")
+    if result.leaks:
+        sys.exit(1)
 
 
 def _write_rows(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -106,26 +111,24 @@ def _write_rows(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _lines(facts: Mapping[str, Any]) -> list[str]:
-    """What the terminal shows."""
+    """Lay out the audit for the terminal."""
     head = {
         "dataset": facts["root"],
         "images": f"{facts['images']}, {facts['pictures']} different pictures",
         "patients": f"{facts['patients'] or 'unknown'}, cases: {facts['cases'] or 'unknown'}",
-        "sizes": _counted(facts["sizes"]),
-        "formats": _counted(facts["modes"]),
+        "sizes": _counts(facts["sizes"]),
+        "formats": _counts(facts["modes"]),
     }
     if facts["against"] is not None:
         head["against"] = f"{facts['against']}, {facts['images_against']} images"
     if facts["published"]:
         head["BreakHis"] = f"{facts['published']['text']} (at {', '.join(facts['published']['magnifications'])})"
     for name, split in facts["splits"].items():
-        head[f"sides: {name}"] = _counted(split["sides"])
-    width = max(map(len, head))
-    lines = [f"{name:<{width}}  {value}" for name, value in head.items()]
-    lines += ["", *_label_table(facts)]
+        head[f"sides: {name}"] = _counts(split["sides"])
+    lines = [*text_table([[name, str(value)] for name, value in head.items()]), "", *_label_table(facts)]
     if facts["duplicates"]:
         lines += ["", "the same picture"]
-        lines += [f"  {_told(entry)}" for entry in facts["duplicates"][:_LISTED]]
+        lines += [f"  {_duplicate(entry)}" for entry in facts["duplicates"][:_LISTED]]
         lines += _more(facts["duplicates"])
     if facts["unreadable"]:
         lines += ["", "cannot be read"]
@@ -140,34 +143,30 @@ def _lines(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _label_table(facts: Mapping[str, Any]) -> list[str]:
-    """Counts and mean colours, a line a label."""
-    table = [["label", "images", "patients", "cases", "L*", "a*", "b*", "contrast", "sharpness"]]
-    for label, row in facts["counts"].items():
+    """Lay out counts and mean colours, one row per label."""
+    rows = [["label", "images", "patients", "cases", "L*", "a*", "b*", "contrast", "sharpness"]]
+    for label, counts in facts["counts"].items():
         colour = facts["colours"]["labels"].get(label)
         means = [f"{colour[key]['mean']:.1f} ± {colour[key]['sd']:.1f}" for key in _COLOURS] if colour else [""] * 3
         rest = [f"{colour['lightness_sd']['mean']:.1f}", f"{colour['sharpness']['mean']:.2f}"] if colour else [""] * 2
-        counts = [str(row[key] or "–") for key in ("images", "patients", "cases")]
-        table.append([label or "(none)", *counts, *means, *rest])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  ".join([f"{row[0]:<{widths[0]}}", *(f"{cell:>{w}}" for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in table
-    ]
+        rows.append([label or "(none)", *(str(counts[key] or "–") for key in rows[0][1:4]), *means, *rest])
+    return text_table(rows, right=range(1, len(rows[0])))
 
 
-def _told(entry: Mapping[str, Any]) -> str:
+def _duplicate(entry: Mapping[str, Any]) -> str:
+    """Describe one set of equal or nearly equal images."""
     names = " = ".join(name.rpartition("/")[2] for name in entry["images"][:4])
     if len(entry["images"]) > 4:
         names += f" = {len(entry['images']) - 4} more"
-    how = "equal" if entry["kind"] == "exact" else f"{entry['view']}, {entry['distance']} bits apart"
+    likeness = "equal" if entry["kind"] == "exact" else f"{entry['view']}, {entry['distance']} bits apart"
     labels = f"; labels {', '.join(sorted(set(entry['labels'])))}" if entry["label_conflict"] else ""
     sides = "".join(f"; {name}: {', '.join(sorted(set(sides) - {''}))}" for name, sides in entry["crosses"].items())
-    return f"{names} ({how}{labels}{sides})"
+    return f"{names} ({likeness}{labels}{sides})"
 
 
 def _more(items: Sequence[Any] | Mapping[str, Any]) -> list[str]:
     return [f"  … and {len(items) - _LISTED} more; see audit.json"] if len(items) > _LISTED else []
 
 
-def _counted(table: Mapping[str, int]) -> str:
+def _counts(table: Mapping[str, int]) -> str:
     return ", ".join(f"{name}: {count}" for name, count in table.items())

@@ -1,1 +1,1 @@
-"""From a table of predictions, whoever made it, to numbers with intervals; imports no JAX."""
+"""From a table of predictions of any framework to numbers with intervals. This room does not import JAX."""

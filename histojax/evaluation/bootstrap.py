@@ -1,7 +1,7 @@
-"""95 % percentile intervals by bootstrap over patients (slides, source images, images), vectorised through weights.
+"""95 % percentile intervals by bootstrap over patients (else slides, source images or images), vectorised by weights.
 
-A resample is a vector of weights: how often each unit was drawn. A statistic is a function of such weights,
-so that the point estimate (all weights 1) and every resample are the same code.
+A resample is a vector of weights: how often each unit was drawn. A statistic is a function of such weights, so that
+the point estimate (all weights 1) and every resample run the same code.
 """
 
 from collections.abc import Callable, Hashable, Iterator
@@ -12,17 +12,24 @@ import numpy as np
 from histojax.evaluation.metrics import Array
 
 Key = TypeVar("Key", bound=Hashable)
-Figure = dict[str, float | None]
+# A metric with its interval: "value", "low", "high" (None: undefined), and "undefined" where resamples were left out.
+Estimate = dict[str, float | None]
 
-# Floats in one array of a chunk: 8 MB, of which a statistic holds about ten at a time.
+# Floats in one array of a chunk: 8 MB. A statistic holds about ten such arrays at a time.
 _CHUNK_ELEMENTS = 1 << 20
 
 
 def units(patient_id: Array, slide_id: Array | None = None, source_id: Array | None = None) -> tuple[str, Array, int]:
-    """What is resampled: (its name, unit index of each image (n,), number of units).
+    """Choose the unit that is resampled.
 
-    "patient" where every image has a non-empty patient_id (n,), else "slide" or "source image" where those are
-    given and known of every image, else "image".
+    Args:
+      patient_id: of each image, (n,); empty where unknown.
+      slide_id: of each image, (n,), or None.
+      source_id: source image of each image, (n,), or None.
+
+    Returns:
+      Name of the unit, unit index of each image (n,), and number of units. The unit is "patient" where every image
+      has a patient_id, else "slide" or "source image" where that is known for every image, else "image".
     """
     for name, ids in (("patient", patient_id), ("slide", slide_id), ("source image", source_id)):
         known = np.asarray([] if ids is None else ids, dtype=str)
@@ -32,11 +39,25 @@ def units(patient_id: Array, slide_id: Array | None = None, source_id: Array | N
     return "image", np.arange(len(patient_id)), len(patient_id)
 
 
-def weight_chunks(n_units: int, n_resamples: int, seed: int, n_rows: int | None = None) -> Iterator[Array]:
-    """Weights (r, n_units) of resamples with replacement, r at a time, n_resamples in all.
+def unit_sums(terms: Array, unit: Array, n_units: int) -> Array:
+    """Sum terms (n, c) over the images of each unit, (g, c). A resample is then one matrix product."""
+    terms = np.asarray(terms, np.float64)
+    return np.stack([np.bincount(unit, weights=column, minlength=n_units) for column in terms.T], axis=1)
 
-    `n_rows`: images that a statistic spreads the weights over; it bounds the memory of a chunk. The weights
-    depend on the seed alone, not on the chunks.
+
+def weight_chunks(n_units: int, n_resamples: int, seed: int, n_rows: int | None = None) -> Iterator[Array]:
+    """Draw resamples with replacement, one chunk at a time.
+
+    The weights depend on the seed only, not on the size of the chunks.
+
+    Args:
+      n_units: number of units, g.
+      n_resamples: number of resamples in all.
+      seed: of the random numbers.
+      n_rows: images that a statistic spreads the weights over; bounds the memory of a chunk.
+
+    Yields:
+      Weights (r, g) of r resamples.
     """
     rng = np.random.default_rng(seed)
     size = max(1, _CHUNK_ELEMENTS // max(n_units, n_rows or 0, 1))
@@ -55,32 +76,42 @@ def intervals(
     seed: int = 0,
     n_rows: int | None = None,
     level: float = 0.95,
-) -> dict[Key, Figure]:
-    """Point estimate and percentile interval of each metric of `statistic`.
+) -> dict[Key, Estimate]:
+    """Estimate each metric of a statistic with its percentile interval.
 
-    `statistic`: weights (r, n_units) -> {key: (r,)}. A resample on which a metric is undefined (nan: a class
-    was not drawn) is left out of its interval; their share is then in its figure as "undefined". With fewer
-    than two units low and high are None. Raises ValueError without units.
+    A resample on which a metric is undefined (nan: a class was not drawn) is left out of that metric's interval; the
+    fraction of such resamples is reported as "undefined". With fewer than two units, low and high are None.
+
+    Args:
+      statistic: weights (r, n_units) -> {key: values (r,)}.
+      n_units: number of resampled units.
+      n_resamples: number of resamples; 0: no intervals.
+      seed: of the random numbers.
+      n_rows: as in `weight_chunks`.
+      level: coverage of the interval.
+
+    Raises:
+      ValueError: no units, or a negative number of resamples.
     """
     if n_units < 1 or n_resamples < 0:
         raise ValueError(f"a bootstrap needs units and resamples; got {n_units} units, {n_resamples} resamples")
     point = {key: float(values[0]) for key, values in statistic(np.ones((1, n_units))).items()}
     if n_units < 2 or n_resamples == 0:
-        return {key: _figure(value, None) for key, value in point.items()}
+        return {key: _estimate(value, None) for key, value in point.items()}
     chunks = [statistic(weights) for weights in weight_chunks(n_units, n_resamples, seed, n_rows)]
     return {
-        key: _figure(value, np.concatenate([chunk[key] for chunk in chunks]), level) for key, value in point.items()
+        key: _estimate(value, np.concatenate([chunk[key] for chunk in chunks]), level) for key, value in point.items()
     }
 
 
-def _figure(value: float, resampled: Array | None, level: float = 0.95) -> Figure:
-    figure: Figure = {"value": value if np.isfinite(value) else None, "low": None, "high": None}
-    if resampled is None or figure["value"] is None:
-        return figure
+def _estimate(value: float, resampled: Array | None, level: float = 0.95) -> Estimate:
+    estimate: Estimate = {"value": value if np.isfinite(value) else None, "low": None, "high": None}
+    if resampled is None or estimate["value"] is None:
+        return estimate
     defined = resampled[np.isfinite(resampled)]
     if len(defined):
         low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-        figure.update(low=float(low), high=float(high))
+        estimate.update(low=float(low), high=float(high))
     if len(defined) < len(resampled):
-        figure["undefined"] = 1 - len(defined) / len(resampled)
-    return figure
+        estimate["undefined"] = 1 - len(defined) / len(resampled)
+    return estimate

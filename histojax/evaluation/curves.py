@@ -1,4 +1,4 @@
-"""Curves of a score: receiver operating characteristic and precision-recall, with few points for a picture."""
+"""ROC and precision-recall curves, and their reduction to few points for plotting."""
 
 from typing import NamedTuple
 
@@ -9,11 +9,12 @@ from histojax.evaluation.metrics import Array
 
 
 class Curve(NamedTuple):
-    """A point a threshold, from the highest score down; the first says no to every image.
+    """One point per threshold, from the highest score down. The first point predicts no image as positive.
 
     Attributes:
-      x, y: (t + 1,).
-      thresholds: (t + 1,), the lowest score that counts as positive; the first is infinite.
+      x: (t + 1,).
+      y: (t + 1,).
+      thresholds: the lowest score that counts as positive, (t + 1,); the first is infinite.
     """
 
     x: Array
@@ -22,7 +23,15 @@ class Curve(NamedTuple):
 
 
 def roc(scores: Array, positives: Array) -> Curve | None:
-    """False positive rate and true positive rate of scores (n,); None without a positive or without a negative."""
+    """Compute the ROC curve: true positive rate over false positive rate.
+
+    Args:
+      scores: (n,).
+      positives: whether each image is positive, (n,).
+
+    Returns:
+      The curve; None where all images are positive or all are negative.
+    """
     positives = np.asarray(positives, bool)
     if positives.all() or not positives.any():
         return None
@@ -35,10 +44,17 @@ def roc(scores: Array, positives: Array) -> Curve | None:
 
 
 def precision_recall(scores: Array, positives: Array) -> Curve | None:
-    """Recall and precision of scores (n,); None without a positive.
+    """Compute the precision-recall curve: precision over recall.
 
-    Precision is 1 where nothing is predicted, as scikit-learn has it. The points are steps, not to be joined by
+    Precision is 1 where nothing is predicted, as in scikit-learn. The points are steps and must not be joined by
     straight lines: the area under the steps is the average precision.
+
+    Args:
+      scores: (n,).
+      positives: whether each image is positive, (n,).
+
+    Returns:
+      The curve; None where no image is positive.
     """
     positives = np.asarray(positives, bool)
     if not positives.any():
@@ -52,12 +68,12 @@ def precision_recall(scores: Array, positives: Array) -> Curve | None:
 
 
 def thinned(curve: Curve, points: int = 200) -> Curve:
-    """At most `points` of a curve's points, both ends among them, about evenly spaced along it."""
+    """Keep at most `points` points of a curve: both ends, and others about evenly spaced along it."""
     if len(curve.x) <= points:
         return curve
-    way = np.append(0.0, np.cumsum(np.abs(np.diff(curve.x)) + np.abs(np.diff(curve.y))))
-    kept = np.searchsorted(way, np.linspace(0, way[-1], points - 1))
-    kept = np.unique(np.append(np.minimum(kept, len(way) - 1), len(way) - 1))
+    length = np.append(0.0, np.cumsum(np.abs(np.diff(curve.x)) + np.abs(np.diff(curve.y))))
+    kept = np.searchsorted(length, np.linspace(0, length[-1], points - 1))
+    kept = np.unique(np.append(np.minimum(kept, len(length) - 1), len(length) - 1))
     return Curve(curve.x[kept], curve.y[kept], curve.thresholds[kept])
 
 

@@ -1,4 +1,4 @@
-"""Words in pictures: a font that looks alike everywhere, and boxes for what it cannot draw."""
+"""Text in images: one font on every machine, and boxes for the characters that it lacks."""
 
 import functools
 
@@ -9,12 +9,12 @@ _BOX = "\N{WHITE SQUARE}"
 
 
 def printable(text: str) -> str:
-    """The text with a box for each control character: XML has no way to say them, and pictures none to show them."""
+    """Replace each control character by a box: XML cannot encode it and an image cannot show it."""
     return "".join(c if c.isprintable() else _BOX for c in text)
 
 
 def drawable(text: str) -> str:
-    """The text with a box for each character that the font lacks: matplotlib would warn of every one."""
+    """Replace each character that the font lacks by a box: matplotlib would warn about each one."""
     return "".join(c if ord(c) in _drawn() else _BOX for c in printable(text))
 
 

@@ -1,6 +1,6 @@
-"""Tests of two models on the same images: McNemar's, and DeLong's of areas under the ROC curve.
+"""Paired tests of two models on the same images: McNemar's test, and DeLong's test of areas under the ROC curve.
 
-Both take images for independent; `delong` with clusters does not.
+Both assume that images are independent, except `delong` with clusters.
 """
 
 import math
@@ -10,31 +10,41 @@ import numpy as np
 
 from histojax.evaluation.metrics import Array
 
-_Z95 = 1.959963984540054  # of a two-sided interval of 95 %
+_Z95 = 1.959963984540054  # normal quantile of a two-sided 95 % interval
 
 
 class McNemar(NamedTuple):
-    """McNemar's test of b images that only the first model has right against c that only the second has.
+    """McNemar's test of b images that only the first model gets right against c that only the second gets right.
 
     p values are two-sided. Fagerland, Lydersen and Laake (2013) recommend `mid_p`; `exact` is conservative.
+
+    Attributes:
+      only_first: b.
+      only_second: c.
+      exact: p value of the exact binomial test.
+      mid_p: mid-p value.
+      chi2: (b − c)² / (b + c); None where b + c is 0.
+      chi2_p: its p value.
+      corrected_chi2: (|b − c| − 1)² / (b + c); None where b + c is 0.
+      corrected_p: its p value.
     """
 
     only_first: int
     only_second: int
     exact: float
     mid_p: float
-    chi2: float | None  # (b − c)² / (b + c); None where no image is told apart
+    chi2: float | None
     chi2_p: float | None
-    corrected_chi2: float | None  # (|b − c| − 1)² / (b + c)
+    corrected_chi2: float | None
     corrected_p: float | None
 
 
 def mcnemar(only_first: int, only_second: int) -> McNemar:
-    """The test from the two counts; without any such image there is nothing to tell: p is 1."""
+    """Run McNemar's test on the two counts. Without any discordant image p is 1."""
     n, least = only_first + only_second, min(only_first, only_second)
     if n == 0:
         return McNemar(0, 0, 1.0, 1.0, None, None, None, None)
-    # Logarithms of the binomial's weights (n, ½) at 0 … least.
+    # Log probabilities of the binomial distribution (n, ½) at 0 … least.
     steps = np.arange(1, least + 1)
     weights = np.append(0.0, np.cumsum(np.log(n - steps + 1) - np.log(steps))) - n * math.log(2)
     tail, last = float(np.exp(weights).sum()), float(np.exp(weights[-1]))
@@ -55,7 +65,7 @@ def mcnemar(only_first: int, only_second: int) -> McNemar:
 class DeLong(NamedTuple):
     """Two areas under the ROC curve, and their difference (second − first) with its 95 % interval.
 
-    Without a spread to judge by (fewer than two positives or negatives, or clusters of them) everything behind
+    With fewer than two positives or negatives, or clusters of them, the spread cannot be estimated: every field after
     `difference` is None.
     """
 
@@ -69,35 +79,48 @@ class DeLong(NamedTuple):
     p: float | None = None
 
 
-def placements(scores: Array, there: Array) -> tuple[Array, Array]:
-    """For each positive the share of negatives below it, (m,); for each negative that of positives above it, (n,).
+def placements(scores: Array, labels: Array) -> tuple[Array, Array]:
+    """Rank positives among negatives and the reverse. A tie counts half. O(n log n).
 
-    A tie counts half. The mean of either is the area under the ROC curve. O(n log n).
+    Args:
+      scores: (n,).
+      labels: whether each image is positive, (n,).
+
+    Returns:
+      For each positive, the fraction of negatives below it; for each negative, the fraction of positives above it.
+      The mean of either is the area under the ROC curve.
     """
-    positives, negatives = np.sort(scores[there]), np.sort(scores[~there])
+    positives, negatives = np.sort(scores[labels]), np.sort(scores[~labels])
 
-    def below(sought: Array, among: Array) -> Array:
-        return (np.searchsorted(among, sought, "left") + np.searchsorted(among, sought, "right")) / 2 / len(among)
+    def fraction_below(values: Array, others: Array) -> Array:
+        return (np.searchsorted(others, values, "left") + np.searchsorted(others, values, "right")) / 2 / len(others)
 
-    return below(scores[there], negatives), 1 - below(scores[~there], positives)
+    return fraction_below(scores[labels], negatives), 1 - fraction_below(scores[~labels], positives)
 
 
-def delong(there: Array, first: Array, second: Array, cluster: Array | None = None) -> DeLong:
-    """DeLong, DeLong and Clarke-Pearson (1988) for two scores (n,) of the same images.
+def delong(labels: Array, first: Array, second: Array, cluster: Array | None = None) -> DeLong:
+    """Compare two areas under the ROC curve (DeLong, DeLong and Clarke-Pearson 1988).
 
-    With `cluster`, the index of each image's patient (n,), the variance is that of Obuchowski (1997), which
-    holds where images of one patient are alike; with one image a patient it is DeLong's.
+    With clusters the variance is that of Obuchowski (1997), which remains valid where images of one patient are
+    alike. With one image per patient it equals DeLong's.
 
-    Raises ValueError without a positive or without a negative.
+    Args:
+      labels: whether each image is positive, (n,).
+      first: scores of the first model, (n,).
+      second: scores of the second model for the same images, (n,).
+      cluster: patient index of each image, (n,); None: images are independent.
+
+    Raises:
+      ValueError: all images are positive, or all are negative.
     """
-    there = np.asarray(there, bool)
-    if there.all() or not there.any():
+    labels = np.asarray(labels, bool)
+    if labels.all() or not labels.any():
         raise ValueError("an area under the ROC curve needs positives and negatives")
-    pairs = [placements(np.asarray(scores, np.float64), there) for scores in (first, second)]
-    areas = [float(of_positives.mean()) for of_positives, _ in pairs]
+    pairs = [placements(np.asarray(scores, np.float64), labels) for scores in (first, second)]
+    areas = [float(positive_placements.mean()) for positive_placements, _ in pairs]
     difference = areas[1] - areas[0]
-    cluster = np.arange(len(there)) if cluster is None else np.asarray(cluster)
-    variance = _variance(pairs[1][0] - pairs[0][0], pairs[1][1] - pairs[0][1], cluster[there], cluster[~there])
+    cluster = np.arange(len(labels)) if cluster is None else np.asarray(cluster)
+    variance = _variance(pairs[1][0] - pairs[0][0], pairs[1][1] - pairs[0][1], cluster[labels], cluster[~labels])
     if variance is None:
         return DeLong(areas[0], areas[1], difference)
     error = math.sqrt(max(variance, 0.0))
@@ -115,17 +138,29 @@ def delong(there: Array, first: Array, second: Array, cluster: Array | None = No
     )
 
 
-def _variance(of_positives: Array, of_negatives: Array, positive_in: Array, negative_in: Array) -> float | None:
-    """Obuchowski's variance of the mean of placements (m,), (n,) whose images are in clusters (m,), (n,)."""
-    m, n = len(of_positives), len(of_negatives)
-    names, index = np.unique(np.concatenate([positive_in, negative_in]), return_inverse=True)
+def _variance(
+    positive_placements: Array, negative_placements: Array, positive_cluster: Array, negative_cluster: Array
+) -> float | None:
+    """Compute Obuchowski's variance of the mean placement.
+
+    Args:
+      positive_placements: of the positives, (m,).
+      negative_placements: of the negatives, (n,).
+      positive_cluster: cluster of each positive, (m,).
+      negative_cluster: cluster of each negative, (n,).
+
+    Returns:
+      The variance; None where fewer than two clusters hold positives, or negatives.
+    """
+    m, n = len(positive_placements), len(negative_placements)
+    names, index = np.unique(np.concatenate([positive_cluster, negative_cluster]), return_inverse=True)
     clusters = len(names)
-    with_positives, with_negatives = len(np.unique(positive_in)), len(np.unique(negative_in))
+    with_positives, with_negatives = len(np.unique(positive_cluster)), len(np.unique(negative_cluster))
     if min(with_positives, with_negatives) < 2:
         return None
-    # Sums over clusters of what each placement is off its mean.
-    x = np.bincount(index[:m], weights=of_positives - of_positives.mean(), minlength=clusters)
-    y = np.bincount(index[m:], weights=of_negatives - of_negatives.mean(), minlength=clusters)
+    # Deviations of the placements from their mean, summed per cluster.
+    x = np.bincount(index[:m], weights=positive_placements - positive_placements.mean(), minlength=clusters)
+    y = np.bincount(index[m:], weights=negative_placements - negative_placements.mean(), minlength=clusters)
     s10 = with_positives / (with_positives - 1) / m * float(x @ x)
     s01 = with_negatives / (with_negatives - 1) / n * float(y @ y)
     s11 = clusters / (clusters - 1) * float(x @ y)
@@ -133,7 +168,7 @@ def _variance(of_positives: Array, of_negatives: Array, positive_in: Array, nega
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """p values adjusted for their number (Holm 1979), in the same order."""
+    """Adjust p values for their number (Holm 1979). The order is kept."""
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     adjusted, highest = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(order):
@@ -143,5 +178,5 @@ def holm(p_values: list[float]) -> list[float]:
 
 
 def _chi2_p(chi2: float) -> float:
-    """Upper tail of χ² with one degree of freedom."""
+    """Upper tail probability of χ² with one degree of freedom."""
     return math.erfc(math.sqrt(chi2 / 2))

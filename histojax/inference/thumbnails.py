@@ -12,7 +12,7 @@ from data_pipelines.pixels import DecodeError, decode
 from data_pipelines.prepare import open_images
 from histojax.core.errors import RunError
 from histojax.data.sources import open_dataset
-from histojax.evaluation.report.inputs import Source
+from histojax.evaluation.report.sources import Source
 from histojax.inference.predict import images as image_files
 from histojax.inference.predict.pixels import Reader, UnreadableError
 

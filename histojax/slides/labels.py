@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from histojax.evaluation.thresholds import is_positive
+
 Colour = tuple[int, int, int]
 
 PREFIX = "prob_"
@@ -45,7 +47,7 @@ def predicted(table: pd.DataFrame, thresholds: Mapping[str, float] | None) -> ND
     names = names_of(table)
     probabilities = table[[PREFIX + name for name in names]].to_numpy(np.float64)
     if thresholds is not None:
-        return probabilities >= np.array([thresholds[name] for name in names])
+        return is_positive(probabilities, np.array([thresholds[name] for name in names]))
     return np.arange(len(names)) == probabilities.argmax(axis=1, keepdims=True)
 
 

@@ -16,7 +16,7 @@ from histojax.data.cache import CACHES
 from histojax.data.pipeline import LoaderSpec
 from histojax.data.transforms import AugmentSpec
 from histojax.distributed.sharding import Layout
-from histojax.evaluation import multilabel
+from histojax.evaluation import thresholds
 from histojax.training import losses
 from histojax.training.optimizer import OptimizerSpec, make_optimizer
 from histojax.training.step import Program, StepSpec
@@ -131,7 +131,7 @@ def threshold_rule(config: ConfigDict) -> str:
       RunError: no such rule.
     """
     try:
-        multilabel.check_rule(config.train.thresholds)
+        thresholds.check_rule(config.train.thresholds)
     except ValueError as error:
         raise RunError(str(error)) from error
     rule: str = config.train.thresholds

@@ -13,10 +13,20 @@ from ml_collections import ConfigDict
 
 from data_pipelines.splits import Split
 from histojax.core.errors import RunError
+from histojax.core.files import atomic_write
 from histojax.data.pipeline import Batch, LoaderSpec, eval_batches
 from histojax.data.sources import Dataset, open_dataset
 from histojax.distributed.sharding import Layout
-from histojax.evaluation import calibration, decisions, metrics, multilabel, predictions, results, terminal
+from histojax.evaluation import (
+    calibration,
+    decisions,
+    metrics,
+    multilabel,
+    predictions,
+    results,
+    terminal,
+    thresholds,
+)
 from histojax.training import build, checkpoint
 from histojax.training.step import ModelState, Program
 
@@ -115,8 +125,8 @@ def fit_decision_rule(outcome: EvalOutput, dataset: Dataset, indices: np.ndarray
         temperatures = [calibration.fit_temperature(truth, said)]
         decision = _decision(truth, said, dataset.classes, rule) if len(dataset.classes) == 2 else None
         return default_decision_rule(dataset) | {"decision": decision, "temperatures": temperatures}
-    cuts = multilabel.choose_thresholds(truth, said, rule)
-    there, yes = truth > 0.5, said >= cuts
+    cuts = thresholds.choose_thresholds(truth, said, rule)
+    there, yes = truth > 0.5, thresholds.is_positive(said, cuts)
     cells = (~there & ~yes, ~there & yes, there & ~yes, there & yes)
     pairs = zip(there.astype(int).T, said.T, strict=True)
     return {
@@ -129,7 +139,7 @@ def fit_decision_rule(outcome: EvalOutput, dataset: Dataset, indices: np.ndarray
 
 def _decision(truth: np.ndarray, said: np.ndarray, classes: Sequence[str], rule: str) -> dict[str, Any]:
     positive = classes.index(POSITIVE) if POSITIVE in classes else 1
-    (cut,) = multilabel.choose_thresholds((truth == positive)[:, None], said[:, [positive]], rule).tolist()
+    (cut,) = thresholds.choose_thresholds((truth == positive)[:, None], said[:, [positive]], rule).tolist()
     return {"class": classes[positive], "threshold": cut, "rule": rule}
 
 
@@ -163,8 +173,8 @@ def predict_split(
 
 def write_results(
     workdir: pathlib.Path, table: pd.DataFrame, facts: Mapping[str, Any], config: ConfigDict, meta: Mapping[str, Any]
-) -> str:
-    """Writes `predictions.parquet`, `.csv` and `results.json`; returns the table to print.
+) -> None:
+    """Write `predictions.parquet`, `predictions.csv`, `results.json` and, for people, `results.txt`.
 
     Args:
       workdir: where to.
@@ -196,7 +206,8 @@ def write_results(
                 for name, cut in (("half", 0.5), ("locked", locked["threshold"]))
             }
     results.write_json(summary, workdir / "results.json")
-    return terminal.table(summary)
+    with atomic_write(workdir / "results.txt") as temporary:
+        temporary.write_text(terminal.table(summary), encoding="utf-8")
 
 
 def restore_model(path: pathlib.Path, program: Program) -> ModelState:
@@ -255,8 +266,8 @@ def evaluate_checkpoint(
     data_root: str = "",
     magnification: str = "",
     image_size: int = 0,
-) -> str:
-    """`--mode=eval`: rebuilds model, preprocessing and split from a checkpoint alone and evaluates it.
+) -> pathlib.Path:
+    """`histojax eval`: rebuilds model, preprocessing and split from a checkpoint alone and evaluates it.
 
     Args:
       path: a work directory, a series of checkpoints, or one checkpoint.
@@ -268,7 +279,7 @@ def evaluate_checkpoint(
       image_size: height and width of the model's input; 0: the run's.
 
     Returns:
-      The table to print.
+      The folder with the results, which the first process writes.
 
     Raises:
       RunError, DataError: no or a damaged checkpoint, no images.
@@ -306,11 +317,10 @@ def evaluate_checkpoint(
     if not same:
         names = (pathlib.Path(config.data.root).name or "synthetic", config.data.magnification)
         output = output / "eval" / "-".join(name for name in names if name)
-    if jax.process_index() != 0:
-        return "the first process writes the results"
-    output.mkdir(parents=True, exist_ok=True)
-    text = write_results(output, table, facts, config, meta)
-    return f"{text}\nresults.json and predictions are in {output}"
+    if jax.process_index() == 0:
+        output.mkdir(parents=True, exist_ok=True)
+        write_results(output, table, facts, config, meta)
+    return output
 
 
 def result_facts(

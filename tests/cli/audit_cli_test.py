@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from histojax.cli import audit
-from histojax.evaluation.report import audit_page
+from histojax.evaluation.report import audit_html
 
 
 def _run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[object, str]:
@@ -64,7 +64,7 @@ def test_exit_codes_and_files(
     assert (copied["same_picture_as"], copied["side in split.csv"]) == (original["path"], "test")
     page = (out / "audit.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 2
-    assert "Leak: figures measured on this split are too good" in page
+    assert "Leaks found: metrics on this split are too optimistic" in page
     assert not re.search(r"<script|https?:|src=\"(?!data:)|url\(", page)  # one file, nothing from elsewhere
     assert {path.name for path in out.iterdir()} == {"audit.html", "audit.json", "images.csv"}
 
@@ -130,7 +130,7 @@ def test_many_duplicates_are_capped_on_the_page(tmp_path: pathlib.Path, capsys: 
     assert code == 0
     assert "… and 50 more; see audit.json" in shown
     page = (tmp_path / "out" / "audit.html").read_text()
-    assert page.count("data:image/jpeg") == 2 * audit_page.SHOWN
+    assert page.count("data:image/jpeg") == 2 * audit_html.SHOWN
     assert "the first 60 are shown" in page
     assert len(json.loads((tmp_path / "out" / "audit.json").read_text())["duplicates"]) == 70
 

@@ -14,7 +14,7 @@ from data_pipelines.synthetic.generator import SyntheticSpec, generate
 from histojax.cli import report as report_cli
 from histojax.data.sources import open_dataset
 from histojax.evaluation import predictions, results
-from histojax.evaluation.report import report
+from histojax.evaluation.report import report_json
 from tests.evaluation.report_test import labels_table, with_validation
 from tests.helpers.programs import run
 
@@ -163,9 +163,9 @@ def test_several_labels_and_an_audit(tmp_path: pathlib.Path, capsys: pytest.Capt
     [
         (["nowhere.csv"], "nowhere.csv: no such work directory or table"),
         (["{root}"], "has no predictions.parquet and no predictions.csv"),
-        (["{root}/t.csv", "--threshold", "malignant"], "--threshold=malignant: give CLASS=0.4"),
-        (["{root}/t.csv", "--threshold", "malignant=2"], "--threshold=malignant=2: give CLASS=0.4"),
-        (["{root}/t.csv", "--threshold", "x=0.4"], "--threshold of x"),
+        (["{root}/t.csv", "--threshold", "malignant"], "--threshold=malignant: 'malignant' is not a threshold"),
+        (["{root}/t.csv", "--threshold", "malignant=2"], "--threshold=malignant=2: 'malignant=2' is not a threshold"),
+        (["{root}/t.csv", "--threshold", "x=0.4"], "--threshold for x"),
         (["{root}/t.csv", "{root}/t.csv"], "one source is given twice"),
         (["{root}/t.csv", "--names", "a,b"], "--names=a,b: give 1 different names"),
         (["{root}/t.csv", "--split", "train"], "no split 'train'"),
@@ -193,4 +193,4 @@ def test_the_verb_without_jax(tmp_path: pathlib.Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "report" / "report.html").is_file()
     assert "== t\n" in done.stdout
-    assert report.USE in (tmp_path / "report" / "report.html").read_text()
+    assert report_json.USE in (tmp_path / "report" / "report.html").read_text()

@@ -120,10 +120,10 @@ def test_coverage_of_an_area_over_patients():
     truth = stats.norm.cdf(1.2 / np.sqrt(2 * (1 + 0.25)))
     held, trials = np.zeros(2), 200
     for trial in range(trials):
-        there = (np.arange(40) % 2 == 0)[patient]
-        scores = 1.2 * there + rng.normal(size=40)[patient] + 0.5 * rng.normal(size=200)
+        labels = (np.arange(40) % 2 == 0)[patient]
+        scores = 1.2 * labels + rng.normal(size=40)[patient] + 0.5 * rng.normal(size=200)
         for i, unit in enumerate((patient, np.arange(200))):
-            ranking = metrics.Ranking(scores, there, unit)
+            ranking = metrics.Ranking(scores, labels, unit)
             figure = bootstrap.intervals(
                 lambda w, ranking=ranking: {"a": metrics.auroc_from_counts(*ranking.counts(w))},
                 unit.max() + 1,

@@ -13,26 +13,26 @@ def table(n=600, k=3, temperature=1.0, seed=0, n_patients=20):
     logits = rng.normal(size=(n, k)) * 1.5
     p = calibration.softmax_at(np.exp(logits) / np.exp(logits).sum(1, keepdims=True), 1.0)
     true = np.array([rng.choice(k, p=row) for row in p])
-    said = calibration.softmax_at(p, 1 / temperature)
+    predicted = calibration.softmax_at(p, 1 / temperature)
     names = ["benign", "malignant"] if k == 2 else [f"c{i}" for i in range(k)]
     return predictions.make_table(
-        [f"i{i:04d}" for i in range(n)], true, said, names, split="test", patient_id=np.arange(n) % n_patients
+        [f"i{i:04d}" for i in range(n)], true, predicted, names, split="test", patient_id=np.arange(n) % n_patients
     )
 
 
 @pytest.mark.parametrize("k", [2, 3])
 def test_the_temperature_is_found_again(k):
     df = table(6000, k, temperature=2.5)
-    true, said = results.arrays(df, predictions.class_names(df))
-    fitted = calibration.fit_temperature(true, said)
+    true, predicted = results.arrays(df, predictions.class_names(df))
+    fitted = calibration.fit_temperature(true, predicted)
     assert fitted == pytest.approx(2.5, rel=0.08)
-    loss = lambda t: float(metrics.log_loss(true, calibration.softmax_at(said, t)))  # noqa: E731
+    loss = lambda t: float(metrics.log_loss(true, calibration.softmax_at(predicted, t)))  # noqa: E731
     best = optimize.minimize_scalar(loss, bounds=(0.1, 10), method="bounded", options={"xatol": 1e-9})
     assert fitted == pytest.approx(best.x, rel=1e-5)
-    mended = calibration.softmax_at(said, fitted)
-    assert float(metrics.ece(true, mended)) < 0.03 < float(metrics.ece(true, said))
-    np.testing.assert_array_equal(mended.argmax(1), said.argmax(1))
-    np.testing.assert_allclose(mended.sum(1), 1)
+    scaled = calibration.softmax_at(predicted, fitted)
+    assert float(metrics.ece(true, scaled)) < 0.03 < float(metrics.ece(true, predicted))
+    np.testing.assert_array_equal(scaled.argmax(1), predicted.argmax(1))
+    np.testing.assert_allclose(scaled.sum(1), 1)
 
 
 def test_temperatures_have_bounds():

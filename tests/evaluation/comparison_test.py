@@ -4,12 +4,12 @@ import sklearn.metrics as sk
 
 from histojax.core.errors import RunError
 from histojax.evaluation import bootstrap, comparison, predictions, results
-from tests.evaluation.results_test import random_df
+from tests.helpers.prediction_tables import class_table
 
 
 def pair(n=240, n_patients=12, seed=0):
-    """Two tables of the same images, patients and truth."""
-    return random_df(n=n, n_patients=n_patients, seed=seed), random_df(n=n, n_patients=n_patients, seed=seed + 1)
+    """Two tables of the same images, patients and labels."""
+    return class_table(n=n, n_patients=n_patients, seed=seed), class_table(n=n, n_patients=n_patients, seed=seed + 1)
 
 
 def test_differences_equal_a_loop_over_the_same_resamples():
@@ -70,15 +70,15 @@ def test_only_common_images_are_compared_and_the_others_named():
 
 
 def test_several_classes_and_several_labels():
-    first, second = random_df(k=3, seed=0), random_df(k=3, seed=1)
+    first, second = class_table(k=3, seed=0), class_table(k=3, seed=1)
     found = comparison.compare(first, second, n_resamples=20)
     assert list(found["auroc"]) == ["c0", "c1", "c2"]
 
     rng = np.random.default_rng(0)
-    there = rng.random((80, 2)) < 0.5
+    labels = rng.random((80, 2)) < 0.5
     tables = [
         predictions.make_table(
-            range(80), there.astype(int), rng.random((80, 2)), ["tumor", "stroma"], split="test",
+            range(80), labels.astype(int), rng.random((80, 2)), ["tumor", "stroma"], split="test",
             patient_id=np.arange(80) % 8,
         )
         for _ in range(2)
@@ -95,13 +95,13 @@ def test_several_classes_and_several_labels():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda df: df.assign(image_id="x" + df["image_id"]), "no image_id is in both"),
-        (lambda df: df.assign(label=df["label"].iloc[::-1].tolist()), "240 common images have another true label"),
+        (lambda df: df.assign(image_id="x" + df["image_id"]), "no image_id is in both tables"),
+        (lambda df: df.assign(label=df["label"].iloc[::-1].tolist()), "240 common images have different true labels"),
         (lambda df: df.assign(label=["malignant", *df["label"][1:]]), r"1 of 240 common images .*\(i0000\)"),
-        (lambda df: df.rename(columns={"prob_benign": "prob_b"}), "over the same ones"),
+        (lambda df: df.rename(columns={"prob_benign": "prob_b"}), "only tables with the same classes"),
     ],
 )
-def test_what_cannot_be_compared_is_told(change, message):
+def test_tables_that_cannot_be_compared_are_refused(change, message):
     first, second = pair()
     with pytest.raises(RunError, match=message):
         comparison.compare(first, change(second))

@@ -17,20 +17,20 @@ def table(n=200, n_patients=10, seed=0):
 
 
 @pytest.mark.parametrize("cut", [0.3, 0.5])
-def test_figures_at_a_threshold_equal_scikit_learn(cut):
+def test_metrics_at_a_threshold_equal_scikit_learn(cut):
     df = table()
-    there, p = (df["label"] == "malignant").to_numpy(), df["prob_malignant"].to_numpy()
-    found = decisions.at_threshold(df, there, p, cut, n_resamples=100)
-    said = p >= cut
-    assert found["confusion"] == sk.confusion_matrix(there, said).tolist()
+    labels, p = (df["label"] == "malignant").to_numpy(), df["prob_malignant"].to_numpy()
+    found = decisions.at_threshold(df, labels, p, cut, n_resamples=100)
+    predicted = p >= cut
+    assert found["confusion"] == sk.confusion_matrix(labels, predicted).tolist()
     expected = {
-        "accuracy": sk.accuracy_score(there, said),
-        "balanced_accuracy": sk.balanced_accuracy_score(there, said),
-        "precision": sk.precision_score(there, said),
-        "recall": sk.recall_score(there, said),
-        "specificity": sk.recall_score(~there, ~said),
-        "f1": sk.f1_score(there, said),
-        "gmean": geometric_mean_score(there, said, average="binary"),
+        "accuracy": sk.accuracy_score(labels, predicted),
+        "balanced_accuracy": sk.balanced_accuracy_score(labels, predicted),
+        "precision": sk.precision_score(labels, predicted),
+        "recall": sk.recall_score(labels, predicted),
+        "specificity": sk.recall_score(~labels, ~predicted),
+        "f1": sk.f1_score(labels, predicted),
+        "gmean": geometric_mean_score(labels, predicted, average="binary"),
     }
     for name, value in expected.items():
         assert found[name]["value"] == pytest.approx(value), name
@@ -39,29 +39,29 @@ def test_figures_at_a_threshold_equal_scikit_learn(cut):
 
 def test_intervals_equal_a_loop_over_patients():
     df = table()
-    there, p = (df["label"] == "malignant").to_numpy(), df["prob_malignant"].to_numpy()
-    found = decisions.at_threshold(df, there, p, 0.4, n_resamples=80, seed=2)
+    labels, p = (df["label"] == "malignant").to_numpy(), df["prob_malignant"].to_numpy()
+    found = decisions.at_threshold(df, labels, p, 0.4, n_resamples=80, seed=2)
     _, unit, n_units = bootstrap.units(df["patient_id"].to_numpy())
     rates = []
     for weights in np.concatenate(list(bootstrap.weight_chunks(n_units, 80, 2))).astype(int):
         rows = np.repeat(np.arange(len(df)), weights[unit])
-        rates.append(sk.f1_score(there[rows], p[rows] >= 0.4))
+        rates.append(sk.f1_score(labels[rows], p[rows] >= 0.4))
     assert [found["f1"]["low"], found["f1"]["high"]] == pytest.approx(np.percentile(rates, [2.5, 97.5]).tolist())
 
 
 def test_a_class_of_one_patient_leaves_no_interval():
     df = table(40, 2)
-    there = (df["patient_id"] == "1").to_numpy()
-    found = decisions.at_threshold(df, there, df["prob_malignant"].to_numpy(), 0.5, n_resamples=50)
+    labels = (df["patient_id"] == "1").to_numpy()
+    found = decisions.at_threshold(df, labels, df["prob_malignant"].to_numpy(), 0.5, n_resamples=50)
     assert found["recall"]["low"] is None
     assert found["accuracy"]["low"] is not None
 
 
-def test_shares_by_a_column():
+def test_correctness_by_a_column():
     df = table()
     hit = ((df["prob_malignant"] >= 0.5) == (df["label"] == "malignant")).to_numpy(dtype=float)
     sick = np.where(df["label"] == "malignant", hit, np.nan)
-    found = decisions.shares_by(df, "subtype", {"accuracy": hit, "sensitivity": sick}, n_resamples=50)
+    found = decisions.correctness_by(df, "subtype", {"accuracy": hit, "sensitivity": sick}, n_resamples=50)
     assert [row["value"] for row in found] == ["A", "B"]
     for row in found:
         here = (df["subtype"] == row["value"]).to_numpy()
@@ -69,5 +69,5 @@ def test_shares_by_a_column():
         assert row["accuracy"]["value"] == pytest.approx(hit[here].mean())
         assert row["sensitivity"]["value"] == pytest.approx(np.nanmean(sick[here]))
         assert row["accuracy"]["low"] < row["accuracy"]["value"] < row["accuracy"]["high"]
-    sizes = decisions.shares_by(df.assign(magnification=["40X", "100X"] * 100), "magnification", {"accuracy": hit})
+    sizes = decisions.correctness_by(df.assign(magnification=["40X", "100X"] * 100), "magnification", {"accuracy": hit})
     assert [row["value"] for row in sizes] == ["40X", "100X"]

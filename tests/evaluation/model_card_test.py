@@ -2,8 +2,10 @@ import pytest
 import yaml
 
 from histojax.evaluation import predictions, results
-from histojax.evaluation.report import inputs, model_card, report
-from tests.evaluation.report_test import SPEC, labels_table, with_validation
+from histojax.evaluation.report import model_card, report_json, sources
+from tests.helpers.prediction_tables import labels_table, with_validation
+
+SPEC = report_json.ReportSpec(resamples=20, seed=1)
 
 RESULTS = {
     "protocol": "case-disjoint, 25% test, seed 0",
@@ -22,16 +24,16 @@ def card(table, tmp_path, licence="", results_head=RESULTS):
     predictions.write(table, tmp_path / "run" / "predictions")
     results.write_json(results_head, tmp_path / "run" / "results.json")
     results.write_json(CONFIG, tmp_path / "run" / "config.json")
-    source = inputs.read(tmp_path / "run")
+    source = sources.read(tmp_path / "run")
     assert source.is_run
-    found = report.describe([source], SPEC)["sources"][0]
+    found = report_json.describe([source], SPEC)["sources"][0]
     text = model_card.card(found, source.config, licence)
     head, _, body = text.removeprefix("---\n").partition("---\n")
     return found, yaml.safe_load(head), body
 
 
 @pytest.mark.parametrize("table", [with_validation(2), with_validation(3), labels_table()], ids=["2", "3", "labels"])
-def test_a_card_says_what_must_be_known(table, tmp_path):
+def test_a_card_states_the_required_facts(table, tmp_path):
     found, head, body = card(table, tmp_path, "apache-2.0")
     assert (head["license"], head["library_name"]) == ("apache-2.0", "histojax")
     entry = head["model-index"][0]
@@ -50,7 +52,7 @@ def test_a_card_says_what_must_be_known(table, tmp_path):
     assert "BreaKHis_v1, 100X" in result["dataset"]["name"]
 
 
-def test_hubs_can_read_it(tmp_path):
+def test_hubs_can_read_a_card(tmp_path):
     hub = pytest.importorskip("huggingface_hub")
     predictions.write(with_validation(), tmp_path / "run" / "predictions")
     _, head, body = card(with_validation(), tmp_path)
@@ -60,7 +62,7 @@ def test_hubs_can_read_it(tmp_path):
     assert loaded.data.license == "unknown"
 
 
-def test_nothing_is_said_that_is_not_known(tmp_path):
+def test_unknown_facts_are_not_stated(tmp_path):
     _, head, body = card(
         with_validation(), tmp_path, results_head={"protocol": None, "model": "m", "data": {}, "splits": {}}
     )
@@ -69,7 +71,7 @@ def test_nothing_is_said_that_is_not_known(tmp_path):
     assert head["model-index"][0]["results"][0]["dataset"]["name"] == "not stated"
 
 
-def test_names_are_no_markup(tmp_path):
+def test_names_are_escaped(tmp_path):
     table = with_validation()
     name = "a|b`<i>"
     table["label"] = table["label"].replace("benign", name)
@@ -89,6 +91,6 @@ def test_numbers_are_numbers_in_yaml():
     assert read == {"a": 1e-05, "b": 0.5, "c": "yes", "d": "0123", "e": [1, 2]}
 
 
-def test_synthetic_images_are_told(tmp_path):
+def test_a_card_says_that_images_are_synthetic(tmp_path):
     head = RESULTS | {"data": RESULTS["data"] | {"synthetic": True}}
     assert "The images are synthetic" in card(with_validation(), tmp_path, results_head=head)[2]

@@ -1,4 +1,4 @@
-"""Several labels an image: figures equal scikit-learn's, thresholds the best of all, intervals a plain loop's."""
+"""Tables with labels: metrics equal scikit-learn's, thresholds are the best, intervals equal a plain loop's."""
 
 import json
 
@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from histojax.evaluation import multilabel, predictions, results, terminal
+from histojax.evaluation import multilabel, predictions, results, terminal, thresholds
 from histojax.evaluation.predictions import PredictionsError
 
 NAMES = ["interstitial", "necrosis", "tumor"]
@@ -34,20 +34,20 @@ def arrays(df):
     )
 
 
-# --- Figures ------------------------------------------------------------------------------------------------
+# --- Metrics ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("ties", [True, False])
-def test_every_figure_is_scikit_learns(seed, ties):
+def test_every_metric_equals_scikit_learn(seed, ties):
     df = random_table(seed=seed, ties=ties)
     cuts = dict(zip(NAMES, (0.4, 0.6, 0.5), strict=True))
     y, p = arrays(df)
-    said = (p >= list(cuts.values())).astype(int)
+    predicted = (p >= list(cuts.values())).astype(int)
     block = results.summarise(df, thresholds=cuts, n_resamples=0)["test"]
     for i, name in enumerate(NAMES):
         figures = block["labels"][name]
-        true, yes, score = y[:, i], said[:, i], p[:, i]
+        true, yes, score = y[:, i], predicted[:, i], p[:, i]
         expected = {
             "accuracy": sk.accuracy_score(true, yes),
             "balanced_accuracy": sk.balanced_accuracy_score(true, yes),
@@ -71,17 +71,17 @@ def test_every_figure_is_scikit_learns(seed, ties):
             "accuracy": pytest.approx(sk.accuracy_score(true, np.full_like(true, often))),
         }
     expected = {
-        "accuracy": (y == said).mean(),
-        "subset_accuracy": sk.accuracy_score(y, said),
-        "hamming_loss": sk.hamming_loss(y, said),
+        "accuracy": (y == predicted).mean(),
+        "subset_accuracy": sk.accuracy_score(y, predicted),
+        "hamming_loss": sk.hamming_loss(y, predicted),
         "auroc_macro": sk.roc_auc_score(y, p, average="macro"),
         "mean_average_precision": sk.average_precision_score(y, p, average="macro"),
     }
     for average in ("macro", "micro"):
         expected |= {
-            f"precision_{average}": sk.precision_score(y, said, average=average),
-            f"recall_{average}": sk.recall_score(y, said, average=average),
-            f"f1_{average}": sk.f1_score(y, said, average=average),
+            f"precision_{average}": sk.precision_score(y, predicted, average=average),
+            f"recall_{average}": sk.recall_score(y, predicted, average=average),
+            f"f1_{average}": sk.f1_score(y, predicted, average=average),
         }
     assert {name: figure["value"] for name, figure in block["image"].items()} == pytest.approx(expected)
     assert (block["n_images"], block["n_patients"], block["resampled"]) == (120, 15, "patient")
@@ -122,7 +122,7 @@ def test_the_order_of_the_rows_does_not_matter():
     assert results.summarise(df, n_resamples=50) == results.summarise(shuffled, n_resamples=50)
 
 
-def test_a_label_that_a_split_lacks_is_nan_and_named():
+def test_a_label_that_a_split_lacks_is_nan_and_warned_about():
     df = random_table(prevalence=(0.5, 0.0, 0.7))
     block = results.summarise(df, n_resamples=50)["test"]
     figures = block["labels"]["necrosis"]
@@ -144,7 +144,7 @@ def test_a_label_that_a_split_lacks_is_nan_and_named():
     assert np.isnan(nothing["f1"])
 
 
-def test_a_label_that_every_image_carries_or_nobody_predicts_is_named():
+def test_a_label_always_present_or_never_predicted_is_warned_about():
     df = random_table(prevalence=(1.0, 0.4, 0.7))
     df["prob_necrosis"] = df["prob_necrosis"] / 10
     warnings = results.summarise(df, n_resamples=0)["test"]["warnings"]
@@ -164,13 +164,17 @@ def test_no_interval_rests_on_one_patient(value):
     assert block["image"]["auroc_macro"]["low"] is None
     assert figures["accuracy"]["low"] is not None
     which = "with" if value else "without"
-    assert any(f"all images {which} label 'necrosis' are of one patient" in warning for warning in block["warnings"])
+    assert any(f"all images {which} label 'necrosis' belong to one patient" in warning for warning in block["warnings"])
 
 
 @pytest.mark.parametrize(
     ("known", "resampled", "words"),
     [
-        ({"slide_id": 6, "source_id": 12}, "slide", "patients unknown; the intervals are over slides and too narrow"),
+        (
+            {"slide_id": 6, "source_id": 12},
+            "slide",
+            "patients are unknown; the intervals are over slides and too narrow",
+        ),
         ({"source_id": 12}, "source image", "the intervals are over source images and too narrow"),
         ({}, "image", "the intervals are over images and too narrow"),
     ],
@@ -203,7 +207,7 @@ def test_no_threshold_does_better_than_the_chosen_one(rule, seed):
             return sk.f1_score(y[:, i], yes)
         return sk.recall_score(y[:, i], yes) + sk.recall_score(y[:, i], yes, pos_label=0)
 
-    chosen = multilabel.choose_thresholds(y, p, rule)
+    chosen = thresholds.choose_thresholds(y, p, rule)
     for i in range(3):
         every = np.concatenate([np.unique(p[:, i]), np.linspace(0.001, 0.999, 50)])
         assert value(i, chosen[i]) >= max(value(i, cut) for cut in every) - 1e-12
@@ -214,7 +218,7 @@ def test_no_threshold_does_better_than_the_chosen_one(rule, seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_of_those_sensitive_enough_the_most_specific_is_chosen(least, seed):
     y, p = arrays(random_table(n=40, seed=seed, ties=seed % 2 == 0))
-    chosen = multilabel.choose_thresholds(y, p, f"sensitivity={least}")
+    chosen = thresholds.choose_thresholds(y, p, f"sensitivity={least}")
     for i in range(3):
         yes = p[:, i] >= chosen[i]
         assert sk.recall_score(y[:, i], yes) >= least
@@ -225,37 +229,39 @@ def test_of_those_sensitive_enough_the_most_specific_is_chosen(least, seed):
                 assert specificity <= sk.recall_score(y[:, i], yes, pos_label=0)
     for wrong in ("sensitivity", "sensitivity=0", "sensitivity=1.1", "sensitivity=high", "specificity=0.9"):
         with pytest.raises(ValueError, match=r"is not one of f1, youden, fixed, sensitivity=0\.95"):
-            multilabel.choose_thresholds(y, p, wrong)
+            thresholds.choose_thresholds(y, p, wrong)
 
 
 def test_of_equally_good_thresholds_the_nearest_to_a_half_is_taken():
     y, p = np.array([[0], [0], [1], [1]]), np.array([[0.1], [0.2], [0.7], [0.9]])
-    assert multilabel.choose_thresholds(y, p, "f1").tolist() == pytest.approx([0.45])
+    assert thresholds.choose_thresholds(y, p, "f1").tolist() == pytest.approx([0.45])
     both = np.array([[1], [0], [1]]), np.array([[0.8], [0.5], [0.2]])  # 0.35 and 0.65 are as far
-    assert multilabel.choose_thresholds(*both, "youden").tolist() == pytest.approx([0.65])
+    assert thresholds.choose_thresholds(*both, "youden").tolist() == pytest.approx([0.65])
 
 
 def test_a_label_without_choice_keeps_a_half():
     y = np.array([[0, 1, 1], [0, 1, 0]])
     p = np.array([[0.9, 0.1, 0.3], [0.8, 0.2, 0.1]])
-    assert multilabel.choose_thresholds(y, p, "f1").tolist() == pytest.approx([0.5, 0.5, 0.2])
-    assert multilabel.choose_thresholds(y, p, "fixed").tolist() == [0.5, 0.5, 0.5]
+    assert thresholds.choose_thresholds(y, p, "f1").tolist() == pytest.approx([0.5, 0.5, 0.2])
+    assert thresholds.choose_thresholds(y, p, "fixed").tolist() == [0.5, 0.5, 0.5]
     with pytest.raises(ValueError, match=r"train\.thresholds='best' is not one of f1, youden, fixed"):
-        multilabel.choose_thresholds(y, p, "best")
+        thresholds.choose_thresholds(y, p, "best")
 
 
 def test_thresholds_must_fit_the_table():
     df = random_table()
-    with pytest.raises(PredictionsError, match="thresholds of tumor; the table has the labels interstitial"):
+    with pytest.raises(
+        PredictionsError, match="thresholds are given for tumor, but the table has the labels interstitial"
+    ):
         results.summarise(df, thresholds={"tumor": 0.5})
     with pytest.raises(PredictionsError, match=r"each must lie in \[0, 1\]"):
         results.summarise(df, thresholds=dict.fromkeys(NAMES, 1.5))
     with pytest.raises(PredictionsError, match="has no positive class"):
         results.summarise(df, positive="tumor")
     single = predictions.make_table(["a"], [0], np.array([[0.9, 0.1]]), ["x", "y"], split="test")
-    with pytest.raises(PredictionsError, match="thresholds belong to several labels"):
+    with pytest.raises(PredictionsError, match="thresholds apply to tables with labels"):
         results.summarise(single, thresholds={"x": 0.5, "y": 0.5})
-    with pytest.raises(PredictionsError, match="several labels"):
+    with pytest.raises(PredictionsError, match="no single class per group"):
         results.group_table(df)
 
 
@@ -263,15 +269,15 @@ def test_thresholds_must_fit_the_table():
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
-def test_what_was_written_is_read_bit_by_bit(tmp_path, suffix):
+def test_a_table_survives_writing_and_reading_bit_by_bit(tmp_path, suffix):
     df = random_table(ties=False).assign(slide_id="007", source_id="NA", further=1.5)
     predictions.write(df, tmp_path / "p")
     back = predictions.read(tmp_path / f"p{suffix}")
     pd.testing.assert_frame_equal(back, predictions.normalise(df), check_exact=True)
     assert back["label_tumor"].dtype == np.int64
     y, p = arrays(back)
-    assert multilabel.choose_thresholds(y, p, "f1").tolist() == pytest.approx(
-        multilabel.choose_thresholds(*arrays(df), "f1").tolist(), abs=0
+    assert thresholds.choose_thresholds(y, p, "f1").tolist() == pytest.approx(
+        thresholds.choose_thresholds(*arrays(df), "f1").tolist(), abs=0
     )
 
 
@@ -284,20 +290,20 @@ def test_one_label_is_enough():
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda df: df.assign(label="tumor"), "column 'label' stands beside 'label_interstitial'"),
-        (lambda df: df.drop(columns="prob_tumor"), "column 'label_tumor' .* there must be both"),
-        (lambda df: df.drop(columns="label_tumor"), "column 'prob_tumor' .* there must be both"),
+        (lambda df: df.assign(label="tumor"), "both column 'label' and columns 'label_interstitial'"),
+        (lambda df: df.drop(columns="prob_tumor"), "column 'label_tumor' .* has no counterpart"),
+        (lambda df: df.drop(columns="label_tumor"), "column 'prob_tumor' .* has no counterpart"),
         (
             lambda df: df.assign(label_tumor=2),
             r"column 'label_tumor': 120 of 120 rows are neither 0 nor 1 \(e\.g\. '2'",
         ),
         (lambda df: df.assign(label_tumor=None), "column 'label_tumor': 120 of 120 rows are neither 0 nor 1"),
-        (lambda df: df.assign(prob_tumor=1.2), "column 'prob_tumor': .* lie outside .* sigmoid the logits"),
+        (lambda df: df.assign(prob_tumor=1.2), "column 'prob_tumor': .* lie outside .* apply sigmoid to the logits"),
         (lambda df: df.drop(columns="split"), "column 'split' missing"),
         (lambda df: df.drop(columns=[c for c in df if "_" in c and c[:4] in ("labe", "prob")]), "'label' missing"),
     ],
 )
-def test_a_table_that_cannot_be_evaluated_says_why(spoil, message):
+def test_a_bad_table_is_refused_with_a_reason(spoil, message):
     with pytest.raises(PredictionsError, match=message):
         predictions.normalise(spoil(random_table()))
 

@@ -38,52 +38,52 @@ def test_mcnemar_without_a_difference():
 
 def two_models(n=120, seed=0, digits=1):
     rng = np.random.default_rng(seed)
-    there = rng.random(n) < 0.4
-    common = rng.normal(size=n) + there
-    return there, (common + rng.normal(size=n)).round(digits), (common + 2 * rng.normal(size=n)).round(digits)
+    labels = rng.random(n) < 0.4
+    common = rng.normal(size=n) + labels
+    return labels, (common + rng.normal(size=n)).round(digits), (common + 2 * rng.normal(size=n)).round(digits)
 
 
 @pytest.mark.parametrize("digits", [0, 1, 9])
 def test_delong_equals_its_definition_pair_by_pair(digits):
-    there, first, second = two_models(digits=digits)
-    m, n = there.sum(), (~there).sum()
+    labels, first, second = two_models(digits=digits)
+    m, n = labels.sum(), (~labels).sum()
     v10, v01, areas = [], [], []
     for scores in (first, second):
-        x, y = scores[there], scores[~there]
+        x, y = scores[labels], scores[~labels]
         psi = (x[:, None] > y).astype(float) + 0.5 * (x[:, None] == y)  # every pair
         v10.append(psi.mean(1))
         v01.append(psi.mean(0))
         areas.append(psi.mean())
     covariance = np.cov(v10) / m + np.cov(v01) / n
     error = np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
-    found = paired.delong(there, first, second)
+    found = paired.delong(labels, first, second)
     np.testing.assert_allclose([found.first, found.second], areas, rtol=1e-12)
-    assert found.first == pytest.approx(sk.roc_auc_score(there, first))
+    assert found.first == pytest.approx(sk.roc_auc_score(labels, first))
     assert found.standard_error == pytest.approx(error, rel=1e-10)
     assert found.p == pytest.approx(2 * stats.norm.sf(abs(areas[1] - areas[0]) / error), rel=1e-9)
     assert found.high - found.low == pytest.approx(2 * stats.norm.ppf(0.975) * error, rel=1e-9)
 
 
 def test_clusters_of_one_change_nothing_and_copies_do():
-    there, first, second = two_models()
-    alone = paired.delong(there, first, second)
-    assert paired.delong(there, first, second, np.arange(len(there))[::-1]) == pytest.approx(alone)
-    three = [np.tile(x, 3) for x in (there, first, second)]
-    clusters = np.tile(np.arange(len(there)), 3)
+    labels, first, second = two_models()
+    alone = paired.delong(labels, first, second)
+    assert paired.delong(labels, first, second, np.arange(len(labels))[::-1]) == pytest.approx(alone)
+    three = [np.tile(x, 3) for x in (labels, first, second)]
+    clusters = np.tile(np.arange(len(labels)), 3)
     naive, honest = paired.delong(*three), paired.delong(*three, clusters)
     # Three copies of each image tell nothing new.
     assert naive.standard_error == pytest.approx(alone.standard_error / np.sqrt(3), rel=0.02)
     assert honest.standard_error == pytest.approx(alone.standard_error, rel=0.02)
 
 
-def test_delong_says_where_it_knows_nothing():
-    there = np.array([True, False, False])
-    found = paired.delong(there, np.array([0.9, 0.1, 0.2]), np.array([0.1, 0.5, 0.2]))
+def test_delong_without_enough_images_has_no_interval():
+    labels = np.array([True, False, False])
+    found = paired.delong(labels, np.array([0.9, 0.1, 0.2]), np.array([0.1, 0.5, 0.2]))
     assert (found.first, found.second, found.difference, found.p) == (1, 0, -1, None)
     with pytest.raises(ValueError, match="positives and negatives"):
-        paired.delong(np.ones(3, bool), there, there)
-    there, first, _ = two_models()
-    same = paired.delong(there, first, first)
+        paired.delong(np.ones(3, bool), labels, labels)
+    labels, first, _ = two_models()
+    same = paired.delong(labels, first, first)
     assert (same.difference, same.standard_error, same.z, same.p) == (0, 0, 0, 1)
 
 
@@ -91,11 +91,11 @@ def test_under_the_null_clusters_keep_their_level_and_images_do_not():
     # Two equally good models whose errors are a matter of the patient, as the label is: 40 patients of ten images.
     rng = np.random.default_rng(0)
     patient = np.repeat(np.arange(40), 10)
-    there = patient % 2 == 0
+    labels = patient % 2 == 0
     trials, rejected = 600, np.zeros(2)
     for _ in range(trials):
-        scores = [there + rng.normal(size=40)[patient] + 0.3 * rng.normal(size=400) for _ in range(2)]
-        tests = paired.delong(there, *scores), paired.delong(there, *scores, patient)
+        scores = [labels + rng.normal(size=40)[patient] + 0.3 * rng.normal(size=400) for _ in range(2)]
+        tests = paired.delong(labels, *scores), paired.delong(labels, *scores, patient)
         rejected += [test.p < 0.05 for test in tests]
     images, patients = rejected / trials
     assert 0.03 <= patients <= 0.08

@@ -33,19 +33,19 @@ BAD = {
         r"prob_<class>.*6 rows.*malignant.*two or more",
     ),
     "no rows": (lambda t: t.iloc[:0], "'image_id': 0 rows.*check"),
-    "doubled column": (lambda t: pd.concat([t, t[["label"]]], axis=1), "'label' stands twice.*6 rows.*drop"),
+    "doubled column": (lambda t: pd.concat([t, t[["label"]]], axis=1), "'label' occurs twice.*6 rows.*drop"),
     "duplicate": (
         lambda t: t.assign(image_id=["x", "x", *"abcd"]),
         "'image_id': 2 of 6 rows share.*'x'.*keep",
     ),
     "empty id": (lambda t: t.assign(image_id=["", *"abcde"]), "'image_id': 1 of 6 rows are empty.*give"),
     "empty split": (lambda t: t.assign(split=["", *"abcde"]), "'split': 1 of 6 rows are empty.*name"),
-    "label": (lambda t: t.assign(label=["Benign"] * 6), "'label': 6 of 6 rows are none.*'Benign'.*use"),
+    "label": (lambda t: t.assign(label=["Benign"] * 6), "'label': 6 of 6 rows are not one of.*'Benign'.*use"),
     "nan": (
         lambda t: t.assign(prob_benign=[np.nan] + [0.5] * 5),
-        "'prob_benign': 1 of 6 rows are no finite.*look",
+        "'prob_benign': 1 of 6 rows are not a finite.*look",
     ),
-    "text": (lambda t: t.assign(prob_benign=["much"] * 6), "'prob_benign': 6 of 6 rows are no finite"),
+    "text": (lambda t: t.assign(prob_benign=["much"] * 6), "'prob_benign': 6 of 6 rows are not a finite"),
     "above": (lambda t: t.assign(prob_benign=1.01), r"'prob_benign': 6 of 6 rows lie outside.*softmax"),
     "below": (lambda t: t.assign(prob_malignant=-0.01), "'prob_malignant': 6 of 6 rows lie outside"),
     "sum": (
@@ -56,13 +56,13 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_table_is_refused_in_words(name):
+def test_a_bad_table_is_refused_with_a_reason(name):
     spoil, message = BAD[name]
     with pytest.raises(PredictionsError, match=message):
         predictions.validate(spoil(good()))
 
 
-def test_rounding_is_forgiven():
+def test_rounding_errors_are_accepted():
     table = good().assign(prob_benign=lambda t: t.prob_benign - 0.0009)
     assert predictions.validate(table)
     over = predictions.normalise(good().assign(prob_benign=1 + 5e-7, prob_malignant=0.0))
@@ -104,7 +104,7 @@ def test_make_table():
     assert by_index["patient_id"].tolist() == ["", ""]
     with pytest.raises(PredictionsError, match="shape"):
         predictions.make_table(["a", "b"], [0, 1], p, ["neg"], split="val")
-    with pytest.raises(PredictionsError, match=r"1 of 2 rows are no index.*padding"):
+    with pytest.raises(PredictionsError, match=r"1 of 2 rows are not an index.*padding"):
         predictions.make_table(["a", "b"], [0, -1], p, ["neg", "pos"], split="val")
     with pytest.raises(PredictionsError, match="'patient_id' has 1 rows, image_id has 2"):
         predictions.make_table(["a", "b"], [0, 1], p, ["neg", "pos"], split="val", patient_id=["x"])
@@ -130,7 +130,7 @@ def test_a_file_is_validated_when_read(tmp_path):
     with pytest.raises(PredictionsError, match="'split' missing"):
         predictions.read(tmp_path / "t.csv")
     good(prob_benign=["0.5", "much", "", "0.5", "0.5", "0.5"]).to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(PredictionsError, match="'prob_benign': 2 of 6 rows are no finite"):
+    with pytest.raises(PredictionsError, match="'prob_benign': 2 of 6 rows are not a finite"):
         predictions.read(tmp_path / "t.csv")
     with pytest.raises(FileNotFoundError):
         predictions.read(tmp_path / "nothing")

@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 from histojax.evaluation import predictions
-from histojax.evaluation.report import document, figures, inputs, pages, report
-from tests.evaluation.report_test import SPEC, labels_table, with_validation
-from tests.evaluation.results_test import random_df
+from histojax.evaluation.report import html_templates, plots, report_html, report_json, sources
+from tests.helpers.prediction_tables import class_table, labels_table, with_validation
+
+SPEC = report_json.ReportSpec(resamples=20, seed=1)
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 EVIL = [
@@ -25,7 +26,7 @@ EVIL = [
 
 
 class Checker(html.parser.HTMLParser):
-    """Tags that are not closed as they were opened, and where pictures and links lead to."""
+    """Checks that tags are closed in order, and collects the targets of images and links."""
 
     def __init__(self, page):
         super().__init__()
@@ -53,13 +54,14 @@ class Checker(html.parser.HTMLParser):
 
 
 def rendered(tmp_path, *tables, thumbnails=None):
-    sources = []
+    models = []
     for i, table in enumerate(tables):
         predictions.write(table, tmp_path / f"model_{i}")
-        sources.append(inputs.read(tmp_path / f"model_{i}.parquet"))
-    found = report.describe(sources, SPEC)
-    pictures = [(thumbnails or {}, "" if thumbnails else "none are at hand") for _ in sources]
-    page = document.render(found, pictures, "1.2.3")
+        models.append(sources.read(tmp_path / f"model_{i}.parquet"))
+    found = report_json.describe(models, SPEC)
+    page = report_html.render(
+        found, [(thumbnails or {}, "" if thumbnails else "none were found")] * len(models), "1.2.3"
+    )
     check = Checker(page)
     assert not check.tags & {"script", "link", "iframe", "object", "form"}
     assert all(link.startswith(("data:image/", "#")) for link in check.links)
@@ -76,14 +78,14 @@ def rendered(tmp_path, *tables, thumbnails=None):
 @pytest.mark.parametrize("k", [2, 4])
 def test_a_page_of_classes(k, tmp_path):
     found, page, check = rendered(tmp_path, with_validation(k))
-    for title in ("Figures", "Confusion matrices", "Curves", "Calibration", "By magnification", "Patients", "Cases",
-                  "Worst errors", "Split", "Where the predictions come from", "Definitions"):  # fmt: skip
+    for title in ("Metrics", "Confusion matrices", "Curves", "Calibration", "By magnification", "Patients", "Cases",
+                  "Worst errors", "Split", "Provenance", "Definitions"):  # fmt: skip
         assert f">{title}<" in page, title
     assert ("At 0.5 and at the locked threshold" in page) == (k == 2)
     accuracy = found["sources"][0]["splits"]["test"]["image"]["accuracy"]
     told = f"{accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]"
     assert told in " ".join(check.text.split())
-    assert "No pictures: none are at hand" in check.text
+    assert "Thumbnails: none were found" in check.text
 
 
 def test_a_page_of_several_labels_and_sources(tmp_path):
@@ -94,14 +96,14 @@ def test_a_page_of_several_labels_and_sources(tmp_path):
     assert page.count("<h3>Calibration</h3>") == 2
 
 
-def test_sources_that_cannot_be_compared_are_told(tmp_path):
+def test_a_page_says_why_sources_are_not_compared(tmp_path):
     other = with_validation()
     other["image_id"] = "other " + other["image_id"]
     _, _, check = rendered(tmp_path, with_validation(), other)
-    assert "Not compared: no image_id is in both" in check.text
+    assert "Not compared: no image_id is in both tables" in check.text
 
 
-def test_tables_that_know_little(tmp_path):
+def test_minimal_tables(tmp_path):
     # One class, one image, no patient: everything is undefined, and nothing breaks.
     p = np.array([[0.3, 0.7]])
     alone = predictions.make_table(["a"], [1], p, ["x", "y"], split="test")
@@ -113,7 +115,7 @@ def test_tables_that_know_little(tmp_path):
 
 
 def test_names_do_no_harm(tmp_path):
-    table = random_df(k=len(EVIL), n=140)
+    table = class_table(k=len(EVIL), n=140)
     names = {f"c{i}": name for i, name in enumerate(EVIL)}
     table["label"] = table["label"].map(names)
     table = table.rename(columns={f"prob_{c}": f"prob_{name}" for c, name in names.items()})
@@ -125,7 +127,7 @@ def test_names_do_no_harm(tmp_path):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert r"\u202egnp.exe" in page
     assert "漢字" in page
-    drawn = figures.curve_figure(found["sources"][0]["levels"]["image"]["curves"]).decode()
+    drawn = plots.curves_svg(found["sources"][0]["levels"]["image"]["curves"]).decode()
     assert "&lt;script&gt;" in drawn
     assert "<script" not in drawn
     texts = [node.text for node in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
@@ -133,32 +135,32 @@ def test_names_do_no_harm(tmp_path):
     assert "\u202e" not in drawn
 
 
-def test_thumbnails_stand_beside_their_errors(tmp_path):
+def test_thumbnails_are_shown_with_their_errors(tmp_path):
     table = with_validation()
     predictions.write(table, tmp_path / "table")
-    worst = report.describe([inputs.read(tmp_path / "table.csv")], SPEC)["sources"][0]["worst"]["rows"]
+    worst = report_json.describe([sources.read(tmp_path / "table.csv")], SPEC)["sources"][0]["worst"]["rows"]
     _, page, _ = rendered(tmp_path, table, thumbnails={worst[1]["image_id"]: b"JPEG bytes"})
-    data = pages.inline(b"JPEG bytes", "image/jpeg")
+    data = html_templates.inline(b"JPEG bytes", "image/jpeg")
     assert page.count(data) == 1
     assert re.search(re.escape(data) + r'"[^<]*>\s*<figcaption>' + worst[1]["image_id"] + "<", page)
 
 
-def test_figures_are_the_same_each_time(tmp_path):
+def test_plots_are_reproducible(tmp_path):
     found, _, _ = rendered(tmp_path, with_validation())
     entry = found["sources"][0]["calibration"][0]
-    assert figures.reliability_figure(entry) == figures.reliability_figure(entry)
-    assert b"at temperature" in figures.reliability_figure(entry)
+    assert plots.reliability_svg(entry) == plots.reliability_svg(entry)
+    assert b"at temperature" in plots.reliability_svg(entry)
     undefined = {"x": {"roc": None, "precision_recall": None}}
-    assert figures.curve_figure(undefined) is None
-    assert figures.training_figure({}) is None
+    assert plots.curves_svg(undefined) is None
+    assert plots.training_svg({}) is None
     series = {"step": [1, 2], "value": [0.5, 0.25]}
-    assert b"train: loss" in figures.training_figure({"train/loss": series, "val/loss": series})
+    assert b"train: loss" in plots.training_svg({"train/loss": series, "val/loss": series})
 
 
 def test_few_patients_are_marked(tmp_path):
-    table = pd.concat([random_df(n=60), random_df(n=1, n_patients=1).assign(image_id="one", patient_id="lonely")])
+    table = pd.concat([class_table(n=60), class_table(n=1, n_patients=1).assign(image_id="one", patient_id="lonely")])
     _, page, _ = rendered(tmp_path, predictions.normalise(table))
     assert re.search(r'lonely</th><td>benign</td><td class="n">1 <span class="i">few</span>', page)
     assert "1 have fewer than 5 images" in page
-    # Every case has images of both classes: there is no more to say of it than how many are right.
+    # Every case has images of both classes, so only its recognition rate is defined.
     assert "Case level (5 cases)" in page

@@ -6,23 +6,7 @@ import pytest
 
 from histojax.evaluation import predictions, results, terminal
 from histojax.evaluation.predictions import PredictionsError
-
-
-def random_df(k=2, n=120, n_patients=10, seed=0, **columns):
-    rng = np.random.default_rng(seed)
-    patient = np.arange(n) % n_patients
-    true = patient % k
-    p = rng.dirichlet(np.ones(k), n)
-    p[np.arange(n), true] += 0.5
-    p /= p.sum(1, keepdims=True)
-    given = {
-        "split": "test",
-        "patient_id": [f"p{x:02d}" for x in patient],
-        "case_id": [f"c{x // 2:02d}" for x in patient],
-        "magnification": [("40", "100", "200", "400")[i // 2 % 4] for i in range(n)],
-    }
-    names = ["benign", "malignant"] if k == 2 else [f"c{i}" for i in range(k)]
-    return predictions.make_table([f"i{i:04d}" for i in range(n)], true, p, names, **(given | columns))
+from tests.helpers.prediction_tables import class_table
 
 
 def by_hand(rows, patient=("a", "a", "b", "b"), classes=("benign", "malignant")):
@@ -77,12 +61,12 @@ def test_the_positive_class_is_an_argument():
     with pytest.raises(PredictionsError, match="positive='cancer' must be one of two"):
         results.summarise(df, positive="cancer")
     with pytest.raises(PredictionsError, match="must be one of two"):
-        results.summarise(random_df(3), positive="c0")
+        results.summarise(class_table(3), positive="c0")
 
 
 @pytest.mark.parametrize("k", [2, 4])
 def test_order_of_rows_does_not_matter_to_the_last_bit(k):
-    df = random_df(k)
+    df = class_table(k)
     shuffled = df.sample(frac=1, random_state=1).reset_index(drop=True)
     assert not df.equals(shuffled)
     assert results.summarise(df, n_resamples=50) == results.summarise(shuffled, n_resamples=50)
@@ -93,7 +77,7 @@ def test_order_of_rows_does_not_matter_to_the_last_bit(k):
 
 
 def test_many_classes_have_macro_and_class_figures():
-    block = results.summarise(random_df(4), n_resamples=50)["test"]
+    block = results.summarise(class_table(4), n_resamples=50)["test"]
     image, per_class = block["image"], block["per_class"]
     assert block["positive"] is None
     assert list(per_class) == ["c0", "c1", "c2", "c3"]
@@ -104,7 +88,7 @@ def test_many_classes_have_macro_and_class_figures():
 
 
 def test_splits_magnifications_and_cases():
-    df = random_df(n=120, split=["test", "val", "train"] * 40)
+    df = class_table(n=120, split=["test", "val", "train"] * 40)
     out = results.summarise(df, n_resamples=20)
     assert list(out) == ["train", "val", "test"]
     block = out["test"]
@@ -120,12 +104,12 @@ def test_splits_magnifications_and_cases():
         assert figures["gmean"]["low"] <= figures["gmean"]["value"] <= figures["gmean"]["high"]
     # Cases of two patients of different classes have no single label.
     assert block["case"]["majority_accuracy"]["value"] is None
-    assert any("5 of 5 cases carry images of several classes" in w for w in block["warnings"])
+    assert any("5 of 5 cases have images of several classes" in w for w in block["warnings"])
     alone = results.summarise(rows, n_resamples=20)
     assert alone["test"] == block
 
 
-def test_an_absent_class_is_null_and_named():
+def test_an_absent_class_is_null_and_warned_about():
     df = by_hand([("malignant", 0.7), ("malignant", 0.2), ("malignant", 0.8), ("malignant", 0.9)])
     block = results.summarise(df, n_resamples=50)["test"]
     for name in ("balanced_accuracy", "gmean", "iba", "auroc", "f1_macro"):
@@ -138,7 +122,7 @@ def test_an_absent_class_is_null_and_named():
     assert "nan" in terminal.table({"splits": {"test": block}})
 
 
-def test_a_class_never_predicted_is_named():
+def test_a_class_that_is_never_predicted_is_warned_about():
     df = by_hand([("benign", 0.6), ("benign", 0.6), ("malignant", 0.8), ("malignant", 0.9)])
     block = results.summarise(df, n_resamples=50)["test"]
     assert block["per_class"]["benign"]["precision"]["value"] == 0.0
@@ -155,7 +139,7 @@ def test_resamples_without_a_class_are_left_out_and_counted():
     assert any("of the resamples" in warning for warning in block["warnings"])
 
 
-def test_one_patient_has_no_intervals_and_says_why():
+def test_one_patient_gives_no_intervals_and_a_warning():
     df = by_hand([("benign", 0.1), ("malignant", 0.7)], patient=("a", "a"))
     block = results.summarise(df)["test"]
     figures = [*block["image"].values(), *block["patient"].values()]
@@ -164,19 +148,19 @@ def test_one_patient_has_no_intervals_and_says_why():
     assert "split 'test': fewer than two patients; no intervals" in block["warnings"]
 
 
-def test_unknown_patients_are_said_to_be_unknown():
+def test_a_warning_says_that_patients_are_unknown():
     rows = [("benign", 0.1), ("benign", 0.6), ("malignant", 0.7), ("malignant", 0.9)]
     block = results.summarise(by_hand(rows, patient=None), n_resamples=50)["test"]
     assert (block["n_patients"], block["resampled"]) == (None, "image")
     assert "patient" not in block
-    assert "patients unknown" in block["warnings"][0]
+    assert "patients are unknown" in block["warnings"][0]
     block = results.summarise(by_hand(rows, patient=("a", "", "b", "b")), n_resamples=50)["test"]
     assert block["resampled"] == "image"
     assert "1 of 4 images have no patient_id" in block["warnings"][0]
 
 
-def test_a_class_absent_at_a_magnification_is_named():
-    df = random_df(magnification=["40", "100"] * 60)  # every second image is benign
+def test_a_class_absent_at_a_magnification_is_warned_about():
+    df = class_table(magnification=["40", "100"] * 60)  # every second image is benign
     block = results.summarise(df, n_resamples=20)["test"]
     assert block["by_magnification"]["40"]["gmean"]["value"] is None
     assert "split 'test': no image of class 'malignant' at 40; gmean is nan" in block["warnings"]
@@ -205,7 +189,7 @@ def test_group_table():
 
 
 def test_table_prints_the_two_numbers_side_by_side():
-    df = random_df()
+    df = class_table()
     out = {
         "protocol": "image",
         "split_hash": "3f2a",
@@ -232,9 +216,9 @@ def test_table_prints_the_two_numbers_side_by_side():
     assert text.rstrip().splitlines()[-1].startswith("warning: split 'test'")
 
 
-def test_json_is_strict_and_written_whole(tmp_path):
+def test_json_is_strict_and_written_atomically(tmp_path):
     path = tmp_path / "results.json"
-    out = {"protocol": "patient", "splits": results.summarise(random_df(), n_resamples=20)}
+    out = {"protocol": "patient", "splits": results.summarise(class_table(), n_resamples=20)}
     results.write_json(out, path)
     assert json.loads(path.read_text()) == out
     before = path.read_bytes()
@@ -244,8 +228,8 @@ def test_json_is_strict_and_written_whole(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_a_class_of_one_patient_gives_no_interval_to_what_needs_it():
-    """Otherwise GMean would claim to be known exactly: every resample that defines it holds the same patient."""
+def test_metrics_that_need_a_class_of_one_patient_have_no_interval():
+    """Otherwise GMean would seem to be known exactly: every resample that defines it holds the same patient."""
     n = 40
     malignant = np.r_[np.zeros(10), np.ones(30)].astype(int)
     probability = np.where(malignant == 1, 0.8, 0.3)
@@ -258,7 +242,7 @@ def test_a_class_of_one_patient_gives_no_interval_to_what_needs_it():
         split="test",
         patient_id=[f"p{i // 10}" for i in range(n)],
     )
-    block = results.summarise(df)["test"]
+    block = results.summarise(df, n_resamples=200)["test"]
     for name in ("gmean", "iba", "auroc", "balanced_accuracy", "recall_macro"):
         figure = block["image"][name]
         assert figure["value"] is not None
@@ -267,5 +251,5 @@ def test_a_class_of_one_patient_gives_no_interval_to_what_needs_it():
     for name in ("accuracy", "recall", "precision"):
         assert block["image"][name]["low"] < block["image"][name]["value"] < block["image"][name]["high"], name
     text = " ".join(block["warnings"])
-    assert "all images of class 'benign' are of one patient" in text
-    assert "4 patients only" in text
+    assert "all images of class 'benign' belong to one patient" in text
+    assert "only 4 patients" in text

@@ -39,7 +39,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "models": _JAX - {"ml_collections"},
     "weights": _ARRAYS | {"huggingface_hub", "ml_dtypes", "safetensors"},
     "distributed": {"jax", "numpy"},
-    "evaluation": _TABLES | {"cv2", "jinja2", "matplotlib", "scipy", "sklearn", "yaml"},
+    "evaluation": _TABLES | {"cv2", "jaxtyping", "jinja2", "matplotlib", "scipy", "sklearn", "yaml"},
     "data": _PIXELS | {"grain", "absl"},
     "slides": _TABLES | _PIXELS | {"jinja2", "matplotlib", "openslide", "scipy", "shapely", "tifffile", "tqdm"},
     "training": _JAX

@@ -1,1 +1,1 @@
-"""Report page, figures and model card, made from a table of predictions."""
+"""A report from a table of predictions: one module per file that it writes, and one per section of report.json."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from histojax.evaluation import terminal
 from histojax.evaluation.report.model_card import LIMITS, code
-from histojax.evaluation.report.report import USE
+from histojax.evaluation.report.report_json import USE
 from histojax.inference.export.function import Portable
 from histojax.training import checkpoint
 

@@ -318,7 +318,7 @@ def _figure(
     return {"value": value, "low": low, "high": high, "reason": reason}
 
 
-def _with_interval(figure: bootstrap.Figure, why_none: str | None) -> dict[str, Any]:
+def _with_interval(figure: bootstrap.Estimate, why_none: str | None) -> dict[str, Any]:
     low, high = figure["low"], figure["high"]
     if why_none is None and low == high:
         # No spread between blocks is what all-tumor or all-stroma looks like; it is not certainty.

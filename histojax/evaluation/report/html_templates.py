@@ -1,4 +1,4 @@
-"""What pages made of templates share: escaping, and names that cannot disguise themselves."""
+"""Templates of HTML pages: escaping, and names that cannot disguise themselves."""
 
 import base64
 import pathlib
@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 
 
 def environment() -> "jinja2.Environment":
-    """Templates of this folder: whatever is put in is escaped, and what is missing is an error."""
-    import jinja2  # of the extra `report`: model cards are written without it
+    """Load the templates of this folder. Every value is escaped, and a missing value is an error."""
+    import jinja2  # an optional dependency (extra `report`), which model cards do not need
 
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
@@ -23,10 +23,10 @@ def environment() -> "jinja2.Environment":
 
 
 def printable(text: str) -> str:
-    """The text with line ends, control and direction marks as escapes, so that no name can disguise itself."""
+    """Escape line ends, control characters and direction marks, so that a name cannot disguise itself."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def inline(data: bytes, kind: str) -> str:
-    """A picture as an address that holds it; `kind` as in `image/jpeg`."""
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+def inline(data: bytes, media_type: str) -> str:
+    """Encode an image as a data URL; `media_type` is such as `image/jpeg`."""
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"

@@ -1,39 +1,41 @@
-"""A dataset's audit on one page: audit.html, with thumbnails inside, to be read in a browser or printed."""
+"""audit.html: a dataset's audit on one page, with thumbnails inside, for a browser or for print."""
 
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from histojax.core.files import atomic_write
-from histojax.evaluation.report import pages
+from histojax.evaluation.report import html_templates
 
-SHOWN = 60  # sets of equal pictures with thumbnails
-_OF_ONE = 6  # images shown of one set
-_LISTED = 50  # of anything else
+SHOWN = 60  # sets of equal images that are shown with thumbnails
+_PER_SET = 6  # images shown per set
+_LISTED = 50  # entries shown of any other list
 
 
 def names_shown(facts: Mapping[str, Any]) -> list[str]:
-    """The images of which `render` shows a thumbnail."""
-    return [name for entry in facts["duplicates"][:SHOWN] for name in entry["images"][:_OF_ONE]]
+    """List the images of which `render` shows a thumbnail."""
+    return [name for entry in facts["duplicates"][:SHOWN] for name in entry["images"][:_PER_SET]]
 
 
 def write(path: str | os.PathLike[str], facts: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> None:
-    """Writes what `render` gives, whole or not at all."""
+    """Write the page of `render` atomically."""
     page = render(facts, thumbnails)
     with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
 
 
 def render(facts: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> str:
-    """One HTML page that needs no other file and no network; everything from outside is escaped.
+    """Render one HTML page that needs no other file and no network. Every value is escaped.
 
     Args:
-      facts: as `data_pipelines.audit` gives them.
-      thumbnails: JPEG files by image name, of `names_shown`.
+      facts: as `data_pipelines.audit` returns them.
+      thumbnails: image name -> JPEG file, for the images of `names_shown`.
 
-    Raises KeyError or jinja2.UndefinedError for facts that are missing.
+    Raises:
+      KeyError: a fact is missing.
+      jinja2.UndefinedError: a fact that the template needs is missing.
     """
-    environment = pages.environment()
+    environment = html_templates.environment()
     environment.filters["file"] = lambda name: name.rpartition("/")[2]
     odd = facts["odd_patients"]
     patients = facts["colours"]["patients"]
@@ -43,8 +45,8 @@ def render(facts: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> str:
             {m for row in facts["counts"].values() for m in row["magnifications"]}, key=lambda m: (len(m), m)
         ),
         patients=dict(sorted(patients.items(), key=lambda item: item[0] not in odd)[:_LISTED]),
-        thumbnails={name: pages.inline(data, "image/jpeg") for name, data in thumbnails.items()},
+        thumbnails={name: html_templates.inline(data, "image/jpeg") for name, data in thumbnails.items()},
         shown=SHOWN,
-        of_one=_OF_ONE,
+        per_set=_PER_SET,
         listed=_LISTED,
     )

@@ -1,0 +1,176 @@
+"""Plots of a report as SVG: curves, reliability diagrams, training."""
+
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from histojax.evaluation.calibration import BINS
+from histojax.evaluation.formatting import number
+from histojax.evaluation.report.html_templates import printable
+
+# Okabe and Ito's colours remain distinct for colour-blind readers; dashes keep lines distinct in grey print.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
+_DASHES = ("-", "--", "-.", ":")
+_GREY = "#8a8a8a"
+_MAX_NAME = 34  # characters of a name in a legend
+MAX_LINES = 12  # lines of one plot; more cannot be told apart
+# Text stays text, in the reader's fonts. A dollar sign does not start a formula.
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "histojax",
+    "text.parse_math": False,
+    "font.family": ["sans-serif"],
+    "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica"],
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "axes.linewidth": 0.8,
+    "legend.fontsize": 8.0,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
+}
+
+
+def curves_svg(curves: Mapping[str, Mapping[str, Any]]) -> bytes | None:
+    """Plot ROC and precision-recall curves side by side.
+
+    Args:
+      curves: name in the legend -> curves as `report_json.describe` returns them.
+
+    Returns:
+      An SVG file; None where no curve is defined.
+    """
+    drawn = {name: curve for name, curve in curves.items() if curve["roc"] and curve["precision_recall"]}
+    if not drawn:
+        return None
+    drawn = dict(list(drawn.items())[:MAX_LINES])
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(9.2, 3.9), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.plot([0, 1], [0, 1], color=_GREY, linewidth=0.8, linestyle=":")
+        roc_lines: list[Any] = []
+        precision_lines: list[Any] = []
+        for i, curve in enumerate(drawn.values()):
+            roc, precision = curve["roc"], curve["precision_recall"]
+            roc_lines += left.plot(roc["x"], roc["y"], **_line_style(i))
+            steps = right.plot(precision["x"], precision["y"], drawstyle="steps-pre", **_line_style(i))
+            precision_lines += steps
+            right.axhline(curve["prevalence"], color=steps[0].get_color(), linewidth=0.7, linestyle=":")
+        for axes, lines, key, title, place in (
+            (left, roc_lines, "auroc", "area", "lower right"),
+            (right, precision_lines, "average_precision", "average precision", "lower left"),
+        ):
+            texts = [f"{number(curve[key]['value'])}  {_short_name(name)}" for name, curve in drawn.items()]
+            axes.legend(lines, texts, loc=place, title=title)
+            _unit_square(axes)
+        left.set(xlabel="False positive rate", ylabel="True positive rate", title="ROC")
+        right.set(xlabel="Recall", ylabel="Precision", title="Precision-recall (dotted: prevalence)")
+        return _svg(figure)
+
+
+def reliability_svg(entry: Mapping[str, Any]) -> bytes:
+    """Plot a reliability diagram as predicted and after temperature scaling, with the number of images per bin.
+
+    Args:
+      entry: of `calibration` in `report_json.describe`.
+    """
+    states = [("as predicted", entry["before"])]
+    if entry["after"] is not None:
+        states.append((f"at temperature {entry['temperature']:.3g}", entry["after"]))
+    if entry["of"] is None:
+        xlabel, ylabel = "probability of the predicted class", "fraction correct"
+    else:
+        xlabel, ylabel = f"probability of {_short_name(entry['of'])}", "fraction positive"
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.6 * len(states), 4.1), layout="constrained")
+        grid = figure.subplots(2, len(states), sharex=True, squeeze=False, height_ratios=(4, 1))
+        for i, (title, state) in enumerate(states):
+            _reliability_panel(grid[0, i], state["bins"], COLOURS[i])
+            grid[0, i].set(title=f"{title}: ECE {number(state['scores']['ece']['value'])}", ylabel=ylabel)
+            _count_panel(grid[1, i], state["bins"], COLOURS[i])
+            grid[1, i].set(xlabel=xlabel, ylabel="images")
+        return _svg(figure)
+
+
+def _reliability_panel(axes: Axes, bins: Sequence[Mapping[str, Any]], colour: str) -> None:
+    axes.plot([0, 1], [0, 1], color=_GREY, linewidth=0.8, linestyle=":")
+    for one in bins:
+        low, high = one["share"]["low"], one["share"]["high"]
+        if low is not None and high is not None:
+            axes.plot([one["mean_probability"]] * 2, [low, high], color=colour, linewidth=1.2, alpha=0.6)
+    means = [one["mean_probability"] for one in bins]
+    fractions = [one["share"]["value"] for one in bins]
+    axes.plot(means, fractions, color=colour, marker="o", markersize=4, linewidth=1.0)
+    _unit_square(axes)
+
+
+def _count_panel(axes: Axes, bins: Sequence[Mapping[str, Any]], colour: str) -> None:
+    width = 1 / BINS
+    centres, counts = [one["low"] + width / 2 for one in bins], [one["n_images"] for one in bins]
+    axes.bar(centres, counts, width * 0.9, color=colour, alpha=0.6)
+    axes.locator_params(axis="y", nbins=2)
+
+
+def training_svg(training: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes | None:
+    """Plot the loss, and the other metrics, over optimizer steps.
+
+    Args:
+      training: name, such as `train/loss` -> `step` and `value`.
+
+    Returns:
+      An SVG file; None without any value.
+    """
+    losses = {name: series for name, series in training.items() if name.endswith("/loss")}
+    others = {name: series for name, series in training.items() if name not in losses}
+    groups = [("Loss", losses), ("Metrics", others)]
+    groups = [(title, group) for title, group in groups if any(len(series["step"]) for series in group.values())]
+    if not groups:
+        return None
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.6 * len(groups), 3.2), layout="constrained")
+        for axes, (title, group) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
+            lines = []
+            for i, series in enumerate(group.values()):
+                marker = "." if len(series["step"]) < 60 else ""
+                lines += axes.plot(series["step"], series["value"], marker=marker, **_line_style(i))
+            names = [name.replace("/", ": ").replace("_", " ") for name in group]
+            axes.legend(lines, names, loc="best")
+            axes.set(xlabel="Optimizer steps", title=title)
+            if title == "Metrics":
+                axes.set_ylim(-0.02, 1.02)
+            axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
+        return _svg(figure)
+
+
+def _line_style(i: int) -> dict[str, Any]:
+    """Choose colour and dashes of the i-th line; the dashes shift when the colours repeat."""
+    return {
+        "color": COLOURS[i % len(COLOURS)],
+        "linestyle": _DASHES[(i + i // len(COLOURS)) % len(_DASHES)],
+        "linewidth": 1.5,
+    }
+
+
+def _unit_square(axes: Axes) -> None:
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.grid(color="#ececec", linewidth=0.7)
+
+
+def _short_name(name: str) -> str:
+    name = printable(name)
+    return name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…"
+
+
+def _svg(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        # The reader's fonts may have a character that the font used for the layout lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()

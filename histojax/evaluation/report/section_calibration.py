@@ -1,0 +1,94 @@
+"""Calibration before and after temperature scaling that is fitted on validation images."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from histojax.evaluation import calibration, results
+from histojax.evaluation.metrics import Array
+from histojax.evaluation.report.section_levels import Scored
+from histojax.evaluation.report.sources import Source
+
+
+def calibration_states(
+    source: Source, rows: pd.DataFrame, scored: Scored, options: dict[str, Any]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Evaluate the calibration of the predicted class, the positive class, or each label.
+
+    Args:
+      source: of the rows.
+      rows: the reported rows of the table.
+      scored: label -> labels and probabilities of the rows.
+      options: `n_resamples` and `seed` of the bootstrap.
+
+    Returns:
+      Entries with `of`, `temperature`, `before` and `after` (scores and bins; `after` is None without validation
+      rows), and notes for the reader.
+    """
+    notes = []
+    validation: pd.DataFrame | None = source.validation
+    if validation is None or not len(validation) or validation["split"].iloc[0] == rows["split"].iloc[0]:
+        validation = None
+        notes.append("There are no validation rows besides the reported ones, so no temperature was fitted.")
+    if source.multilabel:
+        entries = _label_entries(source, rows, scored, validation, options)
+    else:
+        entries = _class_entries(source, rows, validation, options)
+    for entry in entries:
+        if entry["temperature"] in (calibration.LOWEST, calibration.HIGHEST):
+            notes.append(
+                f"The temperature of {entry['of'] or 'the predicted class'} reached the limit of the search, "
+                f"{entry['temperature']:g}: {len(source.validation)} validation images do not determine it."
+            )
+    return entries, notes
+
+
+def _label_entries(
+    source: Source, rows: pd.DataFrame, scored: Scored, validation: pd.DataFrame | None, options: dict[str, Any]
+) -> list[dict[str, Any]]:
+    entries = []
+    fitted_on = {} if validation is None else source.labels_and_scores(validation)
+    for name, (labels, scores) in scored.items():
+        temperature, states = None, [scores]
+        if name in fitted_on:
+            val_labels, val_scores = fitted_on[name]
+            both = np.stack([1 - val_scores, val_scores], axis=1)
+            temperature = calibration.fit_temperature(val_labels.astype(int), both)
+            states.append(calibration.sigmoid_at(scores, temperature))
+        entries.append(_entry(name, temperature, [_label_state(rows, labels, state, options) for state in states]))
+    return entries
+
+
+def _class_entries(
+    source: Source, rows: pd.DataFrame, validation: pd.DataFrame | None, options: dict[str, Any]
+) -> list[dict[str, Any]]:
+    true, probabilities = results.arrays(rows, source.classes)
+    temperature, states = None, [probabilities]
+    if validation is not None:
+        temperature = calibration.fit_temperature(*results.arrays(validation, source.classes))
+        states.append(calibration.softmax_at(probabilities, temperature))
+    index = None if source.positive is None else source.classes.index(source.positive)
+    evaluated = []
+    for state in states:
+        scores = calibration.scores_of_classes(rows, true, state, index, **options)
+        bins = calibration.reliability(rows, state.max(1), state.argmax(1) == true, **options)
+        evaluated.append({"scores": scores, "bins": bins})
+    entries = [_entry(None, temperature, evaluated)]
+    if index is not None:
+        positive = [_label_state(rows, true == index, state[:, index], options) for state in states]
+        entries.append(_entry(source.positive, temperature, positive))
+    return entries
+
+
+def _label_state(rows: pd.DataFrame, labels: Array, scores: Array, options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "scores": calibration.scores_of_label(rows, labels, scores, **options),
+        "bins": calibration.reliability(rows, scores, labels, **options),
+    }
+
+
+def _entry(of: str | None, temperature: float | None, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    after = states[1] if len(states) > 1 else None
+    return {"of": of, "temperature": temperature, "before": states[0], "after": after}
