@@ -1,1 +1,1 @@
-"""Many runs in one table: model comparison, split protocols, transfer between magnifications."""
+"""Studies that summarise many runs in one table: model comparison, split protocols, transfer between magnifications."""

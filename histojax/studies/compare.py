@@ -1,4 +1,4 @@
-"""`histojax compare`: several models under one protocol, one after another, and one table of what they scored."""
+"""`histojax compare`: train several models under one protocol, one after another, and tabulate their results."""
 
 import csv
 import json
@@ -12,23 +12,29 @@ from ml_collections import ConfigDict
 
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write, write_json
+from histojax.core.text_table import text_table
+from histojax.evaluation import formatting
 from histojax.models.cost import cost
 from histojax.training import experiments, loop
 
 _log = logging.getLogger(__name__)
-_FIGURES = ("accuracy", "precision", "recall", "f1", "gmean", "iba")
+_METRICS = ("accuracy", "precision", "recall", "f1", "gmean", "iba")
+_HEADER = (
+    "model", "accuracy", "", "prec.", "recall", "F1", "GMean", "IBA", "patients", "param. M", "GFLOP", "img/s",
+    "reported",
+)  # fmt: skip
 
 
 def configs(path: str, overrides: Mapping[str, Any], names: Sequence[str]) -> dict[str, ConfigDict]:
-    """The config of each model: the file's own for that variant, with what the command line sets.
+    """Build the config of each model: the config file's variant for it, with the fields of the command line.
 
     Args:
-      path: of the config file, with variants behind a colon if any.
+      path: of the config file, with its variants after a colon, if any.
       overrides: fields set on the command line, `a.b` -> value.
       names: the models; empty: `config.compare.models`.
 
     Raises:
-      RunError: a file without models to compare, a model that it does not know.
+      RunError: a file without models to compare, or a model that it does not know.
     """
     module, variant = experiments.load(path)
     file = path.partition(":")[0]
@@ -39,41 +45,45 @@ def configs(path: str, overrides: Mapping[str, Any], names: Sequence[str]) -> di
         unknown = [name for name in names if name not in known]
         if unknown:
             raise RunError(f"--models: {', '.join(unknown)} not among {', '.join(known)} of {file}")
-        found = {name: module.get_config(",".join(filter(None, (name, variant)))) for name in names or known}
+        by_model = {name: module.get_config(",".join(filter(None, (name, variant)))) for name in names or known}
     except ValueError as error:
         raise RunError(f"{path}: {error}") from error
-    for config in found.values():
+    for config in by_model.values():
         config.update_from_flattened_dict(dict(overrides))
-    return found
+    return by_model
 
 
-def compare(found: Mapping[str, ConfigDict], workdir: pathlib.Path) -> str | None:
-    """Trains what is not trained yet, each model in a folder of its own, and writes `comparison.json` and `.csv`.
+def compare(by_model: Mapping[str, ConfigDict], workdir: pathlib.Path) -> str | None:
+    """Train the models that are not finished, each in its own folder; write `comparison.json` and `.csv`.
+
+    Args:
+      by_model: model -> its config, as `configs` returns them.
+      workdir: folder of all runs.
 
     Returns:
-      The table to print; None if it was interrupted: the same command then goes on.
+      The table to print; None if the study was interrupted, in which case the same command resumes it.
 
     Raises:
-      RunError: a model cannot be trained; the table of those before it is written.
+      RunError: a model cannot be trained. The table of the models before it is written.
     """
     rows: list[dict[str, Any]] = []
-    for number, (name, config) in enumerate(found.items(), 1):
+    for number, (name, config) in enumerate(by_model.items(), 1):
         folder = workdir / name
         loop.make_root_absolute(config)
         if finished(folder, config):
-            _log.info(f"{name} ({number} of {len(found)}): done before, in {folder}")
+            _log.info(f"{name} ({number} of {len(by_model)}): already finished, in {folder}")
         else:
-            _log.info(f"{name} ({number} of {len(found)})")
+            _log.info(f"{name} ({number} of {len(by_model)})")
             if not loop.train_and_evaluate(config, folder):
                 return None
-            jax.clear_caches()  # the next model is another program: nothing of this one is used again
+            jax.clear_caches()  # the next model is another program and reuses nothing of this one
         rows.append(_row(name, config, folder))
         _write(rows, workdir)
     return table(rows)
 
 
 def finished(folder: pathlib.Path, config: ConfigDict) -> bool:
-    """Whether a work directory holds the whole run of this config, and its results."""
+    """Return whether a work directory holds a finished run of this config, with its results."""
     try:
         same = json.loads((folder / "config.json").read_text()) == json.loads(config.to_json())
         return same and (folder / "results.json").is_file() and _sessions(folder)[-1]["status"] == "finished"
@@ -87,15 +97,11 @@ def _sessions(folder: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _row(name: str, config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
+    """Collect the results and costs of a finished run."""
     results = json.loads((folder / "results.json").read_text())
     block = results["splits"]["test"]
     size = config.data.image_size
     parameters, flops = cost(name, len(block["classes"]), size, config.model.options.to_dict())
-    speeds = [
-        line["train/images_per_second"]
-        for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-        if "train/images_per_second" in line
-    ]
     return {
         "model": name,
         "protocol": results["protocol"],
@@ -104,15 +110,23 @@ def _row(name: str, config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
         "split_hash": results["split_hash"],
         "n_images": block["n_images"],
         "n_patients": block["n_patients"],
-        **{figure: block["image"][figure] for figure in _FIGURES},
+        **{metric: block["image"][metric] for metric in _METRICS},
         "patient_recognition_rate": block.get("patient", {}).get("recognition_rate"),
         "parameters": parameters,
         "image_size": size,
         "flops": flops,
-        "images_per_second": sorted(speeds)[len(speeds) // 2] if speeds else None,
+        "images_per_second": _median_speed(folder),
         "reported_by": config.paper.source,
         "reported_accuracy": config.paper.accuracy.get(name, {}).get(config.data.magnification),
     }
+
+
+def _median_speed(folder: pathlib.Path) -> float | None:
+    """Read the median training speed of a run, in images per second; None if none was logged."""
+    key = "train/images_per_second"
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    speeds: list[float] = [line[key] for line in lines if key in line]
+    return sorted(speeds)[len(speeds) // 2] if speeds else None
 
 
 def _write(rows: Sequence[Mapping[str, Any]], workdir: pathlib.Path) -> None:
@@ -129,51 +143,26 @@ def _write(rows: Sequence[Mapping[str, Any]], workdir: pathlib.Path) -> None:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as text: what they have in common, figures with the interval of the accuracy, costs, the paper's."""
-    common = {key: {str(row[key]) for row in rows} for key in ("protocol", "data", "pretrained", "split_hash")}
-    lines = [f"{key:<12}{'; '.join(sorted(values))}" for key, values in common.items()]
+    """Format the rows as text: what the runs share, then metrics, costs and the paper's accuracy per model."""
+    shared = {key: {str(row[key]) for row in rows} for key in ("protocol", "data", "pretrained", "split_hash")}
+    lines = [f"{key:<12}{'; '.join(sorted(values))}" for key, values in shared.items()]
     lines.append(
         f"{'test':<12}{rows[0]['n_images']} images, {rows[0]['n_patients']} patients; 95 % intervals over patients"
     )
-    header = [
-        "model",
-        "accuracy",
-        "",
-        "prec.",
-        "recall",
-        "F1",
-        "GMean",
-        "IBA",
-        "patients",
-        "param. M",
-        "GFLOP",
-        "img/s",
-    ]
-    header.append("reported")
-    body = [header]
-    for row in rows:
-        accuracy = row["accuracy"]
-        low, high = accuracy["low"], accuracy["high"]
-        body.append(
-            [
-                row["model"],
-                _number(accuracy["value"]),
-                "" if low is None else f"[{low:.3f}, {high:.3f}]",
-                *(_number(row[name]["value"]) for name in _FIGURES[1:]),
-                _number((row["patient_recognition_rate"] or {}).get("value")),
-                f"{row['parameters'] / 1e6:.1f}",
-                f"{row['flops'] / 1e9:.2f}",
-                "" if row["images_per_second"] is None else f"{row['images_per_second']:.1f}",
-                _number(row["reported_accuracy"], "-"),
-            ]
-        )
-    widths = [max(len(line[i]) for line in body) for i in range(len(header))]
-    lines += [
-        "",
-        *("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in body),
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *text_table([_HEADER, *map(_cells, rows)])])
 
 
-def _number(value: float | None, missing: str = "nan") -> str:
-    return missing if value is None else f"{value:.3f}"
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    """Format one row of the table, in the order of `_HEADER`."""
+    speed = row["images_per_second"]
+    return [
+        row["model"],
+        formatting.number(row["accuracy"]["value"]),
+        formatting.interval(row["accuracy"]),
+        *(formatting.number(row[metric]["value"]) for metric in _METRICS[1:]),
+        formatting.number((row["patient_recognition_rate"] or {}).get("value")),
+        formatting.number(row["parameters"] / 1e6, digits=1),
+        formatting.number(row["flops"] / 1e9, digits=2),
+        formatting.number(speed, digits=1, undefined=""),
+        formatting.number(row["reported_accuracy"], undefined="-"),
+    ]

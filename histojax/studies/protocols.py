@@ -1,4 +1,4 @@
-"""`histojax protocols`: one model under several protocols, k folds each, and one table of what each makes of it."""
+"""`histojax protocols`: train one model under several split protocols, k folds each, and tabulate the results."""
 
 import contextlib
 import csv
@@ -30,7 +30,8 @@ from histojax.training.evaluate import POSITIVE
 _log = logging.getLogger(__name__)
 DEFAULT = ("image_with_copies", "image_deduplicated", "patient_deduplicated", "case_deduplicated")
 _OFFICIAL_FOLDS = range(1, 6)
-_WHERE = {
+# Metric of the table -> its level and name in results.json.
+_METRICS = {
     "accuracy": ("image", "accuracy"),
     "balanced_accuracy": ("image", "balanced_accuracy"),
     "gmean": ("image", "gmean"),
@@ -43,7 +44,7 @@ class Plan:
     """One row of the table: the runs of one protocol at one magnification.
 
     Attributes:
-      name: of the protocol, as it was asked for.
+      name: of the protocol, as the user named it.
       kind: of the protocol, such as `case`.
       runs: folder of each run below the work directory -> its config, in the order of the folds.
     """
@@ -54,95 +55,116 @@ class Plan:
 
     @property
     def config(self) -> ConfigDict:
-        """Of the first run: the others differ in their fold alone."""
+        """Config of the first run; the others differ only in their fold."""
         return next(iter(self.runs.values()))
 
 
 def plans(config: ConfigDict, names: Sequence[str], magnifications: Sequence[str], folds: int) -> list[Plan]:
-    """The rows that are asked for, protocol by protocol.
+    """Plan the rows of the table, protocol by protocol.
 
     Args:
-      config: of the one model.
+      config: of the model.
       names: of protocols (`data_pipelines.protocols`).
-      magnifications: of BreakHis; empty: the config's. A protocol that is of one magnification is run at that.
-      folds: of cross-validation; 0: one hold-out. The official folds are five, of a given split there is one.
+      magnifications: of BreakHis; empty: the config's. A protocol defined at one magnification runs at that one.
+      folds: of the cross-validation; 0: one hold-out. The official folds are always five; a given split is one run.
 
     Raises:
-      RunError, DataError: an unknown protocol, a number of folds that means nothing, several labels an image.
+      RunError: a meaningless number of folds, or a task with several labels per image.
+      DataError: an unknown protocol.
     """
     if config.data.task == "multilabel":
-        raise RunError("histojax protocols measures one class an image: data.task=multilabel has several labels")
+        raise RunError(
+            "histojax protocols needs one class per image, but data.task=multilabel allows several labels per image"
+        )
     if folds < 0 or folds == 1:
         raise RunError(f"--folds={folds}: give 2 or more, or 0 for one hold-out")
-    found = {}
+    planned = {}
     for name in dict.fromkeys(names):
         protocols.check_name(name)
         registered = protocols.REGISTRY.get(name)
         kind = registered.kind if registered else name
         own = registered.magnification if registered else ""
+        task = registered.task if registered and registered.task else config.data.task
         for magnification in [own] if own else magnifications or [config.data.magnification]:
             runs = {}
             for fold in _folds(kind, folds):
-                one = config.copy_and_resolve_references()
-                one.data.magnification = magnification
-                one.data.task = registered.task if registered and registered.task else one.data.task
-                one.data.split.update(protocol=name, fold=fold, kfolds=folds if _crosses(kind) else 0)
-                build.split_spec(one)
-                loop.make_root_absolute(one)
-                runs[f"{name}-{magnification}/fold_{fold}"] = one
-            found[name, magnification] = Plan(name, kind, runs)
-    return list(found.values())
+                run = config.copy_and_resolve_references()
+                run.data.magnification = magnification
+                run.data.task = task
+                run.data.split.update(protocol=name, fold=fold, kfolds=folds if _cross_validates(kind) else 0)
+                build.split_spec(run)
+                loop.make_root_absolute(run)
+                runs[f"{name}-{magnification}/fold_{fold}"] = run
+            planned[name, magnification] = Plan(name, kind, runs)
+    return list(planned.values())
 
 
-def measure(found: Sequence[Plan], workdir: pathlib.Path, with_transfer: bool = False) -> str | None:
-    """Trains what is not trained yet, each fold in a folder of its own; writes `protocols.json` and `.csv`.
+def _cross_validates(kind: str) -> bool:
+    """Return whether a protocol draws its folds itself; given splits, official folds and lists do not."""
+    return kind not in ("given", "folds", "listed")
+
+
+def _folds(kind: str, folds: int) -> Sequence[int]:
+    if kind == "folds":
+        return _OFFICIAL_FOLDS
+    return range(folds) if folds and _cross_validates(kind) else range(1)
+
+
+def measure(planned: Sequence[Plan], workdir: pathlib.Path, with_transfer: bool = False) -> str | None:
+    """Train the folds that are not finished, each in its own folder; write `protocols.json` and `.csv`.
 
     Args:
-      found: what is asked for.
-      workdir: of all.
-      with_transfer: whether the case-disjoint models are tested at the other magnifications, too.
+      planned: rows of the table, as `plans` returns them.
+      workdir: folder of all runs.
+      with_transfer: also test the case-disjoint models at the other magnifications.
 
     Returns:
-      The table to print; None if it was interrupted: the same command then goes on.
+      The table to print; None if the study was interrupted, in which case the same command resumes it.
 
     Raises:
-      RunError, DataError: a fold cannot be trained; the table of those before it is written.
+      RunError, DataError: a fold cannot be trained. The table of the folds before it is written.
     """
     rows: list[dict[str, Any]] = []
-    for plan in found:
+    for plan in planned:
         done: list[pathlib.Path] = []
         rows.append({})
         for number, (name, config) in enumerate(plan.runs.items(), 1):
-            folder = workdir / name
-            if compare.finished(folder, config):
-                _log.info(f"{name} ({number} of {len(plan.runs)}): done before")
-            else:
-                _log.info(f"{name} ({number} of {len(plan.runs)})")
-                with contextlib.redirect_stdout(io.StringIO()):  # a run's own table is in its results.json
-                    finished = loop.train_and_evaluate(config, folder)
-                if not finished:
-                    return None
-                jax.clear_caches()  # each fold is a program of its own
-            done.append(folder)
+            if not _train(name, f"{number} of {len(plan.runs)}", config, workdir / name):
+                return None
+            done.append(workdir / name)
             rows[-1] = _row(plan, done, workdir)
             _write(rows, None, workdir)
     matrix = None
     if with_transfer:
-        matrix = transfer.matrix([plan.runs for plan in found if plan.kind == "case"], workdir)
+        matrix = transfer.matrix([plan.runs for plan in planned if plan.kind == "case"], workdir)
         _write(rows, matrix, workdir)
     return table(rows) + (transfer.table(matrix) if matrix else "")
 
 
-def write_folds(found: Sequence[Plan], folder: pathlib.Path) -> list[pathlib.Path]:
-    """Writes the folds of one protocol, over all its magnifications, as `dsfold1.txt` … for other programs.
+def _train(name: str, position: str, config: ConfigDict, folder: pathlib.Path) -> bool:
+    """Train one fold unless it is finished; return False if it was interrupted."""
+    if compare.finished(folder, config):
+        _log.info(f"{name} ({position}): already finished")
+        return True
+    _log.info(f"{name} ({position})")
+    with contextlib.redirect_stdout(io.StringIO()):  # results.json of the run has its own table
+        finished = loop.train_and_evaluate(config, folder)
+    if finished:
+        jax.clear_caches()  # each fold is a program of its own
+    return finished
+
+
+def write_folds(planned: Sequence[Plan], folder: pathlib.Path) -> list[pathlib.Path]:
+    """Write the folds of one protocol, over all its magnifications, as `dsfold1.txt` … for other programs.
 
     Raises:
-      RunError, DataError: several protocols, images that are not BreakHis's.
+      RunError: several protocols.
+      DataError: images that are not from BreakHis.
     """
-    if len({plan.name for plan in found}) != 1:
-        raise RunError("--write_folds writes one protocol: name it with --protocols=case_deduplicated, say")
+    if len({plan.name for plan in planned}) != 1:
+        raise RunError("--write_folds writes one protocol; name it, such as --protocols=case_deduplicated")
     paths = []
-    for number, same_fold in enumerate(zip(*(plan.runs.values() for plan in found), strict=True), 1):
+    for number, same_fold in enumerate(zip(*(plan.runs.values() for plan in planned), strict=True), 1):
         sides: dict[str, str] = {}
         for config in same_fold:
             split = open_dataset(config.data).split(build.split_spec(config))
@@ -152,95 +174,90 @@ def write_folds(found: Sequence[Plan], folder: pathlib.Path) -> list[pathlib.Pat
 
 
 def pool(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The test rows of several folds as one table; an image that several folds test is as many rows.
+    """Join the test rows of several folds. An image that several folds test keeps one row per fold.
 
-    A bootstrap over patients draws all rows of a patient together, of whatever folds.
+    A bootstrap over patients draws all rows of a patient together, whatever their folds.
     """
-    whole = pd.concat([t[t["split"] == "test"] for t in tables], keys=range(len(tables)), names=["fold", "row"])
-    whole = whole.reset_index("fold").reset_index(drop=True)
-    if whole["image_id"].duplicated().any():
-        whole["image_id"] = "fold " + whole["fold"].astype(str) + ": " + whole["image_id"]
-    return whole.drop(columns="fold")
-
-
-def _crosses(kind: str) -> bool:
-    return kind not in ("given", "folds", "listed")
-
-
-def _folds(kind: str, folds: int) -> Sequence[int]:
-    if kind == "folds":
-        return _OFFICIAL_FOLDS
-    return range(folds) if folds and _crosses(kind) else range(1)
+    pooled = pd.concat([t[t["split"] == "test"] for t in tables], keys=range(len(tables)), names=["fold", "row"])
+    pooled = pooled.reset_index("fold").reset_index(drop=True)
+    if pooled["image_id"].duplicated().any():
+        pooled["image_id"] = "fold " + pooled["fold"].astype(str) + ": " + pooled["image_id"]
+    return pooled.drop(columns="fold")
 
 
 def _row(plan: Plan, folders: Sequence[pathlib.Path], workdir: pathlib.Path) -> dict[str, Any]:
-    """What the finished folds of a plan say: each figure of each fold, and of all their test images together."""
+    """Summarise the finished folds of a plan: each metric per fold, and over all test images pooled."""
     config = plan.config
-    told = [json.loads((folder / "results.json").read_text()) for folder in folders]
+    folds = [json.loads((folder / "results.json").read_text()) for folder in folders]
     pooled = pool([predictions.read(folder / "predictions") for folder in folders])
-    classes = predictions.class_names(pooled)
     block = results.summarise(
         pooled,
-        positive=POSITIVE if POSITIVE in classes else None,
+        positive=POSITIVE if POSITIVE in predictions.class_names(pooled) else None,
         n_resamples=config.evaluation.resamples,
         seed=config.seed,
     )["test"]
-    figures = {}
-    for name, (level, key) in _WHERE.items():
-        if key not in block.get(level, {}):
-            continue  # patients are not known
-        each = [one["splits"]["test"][level][key]["value"] for one in told]
-        defined = [value for value in each if value is not None]
-        figures[name] = {
-            "mean": statistics.fmean(defined) if defined else None,
-            "sd": statistics.stdev(defined) if len(defined) > 1 else None,
-            "folds": each,
-            "pooled": block[level][key],
-        }
     reported: tuple[published.Reported, ...] = ()
-    if config.data.pipeline == "breakhis" and not told[0]["data"]["synthetic"]:
+    if config.data.pipeline == "breakhis" and not folds[0]["data"]["synthetic"]:
         reported = published.beside(plan.kind, config.data.task, config.data.magnification)
+    split_warnings = dict.fromkeys(warning for fold in folds for warning in fold["data"]["split_warnings"])
     return {
         "protocol": plan.name,
-        "protocol_id": told[0]["protocol_id"],
-        "in_words": [one["protocol"] for one in told],
+        "protocol_id": folds[0]["protocol_id"],
+        "in_words": [fold["protocol"] for fold in folds],
         "magnification": config.data.magnification,
         "task": config.data.task,
         "classes": block["classes"],
-        "model": told[0]["model"],
-        "pretrained": told[0]["pretrained"],
-        "data": told[0]["data"]["description"],
+        "model": folds[0]["model"],
+        "pretrained": folds[0]["pretrained"],
+        "data": folds[0]["data"]["description"],
         "n_folds": len(folders),
         "n_folds_wanted": len(plan.runs),
         "n_images": block["n_images"],
         "n_patients": block["n_patients"],
         "resampled": block["resampled"],
-        "figures": figures,
+        "figures": _metrics_over_folds(folds, block),
         "majority_baseline": block["majority_baseline"],
         "published": [dataclasses.asdict(one) for one in reported],
-        "split_hashes": [one["split_hash"] for one in told],
+        "split_hashes": [fold["split_hash"] for fold in folds],
         "runs": [str(folder.relative_to(workdir)) for folder in folders],
-        "warnings": [*dict.fromkeys(w for one in told for w in one["data"]["split_warnings"]), *block["warnings"]],
+        "warnings": [*split_warnings, *block["warnings"]],
     }
+
+
+def _metrics_over_folds(folds: Sequence[Mapping[str, Any]], block: Mapping[str, Any]) -> dict[str, Any]:
+    """Compute mean and sd over folds, next to the pooled estimate. Without known patients their metric is left out."""
+    out = {}
+    for name, (level, key) in _METRICS.items():
+        if key not in block.get(level, {}):
+            continue
+        values = [fold["splits"]["test"][level][key]["value"] for fold in folds]
+        defined = [value for value in values if value is not None]
+        out[name] = {
+            "mean": statistics.fmean(defined) if defined else None,
+            "sd": statistics.stdev(defined) if len(defined) > 1 else None,
+            "folds": values,
+            "pooled": block[level][key],
+        }
+    return out
 
 
 def _write(rows: Sequence[Mapping[str, Any]], matrix: Mapping[str, Any] | None, workdir: pathlib.Path) -> None:
     write_json(workdir / "protocols.json", {"rows": list(rows), "transfer": matrix})
-    plain = ("protocol", "protocol_id", "magnification", "task", "model", "n_folds", "n_images", "n_patients")
+    facts = ("protocol", "protocol_id", "magnification", "task", "model", "n_folds", "n_images", "n_patients")
     parts = ("mean", "sd", "pooled", "low", "high")
     with (
         atomic_write(workdir / "protocols.csv") as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow([*plain, *(f"{name}_{part}" for name in _WHERE for part in parts), "published"])
+        writer.writerow([*facts, *(f"{name}_{part}" for name in _METRICS for part in parts), "published"])
         for row in rows:
-            cells = [row[key] for key in plain]
-            for name in _WHERE:
+            cells = [row[key] for key in facts]
+            for name in _METRICS:
                 figure = row["figures"].get(name, {"mean": None, "sd": None, "pooled": {}})
                 cells += [figure["mean"], figure["sd"]]
                 cells += [figure["pooled"].get(key) for key in ("value", "low", "high")]
-            told = (
+            reported = (
                 f"{o['metric']} {o['value']} ({o['model']}; {o['source']}; {o['protocol']})" for o in row["published"]
             )
-            writer.writerow(["" if cell is None else cell for cell in (*cells, "; ".join(told))])
+            writer.writerow(["" if cell is None else cell for cell in (*cells, "; ".join(reported))])

@@ -1,7 +1,7 @@
 """The magnification transfer matrix: models trained at one magnification of BreakHis, tested at each.
 
-A fold's model is tested on the images of its own test cases only, at whatever magnification, so that no tissue of its
-training is among them, and every cell of a row is about the same patients as far as they have images there.
+A fold's model is tested only on the images of its own test cases, at every magnification. Its test images therefore
+show no tissue that it was trained on, and all cells of a row cover the same patients, as far as these have images.
 """
 
 import dataclasses
@@ -17,39 +17,43 @@ from ml_collections import ConfigDict
 from data_pipelines.breakhis.filenames import MAGNIFICATIONS
 from data_pipelines.splits import Split
 from histojax.core.errors import RunError
+from histojax.core.text_table import text_table
 from histojax.data.sources import open_dataset
-from histojax.evaluation import predictions, results
-from histojax.studies.protocols_table import columns, interval, number
+from histojax.evaluation import formatting, predictions, results
 from histojax.training import build, evaluate
 
 _log = logging.getLogger(__name__)
-_FIGURES = ("accuracy", "gmean")
+_METRICS = {"accuracy": "accuracy", "gmean": "GMean"}  # key -> heading
 
 
 def matrix(trained: Sequence[Mapping[str, ConfigDict]], workdir: pathlib.Path) -> dict[str, Any]:
-    """Tests finished runs at every magnification that their data have.
+    """Test finished runs at every magnification that their data has.
 
     Args:
-      trained: of each protocol and magnification the folds, folder below the work directory -> config.
-      workdir: of all.
+      trained: one entry per protocol and magnification: folder of each fold below the work directory -> its config.
+      workdir: folder of all runs.
 
     Returns:
-      `trained_at`, `tested_at` and `cells`, each with `trained_at`, `tested_at`, `n_images`, `n_patients`, `accuracy`
-      and `gmean` with their intervals over patients; None where no test case has images.
+      `trained_at`, `tested_at` and `cells`. Each cell has `protocol`, `trained_at`, `tested_at`, `n_images`,
+      `n_patients`, and `accuracy` and `gmean` with intervals over patients; None where no test case has images.
 
     Raises:
-      RunError: nothing that is trained at one magnification.
+      RunError: no run is trained on BreakHis under a case-disjoint protocol.
     """
-    rows = [runs for runs in trained if next(iter(runs.values())).data.pipeline == "breakhis"]
-    if not rows:
+    breakhis = [runs for runs in trained if next(iter(runs.values())).data.pipeline == "breakhis"]
+    if not breakhis:
         raise RunError("--transfer needs BreakHis and a case-disjoint protocol, such as case_deduplicated")
     cells = []
-    for runs in rows:
-        first = next(iter(runs.values()))
-        whole = pd.concat([_tested(workdir / name) for name in runs], ignore_index=True)
-        for at in MAGNIFICATIONS:
-            of = {"protocol": first.data.split.protocol, "trained_at": first.data.magnification, "tested_at": at}
-            cells.append(of | _figures(whole[whole["magnification"] == at], first))
+    for runs in breakhis:
+        config = next(iter(runs.values()))
+        pooled = pd.concat([_predict_test_cases(workdir / name) for name in runs], ignore_index=True)
+        for magnification in MAGNIFICATIONS:
+            place = {
+                "protocol": config.data.split.protocol,
+                "trained_at": config.data.magnification,
+                "tested_at": magnification,
+            }
+            cells.append(place | _cell(pooled[pooled["magnification"] == magnification], config))
     return {
         "trained_at": list(dict.fromkeys(cell["trained_at"] for cell in cells)),
         "tested_at": list(MAGNIFICATIONS),
@@ -57,42 +61,19 @@ def matrix(trained: Sequence[Mapping[str, ConfigDict]], workdir: pathlib.Path) -
     }
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """The matrix as text: accuracy, then GMean, trained by tested."""
-    lines = []
-    for figure, title in zip(_FIGURES, ("accuracy", "GMean"), strict=True):
-        body = [[f"{title}, trained at", *(f"tested at {at}" for at in found["tested_at"])]]
-        for protocol, at in dict.fromkeys((cell["protocol"], cell["trained_at"]) for cell in found["cells"]):
-            own = [c for c in found["cells"] if (c["protocol"], c["trained_at"]) == (protocol, at)]
-            body.append([f"{at} ({protocol})", *(_cell(one, figure) for one in own)])
-        lines += ["", *columns(body)]
-    counted = "; ".join(
-        f"{cell['trained_at']} to {cell['tested_at']} {cell['n_images']}/{cell['n_patients']}"
-        for cell in found["cells"]
-        if cell["n_images"]
-    )
-    return "\n".join([*lines, "", f"Test images/patients, all folds together: {counted}"]) + "\n"
-
-
-def _cell(cell: Mapping[str, Any], figure: str) -> str:
-    if not cell["n_images"]:
-        return "no image"
-    return f"{number(cell[figure]['value'])} {interval(cell[figure])}".strip()
-
-
-def _figures(pooled: pd.DataFrame, config: ConfigDict) -> dict[str, Any]:
+def _cell(pooled: pd.DataFrame, config: ConfigDict) -> dict[str, Any]:
+    """Evaluate the test images of all folds at one magnification."""
     if pooled.empty:
-        return {"n_images": 0, "n_patients": 0} | dict.fromkeys(_FIGURES)
+        return {"n_images": 0, "n_patients": 0} | dict.fromkeys(_METRICS)
     positive = evaluate.POSITIVE if evaluate.POSITIVE in predictions.class_names(pooled) else None
     options = {"n_resamples": config.evaluation.resamples, "seed": config.seed}
     block = results.summarise(pooled, positive=positive, **options)["test"]
-    return {"n_images": block["n_images"], "n_patients": block["n_patients"]} | {
-        figure: block["image"][figure] for figure in _FIGURES
-    }
+    counts = {"n_images": block["n_images"], "n_patients": block["n_patients"]}
+    return counts | {metric: block["image"][metric] for metric in _METRICS}
 
 
-def _tested(run: pathlib.Path) -> pd.DataFrame:
-    """What the model of a finished run says of its test cases' images at every magnification; kept in the run."""
+def _predict_test_cases(run: pathlib.Path) -> pd.DataFrame:
+    """Predict the images of a run's test cases at every magnification; the predictions are stored in the run."""
     path = run / "transfer"
     if path.with_suffix(".parquet").is_file():
         return predictions.read(path)
@@ -101,9 +82,9 @@ def _tested(run: pathlib.Path) -> pd.DataFrame:
     config.data.magnification = "all"
     dataset = open_dataset(config.data, trained.meta["classes"])
     saved = Split.from_json(trained.meta["split"])
-    tested = {row.group for row in saved.rows if row.side == "test"}
+    test_cases = {row.group for row in saved.rows if row.side == "test"}
     placed = dataset.place(saved)
-    rows = (row if row.group in tested else dataclasses.replace(row, side="") for row in placed.rows)
+    rows = (row if row.group in test_cases else dataclasses.replace(row, side="") for row in placed.rows)
     split = dataclasses.replace(placed, rows=tuple(rows))
     spec = build.loader_spec(config, trained.layout, training=False)
     table = evaluate.predict_split(trained.program, trained.model, dataset, split, ["test"], spec, trained.layout)
@@ -111,3 +92,28 @@ def _tested(run: pathlib.Path) -> pd.DataFrame:
     jax.clear_caches()
     _log.info(f"{run.parent.name}/{run.name}: tested at every magnification")
     return table
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Format the matrix as text: accuracy, then GMean, one row per training magnification.
+
+    Args:
+      found: as `matrix` returns it.
+    """
+    lines = []
+    for metric, heading in _METRICS.items():
+        body = [[f"{heading}, trained at", *(f"tested at {at}" for at in found["tested_at"])]]
+        for protocol, at in dict.fromkeys((cell["protocol"], cell["trained_at"]) for cell in found["cells"]):
+            row = [c for c in found["cells"] if (c["protocol"], c["trained_at"]) == (protocol, at)]
+            body.append([f"{at} ({protocol})", *(_format_cell(cell, metric) for cell in row)])
+        lines += ["", *text_table(body)]
+    counts = "; ".join(
+        f"{cell['trained_at']} to {cell['tested_at']} {cell['n_images']}/{cell['n_patients']}"
+        for cell in found["cells"]
+        if cell["n_images"]
+    )
+    return "\n".join([*lines, "", f"Test images/patients, all folds together: {counts}"]) + "\n"
+
+
+def _format_cell(cell: Mapping[str, Any], metric: str) -> str:
+    return formatting.with_interval(cell[metric]) if cell["n_images"] else "no image"
