@@ -1,8 +1,8 @@
-"""PyTorch's side of `histojax bench`, in a process of its own: `python -m benchmarks.torch_peer JSON`.
+"""The PyTorch worker of `histojax bench --against torch`: `python -m benchmarks.torch_peer JSON`.
 
-As its users have it: channels_last, fused AdamW, autocast for bfloat16, `torch.compile` where asked for; the batch lies
-on the device, normalised. Models are torchvision's and timm's; DALAResNet50 and LDCSF are the twins of tests/parity.
-Images come from a DataLoader with Pillow and torchvision's transforms.
+It is set up as its users do it: channels_last, fused AdamW, autocast for bfloat16, `torch.compile` if requested. The
+normalised batch lies on the device. Models come from torchvision and timm; DALAResNet50 and LDCSF are the twins of the
+parity tests. Images come from a DataLoader with Pillow and torchvision's transforms.
 """
 
 import functools
@@ -22,19 +22,19 @@ from torch.utils.data import DataLoader, Dataset
 from histojax.cli.bench import worker
 from histojax.cli.bench.worker import COPY_BYTES, fastest
 from histojax.core.errors import RunError
-from tests.helpers import dala_resnet_torch, ldcsf_torch, torchvision_import  # noqa: F401  (it makes torchvision work)
+from tests.helpers import dala_resnet_torch, ldcsf_torch, torchvision_import  # noqa: F401  (makes torchvision importable)
 
 import timm  # isort: skip  (it imports torchvision)
 import torchvision  # isort: skip
 from torchvision import transforms  # isort: skip
 
 _CLASSES = 2
-_MATMUL = {"cpu": 4096, "cuda": 8192}
+_MATMUL_SIDE = {"cpu": 4096, "cuda": 8192}  # rows and columns of the matrices, by device
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def dala_resnet50(attention: str = "layer4", head: str = "dual", dropout: float = 0.2) -> nn.Module:
-    """The twin, with the options of ours that it knows and their defaults."""
+    """Build the twin with those options of our model that it supports, and the same defaults."""
     return dala_resnet_torch.DALAResNet50(_CLASSES, attention, head, dropout)
 
 
@@ -82,6 +82,7 @@ class _Model:
         self._first = time.perf_counter() - began
 
     def _once(self) -> None:
+        """Start one repeat."""
         raise NotImplementedError
 
     def _wait(self) -> None:
@@ -94,7 +95,7 @@ class _Model:
             return logits
 
     def facts(self) -> dict[str, Any]:
-        """See `contestant.Side`."""
+        """See `worker.Side`."""
         cuda = self._device.type == "cuda"
         return {
             "device": torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads",
@@ -103,7 +104,7 @@ class _Model:
         }
 
     def run(self, repeats: int) -> dict[str, Any]:
-        """See `contestant.Side`."""
+        """See `worker.Side`."""
         began = time.perf_counter()
         for _ in range(repeats):
             self._once()
@@ -111,31 +112,31 @@ class _Model:
         return {"seconds": time.perf_counter() - began, "images": repeats * self._n}
 
     def memory(self) -> dict[str, Any]:
-        """See `contestant.Side`."""
+        """See `worker.Side`."""
         if self._device.type == "cuda":
             return {"bytes": torch.cuda.max_memory_allocated(), "of": "device"}
         return {"bytes": worker.memory_peak(), "of": "process"}
 
     def limits(self) -> dict[str, Any]:
-        """See `contestant.Side`."""
-        side = _MATMUL[self._device.type]
+        """See `worker.Side`."""
+        side = _MATMUL_SIDE[self._device.type]
         square = torch.ones(side, side, dtype=self._dtype, device=self._device)
         array = torch.ones(COPY_BYTES // 4, device=self._device)
         return {
-            "matmul_flops": 2 * side**3 / fastest(self._waiting(lambda: square @ square)),
-            "copy_bytes": 2 * COPY_BYTES / fastest(self._waiting(array.neg_)),
+            "matmul_flops": 2 * side**3 / fastest(self._blocking(lambda: square @ square)),
+            "copy_bytes": 2 * COPY_BYTES / fastest(self._blocking(array.neg_)),
         }
 
-    def _waiting(self, compute: Callable[[], Any]) -> Callable[[], None]:
-        def computed() -> None:
+    def _blocking(self, compute: Callable[[], Any]) -> Callable[[], None]:
+        def compute_and_wait() -> None:
             compute()
             self._wait()
 
-        return computed
+        return compute_and_wait
 
 
 class _Step(_Model):
-    """The update of a training run."""
+    """Training steps."""
 
     training = True
 
@@ -147,7 +148,7 @@ class _Step(_Model):
 
 
 class _Infer(_Model):
-    """Prediction."""
+    """Predictions."""
 
     training = False
 
@@ -157,7 +158,7 @@ class _Infer(_Model):
 
 
 class _QuarterTurn:
-    """By 0, 90, 180 or 270 degrees."""
+    """Rotates by 0, 90, 180 or 270 degrees."""
 
     _TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
 
@@ -191,32 +192,32 @@ class _Images(Dataset):
 
 
 class _Input:
-    """Augmented batches of a folder's images."""
+    """Augmented batches from the images of a folder."""
 
-    _AHEAD = 2  # batches that a worker has ready, DataLoader's default
+    _PREFETCHED = 2  # batches per worker, the default of DataLoader
 
     def __init__(self, spec: dict[str, Any]):
         images = _Images(spec)
         workers = spec["peer_workers"]
         loader = DataLoader(
             images, spec["batch_size"], shuffle=True, num_workers=workers, drop_last=True,
-            persistent_workers=workers > 0, prefetch_factor=self._AHEAD if workers else None,
+            persistent_workers=workers > 0, prefetch_factor=self._PREFETCHED if workers else None,
         )  # fmt: skip
         if not len(loader):
-            raise RunError(f"{spec['root']}: {len(images)} images make no batch of {spec['batch_size']}")
+            raise RunError(f"{spec['root']}: {len(images)} images are too few for a batch of {spec['batch_size']}")
         self._batches: Iterator[Any] = itertools.chain.from_iterable(itertools.repeat(loader))
         self._n, self._images = spec["batch_size"], len(images)
-        # What is ready before a round begins is not of that round.
-        self._ready = workers * self._AHEAD + 1
+        # Batches that are ready before a round begins must not count.
+        self._buffered = workers * self._PREFETCHED + 1
         next(self._batches)
 
     def facts(self) -> dict[str, Any]:
-        """See `contestant.Side`."""
+        """See `worker.Side`."""
         return {"version": f"torch {torch.__version__}", "images": self._images}
 
     def run(self, repeats: int) -> dict[str, Any]:
-        """See `contestant.Side`."""
-        for _ in range(self._ready):
+        """See `worker.Side`."""
+        for _ in range(self._buffered):
             next(self._batches)
         began = time.perf_counter()
         for _ in range(repeats):
@@ -227,13 +228,13 @@ class _Input:
 def _model(spec: dict[str, Any]) -> nn.Module:
     name, options = spec["model"], spec["options"]
     if name not in MODELS:
-        raise RunError(f"--model {name}: PyTorch's side has {', '.join(MODELS)}; without --against ours runs alone")
+        raise RunError(f"--model {name}: --against torch supports only {', '.join(MODELS)}; omit --against for others")
     if name == "vit_base_patch16_224":
         options = options | {"img_size": spec["image_size"]}
     try:
         return MODELS[name](**options)
     except TypeError as error:
-        raise RunError(f"--options {json.dumps(options)}: PyTorch's {name} does not know them: {error}") from error
+        raise RunError(f"--options {json.dumps(options)}: not supported by the PyTorch {name}: {error}") from error
 
 
 def _optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer:
@@ -244,7 +245,7 @@ def _optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer:
 
 def _make(spec: dict[str, Any]) -> Any:
     torch.set_num_threads(spec["cores"])
-    torch.backends.cudnn.benchmark = True  # as XLA tries its convolutions, too
+    torch.backends.cudnn.benchmark = True  # XLA also picks its convolutions by trying them
     return {"step": _Step, "infer": _Infer, "input": _Input}[spec["work"]](spec)
 
 

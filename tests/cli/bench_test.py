@@ -1,5 +1,6 @@
 """`histojax bench` as users run it, its rounds with sides of a few lines, and profiles read from real traces."""
 
+import argparse
 import gzip
 import json
 import logging
@@ -14,8 +15,8 @@ import jax.numpy as jnp
 import pytest
 
 from data_pipelines.synthetic.generator import SyntheticSpec, generate
-from histojax.cli.bench import benchmarks, ours, rounds
-from histojax.cli.bench.rounds import Contestant
+from histojax.cli.bench import benchmarks, ours, peers, rounds
+from histojax.cli.bench.rounds import WorkerProcess
 from histojax.core.errors import RunError
 from histojax.training import profiling
 from tests.conftest import ROOT
@@ -26,11 +27,11 @@ BENCH = [sys.executable, "-m", "histojax", "bench"]
 SMALL = ["--batch_size=2", "--image_size=32", "--rounds=2", "--round_seconds=0.2"]
 LDCSF = {"depths": [1, 1], "embed_dim": 24, "heads": [1, 2], "ldc": "none", "resnet_blocks": 1}
 VIT = {"image_size": 32, "patch": 8, "embed_dim": 32, "depth": 2, "heads": 2}
-# Does nothing but wait; "die" and "refuse" in place of a time make it fail.
+# It only waits; "die", "break" and "refuse" in place of a time make it fail.
 SIDE = """
 import os, subprocess, sys, time
-from histojax.bench import contestant
-from histojax.errors import RunError
+from histojax.cli.bench import worker
+from histojax.core.errors import RunError
 
 class Side:
     def __init__(self, spec):
@@ -61,15 +62,15 @@ class Side:
     def memory(self):
         meanwhile = bytearray(self.wait if isinstance(self.wait, int) else 0)
         del meanwhile
-        return {"bytes": contestant.memory_peak(), "of": "process"}
+        return {"bytes": worker.memory_peak(), "of": "process"}
 
-contestant.serve(Side)
+worker.serve(Side)
 """
 
 
-def side(name: str, wait: object, work: str = "") -> Contestant:
+def side(name: str, wait: object, work: str = "") -> WorkerProcess:
     spec = {"wait": wait, "work": work}
-    return Contestant(name, [sys.executable, "-c", SIDE], spec, {"PYTHONPATH": str(ROOT)})
+    return WorkerProcess(name, [sys.executable, "-c", SIDE], spec, {"PYTHONPATH": str(ROOT)})
 
 
 def bench(folder: pathlib.Path, *words: str) -> tuple[dict[str, Any], str]:
@@ -94,13 +95,13 @@ def check_ratio(result: dict[str, Any], ours: str, peer: str) -> None:
     assert ratio["rounds"] == [pytest.approx(a / b) for a, b in zip(*rates, strict=True)]
 
 
-def test_what_is_compiled_at_the_same_time_counts_once() -> None:
-    assert ours.together([(5.0, 6.0), (0.0, 2.0), (1.0, 3.0), (1.5, 2.5)]) == 4
+def test_overlapping_compilations_count_once() -> None:
+    assert ours.covered_seconds([(5.0, 6.0), (0.0, 2.0), (1.0, 3.0), (1.5, 2.5)]) == 4
 
 
 @pytest.mark.slow
 @pytest.mark.parity
-def test_a_step_beside_pytorchs(tmp_path: pathlib.Path) -> None:
+def test_step_against_torch(tmp_path: pathlib.Path) -> None:
     words = ["step", "--model=ldcsf", f"--options={json.dumps(LDCSF)}", "--against=torch", "--peer_dtype", "float32"]
     whole, shown = bench(tmp_path, *words, "bfloat16", f"--profile={tmp_path / 'traces'}")
     (result,) = whole["results"]
@@ -157,7 +158,7 @@ def test_the_largest_batch_fits_and_the_next_one_does_not(tmp_path: pathlib.Path
 
 @pytest.mark.slow
 @pytest.mark.parity
-def test_reading_images_beside_pytorchs(tmp_path: pathlib.Path) -> None:
+def test_input_against_torch(tmp_path: pathlib.Path) -> None:
     spec = SyntheticSpec(cases_per_subtype=(1,) * 8, images_per_patient=1, magnifications=("100X",))
     root = generate(tmp_path / "images", spec)
     whole, shown = bench(tmp_path, "input", f"--root={root}", "--against=torch")
@@ -172,7 +173,7 @@ def test_reading_images_beside_pytorchs(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
-def test_tiles_of_a_slide_beside_deepzooms(tmp_path: pathlib.Path) -> None:
+def test_slide_against_deepzoom(tmp_path: pathlib.Path) -> None:
     path = write_pyramid(tmp_path / "slide.tif", tissue_picture(1500, 1500), 0.5)
     words = ["slide", str(path), "--against=deepzoom", "--batch_size=8", "--image_size=224"]
     done = run([*BENCH, *words, "--rounds=2", "--round_seconds=0.2", f"--json={tmp_path / 'bench.json'}"])
@@ -200,7 +201,7 @@ def test_tiles_of_a_slide_beside_deepzooms(tmp_path: pathlib.Path) -> None:
         (["infer", "--options={"], "argument --options: invalid loads value"),
     ],
 )
-def test_mistakes_are_told_in_words(words: list[str], message: str) -> None:
+def test_user_errors_have_a_message(words: list[str], message: str) -> None:
     done = run([*BENCH, *words])
     assert done.returncode != 0
     assert message in done.stderr
@@ -211,15 +212,15 @@ def test_mistakes_are_told_in_words(words: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model": "vit"}, "PyTorch's side has resnet50"),
-        ({"options": {"depth": 3}}, "PyTorch's ldcsf does not know them"),
+        ({"model": "vit"}, "--against torch supports only resnet50"),
+        ({"options": {"depth": 3}}, "not supported by the PyTorch ldcsf"),
     ],
 )
-def test_what_pytorchs_side_lacks_is_told_in_words(fields: dict[str, Any], message: str) -> None:
+def test_unsupported_torch_models_and_options_are_named(fields: dict[str, Any], message: str) -> None:
     spec = {"work": "step", "model": "ldcsf", "options": {}, "dtype": "float32", "compile": False, "device": "cpu"}
     spec |= {"cores": 1, "batch_size": 2, "image_size": 32, "optimizer": "sgd"}
     with pytest.raises(RunError, match=message):
-        benchmarks._torch("torch", spec | fields, {})
+        peers.start_torch("torch", spec | fields, {})
 
 
 def test_sides_take_turns_and_no_drift_favours_one() -> None:
@@ -238,7 +239,7 @@ def test_sides_take_turns_and_no_drift_favours_one() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
-def test_the_work_of_a_side_is_told_from_that_of_others() -> None:
+def test_work_of_a_side_and_of_other_programs_is_separated() -> None:
     work = "import time\nwhile time.process_time() < 12: pass"
     with side("idle", 0.5) as idle, side("busy", 0.5, work) as busy:
         measured = rounds.measure([idle, busy], 1, 0.5, lambda line: None)
@@ -256,13 +257,22 @@ def test_memory_counts_from_the_first_repeat() -> None:
     ("wait", "message"),
     [
         ("refuse", "^it: there is no such thing$"),
-        ("die", "it was killed by signal 9: is the memory enough"),
+        ("die", "it was killed by signal 9; perhaps the machine ran out of memory"),
         ("break", "it ended with code 1\n(.*\n)*ValueError: broken inside"),
     ],
 )
-def test_a_side_that_fails_says_how(wait: str, message: str) -> None:
+def test_failures_of_a_side_are_reported(wait: str, message: str) -> None:
     with pytest.raises(RunError, match=message), side("it", wait) as one:
         one.ask(ask="run", repeats=1)
+
+
+def test_a_missing_pytorch_is_reported_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    monkeypatch.setattr(benchmarks, "WorkerProcess", lambda *_: pytest.fail("a process was started"))
+    args = argparse.Namespace(against="torch")
+    for measure in (lambda: benchmarks.compiled(args, "resnet50"), lambda: benchmarks.images(args)):
+        with pytest.raises(RunError, match="PyTorch is not installed"):
+            measure()
 
 
 def test_spread_and_ratio() -> None:

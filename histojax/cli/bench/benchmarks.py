@@ -1,121 +1,143 @@
-"""The benchmarks of `histojax bench`: which contestants, what they are asked, what their answers come to."""
+"""The benchmarks of `histojax bench`: start the sides, measure their rounds, return the results as JSON."""
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import os
 import pathlib
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any
 
-from histojax.cli.bench import fit, rounds
-from histojax.cli.bench.rounds import Contestant
-from histojax.core.errors import RunError
+from histojax.cli.bench import fit, peers, rounds
+from histojax.cli.bench.rounds import WorkerProcess
 from histojax.core.machine import cores
 
-PROFILED = 5  # repeats
-_HUGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+PROFILED_REPEATS = 5
+_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 _log = logging.getLogger(__name__)
 
 
-def compiled(given: argparse.Namespace, model: str) -> dict[str, Any]:
-    """Training steps (`given.work` is step) or predictions (infer) of one model, as JSON."""
+@dataclasses.dataclass(frozen=True)
+class _Side:
+    """A worker process of `bench step` or `infer`, and the type that it computes in."""
+
+    process: WorkerProcess
+    dtype: str
+
+
+def compiled(args: argparse.Namespace, model: str) -> dict[str, Any]:
+    """Measure the training steps (`args.work` is `step`) or predictions (`infer`) of one model; return JSON."""
+    peers.require(args.against)
     fields = ("work", "options", "batch_size", "image_size", "optimizer")
-    common = {name: getattr(given, name) for name in fields} | {"model": model}
-    ours_spec = common | {"dtype": given.dtype, "remat": given.remat, "cpu_devices": given.cpu_devices}
-    name = f"histojax {given.dtype}"
-    environment = _HUGE if given.huge_pages in ("ours", "both") else {}
-    if given.against or given.profile:  # another process needs a part of a GPU, too
-        environment = environment | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    plain = environment
+    common = {name: getattr(args, name) for name in fields} | {"model": model}
+    spec = common | {"dtype": args.dtype, "remat": args.remat, "cpu_devices": args.cpu_devices}
+    name = f"histojax {args.dtype}"
+    environment = dict(_HUGE_PAGES) if args.huge_pages in ("ours", "both") else {}
+    if args.against or args.profile:  # another process needs a part of the GPU's memory
+        environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     with contextlib.ExitStack() as stack:
-        cold = None
-        if given.startup:
-            cache = stack.enter_context(rounds.empty_cache())
-            environment = plain | {"JAX_COMPILATION_CACHE_DIR": cache}
+        cached, cold = environment, None
+        if args.startup:
+            cached = environment | {"JAX_COMPILATION_CACHE_DIR": stack.enter_context(rounds.empty_cache())}
             _log.info("%s: first start, compiling", name)
-            with Contestant(name, _ours(), ours_spec, environment) as one:
-                cold = one.facts
-        ours = stack.enter_context(Contestant(name, _ours(), ours_spec, environment))
-        sides = [ours]
-        dtypes = {name: given.dtype}
-        for dtype in given.peer_dtype if given.against else ():
-            device = _torch_device(ours.facts["platform"])
-            peer = f"torch {dtype}" + (" compiled" if given.peer_compile else "")
-            spec = common | {"dtype": dtype, "compile": given.peer_compile, "device": device, "cores": cores()}
-            tunables = _HUGE if given.huge_pages == "both" else {}
-            sides.append(stack.enter_context(_torch(peer, spec, tunables)))
-            dtypes[peer] = dtype
-        measured = rounds.measure(sides, given.rounds, given.round_seconds, _log.info)
-        memory = {one.name: one.ask(ask="memory") for one in sides}
-        limits = {one.name: one.ask(ask="limits") for one in sides}
-        result: dict[str, Any] = {"model": model, "flops_per_image": ours.facts["flops_per_image"], "contestants": {}}
-        for one in sides:
-            peak = max(limits[n]["matmul_flops"] for n in dtypes if dtypes[n] == dtypes[one.name])
-            result["contestants"][one.name] = _row(one, measured[one.name], result["flops_per_image"], peak) | {
-                "dtype": dtypes[one.name],
-                "memory_bytes": memory[one.name]["bytes"],
-                "memory_of": memory[one.name]["of"],
-                "matmul_flops_per_second": limits[one.name]["matmul_flops"],
-                "copy_bytes_per_second": limits[one.name]["copy_bytes"],
-            }
+            with WorkerProcess(name, _histojax(), spec, cached) as first_start:
+                cold = first_start.facts
+        ours = _Side(stack.enter_context(WorkerProcess(name, _histojax(), spec, cached)), args.dtype)
+        sides = [ours, *_torch_sides(args, common, ours.process.facts["platform"], stack)]
+        result = _compare_models(sides, args)
         row = result["contestants"][name]
-        row["bytes_per_second"] = ours.facts["bytes_per_repeat"] / row["seconds"]["median"]
-        row["share_of_copy"] = row["bytes_per_second"] / max(one["copy_bytes"] for one in limits.values())
         row["cold_start_seconds"] = cold and cold["start_seconds"]
         row["compile_seconds"] = cold and cold["compile_seconds"]
-        if not given.startup:
-            row["start_seconds"] = None  # whether it compiled depends on what was there
-        result["ratios"] = {peer: rounds.ratio(measured[name], measured[peer]) for peer in dtypes if peer != name}
-        if given.profile:
-            folder = given.profile.expanduser().absolute() / f"{given.work}-{model}"
-            traced = ours
-            if ours.facts["platform"] == "gpu":  # not the one that was measured, because it is a little slower
-                apart = ours_spec | {"disable_command_buffers": True}
-                traced = stack.enter_context(Contestant(name, _ours(), apart, environment))
-            asked = traced.ask(ask="profile", repeats=PROFILED, folder=str(folder))
-            result["profile"] = {"folder": str(folder), "table": asked["table"]}
-    if given.find_batch:  # alone on the machine
-        result["fit"] = fit.largest_batch(_ours(), ours_spec, plain, given.memory_gib)
-    return result
+        if not args.startup:
+            row["start_seconds"] = None  # it depends on what the compilation cache already held
+        if args.profile:
+            folder = args.profile.expanduser().absolute() / f"{args.work}-{model}"
+            traced = ours.process
+            if traced.facts["platform"] == "gpu":  # a process of its own: without command buffers it is a little slower
+                traced_spec = spec | {"disable_command_buffers": True}
+                traced = stack.enter_context(WorkerProcess(name, _histojax(), traced_spec, cached))
+            table = traced.ask(ask="profile", repeats=PROFILED_REPEATS, folder=str(folder))["table"]
+            result["profile"] = {"folder": str(folder), "table": table}
+    if args.find_batch:  # after the other processes have ended
+        result["fit"] = fit.largest_batch(_histojax(), spec, environment, args.memory_gib)
+    return {"model": model} | result
 
 
-def images(given: argparse.Namespace) -> dict[str, Any]:
-    """Augmented batches of a folder's images, as JSON."""
+def _torch_sides(
+    args: argparse.Namespace, common: Mapping[str, Any], ours_platform: str, stack: contextlib.ExitStack
+) -> Iterator[_Side]:
+    """Start a PyTorch process for each of `--peer_dtype`."""
+    for dtype in args.peer_dtype if args.against else ():
+        device = peers.torch_device(ours_platform)
+        name = f"torch {dtype}" + (" compiled" if args.peer_compile else "")
+        spec = {**common, "dtype": dtype, "compile": args.peer_compile, "device": device, "cores": cores()}
+        environment = _HUGE_PAGES if args.huge_pages == "both" else {}
+        yield _Side(stack.enter_context(peers.start_torch(name, spec, environment)), dtype)
+
+
+def _compare_models(sides: Sequence[_Side], args: argparse.Namespace) -> dict[str, Any]:
+    """Measure rounds, memory and machine limits of all sides; the first one is histojax."""
+    processes = [side.process for side in sides]
+    ours = processes[0]
+    measured = rounds.measure(processes, args.rounds, args.round_seconds, _log.info)
+    memory = {process.name: process.ask(ask="memory") for process in processes}
+    limits = {process.name: process.ask(ask="limits") for process in processes}
+    flops = ours.facts["flops_per_image"]
+    rows = {}
+    for side in sides:
+        name = side.process.name
+        peak = max(limits[other.process.name]["matmul_flops"] for other in sides if other.dtype == side.dtype)
+        rows[name] = _row(side.process, measured[name], flops, peak) | {
+            "dtype": side.dtype,
+            "memory_bytes": memory[name]["bytes"],
+            "memory_of": memory[name]["of"],
+            "matmul_flops_per_second": limits[name]["matmul_flops"],
+            "copy_bytes_per_second": limits[name]["copy_bytes"],
+        }
+    row = rows[ours.name]
+    row["bytes_per_second"] = ours.facts["bytes_per_repeat"] / row["seconds"]["median"]
+    row["share_of_copy"] = row["bytes_per_second"] / max(limit["copy_bytes"] for limit in limits.values())
+    ratios = {process.name: rounds.ratio(measured[ours.name], measured[process.name]) for process in processes[1:]}
+    return {"flops_per_image": flops, "contestants": rows, "ratios": ratios}
+
+
+def images(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure augmented batches from the images of a folder; return JSON."""
+    peers.require(args.against)
     fields = ("batch_size", "image_size", "crop_scale", "colour_jitter", "cache", "threads", "workers", "peer_workers")
-    spec = {name: getattr(given, name) for name in fields} | {"work": "input"}
-    spec["root"] = str(_synthetic() if given.root is None else given.root.expanduser().absolute())
-    # What the program wants to know of models is not used.
+    spec = {name: getattr(args, name) for name in fields} | {"work": "input"}
+    spec["root"] = str(_synthetic() if args.root is None else args.root.expanduser().absolute())
+    # The model fields are required by the worker's config but not used.
     ours_spec = spec | {"model": "resnet50", "options": {}, "dtype": "float32", "remat": False, "optimizer": "adamw"}
     with contextlib.ExitStack() as stack:
-        ours = stack.enter_context(Contestant("histojax", _ours(), ours_spec | {"cpu_devices": 1}, {}))
-        sides = [ours]
-        if given.against:
-            sides.append(stack.enter_context(_torch("torch DataLoader", spec | {"cores": cores()}, {})))
-        return {"root": spec["root"], "images": ours.facts["images"]} | _compared(sides, given)
+        ours = stack.enter_context(WorkerProcess("histojax", _histojax(), ours_spec | {"cpu_devices": 1}, {}))
+        processes = [ours]
+        if args.against:
+            peer = peers.start_torch("torch DataLoader", spec | {"cores": cores()}, {})
+            processes.append(stack.enter_context(peer))
+        return {"root": spec["root"], "images": ours.facts["images"]} | _compare(processes, args)
 
 
-def slide(given: argparse.Namespace) -> dict[str, Any]:
-    """Tissue tiles of a whole slide, as JSON."""
+def slide(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure reading the tissue tiles of a whole slide; return JSON."""
+    peers.require(args.against)
     fields = ("mpp", "tile_mpp", "image_size", "batch_size", "threads", "tissue")
-    spec = {name: getattr(given, name) for name in fields} | {"slide": str(given.slide.expanduser().absolute())}
+    spec = {name: getattr(args, name) for name in fields} | {"slide": str(args.slide.expanduser().absolute())}
     command = [sys.executable, "-m", "histojax.cli.bench.slide"]
     with contextlib.ExitStack() as stack:
-        sides = [stack.enter_context(Contestant("histojax", command, spec | {"side": "histojax"}, {}))]
-        if given.against:
-            for threads in sorted({1, given.threads}):
-                name = "deepzoom" if threads == 1 else f"deepzoom, {threads} threads"
-                peer = spec | {"side": "deepzoom", "threads": threads}
-                sides.append(stack.enter_context(Contestant(name, command, peer, {})))
-        facts = {key: sides[0].facts[key] for key in ("images", "mpp")}
-        return {"slide": spec["slide"]} | facts | _compared(sides, given)
+        processes = [stack.enter_context(WorkerProcess("histojax", command, spec, {}))]
+        for threads in sorted({1, args.threads}) if args.against else ():
+            name = "deepzoom" if threads == 1 else f"deepzoom, {threads} threads"
+            processes.append(stack.enter_context(peers.start_deepzoom(name, spec | {"threads": threads})))
+        facts = {key: processes[0].facts[key] for key in ("images", "mpp")}
+        return {"slide": spec["slide"]} | facts | _compare(processes, args)
 
 
 def machine() -> dict[str, Any]:
-    """Where this is."""
+    """Describe this machine."""
     return {
         "processor": _processor(),
         "cores": cores(),
@@ -125,50 +147,36 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _compared(sides: Sequence[Contestant], given: argparse.Namespace) -> dict[str, Any]:
-    """Rounds of all sides, and the first one's rates over those of the others."""
-    measured = rounds.measure(sides, given.rounds, given.round_seconds, _log.info)
-    ours = measured[sides[0].name]
+def _compare(processes: Sequence[WorkerProcess], args: argparse.Namespace) -> dict[str, Any]:
+    """Measure rounds of all sides and divide the rates of the first one by those of the others."""
+    measured = rounds.measure(processes, args.rounds, args.round_seconds, _log.info)
+    ours = measured[processes[0].name]
     return {
-        "contestants": {one.name: _row(one, measured[one.name]) for one in sides},
-        "ratios": {one.name: rounds.ratio(ours, measured[one.name]) for one in sides[1:]},
+        "contestants": {process.name: _row(process, measured[process.name]) for process in processes},
+        "ratios": {process.name: rounds.ratio(ours, measured[process.name]) for process in processes[1:]},
     }
 
 
 def _row(
-    one: Contestant, measured: Sequence[Mapping[str, Any]], flops: float = 0.0, peak: float = 0.0
+    process: WorkerProcess, measured: Sequence[Mapping[str, Any]], flops: float = 0.0, peak: float = 0.0
 ) -> dict[str, Any]:
+    """Summarise one side: its rounds, and its FLOP/s if `flops` per image and `peak` FLOP/s are given."""
     keys = [key for key in ("images_per_second", "seconds", "cores", "others") if key in measured[0]]
     row: dict[str, Any] = {key: rounds.spread([each[key] for each in measured]) for key in keys}
     row["rounds"] = list(measured)
     if flops:
         row["flops_per_second"] = flops * row["images_per_second"]["median"]
         row["share_of_matmul"] = row["flops_per_second"] / peak
-    kept = ("device", "version", "start_seconds", "first_call_seconds")
-    return row | {key: one.facts[key] for key in kept if key in one.facts}
+    facts = ("device", "version", "start_seconds", "first_call_seconds")
+    return row | {key: process.facts[key] for key in facts if key in process.facts}
 
 
-def _ours() -> list[str]:
+def _histojax() -> list[str]:
     return [sys.executable, "-m", "histojax.cli.bench.ours"]
 
 
-def _torch(name: str, spec: Mapping[str, Any], environment: Mapping[str, str]) -> Contestant:
-    folder = rounds.repository()
-    if find_spec("torch") is None:
-        raise RunError("--against torch: PyTorch is not installed here: pip install -e '.[test]'")
-    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
-    command = [sys.executable, "-m", "benchmarks.torch_peer"]
-    return Contestant(name, command, spec, {**environment, "PYTHONPATH": path})
-
-
-def _torch_device(ours: str) -> str:
-    if ours not in ("cpu", "gpu"):
-        raise RunError(f"--against torch: there is no side of it for a {ours}; without --against ours runs alone")
-    return "cuda" if ours == "gpu" else "cpu"
-
-
 def _synthetic() -> pathlib.Path:
-    """Computer-made images of BreakHis's size, made once."""
+    """Generate synthetic images of the size of BreakHis images; later calls reuse them."""
     from data_pipelines.synthetic.generator import VERSION, SyntheticSpec, generate
     from histojax.core.directories import default_directory
 
@@ -183,5 +191,5 @@ def _processor() -> str:
         with contextlib.suppress(OSError):
             yield from pathlib.Path("/proc/cpuinfo").read_text().splitlines()
 
-    named = (line.partition(":")[2].strip() for line in lines() if line.startswith("model name"))
-    return next(named, platform.processor())
+    names = (line.partition(":")[2].strip() for line in lines() if line.startswith("model name"))
+    return next(names, platform.processor())

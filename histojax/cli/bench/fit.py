@@ -1,81 +1,95 @@
-"""The largest batch that fits into memory: foretold by the compiler, then run."""
+"""The largest batch that fits into memory: predicted by the compiler, then confirmed by a run."""
 
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from histojax.cli.bench.rounds import Contestant
+from histojax.cli.bench.rounds import WorkerProcess
 from histojax.core.errors import RunError
 
-_SHARE = 0.9  # of the free memory that is asked for: the program itself and its libraries need some
-_SMALLER = 0.9  # after a batch that did not run
-_TRIES = 4
-_COMPILED = 6  # sizes, at most
+_FREE_FRACTION = 0.9  # of the free memory: the program and its libraries need the rest
+_SHRINK = 0.9  # factor after a batch that did not run
+_MAX_RUNS = 4
+_MAX_COMPILED = 6  # batch sizes
 _log = logging.getLogger(__name__)
 
 
 def largest_batch(
     command: list[str], spec: Mapping[str, Any], environment: Mapping[str, str], limit_gib: float
 ) -> dict[str, Any]:
-    """Finds it by compiling a few sizes, and starts a process that runs it.
-
-    Each size is where the line through the memory of the two before it reaches the limit.
+    """Find the largest batch by compiling a few sizes, then run it in a new process.
 
     Args:
-      command: of our side.
-      spec: of the step or the prediction, `histojax.cli.bench.ours`; its `batch_size` is the smallest that is tried.
-      environment: variables of the process.
-      limit_gib: memory that may be taken; 0: what is free, of a device or of this machine.
+      command: command of the histojax worker.
+      spec: step or prediction to fit, see `histojax.cli.bench.ours`; its `batch_size` is the smallest size tried.
+      environment: additional environment variables of the process.
+      limit_gib: memory limit in GiB; 0: the free memory of a device or of this machine.
 
     Returns:
-      `batch_size`, the `foretold_bytes` of it, the `limit_bytes`, and the `peak_bytes` that it took.
+      `batch_size`, its predicted memory `foretold_bytes`, `limit_bytes`, and the measured `peak_bytes`.
 
     Raises:
-      RunError: not even the smallest fits.
+      RunError: the smallest batch does not fit, or no batch ran.
     """
-    name, smallest = f"histojax {spec['dtype']}", spec["batch_size"]
-    with Contestant(name, command, {**spec, "work": "fit", "fits": spec["work"]}, environment) as one:
-        on_device, devices = one.facts["limit_bytes"], one.facts["devices"]
+    name = f"histojax {spec['dtype']}"
+    with WorkerProcess(name, command, {**spec, "work": "fit", "fits": spec["work"]}, environment) as process:
+        device_bytes, devices = process.facts["limit_bytes"], process.facts["devices"]
+        limit = int(limit_gib * (1 << 30)) if limit_gib else int((device_bytes or _free_memory()) * _FREE_FRACTION)
         # All virtual devices of a CPU share the machine's memory.
-        sharing = 1 if on_device else devices
-        free = on_device or _free_memory()
-        limit = int(limit_gib * (1 << 30)) if limit_gib else int(free * _SHARE)
+        sharing = 1 if device_bytes else devices
 
-        def needs(batch_size: int) -> int:
-            found = int(one.ask(ask="needs", batch_size=batch_size)["bytes"]) * sharing
-            _log.info("batch of %d: %.2f GiB", batch_size, found / (1 << 30))
-            return found
+        def predict(batch_size: int) -> int:
+            needed = int(process.ask(ask="needs", batch_size=batch_size)["bytes"]) * sharing
+            _log.info("batch of %d: %.2f GiB", batch_size, needed / (1 << 30))
+            return needed
 
-        before, foretold = smallest, needs(smallest)
-        if foretold > limit:
-            raise RunError(f"a batch of {smallest} needs {foretold / (1 << 30):.4f} GiB of {limit / (1 << 30):.4f} GiB")
-        line, n = {smallest: foretold}, 2 * smallest
-        for _ in range(_COMPILED):
-            line[n] = needs(n)
-            each = max((line[n] - line[before]) / (n - before), 1.0)
-            before, n = n, int(n + (limit - line[n]) / each) // devices * devices
-            largest = max(size for size, found in line.items() if found <= limit)
-            if n <= largest or n in line:
-                break
-    n, foretold = largest, line[largest]
-    for _ in range(_TRIES):
+        batch_size, predicted = _predicted_largest(predict, spec["batch_size"], devices, limit)
+    for _ in range(_MAX_RUNS):
         try:
-            with Contestant(name, command, {**spec, "batch_size": n}, environment) as one:
-                one.ask(ask="run", repeats=2)
-                peak = one.ask(ask="memory")["bytes"]
-            return {"batch_size": n, "foretold_bytes": foretold, "limit_bytes": limit, "peak_bytes": peak}
+            with WorkerProcess(name, command, {**spec, "batch_size": batch_size}, environment) as process:
+                process.ask(ask="run", repeats=2)
+                peak = process.ask(ask="memory")["bytes"]
+            return {
+                "batch_size": batch_size,
+                "foretold_bytes": predicted,
+                "limit_bytes": limit,
+                "peak_bytes": peak,
+            }
         except RunError as error:
-            _log.info("batch of %d did not run: %s", n, str(error).splitlines()[0])
-            n = int(n * _SMALLER) // devices * devices
-            if n < smallest:
+            _log.info("batch of %d did not run: %s", batch_size, str(error).splitlines()[0])
+            batch_size = int(batch_size * _SHRINK) // devices * devices
+            if batch_size < spec["batch_size"]:
                 break
-    raise RunError(f"no batch ran that should fit into {limit / (1 << 30):.2f} GiB; the last one tried was of {n}")
+    raise RunError(
+        f"no batch ran within {limit / (1 << 30):.2f} GiB, although the compiler predicted that it fits; last size "
+        f"tried: {batch_size}"
+    )
+
+
+def _predicted_largest(predict: Callable[[int], int], smallest: int, devices: int, limit: int) -> tuple[int, int]:
+    """Return the largest batch predicted to fit, and its bytes.
+
+    Each size tried is where the line through the memory of the two sizes before it reaches the limit.
+    """
+    needed = {smallest: predict(smallest)}
+    if needed[smallest] > limit:
+        gib = needed[smallest] / (1 << 30)
+        raise RunError(f"a batch of {smallest} needs {gib:.4f} GiB of {limit / (1 << 30):.4f} GiB")
+    previous, size = smallest, 2 * smallest
+    for _ in range(_MAX_COMPILED):
+        needed[size] = predict(size)
+        per_image = max((needed[size] - needed[previous]) / (size - previous), 1.0)
+        previous, size = size, int(size + (limit - needed[size]) / per_image) // devices * devices
+        largest = max(tried for tried, count in needed.items() if count <= limit)
+        if size <= largest or size in needed:
+            break
+    return largest, needed[largest]
 
 
 def _free_memory() -> int:
-    """Bytes that this machine can give."""
+    """Return the free memory of this machine in bytes."""
     if sys.platform == "linux":
         with open("/proc/meminfo") as file:
             kib = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))

@@ -1,4 +1,4 @@
-"""Our side of a benchmark, in a process of its own: `python -m histojax.bench.ours JSON`."""
+"""The histojax worker of `histojax bench step|infer|input`: `python -m histojax.cli.bench.ours JSON`."""
 
 import collections
 import pathlib
@@ -26,8 +26,8 @@ from histojax.training.step import Program
 from histojax.training.tasks import Multiclass
 
 CLASSES = ("benign", "malignant")
-_AHEAD = 2  # repeats under way on the device, as in training and prediction
-_MATMUL = {"cpu": 4096, "": 8192}  # rows and columns
+_IN_FLIGHT = 2  # repeats queued on the device, as in training and prediction
+_MATMUL_SIDE = {"cpu": 4096, "": 8192}  # rows and columns of the matrices, by backend
 
 
 class _Compiled:
@@ -35,7 +35,7 @@ class _Compiled:
 
     def __init__(self, spec: dict[str, Any]):
         self._compiling: list[tuple[float, float]] = []
-        jax.monitoring.register_event_duration_secs_listener(self._heard)
+        jax.monitoring.register_event_duration_secs_listener(self._record_compilation)
         self._layout, self._program = _program(spec)
         self._spec, self._n, self._size = spec, spec["batch_size"], spec["image_size"]
         if spec["work"] == "step":
@@ -53,22 +53,23 @@ class _Compiled:
         jax.block_until_ready(self._start())
         self._first = time.perf_counter() - began
 
-    def _heard(self, event: str, duration_secs: float, **_: Any) -> None:
+    def _record_compilation(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             now = time.perf_counter()
             self._compiling.append((now - duration_secs, now))
 
     def _start(self) -> Any:
-        """Starts a repeat; what it will have computed."""
+        """Start a repeat; return the arrays that it computes."""
         raise NotImplementedError
 
     def _compiled(self) -> jax.stages.Compiled:
+        """Return the compiled program of a repeat."""
         raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
-        """See `contestant.Side`."""
+        """See `worker.Side`."""
         _, flops = cost(self._spec["model"], len(CLASSES), self._size, self._spec["options"])
-        # The lowered program's own count differs with how a layer is written; a forward pass is the same for all.
+        # Count forward passes: the count of the whole lowered program depends on how a layer is written.
         passes = 3 if isinstance(self, _Step) else 1
         costs = self._compiled().cost_analysis() or {}
         device = jax.devices()[0]
@@ -77,40 +78,40 @@ class _Compiled:
             "platform": device.platform,
             "version": f"jax {jax.__version__}",
             "first_call_seconds": self._first,
-            "compile_seconds": together(self._compiling),
+            "compile_seconds": covered_seconds(self._compiling),
             "flops_per_image": passes * flops,
             "bytes_per_repeat": float(costs.get("bytes accessed", float("nan"))) * jax.device_count(),
         }
 
     def run(self, repeats: int) -> dict[str, Any]:
-        """See `contestant.Side`."""
-        under_way: collections.deque[Any] = collections.deque()
+        """See `worker.Side`."""
+        in_flight: collections.deque[Any] = collections.deque()
         began = time.perf_counter()
         for _ in range(repeats):
-            under_way.append(self._start())
-            if len(under_way) > _AHEAD:
-                jax.block_until_ready(under_way.popleft())
-        jax.block_until_ready((under_way, self._state))
+            in_flight.append(self._start())
+            if len(in_flight) > _IN_FLIGHT:
+                jax.block_until_ready(in_flight.popleft())
+        jax.block_until_ready((in_flight, self._state))
         return {"seconds": time.perf_counter() - began, "images": repeats * self._n}
 
     def memory(self) -> dict[str, Any]:
-        """See `contestant.Side`."""
+        """See `worker.Side`."""
         stats = jax.local_devices()[0].memory_stats()
         if stats and "peak_bytes_in_use" in stats:
             return {"bytes": stats["peak_bytes_in_use"], "of": "device"}
         return {"bytes": worker.memory_peak(), "of": "process"}
 
     def limits(self) -> dict[str, Any]:
-        """See `contestant.Side`: a product of square matrices in the model's type, and a copy, over all devices."""
-        side = _MATMUL.get(jax.default_backend(), _MATMUL[""])
+        """See `worker.Side`: a product of square matrices in the model's type, and a copy, over all devices."""
+        side = _MATMUL_SIDE.get(jax.default_backend(), _MATMUL_SIDE[""])
         dtype = jnp.dtype(self._spec["dtype"])
-        rows, both = self._layout.batch, self._layout.replicated
+        rows, replicated = self._layout.batch, self._layout.replicated
         left = jax.device_put(jnp.ones((side, side), dtype), rows)
-        right = jax.device_put(jnp.ones((side, side), dtype), both)
-        product = jax.jit(jnp.dot, in_shardings=(rows, both), out_shardings=rows)
+        right = jax.device_put(jnp.ones((side, side), dtype), replicated)
+        product = jax.jit(jnp.dot, in_shardings=(rows, replicated), out_shardings=rows)
         width = COPY_BYTES // 4 // jax.device_count()
         array = jax.device_put(jnp.ones((jax.device_count(), width), jnp.float32), rows)
-        # In place, because fresh memory costs more than the copy.
+        # In place, because allocating memory costs more than the copy.
         negative = jax.jit(jnp.negative, in_shardings=rows, out_shardings=rows, donate_argnums=0)
 
         def negate() -> jax.Array:
@@ -124,7 +125,7 @@ class _Compiled:
         }
 
     def profile(self, repeats: int, folder: str) -> dict[str, Any]:
-        """See `contestant.Side`."""
+        """See `worker.Side`."""
         profiling.start(pathlib.Path(folder))
         self.run(repeats)
         jax.profiler.stop_trace()
@@ -133,7 +134,7 @@ class _Compiled:
 
 
 class _Step(_Compiled):
-    """The update of a training run."""
+    """Training steps."""
 
     def _start(self) -> Any:
         self._state, metrics = self._program.train(self._state, self._batch)
@@ -144,7 +145,7 @@ class _Step(_Compiled):
 
 
 class _Infer(_Compiled):
-    """Prediction."""
+    """Predictions."""
 
     def _start(self) -> Any:
         return self._program.evaluate(self._state.model, self._batch)["probabilities"]
@@ -154,7 +155,7 @@ class _Infer(_Compiled):
 
 
 class _Input:
-    """Augmented batches of a dataset's images, as training reads them; they stay in the host's memory."""
+    """Augmented batches from the images of a dataset, as training reads them; they stay in host memory."""
 
     def __init__(self, spec: dict[str, Any]):
         config = _config(spec)
@@ -168,17 +169,17 @@ class _Input:
         indices = np.arange(len(dataset.records))
         self._batches: Iterator[dict[str, np.ndarray]] = train_batches(dataset, indices, loader, augmentation)
         self._n, self._images = spec["batch_size"], len(indices)
-        # What is ready before a round begins is not of that round.
-        self._ready = 3 + 2 * spec["workers"]
+        # Batches that are ready before a round begins must not count.
+        self._buffered = 3 + 2 * spec["workers"]
         next(self._batches)
 
     def facts(self) -> dict[str, Any]:
-        """See `contestant.Side`."""
+        """See `worker.Side`."""
         return {"version": f"jax {jax.__version__}", "images": self._images}
 
     def run(self, repeats: int) -> dict[str, Any]:
-        """See `contestant.Side`."""
-        for _ in range(self._ready):
+        """See `worker.Side`."""
+        for _ in range(self._buffered):
             next(self._batches)
         began = time.perf_counter()
         for _ in range(repeats):
@@ -187,34 +188,34 @@ class _Input:
 
 
 class _Fit:
-    """How much memory training steps or predictions would take: compiled, and never run."""
+    """The memory that training steps or predictions need: compiled, but never run."""
 
     def __init__(self, spec: dict[str, Any]):
         self._training, self._size = spec["fits"] == "step", spec["image_size"]
         _, self._program = _program(spec)
 
     def facts(self) -> dict[str, Any]:
-        """See `contestant.Side`."""
+        """See `worker.Side`."""
         stats = jax.local_devices()[0].memory_stats() or {}
         return {"limit_bytes": stats.get("bytes_limit"), "devices": jax.device_count()}
 
     def needs(self, batch_size: int) -> dict[str, Any]:
-        """Bytes of one device that a batch needs: what goes in, what comes out elsewhere, and all between."""
+        """Return the bytes per device that a batch needs: arguments, results not aliased to them, temporaries."""
         state, batch = self._program.abstract, self._program.batch(batch_size, self._size)
         compiled = (
             self._program.compiled_train(state, batch)
             if self._training
             else self._program.compiled_evaluate(state.model, batch)
         )
-        found = compiled.memory_analysis()
-        if found is None:
-            raise RunError(f"the compiler of {jax.default_backend()} does not say how much memory a program needs")
-        outside = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
-        return {"bytes": outside + found.temp_size_in_bytes}
+        sizes = compiled.memory_analysis()
+        if sizes is None:
+            raise RunError(f"--find_batch: the compiler of {jax.default_backend()} does not report a program's memory")
+        external = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+        return {"bytes": external + sizes.temp_size_in_bytes}
 
 
-def together(spans: list[tuple[float, float]]) -> float:
-    """Seconds covered by spans of time, which may overlap."""
+def covered_seconds(spans: list[tuple[float, float]]) -> float:
+    """Return the seconds covered by (start, end) spans, which may overlap."""
     covered, until = 0.0, float("-inf")
     for start, end in sorted(spans):
         covered += max(0.0, end - max(start, until))

@@ -1,21 +1,11 @@
-"""Both sides of a benchmark of reading slides, each in a process of its own: `python -m histojax.bench.slide JSON`.
+"""The histojax worker of `histojax bench slide`: `python -m histojax.cli.bench.slide JSON`."""
 
-A repeat opens the slide anew and ends with the pixels of every tissue tile as an array `uint8 [s, s, 3]`; nothing is
-kept from the repeat before. The peer is OpenSlide's own DeepZoomGenerator, as its users loop over it or from a pool of
-threads that share it. It knows resolutions that are level 0's divided by powers of two: µm/px is rounded to the nearest
-of them, so that both give the same area in the same number of pixels. Where that needs resampling it uses Lanczos'
-filter, and histojax averages over areas.
-"""
-
-import concurrent.futures
 import pathlib
 import time
 from typing import Any
 
 import numpy as np
-import openslide
 import pandas as pd
-from openslide.deepzoom import DeepZoomGenerator
 
 from histojax.cli.bench import worker
 from histojax.core.errors import RunError
@@ -24,8 +14,14 @@ from histojax.slides.readers.reader import open_slide
 from histojax.slides.tissue import TissueSpec, find_tissue
 
 
-class _Side:
-    """What both have: the table of tissue tiles, which is found once and is no part of a repeat."""
+class TileReader:
+    """Reads the tissue tiles of a slide; the part that histojax and its peer share.
+
+    A repeat opens the slide again and ends with the pixels of every tissue tile as an array `uint8 [s, s, 3]`; nothing
+    is kept from the repeat before. The table of tissue tiles is computed once and is not part of a repeat. The µm/px of
+    the tiles are those of level 0 times the nearest power of two, the only ones that DeepZoom has, so that both sides
+    read the same area into the same number of pixels.
+    """
 
     def __init__(self, spec: dict[str, Any]):
         self._path, self._mpp = pathlib.Path(spec["slide"]), spec["mpp"]
@@ -39,30 +35,30 @@ class _Side:
             self._table: pd.DataFrame = table[inside]  # DeepZoom's tiles at the edge are smaller
             self._reader = slide.reader
         if not len(self._table):
-            raise RunError(f"{self._path}: no tissue tile of {self._size} pixels of {self._grid.mpp:g} µm")
-        self._once()
+            raise RunError(f"{self._path}: no tissue tile of {self._size} pixels at {self._grid.mpp:g} µm/px")
+        self._read_tiles()
 
-    def _once(self) -> int:
-        """Reads the slide's tissue tiles; how many."""
-        raise NotImplementedError  # each side's own
-
-    def facts(self) -> dict[str, Any]:
-        """See `contestant.Side`."""
-        return {"images": len(self._table), "mpp": self._grid.mpp, "version": self._version()}
+    def _read_tiles(self) -> int:
+        """Read the tissue tiles of the slide; return their number."""
+        raise NotImplementedError  # differs per side
 
     def _version(self) -> str:
-        """Of the reader."""
-        raise NotImplementedError  # each side's own
+        """Return the name and version of the reader."""
+        raise NotImplementedError  # differs per side
+
+    def facts(self) -> dict[str, Any]:
+        """See `worker.Side`."""
+        return {"images": len(self._table), "mpp": self._grid.mpp, "version": self._version()}
 
     def run(self, repeats: int) -> dict[str, Any]:
-        """See `contestant.Side`."""
+        """See `worker.Side`."""
         began = time.perf_counter()
-        images = sum(self._once() for _ in range(repeats))
+        images = sum(self._read_tiles() for _ in range(repeats))
         return {"seconds": time.perf_counter() - began, "images": images}
 
 
-class _Ours(_Side):
-    def _once(self) -> int:
+class _Histojax(TileReader):
+    def _read_tiles(self) -> int:
         with open_slide(self._path, self._mpp) as slide:
             table = self._table
             if self._tissue:
@@ -73,30 +69,5 @@ class _Ours(_Side):
         return str(self._reader)
 
 
-class _DeepZoom(_Side):
-    def _once(self) -> int:
-        addresses = list(zip(self._table["column"], self._table["row"], strict=True))
-        with openslide.OpenSlide(self._path) as slide:
-            generator = DeepZoomGenerator(slide, tile_size=self._size, overlap=0)
-            level = generator.level_count - 1 - self._halvings
-
-            def read(address: tuple[int, int]) -> int:
-                tile = np.asarray(generator.get_tile(level, address))
-                assert tile.shape == (self._size, self._size, 3)
-                return 1
-
-            if self._threads == 1:
-                return sum(map(read, addresses))
-            with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
-                return sum(pool.map(read, addresses))
-
-    def _version(self) -> str:
-        return f"openslide-python {openslide.__version__}"
-
-
-def _make(spec: dict[str, Any]) -> Any:
-    return {"histojax": _Ours, "deepzoom": _DeepZoom}[spec["side"]](spec)
-
-
 if __name__ == "__main__":
-    worker.serve(_make)
+    worker.serve(_Histojax)

@@ -1,7 +1,9 @@
-"""What a benchmark found, as text."""
+"""Benchmark results as text."""
 
 from collections.abc import Mapping
 from typing import Any
+
+from histojax.core.text_table import text_table
 
 _COLUMNS = {
     "images/s": lambda row: f"{row['images_per_second']['median']:.4g}",
@@ -17,36 +19,30 @@ _COLUMNS = {
     "cold s": lambda row: f"{row['cold_start_seconds']:.1f}",
     "compile s": lambda row: f"{row['compile_seconds']:.1f}",
 }
-_DISTURBING = 0.1  # cores
+_DISTURBED = 0.1  # cores kept busy by other programs
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """A row for each contestant, then ours over each of the others, then the profile if there is one."""
-    contestants = result["contestants"]
-    cells = {name: {column: _cell(column, row) for column in _COLUMNS} for name, row in contestants.items()}
-    columns = [column for column in _COLUMNS if any(cells[name][column] for name in cells)]
-    first = max(len(name) for name in cells)
-    widths = {column: max(len(column), *(len(row[column]) for row in cells.values())) for column in columns}
-    lines = [" " * first + "".join(f"  {column:>{widths[column]}}" for column in columns)]
-    lines += [
-        f"{name:<{first}}" + "".join(f"  {row[column] or '-':>{widths[column]}}" for column in columns)
-        for name, row in cells.items()
-    ]
-    ours = next(iter(contestants))
+    """Format a row per side, then the ratios to each peer, then the largest batch and the profile if measured."""
+    sides = result["contestants"]
+    columns = [column for column in _COLUMNS if any(_cell(column, row) for row in sides.values())]
+    rows = [[name, *(_cell(column, row) or "-" for column in columns)] for name, row in sides.items()]
+    lines = text_table([["", *columns], *rows], right=range(1, len(columns) + 1))
+    ours = next(iter(sides))
     for peer, ratio in result["ratios"].items():
         paired = "{median:.3f}, quartiles {q25:.3f} … {q75:.3f}".format(**ratio["paired"])
         lines.append(f"{ours} / {peer}: {ratio['of_medians']:.3f} of medians; of paired rounds {paired}")
-    others = max((row["others"]["median"] for row in contestants.values() if "others" in row), default=0.0)
-    if others > _DISTURBING:
-        lines.append(f"DISTURBED: other programs kept {others:.2f} cores busy meanwhile; these are no figures to quote")
-    if "share_of_copy" in contestants[ours]:
-        rate, share = contestants[ours]["bytes_per_second"] / 1e9, contestants[ours]["share_of_copy"]
-        lines.append(f"{ours}: its operations take and give {rate:.1f} GB/s, {share:.0%} of what copying does")
+    others = max((row["others"]["median"] for row in sides.values() if "others" in row), default=0.0)
+    if others > _DISTURBED:
+        lines.append(f"DISTURBED: other programs kept {others:.2f} cores busy meanwhile; do not quote these figures")
+    if "share_of_copy" in sides[ours]:
+        rate, share = sides[ours]["bytes_per_second"] / 1e9, sides[ours]["share_of_copy"]
+        lines.append(f"{ours}: its operations read and write {rate:.1f} GB/s, {share:.0%} of the speed of copying")
     if "fit" in result:
-        words = "largest batch: {batch_size} images ({:.2f} GiB foretold of {:.2f} GiB; it ran and took {:.2f} GiB)"
-        found = result["fit"]
-        sizes = (found[key] / (1 << 30) for key in ("foretold_bytes", "limit_bytes", "peak_bytes"))
-        lines.append(words.format(*sizes, batch_size=found["batch_size"]))
+        keys = ("foretold_bytes", "limit_bytes", "peak_bytes")
+        predicted, limit, peak = (f"{result['fit'][key] / (1 << 30):.2f} GiB" for key in keys)
+        size = result["fit"]["batch_size"]
+        lines.append(f"largest batch: {size} images (predicted: {predicted} of {limit}; measured in a run: {peak})")
     if "profile" in result:
         lines += ["", f"trace in {result['profile']['folder']}", result["profile"]["table"]]
     return "\n".join(lines)
@@ -55,5 +51,5 @@ def table(result: Mapping[str, Any]) -> str:
 def _cell(column: str, row: Mapping[str, Any]) -> str:
     try:
         return _COLUMNS[column](row)
-    except (KeyError, TypeError, ValueError):  # not measured, or not of this side
+    except (KeyError, TypeError, ValueError):  # not measured, or not on this side
         return ""

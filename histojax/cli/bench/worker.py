@@ -1,7 +1,7 @@
-"""One side of a benchmark: a process that does what it is asked and otherwise idles.
+"""The worker process of one side of a benchmark: it answers requests and otherwise idles.
 
-Both sides use this file, so it imports neither jax nor torch. A question is a line of JSON on standard input,
-`{"ask": METHOD, …}`; the answer is a line of JSON on standard output, what that method returns.
+histojax and its peers share this module, so it imports neither jax nor torch. A request is one line of JSON on standard
+input, `{"ask": METHOD, …}`; the answer is one line of JSON on standard output: the return value of that method.
 """
 
 import json
@@ -15,69 +15,77 @@ from typing import Any, Protocol
 from data_pipelines.errors import DataError
 from histojax.core.errors import RunError
 
-COPY_BYTES = 1 << 28  # of the array that is copied: more than any cache holds
-_ENOUGH = 1.5  # seconds in which the fastest run is looked for
+COPY_BYTES = 1 << 28  # size of the copied array: larger than any cache
+_SEARCH_SECONDS = 1.5  # time spent looking for the fastest run
 
 
 class Side(Protocol):
-    """What a contestant can be asked."""
+    """The requests that a worker process answers."""
 
     def facts(self) -> dict[str, Any]:
-        """Said once, after the first step: what runs here, and how."""
+        """Describe what runs here and how; asked once, after the first step."""
         ...
 
     def run(self, repeats: int) -> dict[str, Any]:
-        """Does it `repeats` times: `seconds`, `images`."""
+        """Repeat the work `repeats` times; return `seconds` and `images`."""
         ...
 
     def memory(self) -> dict[str, Any]:
-        """Largest memory since the first step, of the device or of this process: `bytes`, `of`."""
+        """Return the peak memory since the first step: `bytes`, and `of`, which is `device` or `process`."""
         ...
 
     def limits(self) -> dict[str, Any]:
-        """What the machine gives this side: `matmul_flops` and `copy_bytes`, each a second."""
+        """Return the limits of the machine: `matmul_flops` and `copy_bytes`, both per second."""
         ...
 
     def profile(self, repeats: int, folder: str) -> dict[str, Any]:
-        """Writes a trace of `repeats` repeats to `folder`: `table`."""
+        """Write a trace of `repeats` repeats to `folder`; return `table`, its text."""
         ...
 
 
-def serve(make: Callable[[dict[str, Any]], Side]) -> None:
-    """Makes the side that the command line describes and answers until standard input ends."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print is no answer
+def serve(make: Callable[[dict[str, Any]], Any]) -> None:
+    """Build the side that the command line describes and answer requests until standard input ends.
 
-    def answer(what: dict[str, Any]) -> None:
-        answers.write(json.dumps(what) + "\n")
+    Args:
+      make: builds a `Side`, or an object with those methods of it that its work needs.
+    """
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # output of libraries must not mix with the answers
+
+    def answer(content: dict[str, Any]) -> None:
+        answers.write(json.dumps(content) + "\n")
 
     try:
         side = make(json.loads(sys.argv[1]))
         ready = time.perf_counter()
         facts = side.facts()
         answer(facts | {"facts_seconds": time.perf_counter() - ready})
-        forget_memory_peak()
+        reset_memory_peak()
         for line in sys.stdin:
-            question = json.loads(line)
-            answer(getattr(side, question.pop("ask"))(**question))
+            request = json.loads(line)
+            answer(getattr(side, request.pop("ask"))(**request))
     except (RunError, DataError, ModuleNotFoundError) as error:
         answer({"error": str(error)})
         sys.exit(1)
 
 
 def fastest(compute: Callable[[], Any]) -> float:
-    """Seconds of the fastest of several runs, which wait for what they compute; not of the first."""
+    """Return the seconds of the fastest of several runs, without the first.
+
+    Args:
+      compute: starts the computation and waits for its result.
+    """
     compute()
     seconds: list[float] = []
-    while len(seconds) < 2 or sum(seconds) < _ENOUGH:
+    while len(seconds) < 2 or sum(seconds) < _SEARCH_SECONDS:
         began = time.perf_counter()
         compute()
         seconds.append(time.perf_counter() - began)
     return min(seconds)
 
 
-def forget_memory_peak() -> None:
-    """From here on `memory_peak` counts anew, where the system allows it: compilation needs more than a step does."""
+def reset_memory_peak() -> None:
+    """Reset `memory_peak` where the system allows it, because compilation needs more memory than a step."""
     try:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")
@@ -86,7 +94,7 @@ def forget_memory_peak() -> None:
 
 
 def memory_peak() -> int:
-    """Largest resident memory of this process in bytes."""
+    """Return the peak resident memory of this process in bytes."""
     try:
         with open("/proc/self/status") as file:
             return next(int(line.split()[1]) << 10 for line in file if line.startswith("VmHWM"))
