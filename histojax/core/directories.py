@@ -1,9 +1,9 @@
-"""Where prepared data and compiled programs are kept."""
+"""The default folder of prepared data and compiled programs."""
 
 import os
 import pathlib
 
 
 def default_directory() -> pathlib.Path:
-    """Where prepared datasets live unless told otherwise: `$HISTOJAX_DATA`, else `~/.cache/histojax`."""
+    """Return `$HISTOJAX_DATA`, or `~/.cache/histojax` if it is not set."""
     return pathlib.Path(os.environ.get("HISTOJAX_DATA") or "~/.cache/histojax").expanduser()

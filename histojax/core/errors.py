@@ -1,5 +1,5 @@
-"""The exception for what a user can mend: `main` prints it without a traceback."""
+"""The exception for errors that a user can fix; `main` prints it without a traceback."""
 
 
 class RunError(ValueError):
-    """A run that cannot go on; the message names the field or the file, and the remedy."""
+    """A run cannot continue; the message names the field or file and says what to do."""

@@ -1,8 +1,8 @@
-"""What there is to compute with."""
+"""Facts about the host."""
 
 import os
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

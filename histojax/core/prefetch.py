@@ -1,4 +1,4 @@
-"""Work that threads do ahead of who needs it."""
+"""Batches whose parts are computed by threads ahead of their use."""
 
 import collections
 from collections.abc import Generator, Iterable
@@ -6,29 +6,29 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-_AHEAD = 2  # batches under way while one is consumed
+_AHEAD = 2  # batches in progress while one is consumed
 
 
 def finished(started: Iterable[tuple[T, Iterable[Future[Any]]]]) -> Generator[T, None, None]:
-    """Batches in their order, each when all its parts are done; two more are started meanwhile.
+    """Yield batches in order, each once all its parts are done, and keep two more in progress.
 
     Args:
-      started: batches with the parts of them that are under way; taking one starts it.
+      started: batches, each with the futures of its parts; taking a batch from this iterable starts its parts.
 
     Raises:
-      Whatever a part raised.
+      Exception: whatever a part raised.
     """
-    under_way: collections.deque[tuple[T, Iterable[Future[Any]]]] = collections.deque()
+    in_progress: collections.deque[tuple[T, Iterable[Future[Any]]]] = collections.deque()
 
     def oldest() -> T:
-        batch, parts = under_way.popleft()
+        batch, parts = in_progress.popleft()
         for part in parts:
             part.result()
         return batch
 
-    for one in started:
-        under_way.append(one)
-        if len(under_way) > _AHEAD:
+    for batch_and_parts in started:
+        in_progress.append(batch_and_parts)
+        if len(in_progress) > _AHEAD:
             yield oldest()
-    while under_way:
+    while in_progress:
         yield oldest()

@@ -1,4 +1,4 @@
-"""Storage that answers late: what is worth asking again."""
+"""Retries of transient storage errors."""
 
 import errno
 import logging
@@ -8,21 +8,21 @@ from typing import TypeVar
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-# Of network storage; a full disk, a missing file or a forbidden one is no better a second later.
+# Errors of network storage. A full disk or a missing or forbidden file is not retried: waiting does not help.
 _TRANSIENT = {errno.EIO, errno.ETIMEDOUT, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.EREMOTEIO, errno.EHOSTUNREACH}
 _TRANSIENT |= {errno.ENETUNREACH, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.ENOTCONN}
 
 
 def with_backoff(what: str, action: Callable[[], T], *, waits: tuple[float, ...] = (1.0, 4.0, 16.0)) -> T:
-    """Does something with storage, again after each of `waits` seconds where the storage may recover.
+    """Call `action`, and retry it after each wait if a transient storage error occurs.
 
     Args:
-      what: for the warning: a file, a folder.
-      action: safe to be repeated.
-      waits: in seconds.
+      what: the file or folder, for the warning.
+      action: must be safe to repeat.
+      waits: seconds before each retry.
 
     Raises:
-      OSError: of the last try, or one that waiting does not mend.
+      OSError: the error is not transient, or the last retry failed.
     """
     for wait in waits:
         try:
@@ -30,6 +30,6 @@ def with_backoff(what: str, action: Callable[[], T], *, waits: tuple[float, ...]
         except OSError as error:
             if error.errno not in _TRANSIENT:
                 raise
-            _log.warning("%s: %s; again in %g s", what, error.strerror or error, wait)
+            _log.warning("%s: %s; retrying in %g s", what, error.strerror or error, wait)
             time.sleep(wait)
     return action()

@@ -1,13 +1,13 @@
-"""What something was made with, against what is asked for now."""
+"""Comparison of saved settings with the current ones."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
-def diff_settings(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, str]:
-    """Of each name whose values differ, by name, a line that says so; a name may be on one side only."""
+def diff_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, str]:
+    """Return a line for each setting whose values differ, by name; a setting may be absent on one side."""
     return {
-        key: f"  {key}: {there.get(key, 'absent')!r} there, {here.get(key, 'absent')!r} here"
-        for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key)
+        key: f"  {key}: saved {saved.get(key, 'absent')!r}, now {current.get(key, 'absent')!r}"
+        for key in sorted(saved.keys() | current.keys())
+        if saved.get(key) != current.get(key)
     }

@@ -1,4 +1,4 @@
-"""A list of work divided among processes or machines that know nothing of each other."""
+"""Division of a list of work among processes or machines that do not communicate."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -9,12 +9,12 @@ Item = TypeVar("Item")
 
 
 def share(items: Sequence[Item], shard: str) -> list[Item]:
-    """Every n-th item from the i-th on, for `shard` = "i/n" with i in 0 … n − 1.
+    """Return every N-th item, starting at the I-th, for `shard` = "I/N" with I from 0 to N − 1.
 
     Raises:
-      RunError: it is not of that form.
+      RunError: `shard` has another form.
     """
     index, _, count = shard.partition("/")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise RunError(f"--shard={shard} is not I/N with I from 0 to N − 1, as 0/4, 1/4, 2/4 and 3/4")
+        raise RunError(f"--shard={shard} is not I/N with I from 0 to N − 1, such as 0/4, 1/4, 2/4 or 3/4")
     return list(items[int(index) :: int(count)])

@@ -1,4 +1,4 @@
-"""Storage that recovers is asked again; storage that does not is not."""
+"""Transient storage errors are retried; other errors are raised immediately."""
 
 import errno
 import logging
@@ -9,40 +9,40 @@ from histojax.core.retries import with_backoff
 
 
 class Storage:
-    """Fails with the given errors, one after another, and then answers."""
+    """Fails with the given errors, one per call, and then answers."""
 
     def __init__(self, *errors: int):
         self.errors = list(errors)
-        self.asked = 0
+        self.calls = 0
 
     def __call__(self) -> str:
-        self.asked += 1
+        self.calls += 1
         if self.errors:
-            raise OSError(self.errors.pop(0), "as asked")
+            raise OSError(self.errors.pop(0), "planned")
         return "answer"
 
 
-def test_what_recovers_is_asked_again_with_a_warning_each(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_retry_logs_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     storage = Storage(errno.EIO, errno.ESTALE)
     with caplog.at_level(logging.WARNING, logger="histojax"):
         assert with_backoff("/mnt/file", storage, waits=(0.01, 0.02, 0.04)) == "answer"
-    assert storage.asked == 3
+    assert storage.calls == 3
     assert [record.getMessage() for record in caplog.records] == [
-        "/mnt/file: as asked; again in 0.01 s",
-        "/mnt/file: as asked; again in 0.02 s",
+        "/mnt/file: planned; retrying in 0.01 s",
+        "/mnt/file: planned; retrying in 0.02 s",
     ]
 
 
-def test_after_the_last_wait_it_is_raised() -> None:
+def test_the_error_of_the_last_retry_is_raised() -> None:
     storage = Storage(*[errno.ETIMEDOUT] * 9)
     with pytest.raises(TimeoutError):
         with_backoff("x", storage, waits=(0.01, 0.01))
-    assert storage.asked == 3
+    assert storage.calls == 3
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOENT, errno.EACCES, errno.EROFS])
-def test_what_waiting_does_not_mend_is_raised_at_once(number: int) -> None:
+def test_other_errors_are_raised_immediately(number: int) -> None:
     storage = Storage(number)
-    with pytest.raises(OSError, match="as asked"):
+    with pytest.raises(OSError, match="planned"):
         with_backoff("x", storage, waits=(60.0,))
-    assert storage.asked == 1
+    assert storage.calls == 1

@@ -238,8 +238,8 @@ def test_the_work_directory_of_another_config_is_left_alone(finished: pathlib.Pa
     before = (finished / "config.json").read_text()
     done = run(command(finished, images, "--config.model.options.attention=none", "--config.train.epochs=5"))
     assert done.returncode == 1
-    assert "model.options.attention: 'layer4' there, 'none' here" in done.stderr
-    assert "train.epochs: 2 there, 5 here" in done.stderr
+    assert "model.options.attention: saved 'layer4', now 'none'" in done.stderr
+    assert "train.epochs: saved 2, now 5" in done.stderr
     assert (finished / "config.json").read_text() == before
 
 

@@ -91,7 +91,7 @@ def test_what_was_made_in_another_way_is_kept_and_told(slides: list[cohort_jobs.
     assert cohort.run(slides[:1], model(), cohort.Settings(tsr=SMALL), output) == 0
     before = (output / "a" / "tsr.json").read_bytes()
     other = cohort.Settings(tsr=SMALL, overlap=0.5)
-    with pytest.raises(RunError, match=r"overlap: 0\.0 there, 0\.5 here"):
+    with pytest.raises(RunError, match=r"overlap: saved 0\.0, now 0\.5"):
         cohort.run(slides, model(), other, output)
     assert (output / "a" / "tsr.json").read_bytes() == before
     assert not (output / "<u>").exists()

@@ -1,0 +1,19 @@
+"""A silenced logger drops messages inside the block only."""
+
+import logging
+
+import pytest
+
+from histojax.core.quiet import quiet_logger
+
+
+def test_the_level_is_restored_also_after_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("histojax.core.quiet_test")
+    logger.setLevel(logging.INFO)
+    with pytest.raises(KeyError), quiet_logger(logger.name):
+        logger.warning("dropped")
+        logger.error("logged inside")
+        raise KeyError
+    logger.info("logged after")
+    assert logger.level == logging.INFO
+    assert [record.message for record in caplog.records] == ["logged inside", "logged after"]
