@@ -46,7 +46,10 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
     )
     sides = parser.add_mutually_exclusive_group()
     sides.add_argument(
-        "--split", metavar="FILE", type=pathlib.Path, help="split.csv of a run, or any .csv with image_id or path, and split"
+        "--split",
+        metavar="FILE",
+        type=pathlib.Path,
+        help="split.csv of a run, or any .csv with image_id or path, and split",
     )
     sides.add_argument(
         "--folds", type=pathlib.Path, metavar="DIR", help="folder with BreakHis's dsfold1.txt … dsfold5.txt"

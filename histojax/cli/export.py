@@ -1,71 +1,89 @@
-"""`histojax export RUN --to FORMAT --output DIR`: a trained model for programs that are not histojax."""
+"""`histojax export`: a trained model for programs that are not histojax."""
 
 import argparse
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from histojax.cli import console
+from histojax.cli import flags
+from histojax.cli.parser import CommandParser, add_verb
 from histojax.core.errors import RunError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from histojax.cli.parser import Subparsers
     from histojax.inference.predict.images import ImageRef
 
-_FORMATS = """\
-stablehlo    one file that jax alone runs, on CPU, CUDA and TPU
-onnx         one file for onnxruntime and others
-safetensors  the weights by public names, as `histojax convert --checkpoint` writes them
-hf           a Hugging Face repository: weights, config.json for timm (and WSInfer), model card
+_DESCRIPTION = """\
+Writes a trained model in a format of other programs, reads it back, and compares it with the model before the folder
+appears. Research use only.
 
-What is written is read back and compared with the trained model before DIR appears. Research use only."""
+  stablehlo    one file that jax alone runs, on CPU, CUDA and TPU
+  onnx         one file for onnxruntime and others
+  safetensors  the weights by public names, as `histojax convert --checkpoint` writes them
+  hf           a Hugging Face repository: weights, config.json for timm (and WSInfer), model card
+"""
 
 
-def main(words: list[str]) -> None:
-    """Runs `histojax export` with these words; whatever a user can mend is told in words, with exit code 1."""
-    parser = argparse.ArgumentParser(
-        "histojax export", description=_FORMATS, formatter_class=argparse.RawDescriptionHelpFormatter
+def add_parser(subparsers: "Subparsers") -> CommandParser:
+    """Add `histojax export`."""
+    parser = add_verb(
+        subparsers,
+        "export",
+        run,
+        summary="write a model as stablehlo, onnx, safetensors or a Hugging Face repository",
+        description=_DESCRIPTION,
+        examples=[
+            "histojax export runs/dala_100x --to onnx --output onnx_out --images IMAGES",
+            "histojax export runs/resnet50_100x --to hf --output repository --license cc-by-4.0 --tile_um 350",
+        ],
     )
-    parser.add_argument("run", type=pathlib.Path, help="work directory or checkpoint of the model")
-    parser.add_argument("--to", required=True, help="stablehlo, onnx, safetensors or hf")
-    parser.add_argument("--output", type=pathlib.Path, required=True, help="folder that is made")
+    flags.add_run(parser)
+    parser.add_argument("--to", metavar="FORMAT", required=True, help="stablehlo, onnx, safetensors or hf")
+    flags.add_output(parser, "folder to create")
     parser.add_argument(
         "--preprocessing",
         default="baked",
-        help="stablehlo, onnx: baked (default): uint8 pixels go in; separate: normalised float32 ones; probabilities "
-        "come out",
+        help="stablehlo, onnx: baked (input: uint8 pixels) or separate (input: normalised float32); the output are "
+        "probabilities (default: baked)",
     )
-    parser.add_argument("--naming", default="", help="safetensors: of the arrays, such as torchvision, timm, histojax")
-    parser.add_argument("--license", default="", help="hf: such as apache-2.0, cc-by-4.0, other; default: unknown")
-    parser.add_argument("--tile_um", type=float, help="hf: side in µm of an image, for WSInfer; default: the run's")
     parser.add_argument(
-        "--images", nargs="+", default=[], metavar="PATH", help="images, folders, … to compare with, too"
+        "--naming", default="", help="safetensors: naming scheme of the arrays, such as torchvision, timm, histojax"
     )
-    given = parser.parse_args(words)
+    parser.add_argument(
+        "--license", default="", help="hf: license of the weights, such as apache-2.0, cc-by-4.0 (default: unknown)"
+    )
+    parser.add_argument(
+        "--tile_um", metavar="UM", type=float, help="hf: side of an image in µm, for WSInfer (default: the run's)"
+    )
+    parser.add_argument(
+        "--images", nargs="+", default=[], metavar="PATH", help="images or folders that both models also predict"
+    )
+    return parser
 
-    console.configure_logging()
-    with console.errors_in_words():
-        import jax
 
-        # The same arithmetic for both sides of the comparison: accelerators multiply float32 less exactly.
-        jax.config.update("jax_platforms", "cpu")
-        from histojax.distributed import runtime
-        from histojax.inference.export import export
-        from histojax.inference.predict import images
+def run(args: argparse.Namespace) -> None:
+    """Export."""
+    import jax
 
-        spec = export.ExportSpec(given.to, given.preprocessing, given.naming, given.license, given.tile_um)
-        runtime.prepare(cpu_devices=1)
-        found = images.find(given.images) if given.images else []
-        print(export.export(given.run, given.output, spec, _read(found)))
+    # The same arithmetic for both sides of the comparison: accelerators multiply float32 less exactly.
+    jax.config.update("jax_platforms", "cpu")
+    from histojax.distributed import runtime
+    from histojax.inference.export import export
+    from histojax.inference.predict import images
+
+    spec = export.ExportSpec(args.to, args.preprocessing, args.naming, args.license, args.tile_um)
+    runtime.prepare(cpu_devices=1)
+    refs = images.find(args.images) if args.images else []
+    print(export.export(args.run_path, args.output, spec, _read(refs)))
 
 
 def _read(refs: Sequence["ImageRef"]) -> Iterator["np.ndarray"]:
-    from histojax.inference.predict import pixels
+    from histojax.inference.predict.image_reader import ImageReader, UnreadableError
 
-    with pixels.Reader() as reader:
+    with ImageReader() as reader:
         for ref in refs:
             try:
                 yield reader.read(ref)
-            except pixels.UnreadableError as error:
+            except UnreadableError as error:
                 raise RunError(f"--images: {ref.image_id}: {error}") from error

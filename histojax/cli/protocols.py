@@ -1,61 +1,83 @@
-"""`histojax protocols --config FILE[:variant] --workdir D …`: the leak meter."""
+"""`histojax protocols`: one model under several split protocols, which measures what a leak is worth."""
 
+import argparse
 import pathlib
 import sys
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from histojax.cli import console
+from histojax.cli import flags
+from histojax.cli.parser import CommandParser, add_verb
 
-
-def main(words: list[str]) -> None:
-    """Runs `histojax protocols` with these words; what a user can mend is told in words, with exit code 1."""
-    # Defined here: histojax.main has flags of the same names.
-    from absl import app, flags
-    from ml_collections import config_flags
-
-    config_flags.DEFINE_config_file("config", None, "Config file[:variant]; fields: --config.a.b=…", lock_config=True)
-    flags.DEFINE_string("workdir", None, "Folder of all runs; each fold has one of its own in it.")
-    flags.DEFINE_list("protocols", [], "These, instead of image_with_copies to case_deduplicated; README lists them.")
-    flags.DEFINE_list("magnifications", [], "40X, 100X, 200X, 400X or all; default: the config's.")
-    flags.DEFINE_integer("folds", 5, "Of cross-validation; 0: one hold-out.")
-    flags.DEFINE_bool("transfer", False, "Test the case-disjoint models at every magnification, too.")
-    flags.DEFINE_string("write_folds", None, "Train nothing; write dsfold1.txt … of one protocol to this folder.")
-    console.show_in_help("config", "workdir", "protocols", "magnifications", "folds", "transfer", "write_folds")
-
-    def run(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-        console.configure_logging()
-        with console.errors_in_words():
-            _run()
-
-    app.run(run, argv=["histojax protocols", *words], flags_parser=console.parse_flags)
+if TYPE_CHECKING:
+    from histojax.cli.parser import Subparsers
 
 
-def _run() -> None:
-    from absl import flags
+def add_parser(subparsers: "Subparsers") -> CommandParser:
+    """Add `histojax protocols`."""
+    parser = add_verb(
+        subparsers,
+        "protocols",
+        run,
+        summary="measure split leakage: one model under several protocols, k folds each",
+        description="Trains one model under several split protocols, with k folds each, and prints one table of what "
+        "each protocol measures. Rerun the same command to resume at the unfinished fold. Exit code 75: interrupted.",
+        examples=[
+            "histojax protocols --config dala_resnet50_breakhis --workdir runs/meter --folds 5 "
+            "--config.data.root=BreaKHis_v1.tar.gz",
+            "histojax protocols --config dala_resnet50_breakhis --protocols case_deduplicated --write_folds folds",
+        ],
+    )
+    flags.add_config(parser)
+    place = parser.add_mutually_exclusive_group(required=True)
+    flags.add_workdir(place, "folder of all runs; each fold has a subfolder")
+    place.add_argument(
+        "--write_folds", metavar="DIR", help="train nothing; write dsfold1.txt … of one protocol to this folder"
+    )
+    parser.add_argument(
+        "--protocols",
+        metavar="A,B,…",
+        type=flags.comma_list,
+        default=[],
+        help="protocols to measure; README lists them (default: image_with_copies to case_deduplicated)",
+    )
+    parser.add_argument(
+        "--magnifications",
+        metavar="M,…",
+        type=flags.comma_list,
+        default=[],
+        help="some of 40X, 100X, 200X, 400X, all (default: the config's)",
+    )
+    parser.add_argument(
+        "--folds",
+        metavar="K",
+        type=flags.not_negative,
+        default=5,
+        help="folds of the cross-validation; 0: one hold-out (default: 5)",
+    )
+    parser.add_argument(
+        "--transfer", action="store_true", help="also test the case-disjoint models at every magnification"
+    )
+    return parser
 
-    from histojax.core.errors import RunError
+
+def run(args: argparse.Namespace) -> None:
+    """Train every fold that is not finished, and print the table."""
     from histojax.distributed import processes, runtime
     from histojax.studies import protocols
+    from histojax.training import experiments
 
-    given = flags.FLAGS
-    if given.config is None or (given.workdir is None) == (given.write_folds is None):
-        raise RunError("histojax protocols needs --config=FILE, and --workdir=DIR (or --write_folds=DIR)")
-    runtime.prepare(given.config.sharding.cpu_devices)
-    names = given.protocols or list(protocols.DEFAULT)
-    if given.transfer and not any(name.partition("_")[0] == "case" for name in names):
+    config = experiments.read(args.config, args.overrides)
+    runtime.prepare(config.sharding.cpu_devices)
+    names = args.protocols or list(protocols.DEFAULT)
+    if args.transfer and not any(name.partition("_")[0] == "case" for name in names):
         names.append("case_deduplicated")
-    found = protocols.plans(given.config, names, given.magnifications, given.folds)
-    if given.write_folds is not None:
-        for path in protocols.write_folds(found, pathlib.Path(given.write_folds)):
+    plans = protocols.plans(config, names, args.magnifications, args.folds)
+    if args.write_folds is not None:
+        for path in protocols.write_folds(plans, pathlib.Path(args.write_folds)):
             print(path)
         return
-    text = protocols.measure(found, pathlib.Path(given.workdir), given.transfer)
-    print("interrupted: the same command goes on" if text is None else text, end="\n" if text is None else "")
+    text = protocols.measure(plans, pathlib.Path(args.workdir), args.transfer)
     if text is None:
+        print("interrupted: rerun the same command to resume")
         sys.exit(processes.EXIT_RESUMABLE)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    print(text, end="")

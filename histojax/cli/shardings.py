@@ -1,39 +1,50 @@
-"""`histojax shardings --config FILE`: how parameters and optimizer lie on devices."""
+"""`histojax shardings`: how parameters and optimizer are sharded across devices."""
 
-from collections.abc import Sequence
+import argparse
+from typing import TYPE_CHECKING
 
-from histojax.cli import console
-from histojax.core.errors import RunError
+from histojax.cli import flags
+from histojax.cli.parser import CommandParser, add_verb
+
+if TYPE_CHECKING:
+    from histojax.cli.parser import Subparsers
 
 
-def main(words: list[str]) -> None:
-    """Runs `histojax shardings` with these words; whatever a user can mend is told in words, with exit code 1."""
-    # Defined here: histojax.main has a flag of the same name.
-    from absl import app, flags
-    from ml_collections import config_flags
-
-    flag = config_flags.DEFINE_config_file(
-        "config", None, "Config file[:variant]; fields: --config.a.b=…", lock_config=True
+def add_parser(subparsers: "Subparsers") -> CommandParser:
+    """Add `histojax shardings`."""
+    parser = add_verb(
+        subparsers,
+        "shardings",
+        run,
+        summary="show how parameters and optimizer are sharded across devices",
+        description="Prints the shape, the sharding and the bytes per device of every parameter and statistic of an "
+        "experiment. Devices are simulated: nothing is computed, and no hardware is needed.",
+        examples=["histojax shardings --config dala_resnet50_breakhis --devices 8 --config.sharding.fsdp=8"],
     )
-    devices = flags.DEFINE_integer("devices", 8, "How many; virtual ones, so that none are needed.", lower_bound=1)
-    classes = flags.DEFINE_integer("num_classes", 2, "Of the model.", lower_bound=1)
+    flags.add_config(parser)
+    parser.add_argument(
+        "--devices",
+        metavar="N",
+        type=flags.positive,
+        default=8,
+        help="number of simulated devices; no hardware is needed (default: 8)",
+    )
+    parser.add_argument(
+        "--num_classes", metavar="N", type=flags.positive, default=2, help="classes of the model (default: 2)"
+    )
+    return parser
 
-    console.show_in_help("config", "devices", "num_classes")
 
-    def run(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-        console.configure_logging()
-        with console.errors_in_words():
-            if flag.value is None:
-                raise RunError("histojax shardings needs --config=FILE")
-            import jax
+def run(args: argparse.Namespace) -> None:
+    """Print the table."""
+    from histojax.training import experiments
 
-            jax.config.update("jax_platforms", "cpu")
-            from histojax.cli import shardings_table
-            from histojax.distributed import runtime
+    config = experiments.read(args.config, args.overrides)
+    import jax
 
-            runtime.prepare(devices.value)
-            print(shardings_table.table(flag.value, classes.value))
+    jax.config.update("jax_platforms", "cpu")
+    from histojax.cli import shardings_table
+    from histojax.distributed import runtime
 
-    app.run(run, argv=["histojax shardings", *words], flags_parser=console.parse_flags)
+    runtime.prepare(args.devices)
+    print(shardings_table.table(config, args.num_classes))

@@ -220,7 +220,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool 
     meta = checkpoint.read_meta(path)
     if first:
         facts = evaluate.result_facts(config, dataset, split, split.protocol, path, meta)
-        print(evaluate.write_results(workdir, table, facts, config, meta), flush=True)
+        evaluate.write_results(workdir, table, facts, config, meta)
     run_file.end("finished", step)
     return True
 

@@ -6,10 +6,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from absl import app
-
 from histojax import main
-from histojax.cli import console
 from histojax.data import pipeline
 from histojax.training import loop
 
@@ -28,4 +25,4 @@ def written_down(dataset: Any, indices: Any, spec: Any, augmentation: Any, *, st
 
 if __name__ == "__main__":
     loop.train_batches = written_down
-    app.run(main.main, flags_parser=console.parse_flags)
+    main.main()

@@ -3,108 +3,209 @@
 import argparse
 import json
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from histojax.cli import console
-from histojax.core.errors import RunError
+from histojax.cli import flags
+from histojax.cli.parser import CommandParser, add_verb
+
+if TYPE_CHECKING:
+    from histojax.cli.parser import Subparsers
 
 DEFAULT_MODELS = ("resnet50", "dala_resnet50", "swin_tiny_patch4_window7_224", "ldcsf")
+_DTYPES = ["float32", "bfloat16"]
 
 
-def main(words: list[str]) -> None:
-    """Run `histojax bench`. User errors exit with code 1 and a message."""
-    given = _parser().parse_args(words)
-    console.configure_logging()
-    with console.errors_in_words():
-        _run(given)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "histojax bench",
-        description="Measure speed on this machine. With --against, histojax and the peer run in separate processes that take "
-        "turns; the table gives medians, quartiles and ratios. Run nothing else on the machine meanwhile.",
+def add_parser(subparsers: "Subparsers") -> CommandParser:
+    """Add `histojax bench` and its four benchmarks."""
+    parser = add_verb(
+        subparsers,
+        "bench",
+        run,
+        summary="speed on this machine, optionally beside PyTorch: step, infer, input, slide",
+        description="Measures speed on this machine. With --against, histojax and the peer run in separate processes "
+        "that take turns; the table gives medians, quartiles and ratios. Run nothing else meanwhile.",
+        examples=[
+            "histojax bench step --against torch",
+            "histojax bench input --root PATH --against torch",
+            "histojax bench slide SLIDE --tile_mpp 0.5 --against deepzoom",
+        ],
     )
-    verbs = parser.add_subparsers(dest="work", required=True)
-    step = verbs.add_parser("step", help="training steps of models with random weights, without reading images")
-    infer = verbs.add_parser("infer", help="predictions of models with random weights, without reading images")
-    for one in (step, infer):
-        one.add_argument("--model", nargs="+", default=list(DEFAULT_MODELS),
-                         help="models, as `histojax models` lists them (default: %(default)s)")  # fmt: skip
-        one.add_argument("--options", type=json.loads, default={},
-                         help="model options as JSON, for example '{\"dropout\": 0}'")  # fmt: skip
-        one.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32",
-                         help="compute type of histojax (default: %(default)s)")  # fmt: skip
-        one.add_argument("--peer_dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"],
-                         help="compute types of PyTorch, one side each; bfloat16 uses autocast")  # fmt: skip
-        one.add_argument("--peer_compile", action="store_true", help="compile the PyTorch model with torch.compile")
-        one.add_argument("--remat", action="store_true",
-                         help="recompute blocks in the backward pass, like model.remat")  # fmt: skip
-        one.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw", help="default: %(default)s")
-        one.add_argument("--huge_pages", choices=["none", "ours", "both"], default="none",
-                         help="sides that run with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 (default: none)")  # fmt: skip
-        one.add_argument("--cpu_devices", type=int, default=2,
-                         help="virtual CPU devices, like sharding.cpu_devices (default: %(default)s)")  # fmt: skip
-        one.add_argument("--skip_startup", dest="startup", action="store_false",
-                         help="do not measure compilation and the time to the first repeat")  # fmt: skip
-        one.add_argument("--find_batch", action="store_true", help="also find the largest batch that fits into memory")
-        one.add_argument("--memory_gib", type=float, default=0.0,
-                         help="memory limit of --find_batch in GiB (default: 90 %% of the free memory)")  # fmt: skip
-        one.add_argument("--profile", type=pathlib.Path, metavar="DIR",
-                         help="write a trace (Perfetto, TensorBoard) and print the costliest operations")  # fmt: skip
-    reading = verbs.add_parser("input", help="augmented batches from image files, without a model")
-    reading.add_argument("--root", type=pathlib.Path, help="BreakHis images (default: synthetic ones, 700×460 pixels)")
-    reading.add_argument("--crop_scale", type=float, default=0.6,
-                         help="like data.augment.crop_scale (default: %(default)s)")  # fmt: skip
-    reading.add_argument("--colour_jitter", type=float, default=0.1,
-                         help="like data.augment.colour_jitter (default: %(default)s)")  # fmt: skip
-    reading.add_argument("--cache", choices=["none", "resized", "decoded"], default="none",
-                         help="like data.cache; written before the first round (default: %(default)s)")  # fmt: skip
-    reading.add_argument("--threads", type=int, default=4, help="like data.threads (default: %(default)s)")
-    reading.add_argument("--workers", type=int, default=0, help="like data.workers (default: %(default)s)")
-    reading.add_argument("--peer_workers", type=int, default=2,
-                         help="num_workers of the PyTorch DataLoader (default: %(default)s)")  # fmt: skip
-    slide = verbs.add_parser("slide", help="tissue tiles of a whole slide, without a model")
-    slide.add_argument("slide", type=pathlib.Path, metavar="SLIDE")
-    slide.add_argument("--mpp", type=float, help="µm per level-0 pixel, for a slide that does not state it")
-    slide.add_argument("--tile_mpp", type=float, help="µm per tile pixel (default: the slide's)")
-    slide.add_argument("--tissue", action="store_true", help="also time tissue detection, every round")
-    slide.add_argument("--threads", type=int, default=2, help="reader threads, on both sides (default: %(default)s)")
-    for one in (step, infer, reading, slide):
-        peers = ["deepzoom"] if one is slide else ["torch"]
-        one.add_argument("--against", choices=peers, help="peer to compare with (default: none)")
-        one.add_argument("--batch_size", type=int, default=16, help="images per batch (default: %(default)s)")
-        one.add_argument("--image_size", type=int, default=224, help="image side in pixels (default: %(default)s)")
-        one.add_argument("--rounds", type=int, default=7, help="rounds per side (default: %(default)s)")
-        one.add_argument("--round_seconds", type=float, default=5.0,
-                         help="approximate length of a round in seconds (default: %(default)s)")  # fmt: skip
-        one.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all measurements to FILE")
+    works = parser.add_subparsers(dest="work", metavar="WORK", required=True, parser_class=CommandParser)
+    for name, summary, example in (
+        ("step", "training steps of models with random weights, without reading images", "--against torch"),
+        (
+            "infer",
+            "predictions of models with random weights, without reading images",
+            "--model resnet50 --json a.json",
+        ),
+    ):
+        model = _add_work(works, name, summary, example)
+        _add_model_flags(model)
+        _add_side_flags(model)
+        _add_round_flags(model, "torch")
+    reading = _add_work(works, "input", "augmented batches from image files, without a model", "--against torch")
+    _add_input_flags(reading)
+    _add_round_flags(reading, "torch")
+    slide = _add_work(works, "slide", "tissue tiles of a whole slide, without a model", "SLIDE --tile_mpp 0.5")
+    _add_slide_flags(slide)
+    _add_round_flags(slide, "deepzoom")
     return parser
 
 
-def _run(given: argparse.Namespace) -> None:
-    # Imported after parsing: --help needs none of it.
+def _add_work(works: "Subparsers", name: str, summary: str, example: str) -> CommandParser:
+    parser = add_verb(
+        works,
+        name,
+        run,
+        summary=summary,
+        description=f"Measures {summary}.",
+        examples=[f"histojax bench {name} {example}"],
+    )
+    return parser
+
+
+def _add_model_flags(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        nargs="+",
+        default=list(DEFAULT_MODELS),
+        help=f"models, as `histojax models` lists them (default: {', '.join(DEFAULT_MODELS)})",
+    )
+    parser.add_argument(
+        "--options", metavar="JSON", type=json.loads, default={}, help="model options, such as '{\"dropout\": 0}'"
+    )
+    parser.add_argument(
+        "--dtype", choices=_DTYPES, default="float32", help="compute type of histojax (default: float32)"
+    )
+    parser.add_argument("--remat", action="store_true", help="recompute blocks in the backward pass, like model.remat")
+    parser.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw", help="default: adamw")
+    parser.add_argument(
+        "--cpu_devices",
+        metavar="N",
+        type=flags.positive,
+        default=2,
+        help="virtual CPU devices, like sharding.cpu_devices (default: 2)",
+    )
+
+
+def _add_side_flags(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--peer_dtype",
+        nargs="+",
+        choices=_DTYPES,
+        default=["float32"],
+        help="compute types of PyTorch, one side each; bfloat16 uses autocast (default: float32)",
+    )
+    parser.add_argument("--peer_compile", action="store_true", help="compile the PyTorch model with torch.compile")
+    parser.add_argument(
+        "--huge_pages",
+        choices=["none", "ours", "both"],
+        default="none",
+        help="sides that run with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 (default: none)",
+    )
+    parser.add_argument(
+        "--skip_startup",
+        dest="startup",
+        action="store_false",
+        help="do not measure compilation and the time to the first repeat",
+    )
+    parser.add_argument("--find_batch", action="store_true", help="also find the largest batch that fits into memory")
+    parser.add_argument(
+        "--memory_gib",
+        metavar="GIB",
+        type=float,
+        default=0.0,
+        help="memory limit of --find_batch in GiB (default: 90 %% of the free memory)",
+    )
+    parser.add_argument(
+        "--profile",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="write a trace (Perfetto, TensorBoard) and print the costliest operations",
+    )
+
+
+def _add_input_flags(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--root", metavar="PATH", type=pathlib.Path, help="BreakHis images (default: synthetic ones, 700×460 pixels)"
+    )
+    parser.add_argument(
+        "--crop_scale", metavar="X", type=float, default=0.6, help="like data.augment.crop_scale (default: 0.6)"
+    )
+    parser.add_argument(
+        "--colour_jitter", metavar="X", type=float, default=0.1, help="like data.augment.colour_jitter (default: 0.1)"
+    )
+    parser.add_argument(
+        "--cache",
+        choices=["none", "resized", "decoded"],
+        default="none",
+        help="like data.cache; written before the first round (default: none)",
+    )
+    flags.add_threads(parser, "like data.threads")
+    parser.add_argument(
+        "--workers", metavar="N", type=flags.not_negative, default=0, help="like data.workers (default: 0)"
+    )
+    parser.add_argument(
+        "--peer_workers",
+        metavar="N",
+        type=flags.not_negative,
+        default=2,
+        help="num_workers of the PyTorch DataLoader (default: 2)",
+    )
+
+
+def _add_slide_flags(parser: CommandParser) -> None:
+    parser.add_argument("slide", type=pathlib.Path, metavar="SLIDE")
+    parser.add_argument("--mpp", metavar="UM", type=float, help="µm per level-0 pixel, if the slide does not state it")
+    parser.add_argument("--tile_mpp", metavar="UM", type=float, help="µm per tile pixel (default: the slide's)")
+    parser.add_argument("--tissue", action="store_true", help="also time tissue detection, every round")
+    flags.add_threads(parser, "reader threads, on both sides", default=2)
+
+
+def _add_round_flags(parser: CommandParser, peer: str) -> None:
+    parser.add_argument("--against", choices=[peer], help="peer to compare with (default: none)")
+    flags.add_batch_size(parser, default=16)
+    parser.add_argument(
+        "--image_size", metavar="PIXELS", type=flags.positive, default=224, help="side of an image (default: 224)"
+    )
+    parser.add_argument("--rounds", metavar="N", type=flags.positive, default=7, help="rounds per side (default: 7)")
+    parser.add_argument(
+        "--round_seconds", metavar="S", type=float, default=5.0, help="approximate length of a round (default: 5)"
+    )
+    flags.add_json(parser, "all measurements")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, and print a table for each model."""
     from histojax.cli.bench import benchmarks, tables
     from histojax.core.files import atomic_write
 
-    if given.rounds < 1 or given.batch_size < 1:
-        raise RunError("--rounds and --batch_size must be at least 1")
+    printed = args.json != "-"
     machine = benchmarks.machine()
-    print(f"{machine['processor']}, {machine['cores']} cores", flush=True)
-    settings = {key: str(value) if isinstance(value, pathlib.Path) else value for key, value in vars(given).items()}
-    whole: dict[str, Any] = {"machine": machine, "settings": settings, "results": []}
-    title = f"batches of {given.batch_size} × {given.image_size}×{given.image_size}, {given.rounds} rounds"
-    for model in getattr(given, "model", [""]):
+    if printed:
+        print(f"{machine['processor']}, {machine['cores']} cores", flush=True)
+    settings = {
+        key: str(value) if isinstance(value, pathlib.Path) else value
+        for key, value in vars(args).items()
+        if key != "run"
+    }
+    results: dict[str, Any] = {"machine": machine, "settings": settings, "results": []}
+    title = f"batches of {args.batch_size} × {args.image_size}×{args.image_size}, {args.rounds} rounds"
+    for model in getattr(args, "model", [""]):
         if model:
-            found, what = benchmarks.compiled(given, model), model
-        elif given.work == "input":
-            found = benchmarks.images(given)
-            what = f"{found['images']} images of {found['root']}"
+            result, subject = benchmarks.compiled(args, model), model
+        elif args.work == "input":
+            result = benchmarks.images(args)
+            subject = f"{result['images']} images of {result['root']}"
         else:
-            found = benchmarks.slide(given)
-            what = f"{found['images']} tissue tiles of {found['mpp']:g} µm/px of {found['slide']}"
-        print(f"\n{given.work}: {what}, {title}\n{tables.table(found)}", flush=True)
-        whole["results"].append(found)
-        if given.json:
-            with atomic_write(given.json) as temporary:
-                temporary.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            result = benchmarks.slide(args)
+            subject = f"{result['images']} tissue tiles of {result['mpp']:g} µm/px of {result['slide']}"
+        results["results"].append(result)
+        if printed:
+            print(f"\n{args.work}: {subject}, {title}\n{tables.table(result)}", flush=True)
+        if args.json and printed:
+            with atomic_write(pathlib.Path(args.json)) as temporary:
+                temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if not printed:
+        print(json.dumps(results, indent=1, ensure_ascii=False))

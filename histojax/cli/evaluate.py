@@ -1,0 +1,75 @@
+"""`histojax eval`: a checkpoint on the images of its run, or on others."""
+
+import argparse
+import gc
+import pathlib
+from typing import TYPE_CHECKING
+
+from histojax.cli import console, flags
+from histojax.cli.parser import CommandParser, add_verb
+from histojax.cli.train import add_process_flags, check_local, print_results, start
+from histojax.core.errors import RunError
+
+if TYPE_CHECKING:
+    from histojax.cli.parser import Subparsers
+
+
+def add_parser(subparsers: "Subparsers") -> CommandParser:
+    """Add `histojax eval`."""
+    parser = add_verb(
+        subparsers,
+        "eval",
+        run,
+        summary="evaluate a checkpoint on the test images, or on other images",
+        description="Evaluates a trained model. Without further flags, on the validation and test images of its run. "
+        "On other images, patients of the training images are left out.",
+        examples=[
+            "histojax eval --workdir runs/dala_100x",
+            "histojax eval --checkpoint runs/dala_100x --magnification 200X --workdir runs/at_200x",
+        ],
+    )
+    flags.add_workdir(parser, "folder for the results; also the run, unless --checkpoint is given")
+    parser.add_argument("--checkpoint", metavar="PATH", help="work directory or checkpoint of the model")
+    parser.add_argument("--data_root", metavar="PATH", default="", help="dataset root, if different from the run's")
+    parser.add_argument(
+        "--image_size", metavar="PIXELS", type=int, default=0, help="height and width of the input, if different"
+    )
+    parser.add_argument("--magnification", metavar="M", default="", help="magnification, if different from the run's")
+    flags.add_verbose(parser)
+    add_process_flags(parser)
+    flags.add_config(parser, required=False, help=argparse.SUPPRESS)  # accepted to say why it does not belong here
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluate."""
+    if args.config is not None or args.overrides:
+        raise RunError(
+            "evaluation takes its config from the checkpoint: drop --config; "
+            "see --data_root, --magnification and --image_size"
+        )
+    check_local("--workdir", args.workdir)
+    check_local("--checkpoint", args.checkpoint)
+    if not (args.checkpoint or args.workdir):
+        raise RunError("evaluation needs --workdir=DIR of a run, or --checkpoint=PATH")
+    gc.disable()  # until `runtime.prepare`: the objects that imports create stay
+    from histojax.distributed import processes
+
+    with processes.ending_together(), console.exit_on_user_error():
+        _evaluate(args)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from histojax.training import evaluate
+
+    first = start(args, 2)
+    folder = evaluate.evaluate_checkpoint(
+        pathlib.Path(args.checkpoint or args.workdir),
+        pathlib.Path(args.workdir) if args.workdir else None,
+        data_root=args.data_root,
+        magnification=args.magnification,
+        image_size=args.image_size,
+    )
+    if first:
+        print_results(folder, verbose=args.verbose)
+        print(f"Next     histojax report {folder} --output report")

@@ -1,0 +1,141 @@
+"""`histojax train`: one training run, from its first step or from its last checkpoint."""
+
+import argparse
+import contextlib
+import faulthandler
+import gc
+import io
+import json
+import pathlib
+import sys
+from typing import TYPE_CHECKING
+
+from histojax.cli import console, flags
+from histojax.cli.parser import CommandParser, add_verb
+from histojax.core.errors import RunError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from histojax.cli.parser import Subparsers
+
+_PROCESS_FLAGS = {
+    "coordinator": "HOST:PORT of process 0",
+    "num_processes": "number of processes",
+    "process_id": "index of this process, from 0",
+}
+
+
+def add_parser(subparsers: "Subparsers") -> CommandParser:
+    """Add `histojax train`."""
+    parser = add_verb(
+        subparsers,
+        "train",
+        run,
+        summary="train a model, or resume an interrupted run",
+        description="Trains one model and evaluates its best checkpoint on the test images. Rerun the same command to "
+        "resume after an interruption. Exit code 75: interrupted, and saved.",
+        examples=[
+            "histojax train --config dala_resnet50_breakhis:smoke --workdir runs/smoke",
+            "histojax train --config dala_resnet50_breakhis --workdir runs/dala_100x "
+            "--config.data.root=BreaKHis_v1.tar.gz",
+        ],
+    )
+    flags.add_config(parser)
+    flags.add_workdir(parser, "folder of the run: checkpoints, curves, predictions, results", required=True)
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="trace a few steps into WORKDIR/profile and list the costliest operations",
+    )
+    flags.add_verbose(parser)
+    add_process_flags(parser)
+    return parser
+
+
+def add_process_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of one run in several processes, which `histojax eval` shares."""
+    group = parser.add_argument_group(
+        "several processes as one run", "The scripts in launch/, SLURM and Cloud TPU set these without flags."
+    )
+    for name, text in _PROCESS_FLAGS.items():
+        group.add_argument(f"--{name}", metavar=name.upper(), default="", help=text)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train."""
+    from histojax.training import experiments
+
+    check_local("--workdir", args.workdir)
+    config = experiments.read(args.config, args.overrides)
+    gc.disable()  # until `runtime.prepare`: the objects that imports create stay
+    from histojax.distributed import processes
+
+    with processes.ending_together(), console.exit_on_user_error():
+        _train(args, config)
+
+
+def check_local(flag: str, place: str | None) -> None:
+    """Refuse the address of a bucket.
+
+    Raises:
+      RunError: `place` is not a path.
+    """
+    if "://" in (place or ""):
+        raise RunError(f"{flag}={place}: a path is needed; mount the bucket as launch/README.md shows")
+
+
+def start(args: argparse.Namespace, cpu_devices: int) -> bool:
+    """Set the process up, and join the run's other processes.
+
+    Args:
+      args: with the flags of `add_process_flags`.
+      cpu_devices: virtual devices that a CPU is divided into.
+
+    Returns:
+      Whether this is the first process, which alone prints results.
+    """
+    from histojax.distributed import processes, runtime
+
+    if not faulthandler.is_enabled():
+        with contextlib.suppress(io.UnsupportedOperation, AttributeError, RuntimeError):  # no real standard error
+            faulthandler.enable()
+    runtime.prepare(cpu_devices)
+    processes.initialise({name: getattr(args, name) for name in _PROCESS_FLAGS})
+    console.quiet_unless_first()
+    import jax
+
+    return jax.process_index() == 0
+
+
+def print_results(folder: pathlib.Path, *, verbose: bool) -> None:
+    """Print the results of a run or an evaluation, and where they lie.
+
+    Args:
+      folder: with results.json and results.txt.
+      verbose: print every metric, not only the most important ones.
+    """
+    from histojax.evaluation import terminal
+
+    if verbose:
+        text = (folder / "results.txt").read_text(encoding="utf-8")
+    else:
+        text = terminal.headline(json.loads((folder / "results.json").read_text(encoding="utf-8")))
+    print(f"\n{text}")
+    print(f"Results  {folder}/results.json; every metric as text: results.txt; per image: predictions.csv")
+
+
+def _train(args: argparse.Namespace, config: "ConfigDict") -> None:
+    from histojax.distributed import processes
+    from histojax.training import loop, profiling
+
+    if args.profile:
+        profiling.disable_command_buffers()
+    first = start(args, config.sharding.cpu_devices)
+    workdir = pathlib.Path(args.workdir)
+    if not loop.train_and_evaluate(config, workdir, args.profile):
+        sys.exit(processes.EXIT_RESUMABLE)
+    if first:
+        print_results(workdir, verbose=args.verbose)
+        print(f"Next     histojax report {workdir} --output report")
+        print(f"         histojax predict {workdir} IMAGES --output predictions.csv")
