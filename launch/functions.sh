@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# What the launch scripts share: sourced by them, nothing to run. A script sets DRY_RUN=yes for a dry run.
+# Functions that the launch scripts share; not a program. A script sets DRY_RUN=yes for a dry run.
 
-# The comment at the head of a script is its help.
+# Print the comment at the head of a script, which is its help.
 show_help() { sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$1"; }
 
 die() {
@@ -9,7 +9,7 @@ die() {
   exit 1
 }
 
-# A command as one could type it.
+# Print a command quoted so that it can be pasted into a shell.
 quoted() {
   local word line=""
   for word in "$@"; do
@@ -21,14 +21,14 @@ quoted() {
 
 run() { if [[ ${DRY_RUN:-} == yes ]]; then quoted "$@"; else "$@"; fi; }
 
-# need OPTION VARIABLE WHAT: ends the script where the setting is empty, and says what to give.
-need() { [[ -n ${!2:-} ]] || die "$1 is missing: $3. Give $1 VALUE, or set $2 in the environment"; }
+# need OPTION VARIABLE MEANING: end the script with a message if the setting is empty.
+need() { [[ -n ${!2:-} ]] || die "$1 is missing: $3. Pass $1 VALUE or set $2 in the environment"; }
 
-# The value of an option: `given "$@"` with the option and what follows it.
-given() {
+# Print the value of an option: `option_value "$@"`, called with the option and the arguments after it.
+option_value() {
   [[ $# -ge 2 && $2 != -- ]] || die "$1 needs a value; see --help"
   printf '%s\n' "$2"
 }
 
-# positive OPTION VALUE: a whole number above 0.
-positive() { [[ $2 =~ ^[1-9][0-9]*$ ]] || die "$1 $2: a whole number above 0 is needed"; }
+# positive OPTION VALUE: end the script if the value is not a whole number above 0.
+positive() { [[ $2 =~ ^[1-9][0-9]*$ ]] || die "$1 $2: must be a whole number above 0"; }

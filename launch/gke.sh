@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One run on Google Kubernetes Engine, from launch/gke_jobset.yaml.
+# Start one run on Google Kubernetes Engine, from the template launch/gke_jobset.yaml.
 #
 #   launch/gke.sh apply --name NAME --image IMAGE --nodes 2 --gpus 8 --accelerator nvidia-h100-80gb --spot \
 #       --claim CLAIM -- --config configs/dala_resnet50_breakhis.py --workdir /shared/runs/a
@@ -7,30 +7,30 @@
 #       --topology 8x8 --claim CLAIM -- --config FILE --workdir /shared/runs/a
 #
 # Verbs:
-#   apply     starts the run; after it has ended, delete and apply go on from its last checkpoint
-#   render    prints the YAML
-#   status    of the JobSet and its pods
-#   logs      follows all pods
-#   delete    the JobSet and its pods; SIGTERM saves first
+#   apply     start the run; after it has ended, delete and apply again to resume from its last checkpoint
+#   render    print the YAML
+#   status    show the JobSet and its pods
+#   logs      follow the output of all pods
+#   delete    delete the JobSet and its pods; they get SIGTERM and save first
 #
-# Options, or variables of the environment:
-#   --name NAME          GKE_NAME          of the JobSet
-#   --image IMAGE        GKE_IMAGE         built from launch/Dockerfile.cuda or Dockerfile.tpu, pushed where nodes find it
-#   --nodes N            GKE_NODES         a pod and a process each
-#   --gpus N             GKE_GPUS          of a node; or
-#   --tpus N             GKE_TPUS          chips of a node
-#   --accelerator TYPE   GKE_ACCELERATOR   the node label gke-accelerator or gke-tpu-accelerator
-#   --topology AxB       GKE_TOPOLOGY      of TPUs: the node label gke-tpu-topology
-#   --spot               GKE_SPOT=yes      nodes that may be taken away at any time
+# Options, each with the environment variable that sets it too:
+#   --name NAME          GKE_NAME          name of the JobSet
+#   --image IMAGE        GKE_IMAGE         built from launch/Dockerfile.cuda or .tpu, in a registry that the nodes can pull from
+#   --nodes N            GKE_NODES         number of nodes; one pod with one process on each
+#   --gpus N             GKE_GPUS          GPUs per node, or
+#   --tpus N             GKE_TPUS          TPU chips per node
+#   --accelerator TYPE   GKE_ACCELERATOR   value of the node label gke-accelerator or gke-tpu-accelerator
+#   --topology AxB       GKE_TOPOLOGY      TPUs only: value of the node label gke-tpu-topology
+#   --spot               GKE_SPOT=yes      use spot nodes, which may be preempted at any time
 #   --claim NAME         GKE_CLAIM         a PersistentVolumeClaim (ReadWriteMany), mounted at /shared
-#   --account NAME       GKE_ACCOUNT       Kubernetes service account, as the driver of a mounted bucket wants it
-#   --max-restarts N     GKE_MAX_RESTARTS  default 100
-#   --namespace NAME     GKE_NAMESPACE     default: kubectl's own setting
-#   --dry-run                              prints the commands and changes nothing
-#   --help                                 this text
+#   --account NAME       GKE_ACCOUNT       Kubernetes service account, needed by the driver of a mounted bucket
+#   --max-restarts N     GKE_MAX_RESTARTS  restarts after exit code 75 or a lost node; default 100
+#   --namespace NAME     GKE_NAMESPACE     namespace; default: kubectl's setting
+#   --dry-run                              print the commands and change nothing
+#   --help                                 print this text
 #
-# Work directory and images lie below /shared: pods have nothing else in common. gs:// paths are not read; a bucket can be
-# a claim, by the Cloud Storage FUSE driver.
+# Put the work directory and the images below /shared, the only place that all pods share. gs:// paths are not supported;
+# a bucket can be mounted as a claim by the Cloud Storage FUSE driver.
 
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -45,46 +45,46 @@ case $verb in
 esac
 while (($#)); do
   case $1 in
-    --name) GKE_NAME=$(given "$@") && shift ;;
-    --image) GKE_IMAGE=$(given "$@") && shift ;;
-    --nodes) GKE_NODES=$(given "$@") && shift ;;
-    --gpus) GKE_GPUS=$(given "$@") && shift ;;
-    --tpus) GKE_TPUS=$(given "$@") && shift ;;
-    --accelerator) GKE_ACCELERATOR=$(given "$@") && shift ;;
-    --topology) GKE_TOPOLOGY=$(given "$@") && shift ;;
-    --claim) GKE_CLAIM=$(given "$@") && shift ;;
-    --account) GKE_ACCOUNT=$(given "$@") && shift ;;
-    --max-restarts) GKE_MAX_RESTARTS=$(given "$@") && shift ;;
-    --namespace) GKE_NAMESPACE=$(given "$@") && shift ;;
+    --name) GKE_NAME=$(option_value "$@") && shift ;;
+    --image) GKE_IMAGE=$(option_value "$@") && shift ;;
+    --nodes) GKE_NODES=$(option_value "$@") && shift ;;
+    --gpus) GKE_GPUS=$(option_value "$@") && shift ;;
+    --tpus) GKE_TPUS=$(option_value "$@") && shift ;;
+    --accelerator) GKE_ACCELERATOR=$(option_value "$@") && shift ;;
+    --topology) GKE_TOPOLOGY=$(option_value "$@") && shift ;;
+    --claim) GKE_CLAIM=$(option_value "$@") && shift ;;
+    --account) GKE_ACCOUNT=$(option_value "$@") && shift ;;
+    --max-restarts) GKE_MAX_RESTARTS=$(option_value "$@") && shift ;;
+    --namespace) GKE_NAMESPACE=$(option_value "$@") && shift ;;
     --spot) GKE_SPOT=yes ;;
     --dry-run) DRY_RUN=yes ;;
     -h | --help) show_help "$0" && exit 0 ;;
     --) shift && break ;;
-    *) die "unknown option $1; what the processes get stands behind --; see --help" ;;
+    *) die "unknown option $1; put the arguments of the processes after --; see --help" ;;
   esac
   shift
 done
-words=("$@")
+args=("$@")
 
-need --name GKE_NAME "what the JobSet is called"
-[[ $GKE_NAME =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] || die "--name $GKE_NAME: small letters, digits and -, at most 40"
+need --name GKE_NAME "the name of the JobSet"
+[[ $GKE_NAME =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] || die "--name $GKE_NAME: use lower-case letters, digits and -, at most 40"
 
 kube=(kubectl)
 [[ -z ${GKE_NAMESPACE:-} ]] || kube+=("--namespace=$GKE_NAMESPACE")
 [[ ${DRY_RUN:-} == yes || $verb == render ]] || command -v kubectl > /dev/null || die "kubectl is not installed"
 
-# plain OPTION VALUE: what needs no quotes in YAML, and cannot bring lines of its own.
-plain() { [[ $2 =~ ^[A-Za-z0-9][A-Za-z0-9_.:/@-]*$ ]] || die "$1 '$2': letters, digits and _.:/@- only"; }
+# plain OPTION VALUE: end the script if the value needs quotes in YAML or could add lines to it.
+plain() { [[ $2 =~ ^[A-Za-z0-9][A-Za-z0-9_.:/@-]*$ ]] || die "$1 '$2': use letters, digits and _.:/@- only"; }
 
 render() {
   need --image GKE_IMAGE "the container image"
-  need --nodes GKE_NODES "how many nodes"
-  need --accelerator GKE_ACCELERATOR "the nodes' label, as nvidia-h100-80gb or tpu-v5-lite-podslice"
+  need --nodes GKE_NODES "the number of nodes"
+  need --accelerator GKE_ACCELERATOR "the accelerator label of the nodes, such as nvidia-h100-80gb or tpu-v5-lite-podslice"
   positive --nodes "$GKE_NODES"
   positive --max-restarts "${GKE_MAX_RESTARTS:-100}"
   plain --image "$GKE_IMAGE"
   plain --accelerator "$GKE_ACCELERATOR"
-  ((${#words[@]})) || die "nothing to run: what the processes get stands behind --; see --help"
+  ((${#args[@]})) || die "nothing to run: put the arguments of the processes after --; see --help"
   local chips keep
   if [[ -n ${GKE_GPUS:-} && -z ${GKE_TPUS:-} ]]; then
     chips=$GKE_GPUS keep=" gpu "
@@ -92,37 +92,37 @@ render() {
   elif [[ -n ${GKE_TPUS:-} && -z ${GKE_GPUS:-} ]]; then
     chips=$GKE_TPUS keep=" tpu "
     positive --tpus "$chips"
-    need --topology GKE_TOPOLOGY "of the TPU slice, as 4x4"
+    need --topology GKE_TOPOLOGY "the topology of the TPU slice, such as 4x4"
     plain --topology "$GKE_TOPOLOGY"
   else
-    die "give either --gpus N or --tpus N, of a node"
+    die "pass either --gpus N or --tpus N, the number per node"
   fi
   [[ ${GKE_SPOT:-} != yes ]] || keep+="spot "
-  [[ " ${words[*]} " != *://* ]] || die "gs:// paths are not read: mount the bucket as a volume, see --claim"
+  [[ " ${args[*]} " != *://* ]] || die "URLs such as gs:// are not supported: mount the bucket as a volume, see --claim"
   if [[ -n ${GKE_CLAIM:-} ]]; then
     plain --claim "$GKE_CLAIM"
     keep+="claim "
   else
     keep+="no-claim "
-    printf 'warning: no --claim; pods have no disk in common\n' >&2
+    printf 'warning: without --claim the pods share no disk\n' >&2
   fi
   if [[ -n ${GKE_ACCOUNT:-} ]]; then
     plain --account "$GKE_ACCOUNT"
     keep+="account "
   fi
 
-  local line word tag
+  local line arg tag
   while IFS= read -r line; do
     if [[ $line =~ ^(.*[^ ])\ *\#\[([a-z-]+)\]$ ]]; then
       line=${BASH_REMATCH[1]} tag=${BASH_REMATCH[2]}
       [[ $keep == *" $tag "* ]] || continue
     fi
-    [[ $line != '#'* ]] || continue # the template's own explanation
-    if [[ $line == *__ARGS__ ]]; then # each word as YAML's single-quoted text
-      for word in "${words[@]}"; do
-        [[ $word != *[[:cntrl:]]* ]] || die "a line end or control character in $word"
-        word=${word//"\$("/"\$\$("} # which Kubernetes would take for a variable
-        printf "%s'%s'\n" "${line%__ARGS__}" "${word//\'/"''"}"
+    [[ $line != '#'* ]] || continue # comments of the template itself
+    if [[ $line == *__ARGS__ ]]; then # each argument as a single-quoted YAML string
+      for arg in "${args[@]}"; do
+        [[ $arg != *[[:cntrl:]]* ]] || die "an argument contains a line end or control character: $arg"
+        arg=${arg//"\$("/"\$\$("} # Kubernetes would expand $(…) as a variable
+        printf "%s'%s'\n" "${line%__ARGS__}" "${arg//\'/"''"}"
       done
       continue
     fi

@@ -1,65 +1,66 @@
 #!/usr/bin/env bash
-# One run in several processes on this host: for tests, and for a host with several GPUs.
+# Start one run in several processes on this host: for tests, or for a host with several GPUs.
 #
 #   launch/local.sh -n 2 -- --config configs/dala_resnet50_breakhis.py:smoke --workdir runs/two
 #   launch/local.sh -n 4 --gpus-per-process 1 -- --config FILE --workdir DIR
 #   launch/local.sh -n 2 --module histojax -- doctor
 #
-# What follows -- goes to every process. The first process that fails ends the others, and its last lines are shown.
-# SIGTERM and SIGINT go to all: they save and end with 75, and the same command goes on.
+# Every process gets the arguments after --. The first process that fails ends the others, and its last lines are shown.
+# SIGTERM and SIGINT are forwarded to all processes: they save and exit with 75; rerun the same command to resume.
 #
 # Options:
-#   -n N                      processes
-#   --devices-per-process M   virtual devices of each on a CPU; where not given, the config's sharding.cpu_devices
-#   --gpus-per-process G      gives each process G GPUs of its own, by CUDA_VISIBLE_DEVICES
-#   --module NAME             what python -m runs; default histojax.main
-#   --python FILE             default: of the active environment, else .venv beside launch/, else python3
-#   --port P                  of process 0 on 127.0.0.1; default: a free one
-#   --log-dir DIR             process-0.log …; default: a temporary one, kept only on failure
-#   --grace SECONDS           from the first failure until the others are killed; default 15
-#   --dry-run                 prints the commands and starts nothing
-#   --help                    this text
+#   -n N                      number of processes
+#   --devices-per-process M   virtual CPU devices per process; default: the config's sharding.cpu_devices
+#   --gpus-per-process G      give each process G GPUs of its own, through CUDA_VISIBLE_DEVICES
+#   --module NAME             module that python -m runs; default histojax.main
+#   --python FILE             interpreter; default: of the active environment, else .venv beside launch/, else python3
+#   --port P                  port of process 0 on 127.0.0.1; default: a free one
+#   --log-dir DIR             folder for process-0.log …; default: a temporary one, kept only on failure
+#   --grace SECONDS           time from the first failure until the others are killed; default 15
+#   --dry-run                 print the commands and start nothing
+#   --help                    print this text
 #
-# Exit code: 0; 75 where all that did not finish said 75 (saved: start again); else that of the first process that failed.
+# Exit code: 0 if all processes finished; 75 if the others exited with 75 (saved, resumable); else that of the first
+# process that failed.
 
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 # shellcheck source=launch/functions.sh
 source "$HERE/functions.sh"
 
-TRY_AGAIN=75
+EXIT_RESUMABLE=75
 num_processes="" devices_per_process="" gpus_per_process="" module=histojax.main python="" port="" log_dir="" grace=15
 
 while (($#)); do
   case $1 in
-    -n) num_processes=$(given "$@") && shift ;;
-    --devices-per-process) devices_per_process=$(given "$@") && shift ;;
-    --gpus-per-process) gpus_per_process=$(given "$@") && shift ;;
-    --module) module=$(given "$@") && shift ;;
-    --python) python=$(given "$@") && shift ;;
-    --port) port=$(given "$@") && shift ;;
-    --log-dir) log_dir=$(given "$@") && shift ;;
-    --grace) grace=$(given "$@") && shift ;;
+    -n) num_processes=$(option_value "$@") && shift ;;
+    --devices-per-process) devices_per_process=$(option_value "$@") && shift ;;
+    --gpus-per-process) gpus_per_process=$(option_value "$@") && shift ;;
+    --module) module=$(option_value "$@") && shift ;;
+    --python) python=$(option_value "$@") && shift ;;
+    --port) port=$(option_value "$@") && shift ;;
+    --log-dir) log_dir=$(option_value "$@") && shift ;;
+    --grace) grace=$(option_value "$@") && shift ;;
     --dry-run) DRY_RUN=yes ;;
     -h | --help) show_help "$0" && exit 0 ;;
     --) shift && break ;;
-    *) die "unknown option $1; what the processes get stands behind --; see --help" ;;
+    *) die "unknown option $1; put the arguments of the processes after --; see --help" ;;
   esac
   shift
 done
 
-[[ -n $num_processes ]] || die "-n is missing: how many processes"
+[[ -n $num_processes ]] || die "-n is missing: the number of processes"
 positive -n "$num_processes"
 positive --grace "$grace"
 [[ -z $devices_per_process ]] || positive --devices-per-process "$devices_per_process"
 [[ -z $gpus_per_process ]] || positive --gpus-per-process "$gpus_per_process"
-(($#)) || die "nothing to do: what the processes get stands behind --; see --help"
+(($#)) || die "nothing to run: put the arguments of the processes after --; see --help"
 
 if [[ -z $python ]]; then
   python=python3
   [[ -z ${VIRTUAL_ENV:-} && -x $HERE/../.venv/bin/python ]] && python=$HERE/../.venv/bin/python
 fi
-command -v "$python" > /dev/null || die "$python: no such program; name an interpreter with --python"
+command -v "$python" > /dev/null || die "$python: no such program; pass an interpreter with --python"
 
 if [[ -z $port ]]; then
   port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
@@ -75,10 +76,10 @@ if [[ -n $gpus_per_process ]]; then
   fi
   wanted=$((num_processes * gpus_per_process))
   ((${#gpus[@]} >= wanted)) ||
-    die "$num_processes processes × $gpus_per_process GPUs need $wanted GPUs; visible here: ${#gpus[@]} (nvidia-smi, CUDA_VISIBLE_DEVICES)"
+    die "$num_processes processes × $gpus_per_process GPUs need $wanted GPUs; visible: ${#gpus[@]} (see nvidia-smi, CUDA_VISIBLE_DEVICES)"
 fi
 
-# The environment of process $1, in the array `settings`.
+# Put the environment of process $1 into the array `settings`.
 settings_of() {
   settings=("HISTOJAX_COORDINATOR=127.0.0.1:$port" "HISTOJAX_NUM_PROCESSES=$num_processes" "HISTOJAX_PROCESS_ID=$1")
   if [[ -n $gpus_per_process ]]; then
@@ -104,38 +105,38 @@ own_logs=""
 mkdir -p "$log_dir"
 
 pids=() followers=()
-declare -A code=() # of the processes that have ended
-first=""           # index of the first that failed, other than by asking to be started again
-again=""           # whether one did ask
-asked=""           # whether we were told to stop
-deadline=""        # second at which those that still run are killed
+declare -A code=() # exit codes of the processes that have ended
+first_failed=""    # index of the first process that failed with a code other than 75
+resumable=""       # yes if a process exited with 75
+stopping=""        # yes if this script received a signal
+deadline=""        # second at which the processes that still run are killed
 
-lives() { [[ -z ${code[$1]:-} ]] && kill -0 "${pids[$1]}" 2> /dev/null; }
+is_running() { [[ -z ${code[$1]:-} ]] && kill -0 "${pids[$1]}" 2> /dev/null; }
 
-signal_living() {
+signal_running() {
   local i
   for i in "${!pids[@]}"; do
-    if lives "$i"; then kill -s "$1" "${pids[$i]}" 2> /dev/null || true; fi
+    if is_running "$i"; then kill -s "$1" "${pids[$i]}" 2> /dev/null || true; fi
   done
 }
 
 stop() {
-  asked=yes
-  signal_living TERM
+  stopping=yes
+  signal_running TERM
 }
 trap stop TERM INT HUP
 
 for ((i = 0; i < num_processes; i++)); do
-  [[ -z $asked ]] || break
+  [[ -z $stopping ]] || break
   log=$log_dir/process-$i.log
   touch "$log"
-  already=$(wc -c < "$log") # an earlier run's words stay in the file
+  old_size=$(wc -c < "$log") # output of an earlier run stays in the file
   settings_of "$i"
   env "${settings[@]}" "$python" -m "$module" "$@" >> "$log" 2>&1 < /dev/null &
   pids[i]=$!
   (
-    trap '' TERM INT HUP # it ends when the process does
-    tail -c "+$((already + 1))" -s 0.1 --pid="${pids[$i]}" -f "$log" | sed -u "s/^/[$i] /"
+    trap '' TERM INT HUP # it ends with the process
+    tail -c "+$((old_size + 1))" -s 0.1 --pid="${pids[$i]}" -f "$log" | sed -u "s/^/[$i] /"
   ) &
   followers+=($!)
 done
@@ -143,39 +144,39 @@ done
 while ((${#code[@]} < ${#pids[@]})); do
   for i in "${!pids[@]}"; do
     [[ -z ${code[$i]:-} ]] || continue
-    if lives "$i"; then continue; fi
+    if is_running "$i"; then continue; fi
     code[$i]=0
     wait "${pids[$i]}" || code[$i]=$?
     if ((code[$i])); then
-      if ((code[$i] == TRY_AGAIN)); then
-        again=yes
-        deadline=${deadline:-$((SECONDS + 60))} # the others are about to end, too
-      elif [[ -z $first ]]; then
-        first=$i
+      if ((code[$i] == EXIT_RESUMABLE)); then
+        resumable=yes
+        deadline=${deadline:-$((SECONDS + 60))} # the others are about to end
+      elif [[ -z $first_failed ]]; then
+        first_failed=$i
         deadline=$((SECONDS + grace))
-        signal_living TERM
+        signal_running TERM
       fi
     fi
   done
-  if [[ -n $deadline ]] && ((SECONDS >= deadline)); then signal_living KILL; fi
+  if [[ -n $deadline ]] && ((SECONDS >= deadline)); then signal_running KILL; fi
   sleep 0.1 || true
-done 2> /dev/null # where bash tells of processes that were killed
+done 2> /dev/null # hides bash's messages about killed processes
 for follower in "${followers[@]}"; do wait "$follower" || true; done
 
-if [[ -n $first ]]; then
+if [[ -n $first_failed ]]; then
   {
     printf '\nlocal.sh: process %s of %s failed first, with exit code %s. Its last lines:\n' \
-      "$first" "$num_processes" "${code[$first]}"
-    tail -n 20 "$log_dir/process-$first.log" | sed 's/^/  /'
+      "$first_failed" "$num_processes" "${code[$first_failed]}"
+    tail -n 20 "$log_dir/process-$first_failed.log" | sed 's/^/  /'
     for i in "${!pids[@]}"; do
-      [[ $i == "$first" ]] || printf 'local.sh: process %s ended with exit code %s\n' "$i" "${code[$i]}"
+      [[ $i == "$first_failed" ]] || printf 'local.sh: process %s ended with exit code %s\n' "$i" "${code[$i]}"
     done
-    printf 'local.sh: whole logs: %s\n' "$log_dir"
+    printf 'local.sh: full logs: %s\n' "$log_dir"
   } >&2
-  exit "${code[$first]}"
+  exit "${code[$first_failed]}"
 fi
 [[ -z $own_logs ]] || rm -r "$log_dir"
-if [[ -n $again || (-n $asked && ${#pids[@]} -lt $num_processes) ]]; then
-  printf 'local.sh: stopped and saved; the same command goes on\n' >&2
-  exit "$TRY_AGAIN"
+if [[ -n $resumable || (-n $stopping && ${#pids[@]} -lt $num_processes) ]]; then
+  printf 'local.sh: stopped and saved; rerun the same command to resume\n' >&2
+  exit "$EXIT_RESUMABLE"
 fi

@@ -1,4 +1,4 @@
-"""Running a launch script as a user would."""
+"""Run a launch script as a user would."""
 
 import os
 import pathlib
@@ -13,16 +13,21 @@ LOCAL = [str(LAUNCH / "local.sh"), "--python", sys.executable]
 SLURM = ["bash", str(LAUNCH / "slurm.sbatch")]
 TPU = [str(LAUNCH / "tpu_pod.sh")]
 GKE = [str(LAUNCH / "gke.sh")]
+GPU_NODES = ["--name", "run-a", "--image", "registry/histojax:1", "--nodes", "2", "--gpus", "8"]
+GPU_NODES += ["--accelerator", "h100"]
+TPU_NODES = ["--name", "run-a", "--image", "registry/histojax:1", "--nodes", "4", "--tpus", "4"]
+TPU_NODES += ["--accelerator", "tpu-v5-lite-podslice", "--topology", "4x4"]
 _PREFIXES = ("HISTOJAX_", "SLURM_", "TPU_", "GKE_", "XLA_FLAGS", "CUDA_VISIBLE_DEVICES")
 
 
 def run_script(words: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs it with no settings but those given."""
+    """Run a script with no settings of ours but those given."""
     known = {key: value for key, value in os.environ.items() if not key.startswith(_PREFIXES)}
     return subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=ROOT, env=known | environment)
 
 
 def executable(path: pathlib.Path, text: str) -> None:
+    """Write an executable file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     path.chmod(0o755)

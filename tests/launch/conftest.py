@@ -1,7 +1,7 @@
-"""Processes for the launch scripts to start: a small program, and stand-ins of what schedulers bring.
+"""A small program for the launch scripts to start, and simulated schedulers.
 
-There is no SLURM and no Cloud here. Stand-ins of `srun` and `gcloud` start the same commands as processes of this
-machine, so that the scripts' own part is run and not only read.
+There is no SLURM and no cloud. Simulated `srun` and `gcloud` commands start the same processes on this machine, so that
+the scripts themselves really run.
 """
 
 import os
@@ -43,7 +43,7 @@ if how == "mixed":
     sys.exit((75, 3)[index])
 """
 
-# Of srun: the options are skipped, and each task gets the variables that SLURM gives to it.
+# Simulates srun: skips the options and sets the variables that SLURM sets for each task.
 SRUN = """#!/usr/bin/env bash
 while [[ $1 == --* ]]; do shift; done
 export SLURM_STEP_NUM_TASKS=$SLURM_NTASKS SLURM_STEP_NODELIST=localhost
@@ -53,7 +53,7 @@ for pid in "${pids[@]}"; do code=0; wait "$pid" || code=$?; ((code <= worst)) ||
 exit "$worst"
 """
 
-# Of gcloud: a TPU is a folder with a folder a host, and what is run on a host runs there.
+# Simulates gcloud: a TPU is a folder with one folder per host, in which the commands of that host run.
 GCLOUD = """#!/usr/bin/env bash
 echo "$*" >> "$CLOUD/calls"
 kind=$3 verb=$4 name=$5
@@ -108,6 +108,7 @@ def slurm(tmp_path: pathlib.Path) -> Mapping[str, str]:
 
 @pytest.fixture
 def cloud(tmp_path: pathlib.Path, program: Mapping[str, str]) -> Mapping[str, str]:
+    """The environment of tpu_pod.sh with the simulated gcloud and uv."""
     bin_ = tmp_path / "cloud_bin"
     executable(bin_ / "gcloud", GCLOUD)
     executable(bin_ / "uv", UV)

@@ -1,26 +1,11 @@
-"""gke.sh and gke_jobset.yaml: what is rendered has the structure that JobSet and Kubernetes ask for."""
+"""gke.sh and gke_jobset.yaml: the rendered YAML has the structure that JobSet and Kubernetes require."""
 
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.helpers.launch_scripts import GKE, WORDS, run_script
-
-GPU_NODES = [
-    "--name",
-    "run-a",
-    "--image",
-    "registry/histojax:1",
-    "--nodes",
-    "2",
-    "--gpus",
-    "8",
-    "--accelerator",
-    "h100",
-]
-TPU_NODES = ["--name", "run-a", "--image", "registry/histojax:1", "--nodes", "4", "--tpus", "4"]
-TPU_NODES += ["--accelerator", "tpu-v5-lite-podslice", "--topology", "4x4"]
+from tests.helpers.launch_scripts import GKE, GPU_NODES, TPU_NODES, WORDS, run_script
 
 
 def _render(*words: str) -> dict[str, Any]:
@@ -47,7 +32,7 @@ def test_gke_renders_a_jobset(nodes: list[str], count: int) -> None:
     assert rule.keys() == {"name", "action", "onJobFailureReasons"}
     assert rule["action"] == "FailJobSet"
     reasons = {"BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "MaxFailedIndexesExceeded"}
-    assert set(rule["onJobFailureReasons"]) < reasons  # without PodFailurePolicy, which starts all anew
+    assert set(rule["onJobFailureReasons"]) < reasons  # without PodFailurePolicy, which restarts all pods
     assert spec["failurePolicy"]["maxRestarts"] == 100
 
     (replicated,) = spec["replicatedJobs"]
@@ -66,7 +51,7 @@ def test_gke_renders_a_jobset(nodes: list[str], count: int) -> None:
     assert by_node["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
 
     pod = _pod(found)
-    assert pod["restartPolicy"] == "Never"  # which podFailurePolicy asks for
+    assert pod["restartPolicy"] == "Never"  # required by podFailurePolicy
     assert pod["terminationGracePeriodSeconds"] >= 30
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
@@ -77,7 +62,7 @@ def test_gke_renders_a_jobset(nodes: list[str], count: int) -> None:
     assert mounted == {volume["name"] for volume in pod["volumes"]} == {"memory"}
 
 
-def test_gke_tells_each_pod_of_gpus_its_place() -> None:
+def test_gke_gives_each_gpu_pod_its_place() -> None:
     (container,) = _pod(_render(*GPU_NODES))["containers"]
     environment = {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in container["env"]}
     # JobSet calls pod i of replicated Job r: <jobset>-<r>-0-i, in the subdomain <jobset>.
@@ -90,7 +75,7 @@ def test_gke_tells_each_pod_of_gpus_its_place() -> None:
     assert container["ports"] == [{"containerPort": 8476}]
 
 
-def test_gke_leaves_tpus_to_find_each_other() -> None:
+def test_gke_lets_tpu_pods_find_each_other() -> None:
     pod = _pod(_render(*TPU_NODES))
     (container,) = pod["containers"]
     environment = {entry["name"]: entry.get("value") for entry in container["env"]}
@@ -111,15 +96,15 @@ def test_gke_mounts_a_claim_and_names_an_account() -> None:
     assert "serviceAccountName" not in _pod(_render(*GPU_NODES))
 
 
-def test_gke_keeps_words_as_they_are() -> None:
+def test_gke_keeps_arguments_unchanged() -> None:
     words = ["--config.data.tiles.labels=('a', \"b\")", "# no comment", "a: [b", "&x", "$(HOME)", "__NAME__"]
     found = yaml.safe_load(run_script([*GKE, "render", *GPU_NODES, "--", *words]).stdout)
     (container,) = _pod(found)["containers"]
     assert container["args"] == [word.replace("$(", "$$(") for word in words]  # so Kubernetes reads $(HOME)
-    assert "a line end" in run_script([*GKE, "render", *GPU_NODES, "--", "a\nb: c"]).stderr
+    assert "contains a line end" in run_script([*GKE, "render", *GPU_NODES, "--", "a\nb: c"]).stderr
 
 
-def test_gke_prints_what_it_would_do() -> None:
+def test_gke_dry_run() -> None:
     done = run_script([*GKE, "apply", *GPU_NODES, "--namespace", "n", "--dry-run", *WORDS])
     assert done.stdout.splitlines()[0] == "# kubectl --namespace=n apply -f -"
     assert yaml.safe_load(done.stdout)["metadata"]["name"] == "run-a"

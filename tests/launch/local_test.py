@@ -1,4 +1,4 @@
-"""local.sh: places, prefixes, the first failure, signals, exit codes; with real processes."""
+"""local.sh with real processes: places in the run, line prefixes, the first failure, signals, exit codes."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ import pytest
 from tests.helpers.launch_scripts import LOCAL, WORDS, run_script
 
 
-def test_local_prints_what_it_would_do() -> None:
+def test_local_dry_run() -> None:
     words = ["-n", "2", "--devices-per-process", "3", "--gpus-per-process", "2", "--port", "4711", "--dry-run", *WORDS]
     done = run_script([*LOCAL, *words], CUDA_VISIBLE_DEVICES="4,5,6,7", XLA_FLAGS="--xla_a=1")
     first, second = done.stdout.splitlines()
@@ -37,21 +37,21 @@ def test_local_gives_each_process_its_place(program: Mapping[str, str], tmp_path
     assert (tmp_path / "logs" / "process-1.log").read_text().startswith(shown[1].removeprefix("[1] ") + "\n")
 
 
-def test_local_ends_all_when_one_fails_and_shows_why(program: Mapping[str, str]) -> None:
+def test_local_ends_all_when_one_fails_and_shows_its_last_lines(program: Mapping[str, str]) -> None:
     began = time.monotonic()
     done = run_script([*LOCAL, "-n", "3", "--grace", "1", "--module", "small_program", "--", "fail"], **program)
     assert time.monotonic() - began < 15
     assert done.returncode == 1
-    told = done.stderr.split("local.sh: ")
-    assert told[1].startswith("process 1 of 3 failed first, with exit code 1. Its last lines:")
-    assert "  error: images.csv: no such file" in told[1]
-    assert told[2:4] == ["process 0 ended with exit code 137\n", "process 2 ended with exit code 137\n"]
-    logs = pathlib.Path(told[-1].removeprefix("whole logs: ").strip())
+    messages = done.stderr.split("local.sh: ")
+    assert messages[1].startswith("process 1 of 3 failed first, with exit code 1. Its last lines:")
+    assert "  error: images.csv: no such file" in messages[1]
+    assert messages[2:4] == ["process 0 ended with exit code 137\n", "process 2 ended with exit code 137\n"]
+    logs = pathlib.Path(messages[-1].removeprefix("full logs: ").strip())
     assert "error: images.csv" in (logs / "process-1.log").read_text()  # kept
 
 
 @pytest.mark.parametrize(("how", "code"), [("again", 75), ("mixed", 3)])
-def test_local_says_75_where_all_that_stopped_do(program: Mapping[str, str], how: str, code: int) -> None:
+def test_local_exits_with_75_only_if_no_other_code_occurred(program: Mapping[str, str], how: str, code: int) -> None:
     done = run_script([*LOCAL, "-n", "2", "--module", "small_program", "--", how], **program)
     assert done.returncode == code
     kept = list(pathlib.Path(program["TMPDIR"]).iterdir())
@@ -59,12 +59,12 @@ def test_local_says_75_where_all_that_stopped_do(program: Mapping[str, str], how
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_local_passes_a_signal_on_to_all(program: Mapping[str, str], how: signal.Signals) -> None:
-    # Who runs tests in the background makes their children ignore SIGINT.
-    listening = (
+def test_local_forwards_a_signal_to_all(program: Mapping[str, str], how: signal.Signals) -> None:
+    # A shell that runs the tests in the background makes their children ignore SIGINT; undo that.
+    restore_sigint = (
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
     )
-    words = [sys.executable, "-c", listening, *LOCAL, "-n", "2", "--module", "small_program", "--", "stop"]
+    words = [sys.executable, "-c", restore_sigint, *LOCAL, "-n", "2", "--module", "small_program", "--", "stop"]
     with subprocess.Popen(
         words,
         stdout=subprocess.PIPE,
@@ -83,4 +83,4 @@ def test_local_passes_a_signal_on_to_all(program: Mapping[str, str], how: signal
     assert process.returncode == 75
     assert "[0] saved 0" in shown
     assert "[1] saved 1" in shown
-    assert "the same command goes on" in shown
+    assert "rerun the same command to resume" in shown
