@@ -22,10 +22,11 @@ from tqdm import tqdm
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write
 from histojax.core.settings import diff_settings
-from histojax.slides import geojson, grid, maps, regions, summary, tile_table
+from histojax.slides import geojson, grid, maps, summary, tile_table
+from histojax.slides.annotations import regions
 from histojax.slides.cohort_jobs import Job
 from histojax.slides.geometry import Geometry
-from histojax.slides.labels import PREFIX, file_names_of
+from histojax.slides.labels import PREFIX, unique_file_names
 from histojax.slides.readers.reader import Slide, open_slide
 from histojax.slides.tissue import TissueSpec, find_tissue
 from histojax.slides.tsr import tsr
@@ -226,7 +227,7 @@ def _write_maps(
     overlay = folder / "overlay.png"
     maps.write_overlay(overlay, table, geometry, thumbnail, slide=name, thresholds=model.thresholds, outlines=outlines)
     pictures = {"predicted labels on the slide": overlay}
-    for label, file_name in file_names_of(model.labels).items():
+    for label, file_name in unique_file_names(model.labels).items():
         pictures[f"probability of {label}"] = folder / f"heatmap_{file_name}.png"
         maps.write_heatmap(pictures[f"probability of {label}"], table, geometry, label, slide=name)
     maps.write_ome_tiff(folder / "heatmap.tif", table, geometry, slide=name)

@@ -20,7 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from histojax.core.files import atomic_write
-from histojax.slides.labels import PREFIX, blend, colours_of, names_of, predicted
+from histojax.slides.labels import PREFIX, blend, carried_labels, label_colors, label_names
 from histojax.slides.tile_table import BOX
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "histojax:tiles")
@@ -35,7 +35,7 @@ def write_tiles(
       table: a tile table with a column `prob_<label>` for each label.
       path: of the file; compressed where its name ends with `.gz`.
       slide: its name. A tile's `id` depends on this and its box alone, so that a second run replaces the first's.
-      thresholds: label -> least probability; None: a tile has the most probable label, as `labels.predicted` says.
+      thresholds: label -> least probability; None: a tile has the most probable label, as `labels.carried_labels` says.
     """
     target = pathlib.Path(path)
     with atomic_write(target) as temporary, ExitStack() as stack:
@@ -54,12 +54,12 @@ def write_tiles(
 
 
 def _features(table: pd.DataFrame, slide: str, thresholds: Mapping[str, float] | None) -> Iterator[str]:
-    names = names_of(table)
+    names = label_names(table)
     measured = [PREFIX + name for name in names] + ["tissue"]
     keys = [json.dumps(name, ensure_ascii=False) for name in measured]
     classes: dict[bytes, str] = {}
     boxes, values = table[list(BOX)].to_numpy(np.int64), table[measured].to_numpy(np.float64)
-    for box, numbers, there in zip(boxes, values, predicted(table, thresholds), strict=True):
+    for box, numbers, there in zip(boxes, values, carried_labels(table, thresholds), strict=True):
         x, y, width, height = box.tolist()
         right, bottom = x + width, y + height
         key = there.tobytes()
@@ -79,7 +79,7 @@ def _classification(names: tuple[str, ...], there: NDArray[np.bool_]) -> str:
     present = [name for name, is_there in zip(names, there, strict=True) if is_there]
     if not present:
         return ""
-    colours = colours_of(names)
+    colours = label_colors(names)
     called = {"name": present[0]} if len(present) == 1 else {"names": present}
     value = called | {"color": list(blend([colours[name] for name in present]))}
     return f'"classification":{json.dumps(value, ensure_ascii=False, separators=(",", ":"))},'

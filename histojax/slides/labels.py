@@ -1,4 +1,4 @@
-"""The labels of a model on a slide: which a tile has, in which colour, under which file name."""
+"""Labels on a slide: which ones a tile carries, and each label's color and file name."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,19 +9,19 @@ from numpy.typing import NDArray
 
 from histojax.evaluation.thresholds import is_positive
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 PREFIX = "prob_"
-UNLABELLED: Colour = (128, 128, 128)
-# QuPath's own colours for its default classes, so that a map looks alike here and there.
-_KNOWN: dict[str, Colour] = {
+UNLABELLED: Color = (128, 128, 128)
+# QuPath's own colors for its default classes, so that maps look the same in both programs.
+_QUPATH_COLORS: dict[str, Color] = {
     "tumor": (200, 0, 0),
     "stroma": (150, 200, 150),
     "necrosis": (50, 50, 50),
     "immune cells": (160, 90, 160),
 }
-# Okabe and Ito (2008), distinct to colour-blind eyes; without the black and the two hues that are taken above.
-_OTHERS: tuple[Colour, ...] = (
+# Okabe and Ito (2008), distinguishable with color blindness; without black and the two hues used above.
+_OTHER_COLORS: tuple[Color, ...] = (
     (86, 180, 233),
     (230, 159, 0),
     (0, 114, 178),
@@ -29,51 +29,60 @@ _OTHERS: tuple[Colour, ...] = (
     (204, 121, 167),
     (0, 158, 115),
 )
-_LONGEST_NAME = 80  # characters of a label in a file name: far below what file systems allow
+_MAX_NAME = 80  # characters of a label in a file name, far below the limit of file systems
 
 
-def names_of(table: pd.DataFrame) -> tuple[str, ...]:
-    """The labels that a tile table has probabilities of, in the order of its columns `prob_<label>`."""
+def label_names(table: pd.DataFrame) -> tuple[str, ...]:
+    """The labels with probabilities in a tile table, in the order of its columns `prob_<label>`."""
     return tuple(str(name).removeprefix(PREFIX) for name in table.columns if str(name).startswith(PREFIX))
 
 
-def predicted(table: pd.DataFrame, thresholds: Mapping[str, float] | None) -> NDArray[np.bool_]:
-    """Whether a tile has a label: bool [n, k], labels in the order of `names_of`.
+def carried_labels(table: pd.DataFrame, thresholds: Mapping[str, float] | None) -> NDArray[np.bool_]:
+    """Decide which labels each tile carries.
 
-    A label is there where its probability is at least its threshold; a tile may have several, or none. Without
-    thresholds the classes exclude each other, and a tile has the most probable one. Raises KeyError for a label
-    without its threshold.
+    Args:
+      table: a tile table with probabilities.
+      thresholds: label to threshold; a tile carries every label whose probability is at or above its threshold, so it
+        may carry several or none. None means exclusive classes: a tile carries the most probable one.
+
+    Returns:
+      bool [n, k], labels in the order of `label_names`.
+
+    Raises:
+      KeyError: a label has no threshold.
     """
-    names = names_of(table)
+    names = label_names(table)
     probabilities = table[[PREFIX + name for name in names]].to_numpy(np.float64)
     if thresholds is not None:
         return is_positive(probabilities, np.array([thresholds[name] for name in names]))
     return np.arange(len(names)) == probabilities.argmax(axis=1, keepdims=True)
 
 
-def colours_of(names: Sequence[str]) -> dict[str, Colour]:
-    """A colour for each label, red, green and blue in 0 … 255; it depends on the labels and their order alone."""
-    unknown = [name for name in names if name.lower() not in _KNOWN]
+def label_colors(names: Sequence[str]) -> dict[str, Color]:
+    """A color (red, green, blue in 0 … 255) per label; depends only on the labels and their order."""
+    unknown = [name for name in names if name.lower() not in _QUPATH_COLORS]
     return {
-        name: _KNOWN[name.lower()] if name.lower() in _KNOWN else _OTHERS[unknown.index(name) % len(_OTHERS)]
+        name: _QUPATH_COLORS[name.lower()]
+        if name.lower() in _QUPATH_COLORS
+        else _OTHER_COLORS[unknown.index(name) % len(_OTHER_COLORS)]
         for name in names
     }
 
 
-def blend(colours: Sequence[Colour]) -> Colour:
-    """The colour of a tile with several labels: their mean; `UNLABELLED` without any."""
-    if not colours:
+def blend(colors: Sequence[Color]) -> Color:
+    """The mean color, for a tile with several labels; `UNLABELLED` for none."""
+    if not colors:
         return UNLABELLED
-    red, green, blue = np.mean(colours, axis=0).round().astype(int).tolist()
+    red, green, blue = np.mean(colors, axis=0).round().astype(int).tolist()
     return red, green, blue
 
 
-def file_names_of(names: Sequence[str]) -> dict[str, str]:
-    """A file's or folder's name for each name: letters, digits, `_`, `-`, `.`; no two alike, even without case."""
+def unique_file_names(names: Sequence[str]) -> dict[str, str]:
+    """A file name per name, of letters, digits, `_`, `-` and `.`; no two are alike, even ignoring case."""
     out: dict[str, str] = {}
     taken: set[str] = set()
     for name in names:
-        plain = re.sub(r"[^\w.-]+", "_", name)[:_LONGEST_NAME].lstrip(".") or "_"
+        plain = re.sub(r"[^\w.-]+", "_", name)[:_MAX_NAME].lstrip(".") or "_"
         unique, number = plain, 1
         while unique.casefold() in taken:
             number += 1

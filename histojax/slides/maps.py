@@ -25,7 +25,7 @@ from shapely.geometry.base import BaseGeometry
 from histojax.core.files import atomic_write
 from histojax.evaluation import fonts
 from histojax.slides.geometry import Geometry
-from histojax.slides.labels import PREFIX, UNLABELLED, Colour, blend, colours_of, names_of, predicted
+from histojax.slides.labels import PREFIX, UNLABELLED, Color, blend, carried_labels, label_colors, label_names
 
 _LONGEST, _SHORTEST = 6.0, 1.5  # inches of the sides of the map itself
 _LEFT, _RIGHT, _BELOW, _ABOVE = 0.9, 1.9, 0.7, 0.5  # inches around it
@@ -85,11 +85,11 @@ def write_overlay(
       geometry: of its tiles.
       thumbnail: uint8 [h, w, 3], the whole slide at any size.
       slide: its name.
-      thresholds: as for `labels.predicted`.
+      thresholds: as for `labels.carried_labels`.
       outlines: name -> polygons in level-0 pixels to be outlined: a region of interest, a hot spot.
     """
-    kinds, kind, count = np.unique(predicted(table, thresholds), axis=0, return_inverse=True, return_counts=True)
-    looks = [_look(names_of(table), there) for there in kinds]
+    kinds, kind, count = np.unique(carried_labels(table, thresholds), axis=0, return_inverse=True, return_counts=True)
+    looks = [_look(label_names(table), there) for there in kinds]
     layer = np.zeros((*grid_of(table, geometry, "tissue").shape, 4), np.float32)
     if looks:
         tints = np.array([[channel / 255 for channel in colour] + [_OPACITY] for _, colour in looks])
@@ -124,7 +124,7 @@ def write_ome_tiff(path: str | os.PathLike[str], table: pd.DataFrame, geometry: 
     the slide; 0 is also where no tile is. The pixels are parts of a cell of about 8 µm, never the slide's own. Halved
     levels follow as SubIFDs until one is no longer than 128 pixels.
     """
-    names = names_of(table)
+    names = label_names(table)
     parts = max(1, round(geometry.stride * geometry.mpp / _RASTER_UM))
     side = geometry.stride / parts
     rows, columns = (_cells(length, side, geometry) for length in (geometry.height, geometry.width))
@@ -132,7 +132,7 @@ def write_ome_tiff(path: str | os.PathLike[str], table: pd.DataFrame, geometry: 
     levels = [raster]
     while max(levels[-1].shape[1:]) > _SMALLEST_LEVEL:
         levels.append(np.stack([_halved(channel) for channel in levels[-1]]))
-    colours = colours_of(names)
+    colours = label_colors(names)
     metadata = {
         "axes": "CYX",
         "Name": fonts.printable(slide),
@@ -177,7 +177,7 @@ def _halved(channel: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return half.astype(np.uint8, copy=False)
 
 
-def _ome_colour(colour: Colour) -> int:
+def _ome_colour(colour: Color) -> int:
     """Red, green, blue and an opaque alpha in a signed 32-bit number, as OME-XML has it."""
     red, green, blue = colour
     return int(np.uint32(red << 24 | green << 16 | blue << 8 | 255).view(np.int32))
@@ -225,13 +225,13 @@ def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
         figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})
 
 
-def _look(names: Sequence[str], there: NDArray[np.bool_]) -> tuple[str, Colour]:
+def _look(names: Sequence[str], there: NDArray[np.bool_]) -> tuple[str, Color]:
     """Name and colour in the legend of tiles that have the labels `there`, bool [k]."""
     present = [name for name, is_there in zip(names, there, strict=True) if is_there]
-    colours = colours_of(names)
+    colours = label_colors(names)
     return " + ".join(present) or "no label", blend([colours[name] for name in present])
 
 
-def _hex(colour: Colour) -> str:
+def _hex(colour: Color) -> str:
     red, green, blue = colour
     return f"#{red:02x}{green:02x}{blue:02x}"

@@ -16,7 +16,7 @@ import shapely
 import shapely.geometry
 
 from histojax.slides.geojson import write_tiles
-from histojax.slides.labels import colours_of, file_names_of, predicted
+from histojax.slides.labels import carried_labels, label_colors, unique_file_names
 from tests.helpers.tile_tables import make_table
 
 THRESHOLDS = {"tumor": 0.5, "stroma": 0.25}
@@ -116,7 +116,7 @@ def test_the_geojson_package_and_shapely_find_every_polygon_valid(tmp_path: path
 def test_classes_colours_and_measurements_are_those_of_the_table(tmp_path: pathlib.Path) -> None:
     table = make_table(1, 4).assign(prob_tumor=[0.5, 0.4999, 0.9, 0.1], prob_stroma=[0.1, 0.25, 0.9, 0.1], tissue=1.0)
     features = write(table, tmp_path / "tiles.geojson")["features"]
-    colour = colours_of(["tumor", "stroma"])
+    colour = label_colors(["tumor", "stroma"])
     assert [feature["properties"].get("classification") for feature in features] == [
         {"name": "tumor", "color": list(colour["tumor"])},
         {"name": "stroma", "color": list(colour["stroma"])},
@@ -178,10 +178,10 @@ def test_the_text_is_never_whole_in_memory(tmp_path: pathlib.Path) -> None:
 
 
 def test_labels_have_colours_and_file_names_that_do_not_collide() -> None:
-    colours = colours_of(["Tumor", "stroma", "fat", "vessel"])
+    colours = label_colors(["Tumor", "stroma", "fat", "vessel"])
     assert colours["Tumor"] == (200, 0, 0)  # QuPath's
     assert len(set(colours.values())) == 4
-    names = file_names_of(["a/b", "a b", "A_B", "../x", "..", "ü", "y" * 300])
+    names = unique_file_names(["a/b", "a b", "A_B", "../x", "..", "ü", "y" * 300])
     assert names["a/b"] == "a_b"
     assert len({name.casefold() for name in names.values()}) == 7
     assert not any(set("/\\ ") & set(name) for name in names.values())
@@ -191,4 +191,4 @@ def test_labels_have_colours_and_file_names_that_do_not_collide() -> None:
 
 def test_predicted_takes_the_threshold_in() -> None:
     table = make_table(1, 2).assign(prob_tumor=[0.5, 0.49], prob_stroma=0.0)
-    assert predicted(table, THRESHOLDS).tolist() == [[True, False], [False, False]]
+    assert carried_labels(table, THRESHOLDS).tolist() == [[True, False], [False, False]]

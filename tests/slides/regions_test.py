@@ -1,4 +1,4 @@
-"""Regions from GeoJSON: all that QuPath exports is read, repaired or refused in words."""
+"""Regions from GeoJSON: everything that QuPath exports is read, repaired or refused with a message."""
 
 import gzip
 import json
@@ -10,9 +10,9 @@ import pytest
 import shapely
 from shapely.geometry import Polygon, mapping
 
-from histojax.slides import regions
+from histojax.slides.annotations import regions
+from histojax.slides.annotations.regions import RegionError
 from histojax.slides.geojson import write_tiles
-from histojax.slides.regions import RegionError
 from tests.helpers.tile_tables import make_table
 
 SQUARE = [[0, 0], [10, 0], [10, 10], [0, 10], [0, 0]]
@@ -43,7 +43,7 @@ SHAPES = {
     "geometries": {"type": "GeometryCollection", "geometries": [polygon(SQUARE, HOLE)]},
     "no properties": {"type": "Feature", "geometry": polygon(SQUARE, HOLE), "properties": None},
     "not closed": feature(polygon(SQUARE[:-1], HOLE[:-1])),
-    "of a stack": feature(polygon([[x, y, 0] for x, y in SQUARE], HOLE)),
+    "image stack": feature(polygon([[x, y, 0] for x, y in SQUARE], HOLE)),
     "child": feature(polygon(HOLE), objectType="root", childObjects=[feature(polygon(SQUARE, HOLE))]),
 }
 
@@ -68,14 +68,14 @@ def test_every_way_of_writing_a_polygon_with_a_hole_is_read(tmp_path: pathlib.Pa
         ({"classification": None}, ""),
     ],
 )
-def test_the_name_is_the_classification_else_the_own(
+def test_the_name_is_the_classification_or_else_the_objects_name(
     tmp_path: pathlib.Path, properties: dict[str, Any], name: str
 ) -> None:
     (found,) = regions.read(write(tmp_path / "a.geojson", [feature(polygon(SQUARE), **properties)]))
     assert found.name == name
 
 
-def test_what_crosses_itself_is_repaired_without_losing_area(tmp_path: pathlib.Path) -> None:
+def test_an_outline_that_crosses_itself_is_repaired_without_losing_area(tmp_path: pathlib.Path) -> None:
     turn = 2 * np.pi * np.arange(5) * 2 / 5
     star = np.column_stack([np.cos(turn), np.sin(turn)]).tolist()
     overlap = {"type": "MultiPolygon", "coordinates": [[SQUARE], [[[x + 5, y + 5] for x, y in SQUARE]]]}
@@ -87,7 +87,7 @@ def test_what_crosses_itself_is_repaired_without_losing_area(tmp_path: pathlib.P
     assert [region.shape.area for region in found] == pytest.approx([50, pentagram, 175, 100])
 
 
-def test_annotations_are_read_and_detections_passed_over(tmp_path: pathlib.Path) -> None:
+def test_annotations_are_read_and_detections_skipped(tmp_path: pathlib.Path) -> None:
     contents = [
         feature(polygon(HOLE), objectType="tile"),
         feature(polygon(SQUARE), objectType="annotation", classification={"name": "Tumor"}),
@@ -98,47 +98,47 @@ def test_annotations_are_read_and_detections_passed_over(tmp_path: pathlib.Path)
     found = regions.read(write(tmp_path / "a.geojson", contents))
     assert [(region.name, region.feature) for region in found] == [("Tumor", "feature 1"), ("", "feature 4")]
     write_tiles(make_table(), tmp_path / "t.geojson", slide="S", thresholds=None)
-    with pytest.raises(RegionError, match="all of its 12 objects are tiles"):
+    with pytest.raises(RegionError, match="all 12 objects are tiles"):
         regions.read(tmp_path / "t.geojson")
 
 
 NAN = float("nan")
 BAD: dict[str, tuple[Any, str]] = {
-    "empty file": ("", "not readable as JSON"),
-    "half": ('[{"type": "Feat', "not readable as JSON"),
-    "deep text": ("[" * 100_000, "nested too deep"),
-    "long number": ("[" + "9" * 5000 + "]", "not readable as JSON"),
-    "deep lists": ("[" * 30 + "]" * 30, "more than 20 deep"),
-    "number": (3, "the whole file: neither a Feature nor Polygon"),
-    "other object": ({"tiles": []}, "neither a Feature"),
-    "nothing": ({"type": "FeatureCollection", "features": []}, "no annotation .it is empty"),
-    "no list": ({"type": "FeatureCollection", "features": {}}, "'features' is no list"),
-    "second": ([feature(polygon(SQUARE)), 1], "feature 1: neither"),
-    "properties": ({"type": "Feature", "geometry": polygon(SQUARE), "properties": [1]}, "'properties' is no object"),
-    "class": (feature(polygon(SQUARE), classification=3), "classification is no text"),
+    "empty file": ("", "invalid JSON"),
+    "half": ('[{"type": "Feat', "invalid JSON"),
+    "deep text": ("[" * 100_000, "nested too deeply"),
+    "long number": ("[" + "9" * 5000 + "]", "invalid JSON"),
+    "deep lists": ("[" * 30 + "]" * 30, "more than 20 levels deep"),
+    "number": (3, "top level: expected a Feature or one of Polygon"),
+    "other object": ({"tiles": []}, "expected a Feature"),
+    "nothing": ({"type": "FeatureCollection", "features": []}, "no annotation .the file is empty"),
+    "no list": ({"type": "FeatureCollection", "features": {}}, "'features' is not a list"),
+    "second": ([feature(polygon(SQUARE)), 1], "feature 1: expected a Feature"),
+    "properties": ({"type": "Feature", "geometry": polygon(SQUARE), "properties": [1]}, "'properties' is not an object"),
+    "class": (feature(polygon(SQUARE), classification=3), "classification is not text"),
     "no geometry": (feature(None), "no geometry where an area is expected"),
     "point": ([feature({"type": "Point", "coordinates": [1, 2]})], "feature 0: a Point where an area is expected"),
     "line": (feature({"type": "LineString", "coordinates": SQUARE}), "a LineString where"),
-    "no coordinates": (feature({"type": "Polygon"}), "a Polygon without coordinates"),
-    "no rings": (feature({"type": "MultiPolygon", "coordinates": [[]]}), "a polygon without rings"),
-    "flat": (feature(polygon([1, 2, 3, 4])), "no list of pairs"),
-    "number ring": (feature(polygon(7)), "no list of pairs"),
-    "single": (feature(polygon([[1], [2], [3]])), "no list of pairs"),
-    "text": (feature(polygon([["0", "0"], ["1", "0"], ["1", "1"]])), "no list of pairs"),
-    "truth": (feature(polygon([[True, False], [9, 0], [9, 9]])), "no list of pairs"),
-    "null": (feature(polygon([[None, 0], [1, 0], [1, 1]])), "no list of pairs"),
-    "NaN": (feature(polygon([[NAN, 0], [1, 0], [1, 1]])), "no pixel of any slide"),
-    "infinite": (feature(polygon([[0, 0], [1, 0], [1, float("inf")]])), "no pixel of any slide"),
-    "far": (feature(polygon([[0, 0], [1e300, 0], [1, 1]])), "no pixel of any slide"),
-    "huge integer": (feature(polygon([[0, 0], [10**40, 0], [1, 1]])), "no list of pairs"),
+    "no coordinates": (feature({"type": "Polygon"}), "a Polygon has no coordinates"),
+    "no rings": (feature({"type": "MultiPolygon", "coordinates": [[]]}), "a polygon has no rings"),
+    "flat": (feature(polygon([1, 2, 3, 4])), "not a list of number pairs"),
+    "number ring": (feature(polygon(7)), "not a list of number pairs"),
+    "single": (feature(polygon([[1], [2], [3]])), "not a list of number pairs"),
+    "text": (feature(polygon([["0", "0"], ["1", "0"], ["1", "1"]])), "not a list of number pairs"),
+    "truth": (feature(polygon([[True, False], [9, 0], [9, 9]])), "not a list of number pairs"),
+    "null": (feature(polygon([[None, 0], [1, 0], [1, 1]])), "not a list of number pairs"),
+    "NaN": (feature(polygon([[NAN, 0], [1, 0], [1, 1]])), "not a slide pixel"),
+    "infinite": (feature(polygon([[0, 0], [1, 0], [1, float("inf")]])), "not a slide pixel"),
+    "far": (feature(polygon([[0, 0], [1e300, 0], [1, 1]])), "not a slide pixel"),
+    "huge integer": (feature(polygon([[0, 0], [10**40, 0], [1, 1]])), "not a list of number pairs"),
     "two corners": (feature(polygon([[0, 0], [1, 1], [0, 0]])), "fewer than three corners"),
-    "tiny": (feature(polygon([[0, 0], [1e-200, 0], [0, 1e-200]])), "without any area"),
-    "no area": (feature(polygon([[0, 0], [1, 1], [2, 2]])), "without any area"),
+    "tiny": (feature(polygon([[0, 0], [1e-200, 0], [0, 1e-200]])), "has no area"),
+    "no area": (feature(polygon([[0, 0], [1, 1], [2, 2]])), "has no area"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_cannot_be_used_is_told_with_file_and_feature(tmp_path: pathlib.Path, name: str) -> None:
+def test_unusable_annotations_are_refused_with_file_and_feature(tmp_path: pathlib.Path, name: str) -> None:
     content, message = BAD[name]
     path = write(tmp_path / "a.geojson", content)
     with pytest.raises(RegionError, match=message) as raised:
@@ -146,15 +146,15 @@ def test_what_cannot_be_used_is_told_with_file_and_feature(tmp_path: pathlib.Pat
     assert str(path) in str(raised.value)
 
 
-def test_unreadable_files_are_told(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_files_are_refused(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = gzip.compress(json.dumps(SHAPES["list"]).encode())
     for data in (b"no gzip", whole[:-9], whole[:20] + b"\x00\x01" + whole[22:]):
         (tmp_path / "a.geojson.gz").write_bytes(data)
-        with pytest.raises(RegionError, match="not readable"):
+        with pytest.raises(RegionError, match="cannot be read"):
             regions.read(tmp_path / "a.geojson.gz")
-    with pytest.raises(RegionError, match="not readable"):
+    with pytest.raises(RegionError, match="cannot be read"):
         regions.read(tmp_path / "none.geojson")
-    monkeypatch.setattr(regions, "_LARGEST", 1 << 20)
+    monkeypatch.setattr(regions, "_MAX_BYTES", 1 << 20)
     bomb = write(tmp_path / "bomb.geojson.gz", "[" + " " * (1 << 21))
     with pytest.raises(RegionError, match="more than 1 MB"):
         regions.read(bomb)
@@ -163,28 +163,28 @@ def test_unreadable_files_are_told(tmp_path: pathlib.Path, monkeypatch: pytest.M
 # --- On a slide ---------------------------------------------------------------------------------------------
 
 
-def test_clipping_keeps_what_is_on_the_slide_and_tells_the_rest(tmp_path: pathlib.Path) -> None:
+def test_clipping_keeps_the_part_on_the_slide_and_warns_about_the_rest(tmp_path: pathlib.Path) -> None:
     beyond = shapely.box(-5, 0, 5, 10)
     content = [feature(mapping(s)) for s in (shapely.box(1, 1, 9, 9), beyond, shapely.box(30, 0, 40, 9))]
     kept, warnings = regions.clip(regions.read(write(tmp_path / "a.geojson", content)), 20, 10, "a.geojson")
     assert [region.shape.bounds for region in kept] == [(1, 1, 9, 9), (0, 0, 5, 10)]
-    assert [warning.split(" lie")[0] for warning in warnings] == [
-        "a.geojson, feature 1: 50 % of it",
-        "a.geojson, feature 2: 100 % of it",
+    assert [warning.split(" lies")[0] for warning in warnings] == [
+        "a.geojson, feature 1: 50 % of its area",
+        "a.geojson, feature 2: 100 % of its area",
     ]
-    with pytest.raises(RegionError, match="everything in it lies outside the slide of 20 × 10 pixels"):
+    with pytest.raises(RegionError, match="all annotations lie outside the slide of 20 × 10 pixels"):
         regions.clip(regions.read(write(tmp_path / "a.geojson", content[2:])), 20, 10, "a.geojson")
 
 
 def test_a_region_that_touches_the_slide_leaves_no_line(tmp_path: pathlib.Path) -> None:
-    l_shape = [[-5, -5], [30, -5], [30, 0], [5, 0], [5, 5], [0, 5], [0, 0], [-5, 0]]  # touches the edge y = 0, too
+    l_shape = [[-5, -5], [30, -5], [30, 0], [5, 0], [5, 5], [0, 5], [0, 0], [-5, 0]]  # also touches the edge y = 0
     kept, _ = regions.clip(regions.read(write(tmp_path / "a.geojson", polygon(l_shape))), 20, 10, "a")
     assert kept[0].shape.geom_type == "Polygon"
     assert kept[0].shape.area == 25
 
 
-def test_tiles_are_inside_by_their_centres() -> None:
-    table = make_table(3, 4)  # centres at 50, 150, 250, 350
+def test_a_tile_is_inside_if_its_center_is() -> None:
+    table = make_table(3, 4)  # centers at 50, 150, 250, 350
     ring = shapely.box(0, 0, 299, 299).difference(shapely.box(101, 101, 199, 199))
     expected = [[1, 1, 1, 0], [1, 0, 1, 0], [1, 1, 1, 0]]
     np.testing.assert_array_equal(regions.inside(table, ring).reshape(3, 4), np.array(expected, bool))

@@ -17,7 +17,7 @@ from scipy import spatial, special
 from histojax.evaluation import bootstrap, metrics, summary_blocks
 from histojax.evaluation.metrics import Array
 from histojax.slides.geometry import Geometry
-from histojax.slides.labels import PREFIX, names_of, predicted
+from histojax.slides.labels import PREFIX, carried_labels, label_names
 from histojax.slides.tsr.ambiguity import LabelArea, ambiguity_range, unknown
 from histojax.slides.tsr.hot_spot import find_hot_spot
 from histojax.slides.tsr.spec import CUTOFFS, FORMULAS, TSRError, TSRSpec
@@ -102,7 +102,7 @@ class _Context:
 
 
 def _tiles(table: pd.DataFrame, geometry: Geometry, spec: TSRSpec) -> _Tiles:
-    labels = names_of(table)
+    labels = label_names(table)
     spec.check_labels(labels)
     if table.duplicated(["row", "column"]).any():
         raise TSRError("the tile table has a row and column twice: each tile must stand in it once")
@@ -112,7 +112,7 @@ def _tiles(table: pd.DataFrame, geometry: Geometry, spec: TSRSpec) -> _Tiles:
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise TSRError("the tile table has probabilities that are missing or outside [0, 1]: predict the slide again")
     row, column = (ordered[name].to_numpy(np.int64) for name in ("row", "column"))
-    carried = predicted(ordered, spec.thresholds or None)
+    carried = carried_labels(ordered, spec.thresholds or None)
     parts = probabilities if spec.measure == "probability" else carried.astype(np.float64)
     at = [labels.index(spec.tumor), labels.index(spec.stroma)]
     divided = parts[:, at]

@@ -15,10 +15,11 @@ from shapely.geometry import mapping
 from data_pipelines.images import decode_rgb
 from data_pipelines.liver_tiles.scan import scan
 from data_pipelines.liver_tiles.spec import TilesSpec
-from histojax.slides import annotations
-from histojax.slides.annotations import AnnotatedSlide, AnnotationError, CutSpec
+from histojax.core.errors import RunError
+from histojax.slides.annotations import training_tiles
+from histojax.slides.annotations.regions import RegionError
+from histojax.slides.annotations.training_tiles import AnnotatedSlide, AnnotationError, CutSpec
 from histojax.slides.readers.reader import SlideError, open_slide
-from histojax.slides.regions import RegionError
 from tests.conftest import SHARED
 
 LABELS = ("tumor", "stroma")
@@ -61,7 +62,7 @@ def rows_of(folder: pathlib.Path) -> list[dict[str, str]]:
 
 
 def test_tiles_have_the_labels_that_cover_them(annotated: AnnotatedSlide, tmp_path: pathlib.Path) -> None:
-    record = annotations.cut([annotated], tmp_path / "out", SPEC)
+    record = training_tiles.cut([annotated], tmp_path / "out", SPEC)
     labels = {(int(r["minx"]), int(r["miny"])): (r["tumor"], r["stroma"]) for r in rows_of(tmp_path / "out")}
     assert labels == {
         (0, 0): ("1", "0"),
@@ -78,22 +79,22 @@ def test_tiles_have_the_labels_that_cover_them(annotated: AnnotatedSlide, tmp_pa
     assert json.loads((tmp_path / "out" / "train_tiles.json").read_text()) == json.loads(json.dumps(record))
 
 
-def test_many_tiles_are_labelled_like_few(
+def test_labels_do_not_depend_on_the_chunk_size(
     annotated: AnnotatedSlide, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    annotations.cut([annotated], tmp_path / "a", SPEC)
-    monkeypatch.setattr(annotations, "_CHUNK", 2)
-    annotations.cut([annotated], tmp_path / "b", SPEC)
+    training_tiles.cut([annotated], tmp_path / "a", SPEC)
+    monkeypatch.setattr(training_tiles, "_CHUNK", 2)
+    training_tiles.cut([annotated], tmp_path / "b", SPEC)
     assert (tmp_path / "a" / "tiles.csv").read_bytes() == (tmp_path / "b" / "tiles.csv").read_bytes()
 
 
-def test_labels_are_matched_whatever_their_case(annotated: AnnotatedSlide, tmp_path: pathlib.Path) -> None:
-    record = annotations.cut([annotated], tmp_path / "out", CutSpec(("TUMOR", "Stroma"), 50, 1.0))
+def test_labels_are_matched_ignoring_case(annotated: AnnotatedSlide, tmp_path: pathlib.Path) -> None:
+    record = training_tiles.cut([annotated], tmp_path / "out", CutSpec(("TUMOR", "Stroma"), 50, 1.0))
     assert record["slides"]["P1_a"]["tiles_of_label"] == {"TUMOR": 4, "Stroma": 2}
 
 
-def test_the_pixels_are_the_slides_at_the_tiles_resolution(annotated: AnnotatedSlide, tmp_path: pathlib.Path) -> None:
-    annotations.cut([annotated], tmp_path / "out", SPEC)
+def test_pixels_are_the_slide_at_the_resolution_of_the_tiles(annotated: AnnotatedSlide, tmp_path: pathlib.Path) -> None:
+    training_tiles.cut([annotated], tmp_path / "out", SPEC)
     slide = tifffile.imread(annotated.slide)
     for row in rows_of(tmp_path / "out"):
         x, y = int(row["minx"]), int(row["miny"])
@@ -109,7 +110,7 @@ def test_liver_tiles_reads_the_folder(annotated: AnnotatedSlide, tmp_path: pathl
         patient_id="P2",
     )
     spec = CutSpec(LABELS, 50, 1.0, overlap=0.5, patient_pattern=r"^(?P<patient>[^_]+)_")
-    annotations.cut([annotated, other], tmp_path / "out", spec)
+    training_tiles.cut([annotated, other], tmp_path / "out", spec)
     found = scan(tmp_path / "out", TilesSpec(labels=LABELS))
     assert found.summary["layout"] == "table"
     assert found.summary["bad_images"] == {}
@@ -119,23 +120,23 @@ def test_liver_tiles_reads_the_folder(annotated: AnnotatedSlide, tmp_path: pathl
     assert sum(r.slide_id == "b, c" for r in records) == 7 * 5  # every 50 pixels, whole tiles only
 
 
-def test_everything_is_taken_where_nothing_need_be_annotated(annotated: AnnotatedSlide, tmp_path: pathlib.Path) -> None:
-    annotations.cut([annotated], tmp_path / "out", CutSpec(LABELS, 50, 1.0, min_annotated=0))
+def test_all_tiles_are_kept_if_no_annotation_is_required(annotated: AnnotatedSlide, tmp_path: pathlib.Path) -> None:
+    training_tiles.cut([annotated], tmp_path / "out", CutSpec(LABELS, 50, 1.0, min_annotated=0))
     rows = rows_of(tmp_path / "out")
     assert len(rows) == 12
     assert [r["tumor"] + r["stroma"] for r in rows if int(r["minx"]) >= 200] == ["00"] * 6
 
 
-def test_holes_and_clipping_and_mending_are_heeded(tmp_path: pathlib.Path) -> None:
+def test_holes_clipping_and_repairs_are_respected(tmp_path: pathlib.Path) -> None:
     bow = shapely.Polygon([(200, 0), (400, 200), (400, 0), (200, 200)])
     ring = shapely.box(-50, 0, 200, 300).difference(shapely.box(0, 100, 100, 200))
     path = annotate(tmp_path / "a.geojson", ("tumor", ring), ("stroma", bow))
-    record = annotations.cut([AnnotatedSlide(make_slide(tmp_path / "a.tif"), path)], tmp_path / "out", SPEC)
+    record = training_tiles.cut([AnnotatedSlide(make_slide(tmp_path / "a.tif"), path)], tmp_path / "out", SPEC)
     places = [(int(r["minx"]), int(r["miny"])) for r in rows_of(tmp_path / "out") if r["tumor"] == "1"]
     assert places == [(0, 0), (100, 0), (100, 100), (0, 200), (100, 200)]
     assert [warning.split(": ", 1)[1] for warning in record["slides"]["a"]["warnings"]] == [
-        "its outline crosses itself; mended",
-        "23.1 % of it lie outside the slide and are left out",
+        "the outline crosses itself and was repaired",
+        "23.1 % of its area lies outside the slide and is ignored",
     ]
 
 
@@ -148,10 +149,10 @@ def test_classes_are_mapped_refused_or_ignored(tmp_path: pathlib.Path) -> None:
     item = AnnotatedSlide(make_slide(tmp_path / "a.tif"), path)
     classes = {"tumour": "tumor", "vessel": ""}
     spec = {"labels": LABELS, "size": 50, "mpp": 1.0, "class_names": classes}
-    with pytest.raises(AnnotationError, match=r"a\.geojson: annotations of the classes \(no class\), Fat, which are"):
-        annotations.cut([item], tmp_path / "out", CutSpec(**spec))  # type: ignore[arg-type]
+    with pytest.raises(AnnotationError, match=r"a\.geojson: the classes \(no class\), Fat are not among the labels"):
+        training_tiles.cut([item], tmp_path / "out", CutSpec(**spec))  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
-    record = annotations.cut([item], tmp_path / "out", CutSpec(**spec, ignore_unknown=True))  # type: ignore[arg-type]
+    record = training_tiles.cut([item], tmp_path / "out", CutSpec(**spec, ignore_unknown=True))  # type: ignore[arg-type]
     rows = [(r["minx"], r["tumor"], r["stroma"]) for r in rows_of(tmp_path / "out")]
     assert rows == [("0", "1", "0"), ("100", "0", "0")] * 3
     assert record["slides"]["a"]["ignored_annotations"] == {"Fat": 1, "(no class)": 1}
@@ -163,9 +164,9 @@ def test_classes_are_mapped_refused_or_ignored(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"labels": ()}, "--labels: name at least one"),
+        ({"labels": ()}, "--labels is empty: name at least one"),
         ({"labels": ("a+b",)}, "no plain name"),
-        ({"labels": ("a", "A")}, "differ in nothing but case"),
+        ({"labels": ("a", "A")}, "differ only in case"),
         ({"labels": ("path",)}, "path is a column"),
         ({"size": 0}, "size=0"),
         ({"mpp": 0.0}, "--tile_mpp 0"),
@@ -173,17 +174,17 @@ def test_classes_are_mapped_refused_or_ignored(tmp_path: pathlib.Path) -> None:
         ({"overlap": 1.0}, r"--overlap 1\.0"),
         ({"min_share": 0.0}, r"min_share=0\.0"),
         ({"min_annotated": 1.5}, r"--min_annotated 1\.5"),
-        ({"class_names": {"Fat": "fat"}}, "'Fat' is to be 'fat', which is none of the labels tumor, stroma"),
+        ({"class_names": {"Fat": "fat"}}, "maps 'Fat' to 'fat', which is not one of the labels tumor, stroma"),
         ({"patient_pattern": "("}, "--patient_pattern"),
         ({"patient_pattern": "(?P<slide>.)"}, "has no group"),
     ],
 )
-def test_a_spec_that_means_nothing_is_refused(fields: dict[str, Any], message: str) -> None:
+def test_an_invalid_spec_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(AnnotationError, match=message):
         CutSpec(**{"labels": LABELS, "size": 50, "mpp": 1.0} | fields)
 
 
-def test_what_goes_wrong_leaves_nothing_behind(annotated: AnnotatedSlide, tmp_path: pathlib.Path) -> None:
+def test_a_failure_leaves_nothing_behind(annotated: AnnotatedSlide, tmp_path: pathlib.Path) -> None:
     out = tmp_path / "new" / "out"
     bad_slide = make_slide(tmp_path / "bad.tif")
     bad_slide.write_bytes(bad_slide.read_bytes()[:5000])
@@ -195,20 +196,20 @@ def test_what_goes_wrong_leaves_nothing_behind(annotated: AnnotatedSlide, tmp_pa
     pattern = CutSpec(LABELS, 50, 1.0, patient_pattern=r"^(?P<patient>\d+)")
     cases: list[tuple[list[AnnotatedSlide], CutSpec, type[Exception], str]] = [
         ([annotated, AnnotatedSlide(bad_slide, everywhere)], SPEC, SlideError, "bad.tif"),
-        ([annotated, same], SPEC, AnnotationError, "P1_a: several slides of this name"),
-        ([AnnotatedSlide(tiny, everywhere)], SPEC, AnnotationError, "no tile of 50 µm is annotated on 50%"),
-        ([AnnotatedSlide(annotated.slide, far)], SPEC, RegionError, "far.geojson: everything in it lies outside"),
-        ([annotated], pattern, AnnotationError, "its name does not match --patient_pattern"),
+        ([annotated, same], SPEC, AnnotationError, "P1_a: several slides have this name"),
+        ([AnnotatedSlide(tiny, everywhere)], SPEC, AnnotationError, "no tile of 50 µm has 50% of its area annotated"),
+        ([AnnotatedSlide(annotated.slide, far)], SPEC, RegionError, "far.geojson: all annotations lie outside"),
+        ([annotated], pattern, AnnotationError, "the name does not match --patient_pattern"),
     ]
     for slides, spec, kind, message in cases:
         with pytest.raises(kind, match=message):
-            annotations.cut(slides, out, spec)
+            training_tiles.cut(slides, out, spec)
         assert not list(out.parent.glob("*"))
         assert not list(out.parent.glob(".*"))
-    annotations.cut([annotated], out, SPEC)
+    training_tiles.cut([annotated], out, SPEC)
     before = sorted(out.rglob("*"))
-    with pytest.raises(AnnotationError, match="already there; give another --output"):
-        annotations.cut([annotated], out, SPEC)
+    with pytest.raises(RunError, match="already exists; choose another --output"):
+        training_tiles.cut([annotated], out, SPEC)
     assert sorted(out.rglob("*")) == before
 
 
@@ -216,22 +217,26 @@ def test_slides_are_paired_with_their_annotations(tmp_path: pathlib.Path) -> Non
     for name in ("a.svs", "a.geojson", "b.ome.tif", "b.ome.json.gz", "c.svs", "c.svs.geojson", "d.svs", "e.svs"):
         (tmp_path / name).touch()
     good = [tmp_path / name for name in ("a.svs", "b.ome.tif", "c.svs")]
-    assert [item.annotations.name for item in annotations.pair(good)] == ["a.geojson", "b.ome.json.gz", "c.svs.geojson"]
+    assert [item.annotations.name for item in training_tiles.pair(good)] == [
+        "a.geojson",
+        "b.ome.json.gz",
+        "c.svs.geojson",
+    ]
     (tmp_path / "e.geojson").touch()
     (tmp_path / "e.json").touch()
     with pytest.raises(
         AnnotationError, match=r"(?s)d\.svs: no d\.geojson in .*e\.svs: several files: e\.geojson, e\.json"
     ):
-        annotations.pair([*good, tmp_path / "d.svs", tmp_path / "e.svs"])
+        training_tiles.pair([*good, tmp_path / "d.svs", tmp_path / "e.svs"])
     with pytest.raises(AnnotationError, match=r"no a\.geojson in .*elsewhere"):
-        annotations.pair(good, tmp_path / "elsewhere")
+        training_tiles.pair(good, tmp_path / "elsewhere")
 
 
-@pytest.mark.skipif(not CMU.is_file(), reason=f"real slides are not here ({CMU})")
+@pytest.mark.skipif(not CMU.is_file(), reason=f"no real slide at {CMU}")
 def test_a_real_slide_gives_tiles_that_look_like_it(tmp_path: pathlib.Path) -> None:
     tumor, stroma = shapely.box(900, 700, 1400, 1900), shapely.Point(900, 2400).buffer(400)
     path = annotate(tmp_path / "cmu.geojson", ("Tumor", tumor), ("Stroma", stroma))
-    annotations.cut([AnnotatedSlide(CMU, path)], tmp_path / "out", CutSpec(LABELS, 112, 1.0))
+    training_tiles.cut([AnnotatedSlide(CMU, path)], tmp_path / "out", CutSpec(LABELS, 112, 1.0))
     found = scan(tmp_path / "out", TilesSpec(labels=LABELS))
     assert len(found.tiles) == len(rows_of(tmp_path / "out")) >= 15
     row = rows_of(tmp_path / "out")[0]

@@ -1,0 +1,1 @@
+"""Annotations of slides: regions from GeoJSON, and labelled training tiles cut from them."""

@@ -1,0 +1,249 @@
+"""Regions of interest and annotations in level-0 pixels, read from GeoJSON as exported by QuPath and others."""
+
+import dataclasses
+import gzip
+import json
+import os
+import pathlib
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import shapely
+from numpy.typing import NDArray
+from shapely.geometry import MultiPolygon, Polygon
+from shapely.geometry.base import BaseGeometry
+
+from histojax.core.errors import RunError
+
+SUFFIXES = (".geojson", ".json", ".geojson.gz", ".json.gz")
+_MAX_BYTES = 1 << 29  # half a GB of text is exported cells or a decompression bomb, not annotations
+_MAX_DEPTH = 20  # objects within objects, and collections within collections
+_MAX_COORDINATE = 1e8  # pixels: no slide is this large, and areas of larger polygons lose all digits
+_GEOMETRIES = ("Polygon", "MultiPolygon", "GeometryCollection")
+# Like QuPath, treat an object without a type as an annotation. QuPath 0.3 called the property object_type.
+_ANNOTATION = ("annotation", "unknown")
+
+
+class RegionError(RunError):
+    """Unusable regions; the message names the file, the feature and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """An annotated area.
+
+    Attributes:
+      name: the classification (several are joined as in QuPath: "tumor: stroma"), else the object's name, else empty.
+      shape: Polygon or MultiPolygon in level-0 pixels, valid and not empty.
+      feature: position in the file, as shown in error messages.
+      repaired: whether the outline crossed itself and was made valid.
+    """
+
+    name: str
+    shape: BaseGeometry
+    feature: str
+    repaired: bool = False
+
+
+def read(path: str | os.PathLike[str]) -> list[Region]:
+    """Read the annotations of a GeoJSON file (`.gz`: compressed), in file order.
+
+    The file may hold a FeatureCollection, a Feature, a geometry, or a list of these. Child objects of QuPath's
+    hierarchy are read like the others. Tiles, cells and other detections are skipped. An outline that crosses itself
+    is repaired.
+
+    Returns:
+      At least one region.
+
+    Raises:
+      RegionError: the file cannot be read as JSON or GeoJSON or has no annotation, or a feature is not a polygon, has
+        coordinates that are not pixels, or cannot be repaired.
+    """
+    path = pathlib.Path(path)
+    try:
+        content = json.loads(_read_text(path))
+    except (ValueError, RecursionError) as error:  # broken text, numbers of a million digits, nesting
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise RegionError(f"{path}: invalid JSON ({reason}); export the annotations again") from error
+    found: list[Region] = []
+    detections = _collect(path, content, "", found, depth=0)
+    if not found:
+        why = f"all {detections} objects are tiles, cells or other detections" if detections else "the file is empty"
+        raise RegionError(f"{path}: no annotation ({why}); draw one in QuPath and export it as GeoJSON")
+    return found
+
+
+def clip(
+    regions: Sequence[Region], width: int, height: int, path: str | os.PathLike[str]
+) -> tuple[list[Region], list[str]]:
+    """Clip regions to a slide of `width` × `height` level-0 pixels.
+
+    Args:
+      regions: the regions of one file.
+      width: of the slide in level-0 pixels.
+      height: of the slide in level-0 pixels.
+      path: the regions' file, for messages.
+
+    Returns:
+      The regions within the slide, and a warning for each one that reached beyond it.
+
+    Raises:
+      RegionError: all regions lie outside the slide.
+    """
+    slide = shapely.box(0, 0, width, height)
+    clipped, warnings = [], []
+    for region in regions:
+        if slide.covers(region.shape):
+            clipped.append(region)
+            continue
+        within = _polygonal(shapely.intersection(region.shape, slide))
+        lost = 100 * (1 - within.area / region.shape.area)
+        warnings.append(f"{path}, {region.feature}: {lost:.3g} % of its area lies outside the slide and is ignored")
+        if not within.is_empty:
+            clipped.append(dataclasses.replace(region, shape=within))
+    if not clipped:
+        raise RegionError(
+            f"{path}: all annotations lie outside the slide of {width} × {height} pixels; check that the file belongs "
+            "to this slide and that its coordinates are full-resolution pixels"
+        )
+    return clipped, warnings
+
+
+def repair_warnings(regions: Sequence[Region], path: str | os.PathLike[str]) -> list[str]:
+    """A warning for each region whose outline was repaired; `path` is the regions' file."""
+    return [
+        f"{path}, {region.feature}: the outline crosses itself and was repaired"
+        for region in regions
+        if region.repaired
+    ]
+
+
+def union(regions: Sequence[Region]) -> BaseGeometry:
+    """The union of all regions; overlaps count once."""
+    return shapely.union_all([region.shape for region in regions])
+
+
+def inside(table: pd.DataFrame, shape: BaseGeometry) -> NDArray[np.bool_]:
+    """Whether the center of each tile in a tile table lies in a shape of level-0 pixels: bool [n]; holes are outside."""
+    shapely.prepare(shape)
+    x = table["minx"].to_numpy(np.float64) + table["width"].to_numpy(np.float64) / 2
+    y = table["miny"].to_numpy(np.float64) + table["height"].to_numpy(np.float64) / 2
+    return np.asarray(shapely.contains_xy(shape, x, y), bool).reshape(len(table))
+
+
+def _read_text(path: pathlib.Path) -> str:
+    try:
+        with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise RegionError(
+                f"{path}: more than {_MAX_BYTES >> 20} MB of text; export only the annotations, without cells"
+            )
+        return data.decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise RegionError(f"{path}: cannot be read ({error})") from error
+
+
+def _collect(path: pathlib.Path, value: Any, where: str, found: list[Region], depth: int) -> int:
+    """Append the annotations in `value` and then those in its children; return the number of other objects."""
+    if depth > _MAX_DEPTH:
+        raise RegionError(f"{path}, {where}: objects are nested more than {_MAX_DEPTH} levels deep")
+    if isinstance(value, dict) and value.get("type") == "FeatureCollection":
+        value = value.get("features")
+        if not isinstance(value, list):
+            raise RegionError(f"{path}, {where or 'FeatureCollection'}: 'features' is not a list")
+    if isinstance(value, list):
+        place = f"{where}, child" if where else "feature"
+        return sum(_collect(path, item, f"{place} {n}", found, depth + 1) for n, item in enumerate(value))
+    where = where or "top level"
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind in _GEOMETRIES:
+        found.append(_region(path, "", value, where))
+        return 0
+    if kind != "Feature":
+        raise RegionError(
+            f"{path}, {where}: expected a Feature or one of {', '.join(_GEOMETRIES)}; check that this is GeoJSON"
+        )
+    properties = value.get("properties") or {}
+    if not isinstance(properties, dict):
+        raise RegionError(f"{path}, {where}: 'properties' is not an object")
+    skipped = 0
+    if properties.get("objectType", properties.get("object_type", "annotation")) in _ANNOTATION:
+        found.append(_region(path, _name(path, properties, where), value.get("geometry"), where))
+    else:
+        skipped = 1
+    children = properties.get("childObjects") or []
+    return skipped + (_collect(path, children, where, found, depth + 1) if children else 0)
+
+
+def _name(path: pathlib.Path, properties: dict[str, Any], where: str) -> str:
+    """The classification, else the object's name. QuPath 0.4 and later write `names` for derived classes."""
+    name: Any = properties.get("classification")
+    if isinstance(name, dict):
+        names = name.get("names")
+        name = ": ".join(map(str, names)) if isinstance(names, list) else name.get("name")
+    name = name or properties.get("name") or ""
+    if not isinstance(name, str):
+        raise RegionError(f"{path}, {where}: the classification is not text")
+    return name.strip()
+
+
+def _region(path: pathlib.Path, name: str, geometry: Any, where: str) -> Region:
+    """Build a valid region from a GeoJSON geometry."""
+    polygons = [_polygon(path, rings, where) for rings in _polygons(path, geometry, where, depth=0)]
+    shape: BaseGeometry = polygons[0] if len(polygons) == 1 else MultiPolygon(polygons)
+    valid = bool(shapely.is_valid(shape))
+    if not valid:
+        # "structure" keeps every area that an outline encloses, however often it crosses itself; "linework" cuts holes.
+        shape = _polygonal(shapely.make_valid(shape, method="structure", keep_collapsed=False))
+    if shape.is_empty:
+        raise RegionError(f"{path}, {where}: a polygon has no area; draw it again or delete it")
+    return Region(name, shape, where, repaired=not valid)
+
+
+def _polygons(path: pathlib.Path, geometry: Any, where: str, depth: int) -> list[Any]:
+    """The list of rings of every polygon in a geometry."""
+    kind = geometry.get("type") if isinstance(geometry, dict) else None
+    if kind not in _GEOMETRIES or depth > _MAX_DEPTH:
+        actual = f"a {kind}" if isinstance(kind, str) else "no geometry"
+        raise RegionError(
+            f"{path}, {where}: {actual} where an area is expected ({', '.join(_GEOMETRIES)}); delete the object, or "
+            "export only annotations with an area"
+        )
+    parts = geometry.get("geometries" if kind == "GeometryCollection" else "coordinates")
+    if not isinstance(parts, list) or not parts:
+        raise RegionError(f"{path}, {where}: a {kind} has no coordinates")
+    if kind == "GeometryCollection":
+        return [rings for part in parts for rings in _polygons(path, part, where, depth + 1)]
+    return parts if kind == "MultiPolygon" else [parts]
+
+
+def _polygon(path: pathlib.Path, rings: Any, where: str) -> Polygon:
+    if not isinstance(rings, list) or not rings:
+        raise RegionError(f"{path}, {where}: a polygon has no rings")
+    shell, *holes = [_ring(path, ring, where) for ring in rings]
+    return Polygon(shell, holes)
+
+
+def _ring(path: pathlib.Path, ring: Any, where: str) -> NDArray[np.float64]:
+    """The corners of a ring, float64 [n, 2]; a third coordinate (an image stack) is dropped."""
+    try:
+        corners = np.array([[x, y] for x, y, *_ in ring])
+    except (TypeError, ValueError):  # not pairs
+        corners = np.empty(0)
+    # numpy would silently convert strings and booleans to numbers.
+    if corners.ndim != 2 or corners.dtype.kind not in "iuf" or any(isinstance(v, bool) for p in ring for v in p[:2]):
+        raise RegionError(f"{path}, {where}: a polygon ring is not a list of number pairs")
+    if not (np.abs(corners) <= _MAX_COORDINATE).all():
+        raise RegionError(f"{path}, {where}: a coordinate is not a slide pixel (NaN, or beyond ±{_MAX_COORDINATE:g})")
+    if len(np.unique(corners, axis=0)) < 3:
+        raise RegionError(f"{path}, {where}: a polygon ring has fewer than three corners")
+    return corners.astype(np.float64)
+
+
+def _polygonal(shape: BaseGeometry) -> BaseGeometry:
+    """The parts of a shape that have an area; repairing and clipping also leave lines and points."""
+    return shapely.union_all([part for part in shapely.get_parts(shape) if isinstance(part, (Polygon, MultiPolygon))])
