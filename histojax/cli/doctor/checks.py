@@ -1,6 +1,6 @@
-"""What `histojax doctor` asks of a machine without jax: versions, memory, limits, disks, images, compiled programs.
+"""The checks of `histojax doctor` that need no jax: versions, memory, limits, disks, images, compile cache.
 
-Every answer is a finding: ok, warn or fail, with words that say what is wrong and what to do.
+Each check returns findings: ok, warn or fail, with a text that says what is wrong and what to do.
 """
 
 import contextlib
@@ -29,23 +29,23 @@ from data_pipelines.liver_tiles.spec import TilesSpec
 from histojax.core.machine import cores
 
 OK, WARN, FAIL = "ok", "warn", "fail"
-_SHOWN = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_LISTED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _PLUGINS = ("jax-cuda12-plugin", "jax-cuda12-pjrt", "jax-cuda13-plugin", "jax-cuda13-pjrt")
 _BLOCK = 4 << 20
-_PROBE = 64 << 20  # bytes written and read to time a disk
-_LONGEST = 2.0  # seconds of writing
+_PROBE_BYTES = 64 << 20  # written and read to time a disk
+_MAX_SECONDS = 2.0  # of writing, and of reading
 _GIB = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """The answer to one question.
+    """The result of one check.
 
     Attributes:
-      check: the question, in a word or two.
-      level: `ok`, `warn` (it works, but) or `fail` (it will not).
-      text: what was found; where it is not ok, what to do.
-      facts: the same in numbers, for programs.
+      check: name of the check.
+      level: `ok`, `warn` (works, with a reservation) or `fail` (will not work).
+      text: the result; if it is not ok, also what to do.
+      facts: the same as numbers, for programs.
     """
 
     check: str
@@ -55,33 +55,35 @@ class Finding:
 
 
 def versions() -> list[Finding]:
-    """Python and the libraries; whether they are those that this version asks for, and fit each other."""
-    found = {name: _version(name) for name in _SHOWN}
-    facts = {"python": platform.python_version(), "histojax": _version("histojax"), **found}
+    """Check that the versions of Python and the libraries meet the requirements and fit each other."""
+    installed = {name: _version(name) for name in _LISTED}
+    facts = {"python": platform.python_version(), "histojax": _version("histojax"), **installed}
     text = ", ".join(f"{name} {version or 'missing'}" for name, version in facts.items())
     findings = [Finding("versions", OK, text, facts)]
     for line in importlib.metadata.requires("histojax") or []:
-        wanted = Requirement(line)
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+        required = Requirement(line)
+        if required.marker is not None and not required.marker.evaluate({"extra": ""}):
             continue
-        version = _version(wanted.name)
+        version = _version(required.name)
         if version is None:
-            findings.append(Finding("versions", FAIL, f"{wanted.name} is missing: pip install '{wanted}'"))
-        elif not wanted.specifier.contains(version, prereleases=True):
-            text = f"{wanted.name} {version} is not what histojax was tested with: pip install '{wanted}'"
+            findings.append(Finding("versions", FAIL, f"{required.name} is missing: pip install '{required}'"))
+        elif not required.specifier.contains(version, prereleases=True):
+            text = f"{required.name} {version} is not a version that histojax supports: pip install '{required}'"
             findings.append(Finding("versions", WARN, text))
-    return findings + _pairs({name: _version(name) for name in ("jax", "jaxlib", *_PLUGINS)})
+    return findings + _mismatches({name: _version(name) for name in ("jax", "jaxlib", *_PLUGINS)})
 
 
-def _pairs(found: Mapping[str, str | None]) -> list[Finding]:
-    """jax, jaxlib and the plugins of GPUs are released together; others than equal versions may not work together."""
-    jaxlib, findings = found["jaxlib"], []
-    if found["jax"] and jaxlib and found["jax"] != jaxlib:
-        text = f"jax {found['jax']} with jaxlib {jaxlib}: pip install 'jax=={found['jax']}' 'jaxlib=={found['jax']}'"
+def _mismatches(versions: Mapping[str, str | None]) -> list[Finding]:
+    """Check that jax, jaxlib and the GPU plugins have equal versions: they are released together."""
+    jax, jaxlib, findings = versions["jax"], versions["jaxlib"], []
+    if jax and jaxlib and jax != jaxlib:
+        text = f"jax {jax} with jaxlib {jaxlib}: pip install 'jax=={jax}' 'jaxlib=={jax}'"
         findings.append(Finding("versions", WARN, text))
     for name in _PLUGINS:
-        if found.get(name) and found[name] != jaxlib:
-            text = f"{name} {found[name]} with jaxlib {jaxlib}: GPUs may not be found; pip install -U 'histojax[cuda]'"
+        if versions.get(name) and versions[name] != jaxlib:
+            text = (
+                f"{name} {versions[name]} with jaxlib {jaxlib}: GPUs may not be found; pip install -U 'histojax[cuda]'"
+            )
             findings.append(Finding("versions", FAIL, text))
     return findings
 
@@ -94,108 +96,115 @@ def _version(name: str) -> str | None:
 
 
 def memory() -> Finding:
-    """Memory and processors that this process may use, which in a container is less than the machine has."""
+    """Check the memory and processors available to this process, which a container may limit."""
     fields = dict(line.split(":", 1) for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
     total, free = (int(fields[name].split()[0]) << 10 for name in ("MemTotal", "MemAvailable"))
     limit, used = _cgroup("memory.max"), _cgroup("memory.current")
-    where = "of the machine"
+    owner = "machine"
     if limit is not None and limit < total:
-        total, free, where = limit, min(free, limit - (used or 0)), "of the container"
+        total, free, owner = limit, min(free, limit - (used or 0)), "container"
     count = cores()
     facts = {"memory_bytes": total, "free_bytes": free, "cores": count}
-    text = f"{_size(free)} free {where}'s {_size(total)}; {count} cores"
+    text = f"{_size(free)} free of the {owner}'s {_size(total)}; {count} cores"
     if free < 2 * _GIB:
-        text += ": too little for training; end other programs, or lower train.batch_size and data.workers"
+        text += ": too little for training. End other programs, or lower train.batch_size and data.workers"
         return Finding("memory", WARN, text, facts)
     return Finding("memory", OK, text, facts)
 
 
 def _cgroup(name: str) -> int | None:
+    """Return a value of the container's control group; None if it is missing or unlimited."""
     try:
-        word = pathlib.Path("/sys/fs/cgroup", name).read_text().strip()
+        value = pathlib.Path("/sys/fs/cgroup", name).read_text().strip()
     except OSError:
         return None
-    return int(word) if word.isdigit() else None
+    return int(value) if value.isdigit() else None
 
 
 def limits(shared_memory: pathlib.Path = pathlib.Path("/dev/shm")) -> list[Finding]:
-    """What processes that decode images (data.workers) and checkpoints run into: open files, shared memory."""
+    """Check the limits that data.workers and checkpoints may reach: open files and shared memory."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     findings = [Finding("open files", OK, f"at most {soft}", {"soft": soft, "hard": hard})]
     if soft != resource.RLIM_INFINITY and soft < 1024:
-        text = f"at most {soft}: checkpoints and data.workers need about 1024; ulimit -n {min(max(hard, soft), 65536)}"
+        text = (
+            f"at most {soft}: checkpoints and data.workers need about 1024; run ulimit -n {min(max(hard, soft), 65536)}"
+        )
         findings = [Finding("open files", WARN, text, {"soft": soft, "hard": hard})]
     try:
         free = shutil.disk_usage(shared_memory).free
     except OSError as error:
-        text = f"{shared_memory}: {error.strerror}; with data.workers above 0 images pass through it"
+        text = f"{shared_memory}: {error.strerror}; data.workers above 0 passes images through it"
         return [*findings, Finding("shared memory", WARN, text)]
     text = f"{_size(free)} free in {shared_memory}"
     level = OK if free >= _GIB else WARN
     if level == WARN:
-        text += ": little for data.workers above 0; in a container docker run --shm-size=8g, in Kubernetes an emptyDir"
+        text += ": too little for data.workers above 0; with docker use --shm-size=8g, in Kubernetes an emptyDir"
     return [*findings, Finding("shared memory", level, text, {"free_bytes": free})]
 
 
 def disk(name: str, directory: str) -> Finding:
-    """Whether a folder, or where it will be made, can be written; how fast, and how much room is left.
+    """Check that a folder can be written, its speed, and its free space.
 
-    The file that is written for it is removed again.
+    A folder that does not exist yet is checked at its nearest existing parent. The test file is removed.
+
+    Args:
+      name: name of the check.
+      directory: the folder.
     """
     if "://" in directory:
-        return Finding(name, OK, f"{directory}: not on this machine; not measured")
+        return Finding(name, OK, f"{directory}: remote; not measured")
     place = _existing(pathlib.Path(directory).expanduser().absolute())
     try:
         written, read = _speeds(place)
     except OSError as error:
-        text = f"{directory}: cannot be written ({error.strerror}); name another place, or have its rights changed"
+        text = f"{directory}: cannot be written ({error.strerror}); use another folder or change its permissions"
         return Finding(name, FAIL, text)
     free = shutil.disk_usage(place).free
     facts = {"write_bytes_per_second": written, "read_bytes_per_second": read, "free_bytes": free}
     text = f"{directory}: writes {_size(written)}/s, reads {_size(read)}/s, {_size(free)} free"
     if free < _GIB:
-        return Finding(name, FAIL, f"{text}: full; checkpoints and prepared images need room", facts)
+        return Finding(name, FAIL, f"{text}: too little; checkpoints and prepared images need at least 1 GiB", facts)
     if free < 10 * _GIB:
-        return Finding(name, WARN, f"{text}: little; prepared images take what their archive takes", facts)
+        return Finding(name, WARN, f"{text}: little; prepared images take as much space as their archive", facts)
     if min(written, read) < 20e6:
-        return Finding(name, WARN, f"{text}: slow; runs will wait for it. Is there a local disk?", facts)
+        return Finding(name, WARN, f"{text}: slow; runs will wait for it. Use a local disk if possible", facts)
     return Finding(name, OK, text, facts)
 
 
 def _speeds(place: pathlib.Path) -> tuple[float, float]:
-    """Bytes a second, written and read past the system's cache as far as it can be told to."""
+    """Return bytes/s of writing and of reading, past the system's cache where the system allows it."""
     block = os.urandom(_BLOCK)
     handle, path = tempfile.mkstemp(prefix=".histojax-doctor-", dir=place)
     try:
         began, size = time.perf_counter(), 0
-        while size < _PROBE and time.perf_counter() - began < _LONGEST:
+        while size < _PROBE_BYTES and time.perf_counter() - began < _MAX_SECONDS:
             size += os.write(handle, block)
         os.fsync(handle)
         written = size / (time.perf_counter() - began)
-        with contextlib.suppress(OSError):  # a file system without
+        with contextlib.suppress(OSError):  # not supported by this file system
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         os.lseek(handle, 0, os.SEEK_SET)
-        began, got = time.perf_counter(), 0
-        while (count := len(os.read(handle, _BLOCK))) and time.perf_counter() - began < _LONGEST:
-            got += count
-        return written, got / (time.perf_counter() - began)
+        began, size = time.perf_counter(), 0
+        while (count := len(os.read(handle, _BLOCK))) and time.perf_counter() - began < _MAX_SECONDS:
+            size += count
+        return written, size / (time.perf_counter() - began)
     finally:
         os.close(handle)
         os.unlink(path)
 
 
 def compile_cache(directory: str) -> Finding:
-    """Where compiled programs are kept; empty: nowhere."""
+    """Check the folder of compiled programs; an empty name means that there is none."""
     if not directory:
-        return Finding("compile cache", WARN, "none: every start compiles anew; set JAX_COMPILATION_CACHE_DIR")
+        return Finding("compile cache", WARN, "none: every start recompiles; set JAX_COMPILATION_CACHE_DIR")
     if "://" in directory:
-        return Finding("compile cache", OK, f"{directory}: not on this machine; not looked into")
+        return Finding("compile cache", OK, f"{directory}: remote; not checked")
     folder = pathlib.Path(directory)
     try:
         with tempfile.NamedTemporaryFile(prefix=".histojax-doctor-", dir=_existing(folder)):
             pass
     except OSError as error:
-        text = f"{folder}: cannot be written ({error.strerror}), every start compiles anew (minutes)"
+        text = f"{folder}: cannot be written ({error.strerror}), every start recompiles (minutes)"
         return Finding("compile cache", WARN, f"{text}; set JAX_COMPILATION_CACHE_DIR or HISTOJAX_DATA")
     sizes = [entry.stat().st_size for entry in folder.rglob("*") if entry.is_file()] if folder.is_dir() else []
     facts = {"directory": directory, "files": len(sizes), "bytes": sum(sizes)}
@@ -203,49 +212,52 @@ def compile_cache(directory: str) -> Finding:
 
 
 def data_root(root: str) -> Finding:
-    """Whether `data.root` is there, what it looks like, and how many images lie below it. No pixel is read."""
+    """Check that `data.root` exists, recognise its layout, and count its images. No pixel is read."""
     path, spec = pathlib.Path(root).expanduser(), TilesSpec()
     if not path.exists():
-        text = f"{root}: no such file or folder. On several hosts it must be there on each; what is it called here?"
+        text = f"{root}: no such file or folder. With several hosts it must exist on each of them"
         return Finding("data root", FAIL, text)
     if archive.is_archive(path) and path.is_file():
         size = path.stat().st_size
-        text = f"{root}: an archive of {_size(size)}; unpacked at the first run"
+        text = f"{root}: an archive of {_size(size)}; it is unpacked on the first run"
         return Finding("data root", OK, text, {"layout": "archive", "bytes": size})
     if path.is_file():
         if not path.name.lower().endswith(table.SUFFIXES):
             kinds = ", ".join((*archive.SUFFIXES, *table.SUFFIXES))
-            return Finding("data root", FAIL, f"{root}: a file that is none of {kinds}; name its folder")
+            return Finding("data root", FAIL, f"{root}: a file that is none of {kinds}; pass its folder instead")
         path, spec = path.parent, TilesSpec(layout="table", table=path.name)
-    named: Counter[str] = Counter()
+    magnifications: Counter[str] = Counter()
     for image in [] if spec.table else list_files(path, (".png",)):
         with contextlib.suppress(filenames.BadNameError):
-            named[filenames.parse(image.name).magnification] += 1
-    if named:
-        facts: dict[str, Any] = {"layout": "breakhis", "images": named.total(), "magnifications": dict(named)}
-        counts = ", ".join(f"{count} at {name}" for name, count in sorted(named.items()))
-        return Finding("data root", OK, f"{root}: {named.total()} images with BreakHis's names ({counts})", facts)
+            magnifications[filenames.parse(image.name).magnification] += 1
+    if magnifications:
+        total = magnifications.total()
+        facts: dict[str, Any] = {"layout": "breakhis", "images": total, "magnifications": dict(magnifications)}
+        counts = ", ".join(f"{count} at {name}" for name, count in sorted(magnifications.items()))
+        return Finding("data root", OK, f"{root}: {total} images with BreakHis names ({counts})", facts)
     try:
-        found = layouts.find(path, spec)
+        tiles = layouts.find(path, spec)
     except DataError as error:
-        return Finding("data root", FAIL, f"no images with BreakHis's names, and as tiles: {error}")
-    facts = {"layout": found.layout, "images": len(found.items), "labels": found.labels, "unusable": len(found.bad)}
-    text = f"{root}: {len(found.items)} images of tiles, labels by {found.layout}: {', '.join(found.labels)}"
-    if found.bad:
-        some = json.dumps(dict(list(found.bad.items())[:3]), ensure_ascii=False)
-        return Finding("data root", WARN, f"{text}; {len(found.bad)} cannot be used: {some}", facts)
+        return Finding(
+            "data root", FAIL, f"{root}: no images with BreakHis names, and not usable as tiles either: {error}"
+        )
+    facts = {"layout": tiles.layout, "images": len(tiles.items), "labels": tiles.labels, "unusable": len(tiles.bad)}
+    text = f"{root}: {len(tiles.items)} tile images, labels from {tiles.layout}: {', '.join(tiles.labels)}"
+    if tiles.bad:
+        examples = json.dumps(dict(list(tiles.bad.items())[:3]), ensure_ascii=False)
+        return Finding("data root", WARN, f"{text}; {len(tiles.bad)} unusable: {examples}", facts)
     return Finding("data root", OK, text, facts)
 
 
 def _existing(path: pathlib.Path) -> pathlib.Path:
-    """The folder, or the nearest above it that is there."""
+    """Return the folder, or its nearest existing parent."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return path
 
 
 def _size(count: float) -> str:
-    """Bytes in words, in powers of 1024."""
+    """Format a number of bytes with a unit, in powers of 1024."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""What `histojax doctor` asks of jax: devices, accelerators that it does not see, and the way between devices."""
+"""The checks of `histojax doctor` that need jax: devices, unused accelerators, communication between devices."""
 
 import functools
 import importlib.util
@@ -14,52 +14,60 @@ import numpy as np
 from histojax.cli.doctor.checks import FAIL, OK, WARN, Finding
 from histojax.distributed.sharding import Layout
 
-_GOOGLE, _TPUS = "0x1ae0", {"0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076"}  # of PCI
-_SIZES = {"cpu": (1 << 12, 1 << 20, 1 << 24), "": (1 << 12, 1 << 20, 1 << 26)}  # bytes a device
+_GOOGLE, _TPUS = (
+    "0x1ae0",
+    {"0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076"},
+)  # PCI vendor and devices
+_SIZES = {"cpu": (1 << 12, 1 << 20, 1 << 24), "": (1 << 12, 1 << 20, 1 << 26)}  # bytes per device, by backend
 _REPEATS = 5
 _EXTRAS = {"nvidia": "cuda", "tpu": "tpu"}
 
 
 def devices(dev: pathlib.Path = pathlib.Path("/dev"), sys: pathlib.Path = pathlib.Path("/sys")) -> list[Finding]:
-    """What jax computes on, and accelerators of this host that it does not.
+    """Check the devices of jax, and look for accelerators of this host that jax does not use.
 
     Args:
-      dev: where the system keeps its devices.
-      sys: where it tells of its buses.
+      dev: folder of the device files.
+      sys: folder in which the kernel lists its buses.
     """
-    there = accelerators(dev, sys)
+    present = accelerators(dev, sys)
     try:
         local = jax.local_devices()
-    except (RuntimeError, AssertionError) as error:  # jax's, where JAX_PLATFORMS names one whose plugin is not there
-        reason = str(error) or "no plugin for the platform that is asked for"
-        return [Finding("devices", FAIL, f"jax starts no device: {reason}. {_remedy(there)}")]
+    except (RuntimeError, AssertionError) as error:  # raised if JAX_PLATFORMS names a platform without plugin
+        reason = str(error) or "no plugin for the requested platform"
+        return [Finding("devices", FAIL, f"jax cannot start a device: {reason}. {_remedy(present)}")]
     platform = jax.default_backend()
-    counted = f"{len(local)} × {local[0].device_kind} ({platform})"
+    text = f"{len(local)} × {local[0].device_kind} ({platform})"
     if jax.process_count() > 1:
-        counted += f" here, {jax.device_count()} in {jax.process_count()} processes"
+        text += f" here, {jax.device_count()} in {jax.process_count()} processes"
     facts = {"platform": platform, "kind": local[0].device_kind, "local": len(local), "all": jax.device_count()}
     if platform == "cpu" and len(local) > 1:
-        counted += ", virtual"
+        text += ", virtual"
     stats = local[0].memory_stats()
     if stats and "bytes_limit" in stats:
         facts["memory_bytes"] = stats["bytes_limit"]
-        counted += f", {stats['bytes_limit'] / (1 << 30):.1f} GiB each for jax"
-    findings = [Finding("devices", OK, counted, facts)]
-    for maker, names in there.items():
+        text += f", {stats['bytes_limit'] / (1 << 30):.1f} GiB each for jax"
+    findings = [Finding("devices", OK, text, facts)]
+    for maker, names in present.items():
         if platform == "cpu":
-            text = f"{', '.join(names)}: there, but jax computes on the CPU. {_remedy({maker: names})}"
+            text = f"{', '.join(names)}: present, but jax computes on the CPU. {_remedy({maker: names})}"
             level = WARN if os.environ.get("JAX_PLATFORMS") == "cpu" else FAIL
             findings.append(Finding("devices", level, text, {"unseen": names}))
         elif len(names) > len(local) and jax.process_count() == 1 and maker == "nvidia":
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            reason = "nvidia-smi tells the others' state" if visible is None else f"CUDA_VISIBLE_DEVICES={visible}"
-            text = f"{len(names)} GPUs are there, jax uses {len(local)}: {reason}"
+            reason = (
+                "see nvidia-smi for the state of the others" if visible is None else f"CUDA_VISIBLE_DEVICES={visible}"
+            )
+            text = f"{len(names)} GPUs are present, jax uses {len(local)}: {reason}"
             findings.append(Finding("devices", WARN, text, {"unseen": names}))
     return findings
 
 
 def accelerators(dev: pathlib.Path, sys: pathlib.Path) -> dict[str, list[str]]:
-    """Device files of accelerators, by maker: `nvidia`, `tpu`; what nvidia-smi lists where there are no files."""
+    """Return the device files of accelerators by maker, `nvidia` or `tpu`.
+
+    Without device files, GPUs are taken from the list of nvidia-smi.
+    """
     found: dict[str, list[str]] = {}
     if gpus := sorted(map(str, dev.glob("nvidia[0-9]*"))) or _nvidia_smi():
         found["nvidia"] = gpus
@@ -77,55 +85,57 @@ def _nvidia_smi() -> list[str]:
     try:
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=5)
     except subprocess.TimeoutExpired:
-        return ["nvidia-smi (which does not answer)"]
+        return ["nvidia-smi (does not answer)"]
     return [line.partition(" (")[0] for line in done.stdout.splitlines() if line.startswith("GPU ")]
 
 
 def _has_tpu(sys: pathlib.Path) -> bool:
-    def word(path: pathlib.Path) -> str:
+    def read(path: pathlib.Path) -> str:
         try:
             return path.read_text().strip()
         except OSError:
             return ""
 
     folders = sys.glob("bus/pci/devices/*")
-    return any(word(one / "vendor") == _GOOGLE and word(one / "device") in _TPUS for one in folders)
+    return any(read(card / "vendor") == _GOOGLE and read(card / "device") in _TPUS for card in folders)
 
 
-def _remedy(there: dict[str, list[str]]) -> str:
-    """What to do about accelerators that jax does not start."""
-    asked = os.environ.get("JAX_PLATFORMS", "")
-    for maker, names in there.items():
-        if asked and maker not in asked and not (maker == "nvidia" and "cuda" in asked):
-            return f"JAX_PLATFORMS={asked} says so: unset it"
+def _remedy(present: dict[str, list[str]]) -> str:
+    """Return what to do about accelerators that jax does not start."""
+    requested = os.environ.get("JAX_PLATFORMS", "")
+    for maker, names in present.items():
+        if requested and maker not in requested and not (maker == "nvidia" and "cuda" in requested):
+            return f"JAX_PLATFORMS={requested} excludes them: unset it"
         refused = [name for name in names if os.path.exists(name) and not os.access(name, os.R_OK | os.W_OK)]
         if refused:
-            return f"This user may not open {', '.join(refused)}: add it to the group that owns them"
+            return f"This user may not open {', '.join(refused)}: add the user to the group that owns them"
         plugin = "libtpu" if maker == "tpu" else "jax_cuda12_plugin"
         if importlib.util.find_spec(plugin) is None:
             return f"pip install 'histojax[{_EXTRAS[maker]}]'"
-        return "Its plugin is installed and does not start: is the driver new enough, does another program hold it?"
-    if asked:
-        return f"JAX_PLATFORMS={asked}, and this host has no such accelerator: unset it"
+        return (
+            "Its plugin is installed but does not start: check the driver's version, and end other programs that use it"
+        )
+    if requested:
+        return f"JAX_PLATFORMS={requested}, but this host has no such accelerator: unset it"
     return "See the message above"
 
 
 def all_reduce() -> list[Finding]:
-    """Sums over all devices of all processes: whether the sum is right, and bytes a second by size.
+    """Check a sum over all devices of all processes, and measure bytes/s by size.
 
-    The rate is that of every device's own link (`2 (n - 1) / n` × bytes / time), so that it compares with the
-    hardware's, whatever the number of devices.
+    The rate is that of each device's own link (`2 (n - 1) / n` × bytes / time). It can be compared with the hardware's
+    rate for any number of devices.
     """
     count, layout = jax.device_count(), Layout()
     if count == 1:
-        return [Finding("all-reduce", OK, "one device: nothing to exchange")]
+        return [Finding("all-reduce", OK, "one device: no communication needed")]
     total = jax.jit(lambda x: x.sum(axis=0), out_shardings=layout.replicated)
     expected = count * (count + 1) / 2
     rates: dict[str, float] = {}
 
-    def rows(where: tuple[slice, ...], width: int) -> np.ndarray:
-        """Row i holds i + 1 everywhere, so that the sum is known: `f32 [rows, width]`."""
-        first = np.arange(*where[0].indices(count), dtype=np.float32) + 1
+    def rows(index: tuple[slice, ...], width: int) -> np.ndarray:
+        """Fill row i with i + 1, so that the sum is known: `f32 [rows, width]`."""
+        first = np.arange(*index[0].indices(count), dtype=np.float32) + 1
         return np.broadcast_to(first[:, None], (len(first), width))
 
     for size in _SIZES.get(jax.default_backend(), _SIZES[""]):
@@ -136,7 +146,7 @@ def all_reduce() -> list[Finding]:
             if wrong.any():
                 text = (
                     f"the sum over {count} devices is wrong in {wrong.sum()} of {width} places on {shard.device} "
-                    f"({np.asarray(shard.data)[wrong][0]}, not {expected}): do not train here; try fewer devices"
+                    f"({np.asarray(shard.data)[wrong][0]}, not {expected}): do not train on them; try fewer devices"
                 )
                 return [Finding("all-reduce", FAIL, text)]
         began = time.perf_counter()
