@@ -1,4 +1,4 @@
-"""What all tests share: four fake devices, strict numerics, a data folder of their own, real images if there."""
+"""Shared by all tests: four fake devices, strict numerics, a separate data folder, real images if available."""
 
 import gc
 import os
@@ -7,10 +7,10 @@ import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 
-# Before jax: programs that tests start as processes keep prepared data and compiled programs here, too.
+# Set before jax is imported. Processes that the tests start also keep prepared data and compiled programs here.
 _HOME = pathlib.Path(tempfile.mkdtemp(prefix="histojax-tests-"))
 os.environ["HISTOJAX_DATA"] = str(_HOME)
-# Two workers on two cores: threads of PyTorch's that wait for each other would take them from the other worker.
+# With two test workers on two cores, spinning PyTorch threads of one worker would slow down the other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import cv2  # noqa: E402
@@ -20,7 +20,7 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Many tests build the same program anew.
+# Many tests build the same program again.
 jax.config.update("jax_compilation_cache_dir", str(_HOME / "compiled-by-tests"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
@@ -28,13 +28,13 @@ ROOT = pathlib.Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
 
-# Whoever takes long begins first, so that no worker is left with it at the end.
+# The longest files start first, so that no worker is left alone with one at the end.
 _LONGEST = ("processes", "export_models", "export_timm", "chaos", "e2e", "slide_e2e", "every_model_step", "ldcsf_e2e")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config.option, "loadscopereorder"):
-        config.option.loadscopereorder = False  # by the number of tests, not by their time
+        config.option.loadscopereorder = False  # it orders by the number of tests, not by their time
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,10 +48,10 @@ def pytest_sessionfinish() -> None:
 
 @pytest.fixture(scope="session")
 def breakhis_part() -> pathlib.Path:
-    """Real BreakHis images, a part of the published archive."""
+    """The folder of real BreakHis images, a part of the published archive."""
     folder = SHARED / "BreaKHis_v1_part"
     if not folder.is_dir():
-        pytest.skip(f"real images are not here ({folder})")
+        pytest.skip(f"real images are not available ({folder})")
     return folder
 
 
@@ -60,7 +60,7 @@ WriteImages = Callable[..., list[pathlib.Path]]
 
 @pytest.fixture
 def write_images() -> WriteImages:
-    """Writes small PNG files of random pixels under the given names: `write_images(folder, names, seed=0)`."""
+    """Return a function that writes small PNG files of random pixels: `write_images(folder, names, seed=0)`."""
 
     def write(folder: pathlib.Path, names: list[str], seed: int = 0) -> list[pathlib.Path]:
         rng = np.random.default_rng(seed)
@@ -77,7 +77,7 @@ def write_images() -> WriteImages:
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs() -> Iterator[None]:
-    """Compiled programs of all modules together would need 10 GB."""
+    """Free compiled programs after each module: those of all modules together would need 10 GB."""
     yield
     jax.clear_caches()
     gc.collect()
@@ -92,7 +92,7 @@ def _restore_working_directory() -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """In CI a parity or multi-device test that skips is a failure: a skipped check proves nothing."""
+    """Turn a skipped parity or multi-device test into a failure in CI: a skipped check proves nothing."""
     report = yield
     if report.skipped and os.environ.get("CI") and any(item.get_closest_marker(m) for m in ("parity", "devices")):
         report.outcome = "failed"
