@@ -117,7 +117,7 @@ def _explain(explainer: "Explainer", refs: "Sequence[ImageRef]", args: argparse.
     if args.check:
         results = checks.check(explainer, (source.pixels for source in _read(refs, [])), seed=args.seed)
         write_json(args.output / "checks.json", results)
-        print(checks.lines(results))
+        print(checks.format_checks(results))
 
 
 def _read(refs: "Sequence[ImageRef]", unreadable: list[str]) -> "Iterator[Source]":

@@ -1,7 +1,7 @@
-"""A trained model asked about images: a checkpoint in, probabilities out.
+"""Predictions, explanations and exports of a trained model.
 
-`from histojax.inference import Predictor` imports jax; the rest of this package, which looks for images, must not, so
-the name is fetched when it is asked for.
+`from histojax.inference import Predictor` imports jax. Looking for images must not, so `Predictor` is loaded on first
+use.
 """
 
 from typing import Any

@@ -11,7 +11,7 @@ import pandas as pd
 from data_pipelines.pixels import resize
 from histojax.core.errors import RunError
 from histojax.data.sources import label_key
-from histojax.inference.predict.prediction_table import answered
+from histojax.inference.predict.prediction_table import prediction_columns
 from histojax.training import checkpoint, evaluate
 
 _AHEAD = 2  # batches under way on the device while the host prepares the next
@@ -80,7 +80,7 @@ class Predictor:
         probabilities = self.predict(images)
         if names and len(names) != len(probabilities):
             raise RunError(f"{len(names)} names of {len(probabilities)} images")
-        frame = answered(probabilities, self.classes, self.thresholds or self.decision)
+        frame = prediction_columns(probabilities, self.classes, self.thresholds or self.decision)
         return frame.set_axis(pd.Index(names, name="image_id")) if names else frame
 
     def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Thumbnails for a report: from where a table's images lie, or from the prepared dataset of a run."""
+"""Make thumbnails for a report, from the image files of a table or from the prepared dataset of a run."""
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -7,98 +7,120 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.audit.measures import thumbnail
-from data_pipelines.errors import DataError
-from data_pipelines.pixels import DecodeError, decode
+from data_pipelines.errors import BadImageError, DataError
+from data_pipelines.pixels import decode
 from data_pipelines.prepare import open_images
 from histojax.core.errors import RunError
 from histojax.data.sources import open_dataset
 from histojax.evaluation.report.sources import Source
 from histojax.inference.predict import images as image_files
-from histojax.inference.predict.pixels import Reader, UnreadableError
+from histojax.inference.predict.image_reader import ImageReader, UnreadableError
 
 SIDE = 320  # pixels of the longer side
-_Find = Callable[[Mapping[str, str]], np.ndarray | None]
+_Row = Mapping[str, str]  # a row of the table of predictions: `image_id` and perhaps `path`
+_Loader = Callable[[_Row], np.ndarray | None]  # the pixels of a row's image; None: not found
 
 
-def thumbnails(source: Source, rows: Sequence[Mapping[str, str]], paths: Sequence[str]) -> tuple[dict[str, bytes], str]:
-    """JPEG files by image_id, and why one is missing, in words.
+def thumbnails(source: Source, rows: Sequence[_Row], paths: Sequence[str]) -> tuple[dict[str, bytes], str]:
+    """Make the thumbnails of a table's images.
 
     Args:
-      source: whose images they are.
-      rows: `image_id` and, where the table has the column, `path`.
-      paths: folders, lists, archives to look in; empty: the table's own paths, else the run's prepared data.
+      source: the table or run that the images belong to.
+      rows: `image_id` and, if the table has the column, `path`.
+      paths: folders, lists or archives to search; empty: use the table's own paths, or else the run's prepared dataset.
+
+    Returns:
+      JPEG files by image_id, and a message about the last missing one; empty if none is missing.
 
     Raises:
-      RunError: paths without an image.
+      RunError: `paths` contain no image.
     """
-    out: dict[str, bytes] = {}
-    with Reader() as reader:
-        find, problem = _finder(source, rows, paths, reader)
+    jpegs: dict[str, bytes] = {}
+    with ImageReader() as reader:
+        load, problem = _loader(source, rows, paths, reader)
+        if load is None:
+            return jpegs, problem
         for row in rows:
-            if find is None:
-                break
             try:
-                pixels = find(row)
+                pixels = load(row)
                 if pixels is None:
                     problem = "some images were not found"
                 else:
-                    out[row["image_id"]] = thumbnail(pixels, SIDE)
-            except (UnreadableError, DecodeError, DataError, OSError) as error:
+                    jpegs[row["image_id"]] = thumbnail(pixels, SIDE)
+            except (UnreadableError, BadImageError, DataError, OSError) as error:
                 problem = f"{row['image_id']}: {error}"
-    return out, problem
+    return jpegs, problem
 
 
-def _finder(
-    source: Source, rows: Sequence[Mapping[str, str]], paths: Sequence[str], reader: Reader
-) -> tuple[_Find | None, str]:
-    """What gives the pixels of a row, or why nothing does."""
+def _loader(
+    source: Source, rows: Sequence[_Row], paths: Sequence[str], reader: ImageReader
+) -> tuple[_Loader | None, str]:
+    """Choose where images are loaded from; without a choice, return None and the reason."""
     if paths:
-        names = _by_name(image_files.find(paths))
-
-        def look_up(row: Mapping[str, str]) -> np.ndarray | None:
-            found = [names[key] for key in _keys(row.get("path", "")) + _keys(row["image_id"]) if names.get(key)]
-            ref = found[0] if found else None
-            return None if ref is None else reader.read(ref)
-
-        return look_up, ""
+        return _search_loader(paths, reader), ""
     if any(row.get("path") for row in rows):
-        folder = source.path if source.path.is_dir() else source.path.parent
-
-        def read(row: Mapping[str, str]) -> np.ndarray | None:
-            path = str(folder / pathlib.Path(row["path"]).expanduser()) if row.get("path") else ""
-            return reader.read(image_files.ImageRef(row["image_id"], path)) if path else None
-
-        return read, ""
+        return _path_loader(source, reader), ""
     if "data" not in source.config:
-        return None, "the table has no column `path`; --images says where its images lie"
+        return None, "the table has no column `path`; give the location of its images with --images"
     try:
-        dataset = open_dataset(ConfigDict(source.config["data"]), source.classes)
+        return _prepared_loader(source), ""
     except (DataError, RunError, KeyError, OSError) as error:
-        return None, f"the run's images are not at hand ({error}); --images says where they lie"
-    position = {str(name): i for i, name in enumerate(dataset.records.column("image_id").tolist())}
+        return None, f"the run's images are not available ({error}); give their location with --images"
+
+
+def _search_loader(paths: Sequence[str], reader: ImageReader) -> _Loader:
+    """Find a row's image by name among the images that `paths` contain."""
+    refs = _index_by_name(image_files.find(paths))
+
+    def load(row: _Row) -> np.ndarray | None:
+        for key in _names(row.get("path", "")) + _names(row["image_id"]):
+            if ref := refs.get(key):
+                return reader.read(ref)
+        return None
+
+    return load
+
+
+def _path_loader(source: Source, reader: ImageReader) -> _Loader:
+    """Read the row's own path, relative to the table."""
+    folder = source.path if source.path.is_dir() else source.path.parent
+
+    def load(row: _Row) -> np.ndarray | None:
+        if not row.get("path"):
+            return None
+        path = folder / pathlib.Path(row["path"]).expanduser()
+        return reader.read(image_files.ImageRef(row["image_id"], str(path)))
+
+    return load
+
+
+def _prepared_loader(source: Source) -> _Loader:
+    """Find a row's image in the prepared dataset of the run."""
+    dataset = open_dataset(ConfigDict(source.config["data"]), source.classes)
+    positions = {str(name): i for i, name in enumerate(dataset.records.column("image_id").tolist())}
     stored = open_images(dataset.prepared.directory)
 
-    def prepared(row: Mapping[str, str]) -> np.ndarray | None:
-        index = position.get(row["image_id"])
-        return None if index is None else decode(stored[index]["image"])
+    def load(row: _Row) -> np.ndarray | None:
+        position = positions.get(row["image_id"])
+        return None if position is None else decode(stored[position]["image"])
 
-    return prepared, ""
+    return load
 
 
-def _by_name(refs: Sequence[image_files.ImageRef]) -> dict[str, image_files.ImageRef | None]:
-    """Images by whole name, by file name and by that without its suffix; None where two share it."""
-    names: dict[str, image_files.ImageRef | None] = {}
+def _index_by_name(refs: Sequence[image_files.ImageRef]) -> dict[str, image_files.ImageRef | None]:
+    """Index images by every name they may be known by; None marks a name that two images share."""
+    index: dict[str, image_files.ImageRef | None] = {}
     for ref in refs:
-        for key in _keys(ref.image_id):
-            names[key] = None if key in names and names[key] != ref else ref
-    return names
+        for key in _names(ref.image_id):
+            index[key] = None if key in index and index[key] != ref else ref
+    return index
 
 
-def _keys(name: str) -> list[str]:
-    """What an image may be known by; the most telling first."""
-    if not name:
+def _names(path: str) -> list[str]:
+    """List the names that an image may be known by, most specific first: path, file name, file name without suffix."""
+    if not path:
         return []
-    last = name.replace("\\", "/").rpartition("/")[2]
-    stem, dot, suffix = last.rpartition(".")
-    short = stem if dot and f".{suffix.lower()}" in image_files.SUFFIXES else last
-    return list(dict.fromkeys((name, last, short)))
+    file_name = path.replace("\\", "/").rpartition("/")[2]
+    stem, dot, suffix = file_name.rpartition(".")
+    short = stem if dot and f".{suffix.lower()}" in image_files.SUFFIXES else file_name
+    return list(dict.fromkeys((path, file_name, short)))

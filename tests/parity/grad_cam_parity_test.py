@@ -12,7 +12,8 @@ import pytest
 import torch
 from flax import nnx
 
-from histojax.inference.explain.grad_cam import default_layer, grad_cam, layers_of, upsample
+from histojax import models
+from histojax.inference.explain.grad_cam import feature_map_shapes, grad_cam, upsample
 from histojax.weights import TABLES, convert
 from tests.helpers import twins
 
@@ -38,7 +39,7 @@ def ours(name: str, module: torch.nn.Module, x: np.ndarray, targets: np.ndarray,
     def logits(x: jax.Array) -> jax.Array:
         return nnx.merge(graphdef, weights, rest)(x)
 
-    layer = default_layer(name, list(layers_of(logits, jnp.asarray(x))))
+    layer = models.spec(name).default_layer(feature_map_shapes(logits, jnp.asarray(x)))
     return np.asarray(jax.jit(lambda x, t: grad_cam(logits, x, t, layer))(jnp.asarray(x), jnp.asarray(targets)))
 
 

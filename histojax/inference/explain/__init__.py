@@ -1,1 +1,1 @@
-"""Saliency maps: Grad-CAM, DT Grad-CAM, and their sanity checks."""
+"""Saliency maps: Grad-CAM, DT Grad-CAM and their sanity checks."""

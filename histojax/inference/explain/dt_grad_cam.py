@@ -1,7 +1,7 @@
-"""DT Grad-CAM: a Grad-CAM map thresholded dynamically, cleaned and contoured.
+"""DT Grad-CAM: threshold a Grad-CAM map dynamically, clean the mask and trace its outlines.
 
-The paper that names it (arXiv 2308.13150) says that the threshold is dynamic, and its rule is not public. Here the
-threshold is found anew in each map, by Otsu's method unless another rule is asked for; that is our choice.
+The paper that names it (arXiv 2308.13150) calls the threshold dynamic, but its rule is not public. Here the threshold
+is computed for each map, by Otsu's method unless another rule is given. That is our choice.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ _COLOUR = (200, 0, 0)
 
 
 def otsu(values: np.ndarray) -> float:
-    """The threshold that parts values into two groups with the greatest variance between them (Otsu 1979).
+    """Compute the threshold that maximises the variance between the two groups that it separates (Otsu 1979).
 
-    Of a histogram of 256 bins from the least to the greatest value, the centre of the last bin of the lower group, as
-    scikit-image's `threshold_otsu` has it. Of values that are all alike, that value.
+    The result is the centre of the last bin of the lower group, in a histogram of 256 bins from the least to the
+    greatest value, as in scikit-image's `threshold_otsu`. If all values are equal, it is that value.
     """
     values = values.astype(np.float64)
     low, high = float(values.min()), float(values.max())
@@ -45,11 +45,11 @@ def otsu(values: np.ndarray) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How the threshold of a map is found.
+    """How the threshold of a map is computed.
 
     Attributes:
       name: `otsu`, `percentile` or `mean_sd`.
-      number: the percentile, 0 … 100, or how many standard deviations above the mean.
+      number: the percentile, 0 … 100, or the number of standard deviations above the mean; unused by `otsu`.
     """
 
     name: str = "otsu"
@@ -57,26 +57,26 @@ class Rule:
 
     @classmethod
     def parse(cls, text: str) -> "Rule":
-        """Of `otsu`, `percentile:90` or `mean_sd:1`.
+        """Parse `otsu`, `percentile:90` or `mean_sd:1`.
 
         Raises:
-          RunError: it is none of these, or the number is out of range.
+          RunError: an unknown rule, or a number out of range.
         """
         if text == "otsu":
             return cls()
-        found = re.fullmatch(r"(percentile|mean_sd):(-?\d+(?:\.\d+)?)", text)
-        if found is None:
-            raise RunError(f"--threshold={text} is neither otsu nor like percentile:90 or mean_sd:1")
-        rule = cls(found[1], float(found[2]))
+        match = re.fullmatch(r"(percentile|mean_sd):(-?\d+(?:\.\d+)?)", text)
+        if match is None:
+            raise RunError(f"--threshold={text} is not a rule: give otsu, or for example percentile:90 or mean_sd:1")
+        rule = cls(match[1], float(match[2]))
         if rule.name == "percentile" and not 0 <= rule.number <= 100:
-            raise RunError(f"--threshold={text}: a percentile is in 0 … 100")
+            raise RunError(f"--threshold={text}: a percentile must lie in 0 … 100")
         return rule
 
     def __str__(self) -> str:
         return self.name if self.name == "otsu" else f"{self.name}:{self.number:g}"
 
     def threshold(self, values: np.ndarray) -> float:
-        """The threshold of a map; what lies above it, and not on it, is marked."""
+        """Compute the threshold of a map. Values above it are marked, values equal to it are not."""
         rules: dict[str, Callable[[], Any]] = {
             "otsu": lambda: otsu(values),
             "percentile": lambda: np.percentile(values, self.number),
@@ -87,13 +87,13 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Marking:
-    """What a map marks.
+    """The marked area of a map.
 
     Attributes:
-      threshold: of the map.
+      threshold: values above it are marked.
       mask: bool [height, width].
-      parts: polygons, each a list of rings `f64 [n, 2]` of x and y in pixels from the image's upper left corner: the
-        outline, then its holes; the first point is not repeated.
+      parts: polygons of the connected parts. Each is a list of rings `f64 [n, 2]`, x and y in pixels from the upper
+        left corner of the image: the outline, then its holes. The first point is not repeated at the end.
     """
 
     threshold: float
@@ -102,42 +102,42 @@ class Marking:
 
 
 def mark(values: np.ndarray, rule: Rule, min_part: float = 0.01) -> Marking:
-    """The parts of a map f32 [height, width] above its threshold.
+    """Mark the parts of a map f32 [height, width] that lie above its threshold.
 
-    Holes and then parts of less than `min_part` of the map's area are dropped. Pixels of a part share sides; those of a
-    hole may touch at corners.
+    First holes are filled, then parts are dropped, that are smaller than `min_part`, a fraction of the map's area.
+    Pixels of one part are connected by their sides, those of one hole by sides or corners.
     """
     threshold = rule.threshold(values)
     mask = values > threshold
-    least = min_part * mask.size
-    mask |= _small(~mask, least, 8)
-    mask &= ~_small(mask, least, 4)
+    min_pixels = min_part * mask.size
+    mask |= _small_parts(~mask, min_pixels, connectivity=8)
+    mask &= ~_small_parts(mask, min_pixels, connectivity=4)
     return Marking(threshold, mask, outlines(mask))
 
 
 def outlines(mask: np.ndarray) -> list[list[np.ndarray]]:
-    """The parts of a mask bool [height, width] as polygons, as `Marking.parts` has them.
+    """Trace the parts of a mask bool [height, width] as polygons, in the form of `Marking.parts`.
 
-    Lines run between the pixels inside and those outside, corners cut off by half a pixel.
+    Lines run between the pixels inside and those outside; corners are cut off by half a pixel.
     """
-    around = np.pad(mask, 1).astype(np.float32)
-    generator = contourpy.contour_generator(z=around, fill_type=contourpy.FillType.OuterOffset)
+    padded = np.pad(mask, 1).astype(np.float32)
+    generator = contourpy.contour_generator(z=padded, fill_type=contourpy.FillType.OuterOffset)
     parts = []
-    # Index 1 is the first pixel, whose centre is at 0.5.
+    # Because of the padding, index 1 is the first pixel, whose centre is at 0.5.
     for points, offsets in zip(*generator.filled(0.5, 1.5), strict=True):
         rings = [points[a : b - 1] - 0.5 for a, b in itertools.pairwise(offsets)]
-        parts.append([_corners(ring) for ring in rings])
+        parts.append([_drop_collinear(ring) for ring in rings])
     return parts
 
 
 def write_geojson(path: str | os.PathLike[str], marking: Marking, *, image: str, name: str) -> None:
-    """Writes the parts as GeoJSON that QuPath opens, in the image's own pixels, the largest part first.
+    """Write the parts as GeoJSON for QuPath, in pixels of the image, the largest part first.
 
     Args:
-      path: of the file.
-      marking: of the image's map for one class.
-      image: the image's name; a part's `id` depends on it, on the class and on the part's outline.
-      name: of the class.
+      path: file to write.
+      marking: marked area of the image's map for one class.
+      image: name of the image; the `id` of a part depends on it, on the class and on the part's outline.
+      name: name of the class.
     """
     features = []
     for rings in sorted(marking.parts, key=lambda rings: -area(rings)):
@@ -160,7 +160,7 @@ def write_geojson(path: str | os.PathLike[str], marking: Marking, *, image: str,
 
 
 def area(rings: list[np.ndarray]) -> float:
-    """Square pixels of a polygon, without its holes."""
+    """Compute the area of a polygon without its holes, in square pixels."""
 
     def enclosed(ring: np.ndarray) -> float:
         x, y = ring.T
@@ -169,15 +169,15 @@ def area(rings: list[np.ndarray]) -> float:
     return enclosed(rings[0]) - sum(enclosed(ring) for ring in rings[1:])
 
 
-def _small(mask: np.ndarray, least: float, connectivity: int) -> np.ndarray:
-    """The parts of a mask with fewer than `least` pixels."""
+def _small_parts(mask: np.ndarray, min_pixels: float, *, connectivity: int) -> np.ndarray:
+    """Return the mask of the connected parts with fewer than `min_pixels` pixels."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=connectivity)
-    small = stats[:, cv2.CC_STAT_AREA] < least
-    small[0] = False  # what is outside of the mask
+    small = stats[:, cv2.CC_STAT_AREA] < min_pixels
+    small[0] = False  # label 0: everything outside of the mask
     return small[labels]
 
 
-def _corners(ring: np.ndarray) -> np.ndarray:
-    """A ring without the points that lie on a straight line between their neighbours."""
+def _drop_collinear(ring: np.ndarray) -> np.ndarray:
+    """Drop the points that lie on a straight line between their neighbours."""
     before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
     return ring[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]

@@ -1,33 +1,32 @@
-"""Explanations of a model's answers: maps, what they mark, the pictures and numbers of a folder of images."""
+"""Explain a model's predictions: maps, marked areas, and the pictures and numbers of a folder of images."""
 
 import dataclasses
-import itertools
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from data_pipelines.pixels import resize
 from histojax.core.errors import RunError
 from histojax.core.files import write_json
+from histojax.inference.batching import batched
 from histojax.inference.explain import dt_grad_cam, pictures
 from histojax.inference.explain.grad_cam import GradCAM, upsample
 from histojax.inference.predictor import Predictor
 
-T = TypeVar("T")
-_ROWS = 12  # images on a contact sheet
-_COLUMNS = 8  # classes on it
+_SHEET_ROWS = 12  # images on a contact sheet
+_SHEET_COLUMNS = 8  # classes on a contact sheet
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """An image that is to be explained.
+    """An image to explain.
 
     Attributes:
-      name: that no other image has; of its folder.
-      image_id: its name as it was given.
+      name: unique name, used for the image's folder.
+      image_id: name of the image as given.
       pixels: uint8 [h, w, 3], RGB.
     """
 
@@ -38,12 +37,12 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """A map of an image for one class.
+    """The map of an image for one class.
 
     Attributes:
-      target: number of the class.
-      probability: of the class.
-      map: f32 [h, w], at least 0, of the feature map's size; see `over`.
+      target: index of the class.
+      probability: probability of the class.
+      map: f32 [h, w], at least 0, of the size of the feature map; see `over`.
     """
 
     target: int
@@ -51,13 +50,13 @@ class Explanation:
     map: np.ndarray
 
     def over(self, image: np.ndarray) -> np.ndarray:
-        """The map of the image's own size: f32 [height, width], 1 where it is greatest; zero if it is so everywhere."""
+        """Resize the map to the image: f32 [height, width] with maximum 1, or zero if the map is zero everywhere."""
         height, width = image.shape[:2]
         return upsample(self.map, width, height)
 
 
 class Explainer:
-    """Explains a trained model's answers.
+    """Explains the predictions of a trained model.
 
     Attributes:
       cam: Grad-CAM of the model.
@@ -72,96 +71,93 @@ class Explainer:
         rule: dt_grad_cam.Rule | None = None,
         min_part: float = 0.01,
     ):
-        """What is asked.
+        """Choose what to explain.
 
         Args:
           predictor: the model.
-          layer: name of a feature map; empty: the one that `grad_cam.default_layer` says.
-          target: name of a class; `all`; or `predicted`: the most probable class, of several labels those at or above
-            their thresholds, and the most probable one if there are none.
-          rule: how the map is thresholded (DT Grad-CAM); None: not at all (Grad-CAM).
-          min_part: least share of the image of a part, or a hole, that is kept.
+          layer: name of a feature map; empty: the default of the model's specification.
+          target: name of a class; `all`; or `predicted`: the most probable class, or with a multi-label model the
+            labels at or above their thresholds, and the most probable label if there are none.
+          rule: how the map is thresholded (DT Grad-CAM); None: no thresholding (Grad-CAM).
+          min_part: smallest part or hole to keep, as a fraction of the image's area.
 
         Raises:
-          RunError: no such layer or class, `min_part` out of range.
+          RunError: unknown layer or class, or `min_part` out of range.
         """
         if target not in (*predictor.classes, "all", "predicted"):
-            raise RunError(f"--target={target} is neither all nor predicted nor one of {', '.join(predictor.classes)}")
+            raise RunError(f"--target={target} is not one of all, predicted, {', '.join(predictor.classes)}")
         if not 0 <= min_part < 1:
-            raise RunError(f"--min_part={min_part} is not a share in [0, 1)")
+            raise RunError(f"--min_part={min_part} is not a fraction in [0, 1)")
         self.predictor, self.rule, self.min_part, self._target = predictor, rule, min_part, target
         self.cam = GradCAM(predictor.trained, predictor.batch_size, layer)
 
     def explain(self, images: Sequence[np.ndarray]) -> list[list[Explanation]]:
-        """Of each image `u8 [h, w, 3]`, of any size, its maps, one a class that is asked about."""
+        """Explain images `u8 [h, w, 3]` of any size.
+
+        Returns:
+          For each image its maps, one per class that is explained.
+        """
         probabilities = self.predictor.predict(images)
-        asked = [(i, target) for i, row in enumerate(probabilities) for target in self._targets(row)]
-        seen = [resize(image, self.predictor.image_size) for image in images]
-        found: list[list[Explanation]] = [[] for _ in images]
-        maps = self.cam.maps(np.stack([seen[i] for i, _ in asked]), np.array([target for _, target in asked]))
-        for (i, target), one in zip(asked, maps, strict=True):
-            found[i].append(Explanation(target, float(probabilities[i, target]), one))
-        return found
+        pairs = [(i, target) for i, row in enumerate(probabilities) for target in self._targets(row)]
+        inputs = [resize(image, self.predictor.image_size) for image in images]
+        explanations: list[list[Explanation]] = [[] for _ in images]
+        maps = self.cam.maps(np.stack([inputs[i] for i, _ in pairs]), np.array([target for _, target in pairs]))
+        for (i, target), values in zip(pairs, maps, strict=True):
+            explanations[i].append(Explanation(target, float(probabilities[i, target]), values))
+        return explanations
 
     def mark(self, values: np.ndarray) -> dt_grad_cam.Marking | None:
-        """What a map over an image marks; None with `rule=None`."""
+        """Threshold a map that has the size of its image; None if there is no rule."""
         return None if self.rule is None else dt_grad_cam.mark(values, self.rule, self.min_part)
 
     def _targets(self, row: np.ndarray) -> list[int]:
-        classes, cuts = self.predictor.classes, self.predictor.thresholds
+        """Choose the classes to explain from an image's probabilities."""
+        classes, thresholds = self.predictor.classes, self.predictor.thresholds
         if self._target in classes:
             return [classes.index(self._target)]
         if self._target == "all":
             return list(range(len(classes)))
-        there = [] if cuts is None else [i for i, name in enumerate(classes) if row[i] >= cuts[name]]
-        return there or [int(row.argmax())]
+        labels = [] if thresholds is None else [i for i, name in enumerate(classes) if row[i] >= thresholds[name]]
+        return labels or [int(row.argmax())]
 
 
 def write(explainer: Explainer, sources: Iterable[Source], output: pathlib.Path) -> dict[str, Any]:
-    """Explains images and writes what was found, a folder an image.
+    """Explain images and write the results, one folder per image.
 
-    In it, for each class, `CLASS.png` (the overlay), and with a rule `CLASS.mask.png` and `CLASS.geojson`; beside the
-    folders `contact_sheet.png`, further sheets after twelve images, and `explanations.json`, which is returned.
+    A folder contains, for each class, `CLASS.png` (the overlay) and, with a threshold rule, `CLASS.mask.png` and
+    `CLASS.geojson`. Beside the folders are `contact_sheet.png`, one further sheet per twelve images, and
+    `explanations.json`.
+
+    Args:
+      explainer: explains the images.
+      sources: the images.
+      output: folder to write to; files of the same names are replaced.
+
+    Returns:
+      The content of `explanations.json`.
 
     Raises:
       RunError: there is no image.
     """
-    classes = explainer.predictor.classes
-    files = file_names(classes)
+    facts = _facts(explainer)
+    title = f"{facts['method']} of {facts['model']}, {explainer.cam.layer}"
     records: list[dict[str, Any]] = []
     rows: list[list[pictures.Picture]] = []
-    facts = _facts(explainer)
-    sheets = 0
+    num_sheets = 0
 
     def write_sheet() -> None:
-        nonlocal sheets
-        sheets += 1
-        path = output / f"contact_sheet{'' if sheets == 1 else f'_{sheets}'}.png"
-        pictures.write_contact_sheet(path, rows, f"{facts['method']} of {facts['model']}, {explainer.cam.layer}")
+        nonlocal num_sheets
+        num_sheets += 1
+        path = output / f"contact_sheet{'' if num_sheets == 1 else f'_{num_sheets}'}.png"
+        pictures.write_contact_sheet(path, rows, title)
         rows.clear()
 
-    for batch in batches(sources, explainer.predictor.batch_size):
-        for source, found in zip(batch, explainer.explain([source.pixels for source in batch]), strict=True):
-            folder = output / source.name
-            folder.mkdir(parents=True, exist_ok=True)
-            row, targets = [], []
-            for one in found:
-                name, file = classes[one.target], files[one.target]
-                values = one.over(source.pixels)
-                marking = explainer.mark(values)
-                words = f"{name}: {one.probability:.3f}"
-                picture = pictures.Picture(source.pixels, values, marking, source.name, words, _remark(values, marking))
-                pictures.write_overlay(folder / f"{file}.png", picture)
-                if marking is not None:
-                    pictures.write_mask(folder / f"{file}.mask.png", marking.mask)
-                    dt_grad_cam.write_geojson(folder / f"{file}.geojson", marking, image=source.name, name=name)
-                row.append(picture.thumbnail())
-                targets.append(_numbers(name, one, marking))
-            rows.append(row[:_COLUMNS])
-            height, width = source.pixels.shape[:2]
-            about = {"image_id": source.image_id, "folder": source.name, "width": width, "height": height}
-            records.append(about | {"targets": targets})
-            if len(rows) == _ROWS:
+    for batch in batched(sources, explainer.predictor.batch_size):
+        for source, explanations in zip(batch, explainer.explain([source.pixels for source in batch]), strict=True):
+            record, thumbnails = _write_image(explainer, source, explanations, output / source.name)
+            records.append(record)
+            rows.append(thumbnails[:_SHEET_COLUMNS])
+            if len(rows) == _SHEET_ROWS:
                 write_sheet()
     if not records:
         raise RunError("no image could be read")
@@ -172,9 +168,36 @@ def write(explainer: Explainer, sources: Iterable[Source], output: pathlib.Path)
     return summary
 
 
+def _write_image(
+    explainer: Explainer, source: Source, explanations: Sequence[Explanation], folder: pathlib.Path
+) -> tuple[dict[str, Any], list[pictures.Picture]]:
+    """Write the files of one image; return its record for explanations.json and its thumbnails."""
+    classes = explainer.predictor.classes
+    files = file_names(classes)
+    folder.mkdir(parents=True, exist_ok=True)
+    thumbnails, targets = [], []
+    for explanation in explanations:
+        name, file = classes[explanation.target], files[explanation.target]
+        values = explanation.over(source.pixels)
+        marking = explainer.mark(values)
+        title = f"{name}: {explanation.probability:.3f}"
+        picture = pictures.Picture(source.pixels, values, marking, source.name, title, _remark(values, marking))
+        pictures.write_overlay(folder / f"{file}.png", picture)
+        if marking is not None:
+            pictures.write_mask(folder / f"{file}.mask.png", marking.mask)
+            dt_grad_cam.write_geojson(folder / f"{file}.geojson", marking, image=source.name, name=name)
+        thumbnails.append(picture.thumbnail())
+        targets.append(_target_record(name, explanation, marking))
+    height, width = source.pixels.shape[:2]
+    record = {
+        "image_id": source.image_id, "folder": source.name, "width": width, "height": height, "targets": targets,
+    }  # fmt: skip
+    return record, thumbnails
+
+
 def file_names(names: Iterable[str]) -> list[str]:
-    """A file's or folder's name for each name: letters, digits, `_`, `-`, `.`; no two alike, even without case."""
-    out: list[str] = []
+    """Make a file name of each name: letters, digits, `_`, `-`, `.`; unique even where case is ignored."""
+    unique_names: list[str] = []
     taken: set[str] = set()
     for name in names:
         plain = re.sub(r"[^\w.-]+", "_", name)[:80].lstrip(".") or "_"
@@ -183,19 +206,12 @@ def file_names(names: Iterable[str]) -> list[str]:
             number += 1
             unique = f"{plain}_{number}"
         taken.add(unique.casefold())
-        out.append(unique)
-    return out
-
-
-def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size` items, the last one of those that are left."""
-    rest = iter(items)
-    while batch := list(itertools.islice(rest, size)):
-        yield batch
+        unique_names.append(unique)
+    return unique_names
 
 
 def _facts(explainer: Explainer) -> dict[str, Any]:
-    """What the explanations have in common."""
+    """Describe the model and the method, for explanations.json."""
     predictor, cam, rule = explainer.predictor, explainer.cam, explainer.rule
     facts: dict[str, Any] = {
         "method": "Grad-CAM" if rule is None else f"DT Grad-CAM ({rule})",
@@ -211,21 +227,21 @@ def _facts(explainer: Explainer) -> dict[str, Any]:
 
 def _remark(values: np.ndarray, marking: dt_grad_cam.Marking | None) -> str:
     if not values.any():
-        return "nothing speaks for it"
+        return "no evidence for this class"
     return "" if marking is None else f"threshold {marking.threshold:.2f}, {marking.mask.mean():.0%} marked"
 
 
-def _numbers(name: str, one: Explanation, marking: dt_grad_cam.Marking | None) -> dict[str, Any]:
-    """What explanations.json says of a map."""
-    numbers = {
+def _target_record(name: str, explanation: Explanation, marking: dt_grad_cam.Marking | None) -> dict[str, Any]:
+    """Describe one map, for explanations.json."""
+    record = {
         "class": name,
-        "probability": one.probability,
-        "map_max": float(one.map.max()),
-        "map": one.map.astype(float).round(6).tolist(),
+        "probability": explanation.probability,
+        "map_max": float(explanation.map.max()),
+        "map": explanation.map.astype(float).round(6).tolist(),
     }
     if marking is None:
-        return numbers
-    return numbers | {
+        return record
+    return record | {
         "threshold": marking.threshold,
         "marked_share": float(marking.mask.mean()),
         "parts": [{"area_px": dt_grad_cam.area(rings), "holes": len(rings) - 1} for rings in marking.parts],

@@ -1,17 +1,18 @@
-"""Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) of every model: where in an image a class was seen.
+"""Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) for every model: where in an image a model saw a class.
 
-A map weights the channels of a feature map by the mean gradient of the class's logit with respect to them, sums, and
-keeps what speaks for the class: relu(Σ_c α_c A_c), α_c = mean over positions of ∂y/∂A_c (equations 1 and 2).
+The channels of a feature map A are weighted by the mean gradient of the class's logit y with respect to them, summed,
+and only positive evidence is kept: relu(Σ_c α_c A_c), α_c = mean over positions of ∂y/∂A_c (equations 1 and 2).
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from histojax import models
 from histojax.core.errors import RunError
 from histojax.models.ops.intermediates import listening
 from histojax.training.evaluate import LoadedModel
@@ -19,111 +20,121 @@ from histojax.training.step import ModelState
 
 Logits = Callable[[jax.Array], jax.Array]
 
-_VITS = ("vit", "vit_base_patch16_224", "dinov2_vitb14")
-_VGGS = ("vgg16", "vgg16_bn")
 
+def feature_map_shapes(logits: Logits, images: jax.Array | jax.ShapeDtypeStruct) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return shape [b, h, w, c] and type of each feature map by name, in the order of the forward pass.
 
-def default_layer(model: str, layers: Sequence[str]) -> str:
-    """Of the feature maps of a model, in the order of the forward pass, the one that Grad-CAM is of.
-
-    The last one, as the paper has it, but
-    * of VGG the last convolution's output (`conv5`, the paper's own), which is twice as fine as `pool5`;
-    * of a Vision Transformer the positions that enter the last block: after it the class token alone goes on to the
-      logits, and the gradient with respect to every other position is zero.
+    Args:
+      logits: images -> logits [b, k], by a model of `histojax.models`.
+      images: as `logits` takes them, or their shape and type.
     """
-    if model in _VGGS:
-        return "conv5"
-    return layers[-2] if model in _VITS and len(layers) > 1 else layers[-1]
-
-
-def layers_of(logits: Logits, images: jax.Array | jax.ShapeDtypeStruct) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape [b, h, w, c] and type of each feature map between images and `logits` of them, by name, in order."""
     names: list[str] = []
 
-    def heard(images: jax.Array) -> tuple[jax.Array, ...]:
+    def feature_maps(images: jax.Array) -> tuple[jax.Array, ...]:
         with listening() as maps:
             logits(images)
-        names.extend(maps)  # beside the result: jax would sort a dict
+        names.extend(maps)  # not returned as a dict, which jax would sort
         return tuple(maps.values())
 
-    shapes = jax.eval_shape(heard, images)
+    shapes = jax.eval_shape(feature_maps, images)
     return dict(zip(names, shapes, strict=True))
 
 
 def grad_cam(logits: Logits, images: jax.Array, targets: jax.Array, layer: str) -> jax.Array:
-    """Maps `f32 [b, h, w]`, at least 0, of the size of the feature map.
+    """Compute Grad-CAM maps.
 
     Args:
-      logits: images -> logits [b, k], by a model of `histojax.models`; no image's depend on another image.
+      logits: images -> logits [b, k], by a model of `histojax.models`; the logits of an image depend on it alone.
       images: as `logits` takes them, [b, ...].
-      targets: i32 [b], the class of each image that is asked about.
+      targets: i32 [b], the class to explain in each image.
       layer: name of a feature map of the model.
+
+    Returns:
+      Maps `f32 [b, h, w]`, at least 0, of the size of the feature map.
+
+    Raises:
+      KeyError: the model has no such feature map.
     """
 
-    def asked(change: jax.Array) -> tuple[jax.Array, jax.Array]:
-        with listening({layer: change}) as heard:
+    def target_logits(offset: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Sum the target logits when `offset` is added to the feature map; also return the feature map."""
+        with listening({layer: offset}) as maps:
             scores = logits(images)
-        return jnp.take_along_axis(scores, targets[:, None], axis=1).sum(), heard[layer]
+        return jnp.take_along_axis(scores, targets[:, None], axis=1).sum(), maps[layer]
 
-    shape = layers_of(logits, images)[layer]
-    slopes, maps = jax.grad(asked, has_aux=True)(jnp.zeros(shape.shape, shape.dtype))
-    weights = slopes.astype(jnp.float32).mean((1, 2))
+    shape = feature_map_shapes(logits, images)[layer]
+    gradients, maps = jax.grad(target_logits, has_aux=True)(jnp.zeros(shape.shape, shape.dtype))
+    weights = gradients.astype(jnp.float32).mean((1, 2))
     return jax.nn.relu(jnp.einsum("bhwc,bc->bhw", maps.astype(jnp.float32), weights))
 
 
 class GradCAM:
-    """Grad-CAM of a trained model, one compiled program whatever the number of images.
+    """Grad-CAM of a trained model, as one compiled program for any number of images.
 
     Attributes:
-      layers: height and width of each of the model's feature maps, by name, in the order of the forward pass.
-      layer: the one that the maps are of.
+      layers: height and width of each feature map of the model, by name, in the order of the forward pass.
+      layer: name of the feature map that is explained.
     """
 
     def __init__(self, trained: LoadedModel, batch_size: int, layer: str = ""):
-        """`layer`: the name of a feature map; empty: `default_layer`.
+        """Choose the feature map.
+
+        Args:
+          trained: the model.
+          batch_size: images per batch; must be divisible by the number of devices.
+          layer: name of a feature map; empty: the default of the model's specification.
 
         Raises:
-          RunError: the model has no such feature map; names those that it has.
+          RunError: the model has no such feature map; the message lists those that it has.
         """
         self._trained, self._batch_size = trained, batch_size
         size = trained.config.data.image_size
-        shape = jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8)
-        shapes = layers_of(functools.partial(trained.program.logits, trained.model), shape)
-        self.layers: dict[str, tuple[int, int]] = {name: found.shape[1:3] for name, found in shapes.items()}
-        self.layer = layer or default_layer(trained.config.model.name, list(self.layers))
+        images = jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8)
+        shapes = feature_map_shapes(functools.partial(trained.program.logits, trained.model), images)
+        self.layers: dict[str, tuple[int, int]] = {name: shape.shape[1:3] for name, shape in shapes.items()}
+        self.layer = layer or models.spec(trained.config.model.name).default_layer(self.layers)
         if self.layer not in self.layers:
             known = ", ".join(f"{name} ({h}×{w})" for name, (h, w) in self.layers.items())
-            raise RunError(f"--layer={layer}: {trained.config.model.name} has no such feature map; there are {known}")
+            raise RunError(
+                f"--layer={layer}: {trained.config.model.name} has no such feature map; choose one of {known}"
+            )
         self._jit = jax.jit(self._maps, out_shardings=trained.layout.replicated)
 
     def maps(self, images: np.ndarray, targets: np.ndarray, model: ModelState | None = None) -> np.ndarray:
-        """Maps `f32 [n, h, w]` of images `u8 [n, s, s, 3]` for the classes `i32 [n]`, of the size of the feature map.
+        """Compute Grad-CAM maps of images.
 
-        `model`: other values of the model's parameters; None: the trained ones.
+        Args:
+          images: `u8 [n, s, s, 3]`, of the model's input size.
+          targets: `i32 [n]`, the class to explain in each image.
+          model: other values of the model's parameters; None: the trained ones.
+
+        Returns:
+          Maps `f32 [n, h, w]`, of the size of the feature map.
         """
-        found, size = [], self._batch_size
+        maps, size = [], self._batch_size
         for start in range(0, len(images), size):
             batch = {
                 "image": images[start : start + size],
                 "target": np.asarray(targets[start : start + size], np.int32),
             }
             n = len(batch["image"])
-            batch = {key: np.concatenate([value, np.zeros((size - n, *value.shape[1:]), value.dtype)])
-                     for key, value in batch.items()}  # fmt: skip
-            put = self._trained.layout.to_device(batch)
-            found.append(np.asarray(self._jit(model or self._trained.model, put["image"], put["target"]))[:n])
-        return np.concatenate(found) if found else np.zeros((0, *self.layers[self.layer]), np.float32)
+            padded = {key: np.concatenate([value, np.zeros((size - n, *value.shape[1:]), value.dtype)])
+                      for key, value in batch.items()}  # fmt: skip
+            on_device = self._trained.layout.to_device(padded)
+            result = self._jit(model or self._trained.model, on_device["image"], on_device["target"])
+            maps.append(np.asarray(result)[:n])
+        return np.concatenate(maps) if maps else np.zeros((0, *self.layers[self.layer]), np.float32)
 
     def _maps(self, model: ModelState, images: jax.Array, targets: jax.Array) -> jax.Array:
         return grad_cam(functools.partial(self._trained.program.logits, model), images, targets, self.layer)
 
 
 def upsample(cam: np.ndarray, width: int, height: int) -> np.ndarray:
-    """A map [h, w] over an image: f32 [height, width], between positions interpolated linearly, 1 where it is greatest.
+    """Resize a map [h, w] to an image by linear interpolation, and scale it to a maximum of 1; f32 [height, width].
 
-    A position of the map stands for a cell of the image, as the resizing to the model's input ignores the aspect ratio.
-    A map that is zero everywhere stays so.
+    Each position of the map covers one cell of the image, since resizing to the model's input ignores the aspect ratio.
+    A map that is zero everywhere stays zero.
     """
     values = cv2.resize(cam.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    peak = values.max()  # a little less than the map's: no pixel's centre need lie on a position
+    peak = values.max()  # may be less than the map's peak: no pixel centre need lie on a position of the map
     return values / peak if peak > 0 else values

@@ -1,1 +1,1 @@
-"""A trained model in other formats: StableHLO, ONNX, safetensors, Hugging Face."""
+"""Export trained models: StableHLO, ONNX, safetensors, Hugging Face."""

@@ -1,128 +1,77 @@
-"""Weights by public names, and a repository for Hugging Face: for timm and WSInfer where they can have the model."""
+"""Export weights by public names, or a Hugging Face repository that timm and WSInfer can load where possible."""
 
 import dataclasses
-import inspect
 import json
 import pathlib
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from histojax import models, weights
+from histojax import models
 from histojax.core.errors import RunError
 from histojax.core.files import write_json
+from histojax.core.quiet import quiet_logger
 from histojax.evaluation.report.model_card import front_matter
-from histojax.inference.export.function import Portable, Written, quiet
+from histojax.inference.export.exportable import ExportableModel, ExportedModel
 from histojax.inference.predictor import Predictor
+from histojax.models import TimmModel
 from histojax.training import pretrained
 from histojax.training.step import ModelState, TrainState
+from histojax.weights.fitting import OWN
 
 FILE, CONFIG = "model.safetensors", "config.json"
-TORCHSCRIPT = "torchscript_model.pt"  # as WSInfer wants it
+TORCHSCRIPT = "torchscript_model.pt"  # the name that WSInfer expects
 WSINFER = "1.0"  # spec_version of wsinfer-zoo's model-config.schema.json
 
 
-@dataclasses.dataclass(frozen=True)
-class Twin:
-    """A model of timm that is the same function of an image of one size.
-
-    Attributes:
-      name: timm's.
-      first_conv: name of its first convolution.
-      classifier: name of its last layer.
-      fixed_size: whether timm builds it for one size of image.
-      arguments: of the model's options, the keywords of timm's builder.
-      wanted: options that timm's model does not have otherwise.
-      fits: whether it is the same function at a height and width, given the model's options.
-      sizes: in words, where it is.
-    """
-
-    name: str
-    first_conv: str
-    classifier: str
-    fixed_size: bool = False
-    arguments: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    wanted: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    fits: Callable[[int, Mapping[str, Any]], bool] = lambda size, options: True
-    sizes: str = ""
+def timm_model(model: ExportableModel) -> tuple[TimmModel | None, str]:
+    """Find the timm model that computes the same function; if there is none, return None and the reason."""
+    spec, size = models.spec(model.architecture), model.predictor.image_size
+    timm = spec.timm
+    if timm is None:
+        return None, f"timm has no {spec.name}"
+    config = _config(model)
+    for option in spec.options:
+        value = getattr(config, option)
+        adjustable = option in timm.arguments or option in spec.drop_options  # nothing is dropped in inference
+        if not adjustable and value != getattr(spec.config, option):
+            return None, f"timm's {timm.name} has no {option}={value!r}"
+    if not timm.fits(size, config):
+        return None, f"timm's {timm.name} is the same function only {timm.sizes}, not at {size}"
+    return timm, ""
 
 
-def _whole_windows(size: int, options: Mapping[str, Any]) -> bool:
-    return size % (4 * 2 ** (len(options["depths"]) - 1) * options["window"]) == 0
+def _timm_naming(model: ExportableModel) -> str:
+    """Return the title of the naming scheme that timm uses."""
+    return next(naming.title for naming in models.spec(model.architecture).namings if "timm" in naming.title)
 
 
-def _vgg(name: str) -> Twin:
-    words = "of images below 256 pixels: larger ones timm pools otherwise"
-    return Twin(name, "features.0", "head.fc", fits=lambda size, _: size < 256, sizes=words)
+def write_weights(model: ExportableModel, folder: pathlib.Path, naming: str) -> ExportedModel:
+    """Write `model.safetensors` and `config.json` with the arrays under public names, and read them back.
 
-
-def _vit(name: str) -> Twin:
-    words = "at the size of its position embedding (model.options.image_size)"
-    return Twin(
-        name, "patch_embed.proj", "head", fixed_size=True, wanted={"pool": "token"},
-        fits=lambda size, options: options["image_size"] == size, sizes=words,
-    )  # fmt: skip
-
-
-_SWIN = {"depths": "depths", "embed_dim": "embed_dim", "heads": "num_heads", "mlp_ratio": "mlp_ratio"}
-_SWIN |= {"window": "window_size"}
-TWINS = {
-    "resnet50": Twin("resnet50", "conv1", "fc"),
-    "seresnet50": Twin("seresnet50", "conv1", "fc", wanted={"reduction": 16}),
-    "densenet121": Twin("densenet121", "features.conv0", "classifier"),
-    "vgg16": _vgg("vgg16"),
-    "vgg16_bn": _vgg("vgg16_bn"),
-    "vit_base_patch16_224": _vit("vit_base_patch16_224"),
-    "dinov2_vitb14": _vit("vit_base_patch14_dinov2"),
-    "swin_tiny_patch4_window7_224": Twin(
-        "swin_tiny_patch4_window7_224", "patch_embed.proj", "head.fc", fixed_size=True, arguments=_SWIN,
-        fits=_whole_windows, sizes="where windows tile every map, as of 224 pixels: others timm partitions otherwise",
-    ),
-}  # fmt: skip
-
-
-def twin_of(portable: Portable) -> tuple[Twin | None, str]:
-    """The model of timm that is the trained one, and else in words why there is none."""
-    name, size = portable.architecture, portable.predictor.image_size
-    twin = TWINS.get(name)
-    if twin is None:
-        return None, f"timm has no {name}"
-    options = _options(portable)
-    for option, value in twin.wanted.items():
-        if options[option] != value:
-            return None, f"timm's {twin.name} has no {option}={options[option]!r}"
-    if not twin.fits(size, options):
-        return None, f"timm's {twin.name} is the same function only {twin.sizes}, not at {size}"
-    return twin, ""
-
-
-def _timm_naming(portable: Portable) -> str:
-    """The title of timm's names among those that are known."""
-    return next(naming.title for naming in weights.TABLES[portable.architecture].namings if "timm" in naming.title)
-
-
-def write_weights(portable: Portable, folder: pathlib.Path, naming: str) -> Written:
-    """Writes `model.safetensors` and `config.json` by public names; empty: the first that has one for each parameter.
+    Args:
+      model: the model.
+      folder: folder to write to.
+      naming: naming scheme; empty: the first that has a name for every parameter.
 
     Raises:
-      RunError: a naming that the model does not have.
+      RunError: the model does not have this naming scheme.
     """
-    trained = portable.predictor.trained
+    trained = model.predictor.trained
     pretrained.export(trained.path, folder, naming)
-    # Zeros, so that what the file lacks is missed.
+    # Start from zeros, so that an array missing from the file shows in the comparison.
     blank = ModelState(_zeros(trained.model.params), _zeros(trained.model.stats), trained.model.rng)
     empty = TrainState(jnp.zeros([], jnp.int32), blank, (), jax.random.key(0), None)
-    with quiet(pretrained.__name__):  # the folder has no name yet
-        read, _ = pretrained.fill(empty, portable.architecture, str(folder / FILE))
-    predictor = Predictor(dataclasses.replace(trained, model=read.model), portable.predictor.batch_size)
+    with quiet_logger(pretrained.__name__):  # its messages would name a temporary folder
+        read, _ = pretrained.fill(empty, model.architecture, str(folder / FILE))
+    predictor = Predictor(dataclasses.replace(trained, model=read.model), model.predictor.batch_size)
     used = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["naming"]
-    theirs = "our own paths, with dots" if used == pretrained.OWN else f"those of {used}"
+    names = "the paths of histojax, with dots" if used == OWN else f"those of {used}"
     loading = f"""\
-Names of the arrays are {theirs}; `{CONFIG}` says the rest. The model returns logits of normalised images, channels
-{"last" if used == pretrained.OWN else "first"}.
+The names of the arrays are {names}; `{CONFIG}` contains everything else. The model maps normalised images, channels
+{"last" if used == OWN else "first"}, to logits.
 
 ```python
 import safetensors.numpy
@@ -130,36 +79,45 @@ import safetensors.numpy
 arrays = safetensors.numpy.load_file("{FILE}")
 ```
 
-With histojax, `--config.model.pretrained={FILE}` starts a training from them.
+To start training from them with histojax, set `--config.model.pretrained={FILE}`.
 """
-    return Written(predictor.predict, loading)
+    return ExportedModel(predictor.predict, loading)
 
 
-def write_repository(portable: Portable, folder: pathlib.Path, licence: str, tile_um: float | None) -> Written:
-    """Writes `model.safetensors` and `config.json`, timm's and WSInfer's where they can have the model.
+def write_repository(
+    model: ExportableModel, folder: pathlib.Path, licence: str, tile_um: float | None
+) -> ExportedModel:
+    """Write `model.safetensors` and `config.json`, in the form of timm and WSInfer where they can load the model.
+
+    Args:
+      model: the model.
+      folder: folder to write to.
+      licence: identifier of the licence; empty: unknown.
+      tile_um: side of an image in µm; None: from the checkpoint.
 
     Raises:
-      RunError: a side of a tile that is none.
+      RunError: `tile_um` is not positive and finite.
     """
-    twin, no_twin = twin_of(portable)
-    naming = pretrained.OWN if twin is None else _timm_naming(portable)
-    written = write_weights(portable, folder, naming)
+    timm, no_timm = timm_model(model)
+    naming = OWN if timm is None else _timm_naming(model)
+    written = write_weights(model, folder, naming)
     facts = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    if twin is None:
-        words = f"Not for timm: {no_twin}. Not for WSInfer: it wants TorchScript, which only PyTorch makes.\n\n"
-        return Written(written.ask, words + written.loading, head=front_matter(licence, "histojax"))
-    spacing, lacking = _spacing(portable, tile_um)
-    config = _timm(portable, twin) | ({} if lacking else _wsinfer(portable, spacing))
+    if timm is None:
+        note = f"Not for timm: {no_timm}. Not for WSInfer: it needs TorchScript, which only PyTorch writes.\n\n"
+        return ExportedModel(written.predict, note + written.loading, head=front_matter(licence, "histojax"))
+    spacing, obstacle = _spacing(model, tile_um)
+    config = _timm_config(model, timm) | ({} if obstacle else _wsinfer_config(model, spacing))
     write_json(folder / CONFIG, config | {"histojax": facts})
-    return Written(written.ask, _loading(portable, lacking), head=front_matter(licence, "timm"))
+    return ExportedModel(written.predict, _loading(model, obstacle), head=front_matter(licence, "timm"))
 
 
-def _loading(portable: Portable, lacking: str) -> str:
-    size = portable.predictor.image_size
-    rule = "sigmoid()" if portable.predictor.thresholds is not None else "softmax(-1)"
+def _loading(model: ExportableModel, obstacle: str) -> str:
+    """Describe how timm and WSInfer load the repository; `obstacle` is the reason why WSInfer cannot."""
+    size = model.predictor.image_size
+    rule = "sigmoid()" if model.predictor.thresholds is not None else "softmax(-1)"
     text = f"""\
-Names are those of timm. From the hub it is `hf-hub:OWNER/NAME` instead of `local-dir:.`. timm resizes with Pillow,
-histojax with OpenCV: images of another size than {size}×{size} differ a little.
+The names of the arrays are those of timm. To load from the hub, replace `local-dir:.` with `hf-hub:OWNER/NAME`. timm
+resizes with Pillow and histojax with OpenCV, so results differ slightly for images that are not {size}×{size}.
 
 ```python
 import timm
@@ -171,60 +129,60 @@ with torch.inference_mode():
     probabilities = model(torch.zeros(7, 3, {size}, {size})).{rule}
 ```
 
-With histojax, `--config.model.pretrained={FILE}` (or `hf:OWNER/NAME`) starts a training from it.
+To start training from it with histojax, set `--config.model.pretrained={FILE}` (or `hf:OWNER/NAME`).
 
 ### WSInfer
 
 """
-    if lacking:
-        return f"{text}Not for WSInfer: {lacking}.\n"
+    if obstacle:
+        return f"{text}Not for WSInfer: {obstacle}.\n"
     return f"""\
-{text}`{CONFIG}` has WSInfer's fields, too (spec_version {WSINFER}). What is missing is `{TORCHSCRIPT}`, which
-only PyTorch makes:
+{text}`{CONFIG}` also has WSInfer's fields (spec_version {WSINFER}). WSInfer also needs `{TORCHSCRIPT}`, which only
+PyTorch writes:
 
 ```python
 import timm
 import torch
 
-model = timm.create_model("local-dir:.", pretrained=True, exportable=True).eval()
+model = timm.create_model("local-dir:.", pretrained=True, exmodel=True).eval()
 torch.jit.trace(model, torch.zeros(1, 3, {size}, {size})).save("{TORCHSCRIPT}")
 ```
 """
 
 
-def _timm(portable: Portable, twin: Twin) -> dict[str, Any]:
-    data, size, classes = portable.predictor.trained.config.data, portable.predictor.image_size, _classes(portable)
-    options = _options(portable)
-    arguments = {theirs: options[ours] for ours, theirs in twin.arguments.items()}
-    if twin.fixed_size:
+def _timm_config(model: ExportableModel, timm: TimmModel) -> dict[str, Any]:
+    data, size, classes = model.predictor.trained.config.data, model.predictor.image_size, _classes(model)
+    config = _config(model)
+    arguments = {timm_name: getattr(config, option) for option, timm_name in timm.arguments.items()}
+    if timm.fixed_size:
         arguments["img_size"] = size
     return {
-        "architecture": twin.name,
+        "architecture": timm.name,
         "num_classes": len(classes),
         "model_args": arguments,
         "pretrained_cfg": {
             "tag": "histojax",
             "custom_load": False,
             "input_size": [3, size, size],
-            "fixed_input_size": twin.fixed_size,
+            "fixed_input_size": timm.fixed_size,
             "interpolation": "bilinear",
             "crop_pct": 1.0,
-            "crop_mode": "squash",  # the aspect ratio is ignored
+            "crop_mode": "squash",  # the aspect ratio is not kept
             "mean": list(data.mean),
             "std": list(data.std),
             "num_classes": len(classes),
-            "first_conv": twin.first_conv,
-            "classifier": twin.classifier,
+            "first_conv": timm.first_conv,
+            "classifier": timm.classifier,
         },
         "label_names": classes,
     }
 
 
-def _wsinfer(portable: Portable, spacing: float) -> dict[str, Any]:
-    data, size = portable.predictor.trained.config.data, portable.predictor.image_size
+def _wsinfer_config(model: ExportableModel, spacing: float) -> dict[str, Any]:
+    data, size = model.predictor.trained.config.data, model.predictor.image_size
     return {
         "spec_version": WSINFER,
-        "class_names": _classes(portable),
+        "class_names": _classes(model),
         "patch_size_pixels": size,
         "spacing_um_px": spacing,
         "transform": [
@@ -235,30 +193,32 @@ def _wsinfer(portable: Portable, spacing: float) -> dict[str, Any]:
     }
 
 
-def _spacing(portable: Portable, tile_um: float | None) -> tuple[float, str]:
-    """µm per pixel of the model's input, and else why WSInfer is not served."""
-    trained = portable.predictor.trained
-    if portable.predictor.thresholds is not None and len(portable.predictor.classes) > 1:
-        return 0.0, "WSInfer takes the softmax over the outputs, and this model's labels are independent of each other"
+def _spacing(model: ExportableModel, tile_um: float | None) -> tuple[float, str]:
+    """Return µm per pixel of the model's input, and the reason, or "", why WSInfer cannot use the model."""
+    trained = model.predictor.trained
+    if model.predictor.thresholds is not None and len(model.predictor.classes) > 1:
+        return (
+            0.0,
+            "WSInfer applies a softmax to the outputs, but this model has independent labels",
+        )
     if tile_um is None:
         pixels, mpp = trained.meta["data"].get("tile_pixels"), trained.config.data.get("mpp", 0.0)
         if not (pixels and mpp):
-            return 0.0, "the side of an image in µm is not known (--tile_um gives it)"
+            return 0.0, "the side of an image in µm is unknown (set it with --tile_um)"
         tile_um = pixels * mpp
     if not 0 < tile_um < float("inf"):
-        raise RunError(f"--tile_um={tile_um} is not a length above 0")
-    return tile_um / portable.predictor.image_size, ""
+        raise RunError(f"--tile_um={tile_um} is not a positive length")
+    return tile_um / model.predictor.image_size, ""
 
 
-def _options(portable: Portable) -> dict[str, Any]:
-    """The model's options, with the defaults of those that the config leaves alone."""
-    parameters = inspect.signature(models.MODELS[portable.architecture]).parameters.values()
-    defaults = {parameter.name: parameter.default for parameter in parameters}
-    return defaults | portable.predictor.trained.config.model.options.to_dict()
+def _config(model: ExportableModel) -> Any:
+    """Return the model's config: its options, and the defaults of all others."""
+    options = model.predictor.trained.config.model.options.to_dict()
+    return models.spec(model.architecture).configure(options)
 
 
-def _classes(portable: Portable) -> list[str]:
-    return list(portable.predictor.classes)
+def _classes(model: ExportableModel) -> list[str]:
+    return list(model.predictor.classes)
 
 
 def _zeros(tree: Any) -> Any:

@@ -1,4 +1,4 @@
-"""StableHLO through jax.export: one file for CPU, CUDA and TPU that needs jax and nothing of ours."""
+"""Export to StableHLO through jax.export: one file for CPU, CUDA and TPU that needs jax but not histojax."""
 
 import pathlib
 from importlib import metadata
@@ -7,22 +7,22 @@ import jax
 import numpy as np
 from jax import export
 
-from histojax.inference.export.function import Portable, Written
+from histojax.inference.export.exportable import ExportableModel, ExportedModel
 
 FILE = "model.stablehlo"
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def write(portable: Portable, folder: pathlib.Path) -> Written:
-    """Writes `model.stablehlo`."""
+def write(model: ExportableModel, folder: pathlib.Path) -> ExportedModel:
+    """Write `model.stablehlo` and read it back."""
     (batch,) = export.symbolic_shape("batch")
-    exported = export.export(jax.jit(portable.function()), platforms=PLATFORMS)(portable.struct(batch))
+    exported = export.export(jax.jit(model.function()), platforms=PLATFORMS)(model.input_struct(batch))
     path = folder / FILE
     path.write_bytes(exported.serialize())
-    again = export.deserialize(bytearray(path.read_bytes()))
+    read_back = export.deserialize(bytearray(path.read_bytes()))
 
-    def ask(images: np.ndarray) -> np.ndarray:
-        return np.asarray(again.call(portable.prepare(images)))
+    def predict(images: np.ndarray) -> np.ndarray:
+        return np.asarray(read_back.call(model.prepare(images)))
 
     versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax")}
     facts = {
@@ -32,12 +32,12 @@ def write(portable: Portable, folder: pathlib.Path) -> Written:
         "calling_convention_version": exported.calling_convention_version,
         "versions": versions,
     }
-    struct = portable.struct(7)
+    struct = model.input_struct(7)
     loading = f"""\
-{portable.interface()}
+{model.interface()}
 
-Needs `jax` {versions["jax"]} or newer, `flatbuffers` and numpy; no histojax. Runs on {", ".join(PLATFORMS)}. GPUs and
-TPUs multiply float32 less exactly unless told otherwise (`jax.default_matmul_precision("highest")`).
+Needs `jax` {versions["jax"]} or newer, `flatbuffers` and numpy, but not histojax. Runs on {", ".join(PLATFORMS)}. GPUs
+and TPUs multiply float32 less exactly by default (`jax.default_matmul_precision("highest")` changes that).
 
 ```python
 import jax
@@ -49,4 +49,4 @@ images = np.zeros({struct.shape}, np.{struct.dtype})
 probabilities = np.asarray(model.call(images))
 ```
 """
-    return Written(ask, loading, facts)
+    return ExportedModel(predict, loading, facts)

@@ -1,1 +1,1 @@
-"""Images to a table of predictions."""
+"""Predict many images and write the table of predictions."""

@@ -1,4 +1,4 @@
-"""Which images a command line means: files, folders, globs, lists and zip archives, each under a name of its own."""
+"""Find the images that a command line names: files, folders, globs, lists and zip archives."""
 
 import csv
 import dataclasses
@@ -15,18 +15,18 @@ from histojax.core.errors import RunError
 
 _log = logging.getLogger(__name__)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".jp2", ".j2k", ".jpx")
-_RESERVED = ("prob_", "predicted")  # columns of the table that is made begin so
+_RESERVED = ("prob_", "predicted")  # prefixes of the columns that prediction adds to the table
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageRef:
-    """Where an image lies.
+    """Where an image is stored.
 
     Attributes:
-      image_id: its name in the table: the path as it was given, or what a list says; always encodable.
-      path: of the file, or of the archive that it is in, as the file system names it.
-      member: its name in the archive; empty: the file itself.
-      facts: what a list says of it, by column.
+      image_id: unique name in the table: the path as given, or the name from a list; always valid UTF-8.
+      path: path of the image file, or of the archive that contains it, as the file system spells it.
+      member: name inside the archive; empty for an image file.
+      facts: further columns from a list, such as patient_id or label.
     """
 
     image_id: str
@@ -36,37 +36,38 @@ class ImageRef:
 
 
 def find(paths: Sequence[str]) -> list[ImageRef]:
-    """The images that are meant, in order; what is meant twice is taken once.
+    """Find all images that the given paths name, in order and each once.
 
     Args:
-      paths: images; folders, searched with all below them, links followed, hidden files left out; globs (`**` is any
-        depth); lists (.csv) with a column `path`, relative to the list, and any further columns; zip archives. A list
-        may name files that are not there: they are found unreadable later, as damaged ones are.
+      paths: image files; folders, searched recursively, following links and skipping hidden files; globs (`**` matches
+        any depth); lists (.csv) with a column `path`, relative to the list, and any further columns; zip archives. A
+        list may name files that do not exist: like damaged files, they are reported as unreadable later.
 
     Raises:
-      RunError: no image at all, a path that is not there, a list or an archive that is none, two images of one name.
+      RunError: no image found, a path that does not exist, an invalid list or archive, or two different images with
+        the same name.
     """
-    found: dict[str, ImageRef] = {}
-    repeated = 0
-    for ref in (ref for text in paths for ref in _meant(text)):
-        other = found.setdefault(ref.image_id, ref)
-        if other is not ref:
-            repeated += 1
-            if other != ref:
+    refs: dict[str, ImageRef] = {}
+    num_repeated = 0
+    for ref in (ref for path in paths for ref in _expand(path)):
+        first = refs.setdefault(ref.image_id, ref)
+        if first is not ref:
+            num_repeated += 1
+            if first != ref:
                 raise RunError(
-                    f"{ref.image_id}: two images of this name, or one of which two lists say different things; "
-                    "give every image once (a column image_id in a list renames)"
+                    f"{ref.image_id}: two images have this name, or two lists describe this image differently; "
+                    "give each image once (a column image_id in a list renames images)"
                 )
-    if not found:
-        raise RunError(f"{', '.join(map(_text, paths))}: no image there ({', '.join(SUFFIXES)})")
-    if repeated:
-        _log.info("%d images were given more than once and are taken once", repeated)
-    return list(found.values())
+    if not refs:
+        raise RunError(f"{', '.join(map(_printable, paths))}: no image found ({', '.join(SUFFIXES)})")
+    if num_repeated:
+        _log.info("%d images were given more than once; each is used once", num_repeated)
+    return list(refs.values())
 
 
 def fingerprint(refs: Iterable[ImageRef]) -> str:
-    """Sixteen digits that change when an image is another one: of names, sizes and modification times."""
-    stamp = functools.lru_cache(maxsize=1)(_stamp)  # an archive's members come one after another
+    """Compute 16 hex digits that change when a name, a file size or a modification time changes."""
+    stamp = functools.lru_cache(maxsize=1)(_stamp)  # the members of an archive follow one another
     digest = hashlib.sha256()
     for ref in refs:
         digest.update(f"{ref.image_id}\0{stamp(ref.path)}\0".encode())
@@ -74,15 +75,15 @@ def fingerprint(refs: Iterable[ImageRef]) -> str:
 
 
 def open_archive(path: str) -> zipfile.ZipFile:
-    """A zip archive for reading.
+    """Open a zip archive for reading.
 
     Raises:
-      RunError: it is none, or damaged.
+      RunError: the file is damaged or not a zip archive.
     """
     try:
         return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
-        raise RunError(f"{_text(path)}: not readable as a zip archive ({error})") from error
+        raise RunError(f"{_printable(path)}: cannot be read as a zip archive ({error})") from error
 
 
 def _stamp(path: str) -> str:
@@ -93,55 +94,56 @@ def _stamp(path: str) -> str:
     return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
-def _text(path: str) -> str:
-    """A path that a table can hold: bytes that are no UTF-8 as `\\xff`."""
+def _printable(path: str) -> str:
+    """Return the path with bytes that are not UTF-8 written as `\\xff`, so that a table can hold it."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _meant(text: str) -> Iterator[ImageRef]:
+def _expand(text: str) -> Iterator[ImageRef]:
+    """Yield the images that one argument names, which may be a glob."""
     path = os.path.expanduser(text)
     if not os.path.lexists(path) and any(sign in path for sign in "*?["):
         for match in sorted(glob.glob(path, recursive=True)):
             if os.path.isdir(match) or match.lower().endswith((*SUFFIXES, ".zip", ".csv")):
-                yield from _there(match)
+                yield from _expand_path(match)
     else:
-        yield from _there(path)
+        yield from _expand_path(path)
 
 
-def _there(path: str) -> Iterator[ImageRef]:
+def _expand_path(path: str) -> Iterator[ImageRef]:
     if not os.path.lexists(path):
-        raise RunError(f"{_text(path)}: no such file or folder")
+        raise RunError(f"{_printable(path)}: no such file or folder")
     if os.path.isdir(path):
-        for inside in _below(path):
-            yield ImageRef(_text(inside), inside)
+        for image in _walk(path):
+            yield ImageRef(_printable(image), image)
     elif path.lower().endswith(".csv"):
-        yield from _listed(path)
+        yield from _read_list(path)
     elif path.lower().endswith(".zip"):
-        yield from _members(path)
+        yield from _archive_members(path)
     else:
-        yield ImageRef(_text(path), path)
+        yield ImageRef(_printable(path), path)
 
 
-def _below(root: str) -> Iterator[str]:
-    """Images below a folder, sorted folder by folder; a folder that several links lead to is entered once."""
+def _walk(root: str) -> Iterator[str]:
+    """Yield the images below a folder, sorted within each folder; a folder with several links to it is entered once."""
     seen = {_identity(root)}
 
-    def tell(error: OSError) -> None:
-        _log.warning("%s: passed over (%s)", _text(str(error.filename)), error.strerror)
+    def log_skipped(error: OSError) -> None:
+        _log.warning("%s: skipped (%s)", _printable(str(error.filename)), error.strerror)
 
-    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=tell):
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=log_skipped):
         yield from (
             os.path.join(folder, name)
             for name in sorted(files)
             if name.lower().endswith(SUFFIXES) and not name.startswith(".")
         )
-        entered = []
+        new = []
         for name in sorted(name for name in subfolders if not name.startswith(".")):
             identity = _identity(os.path.join(folder, name))
             if identity not in seen:
                 seen.add(identity)
-                entered.append(name)
-        subfolders[:] = entered
+                new.append(name)
+        subfolders[:] = new  # tells os.walk which folders to enter
 
 
 def _identity(folder: str) -> tuple[int, int]:
@@ -149,10 +151,10 @@ def _identity(folder: str) -> tuple[int, int]:
     return stat.st_dev, stat.st_ino
 
 
-def _listed(path: str) -> Iterator[ImageRef]:
-    name = _text(path)
+def _read_list(path: str) -> Iterator[ImageRef]:
+    name = _printable(path)
     try:
-        # Paths need not be UTF-8: their bytes pass through.
+        # Paths need not be UTF-8: surrogateescape keeps their bytes.
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             reader = csv.DictReader(file)
             columns = reader.fieldnames or []
@@ -161,30 +163,30 @@ def _listed(path: str) -> Iterator[ImageRef]:
                 raise RunError(f"{name}: no column `path`; a list of images has path[,patient_id][,label][,…]")
             if reserved or len(set(columns)) < len(columns) or "" in columns:
                 raise RunError(
-                    f"{name}: columns {', '.join(map(_text, columns))}: each needs a name of its own, which does not "
+                    f"{name}: columns {', '.join(map(_printable, columns))}: each needs a unique name that does not "
                     f"begin with {' or '.join(_RESERVED)}"
                 )
             for row in reader:
-                yield _of_row(path, row, f"{name}, line {reader.line_num}")
+                yield _ref_from_row(path, row, f"{name}, line {reader.line_num}")
     except (OSError, csv.Error) as error:
-        raise RunError(f"{name}: not readable as a list of images ({error})") from error
+        raise RunError(f"{name}: cannot be read as a list of images ({error})") from error
 
 
-def _of_row(path: str, row: dict[str | None, str | None], place: str) -> ImageRef:
-    if None in row:  # where csv puts what is too much
-        raise RunError(f"{place}: more values than columns; a comma in a path needs quotes around it")
-    facts = {_text(key or ""): _text(value or "") for key, value in row.items() if key != "path"}
+def _ref_from_row(path: str, row: dict[str | None, str | None], where: str) -> ImageRef:
+    if None in row:  # csv stores surplus values under this key
+        raise RunError(f"{where}: more values than columns; quote paths that contain a comma")
+    facts = {_printable(key or ""): _printable(value or "") for key, value in row.items() if key != "path"}
     image = row["path"]
     if not image or "\0" in image:
-        raise RunError(f"{place}: no path of an image is given")
+        raise RunError(f"{where}: no image path is given")
     image = os.path.join(os.path.dirname(path), os.path.expanduser(image))
-    return ImageRef(facts.pop("image_id", "") or _text(image), image, "", facts)
+    return ImageRef(facts.pop("image_id", "") or _printable(image), image, "", facts)
 
 
-def _members(path: str) -> Iterator[ImageRef]:
+def _archive_members(path: str) -> Iterator[ImageRef]:
     with open_archive(path) as archive:
         for name in sorted(archive.namelist()):
             parts = pathlib.PurePosixPath(name).parts
             hidden = any(part.startswith((".", "__MACOSX")) and part != ".." for part in parts)
             if name.lower().endswith(SUFFIXES) and not hidden:
-                yield ImageRef(_text(f"{path}/{name}"), path, name)
+                yield ImageRef(_printable(f"{path}/{name}"), path, name)

@@ -1,4 +1,4 @@
-"""Many images asked of one or several models: read ahead by threads, answered in order, kept as they are answered."""
+"""Predict many images with one or several models: threads read ahead, results are kept in order as they come."""
 
 import concurrent.futures
 import dataclasses
@@ -16,26 +16,19 @@ from tqdm import tqdm
 from data_pipelines.pixels import resize
 from histojax.core import prefetch
 from histojax.core.errors import RunError
-from histojax.evaluation import calibration
-from histojax.inference.predict import pixels, prediction_table
+from histojax.inference.predict import prediction_table
+from histojax.inference.predict.image_reader import ImageReader, UnreadableError, silence_pillow_warnings
 from histojax.inference.predict.images import ImageRef, fingerprint
-from histojax.inference.predict.journal import Answer, Journal
+from histojax.inference.predict.partial_results import PartialResults, Prediction
+from histojax.inference.predict.thresholds import ThresholdedModel, calibrate
 
 _log = logging.getLogger(__name__)
-_DIHEDRAL = 8  # flips and quarter turns: tissue has no up
+_NUM_DIHEDRAL_VIEWS = 8  # flips and quarter turns: tissue has no preferred orientation
 
 
-class Model(Protocol):
-    """What is asked; a `Predictor` is one."""
+class Model(ThresholdedModel, Protocol):
+    """A model that predicts batches, such as a `Predictor`."""
 
-    @property
-    def classes(self) -> tuple[str, ...]: ...  # noqa: D102
-    @property
-    def thresholds(self) -> Mapping[str, float] | None: ...  # noqa: D102
-    @property
-    def decision(self) -> Mapping[str, float] | None: ...  # noqa: D102
-    @property
-    def temperatures(self) -> Sequence[float] | None: ...  # noqa: D102
     @property
     def image_size(self) -> int: ...  # noqa: D102
     @property
@@ -47,195 +40,138 @@ class Model(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class _Batch:
-    """Images read: by side, `u8 [b, s, s, 3]`, black where there is none; and why there is none, else empty."""
+    """Images that were read.
+
+    Attributes:
+      images: by side in pixels, `u8 [b, s, s, 3]`; black where an image could not be read.
+      reasons: why an image could not be read; empty where it could.
+    """
 
     images: dict[int, np.ndarray]
     reasons: list[str]
-
-
-def thresholds_of(models: Sequence[Model], given: str = "", *, calibrated: bool = False) -> dict[str, float] | None:
-    """At least which probability each label is there, or of two classes the positive one: the mean of what the runs
-    chose on validation. None: the most probable class.
-
-    Args:
-      models: of one question.
-      given: instead, of all labels, as `0.5`, or of some, as `tumor=0.4,stroma=0.6`; of two classes of one.
-      calibrated: whether of probabilities that temperatures have calibrated: what was chosen is moved as they are.
-
-    Raises:
-      RunError: runs of different classes, or without temperatures where they are asked for; a threshold that is none,
-        of an unknown label, or of more than two classes.
-    """
-    first = models[0]
-    for number, other in enumerate(models[1:], start=2):
-        if other.classes != first.classes or (other.thresholds is None) != (first.thresholds is None):
-            raise RunError(
-                f"runs of different questions: {_question(first)} in run 1, {_question(other)} in run {number}; "
-                "only probabilities of the same classes have a mean"
-            )
-    if calibrated and (bare := [number for number, model in enumerate(models, 1) if model.temperatures is None]):
-        numbers = ", ".join(map(str, bare))
-        raise RunError(f"--calibrated: run {numbers} has no temperature: it had no validation side, or is older")
-    if first.thresholds is None:
-        return _decision(models, given, calibrated)
-    chosen = []
-    for model in models:
-        own = np.array([[(model.thresholds or {})[name] for name in first.classes]])
-        chosen.append(_calibrated(own, model) if calibrated else own)
-    cuts = dict(zip(first.classes, np.mean(chosen, axis=(0, 1)).tolist(), strict=True))
-    for word in given.split(",") if given else ():
-        name, _, number_text = word.rpartition("=")
-        try:
-            value = float(number_text)
-        except ValueError:
-            value = float("nan")
-        if not 0 <= value <= 1 or (name and name not in cuts):
-            labels = ", ".join(cuts)
-            raise RunError(f"--threshold={given}: give 0 … 1 for all labels, or LABEL=0.4,… ({labels})")
-        cuts |= {name: value} if name else dict.fromkeys(cuts, value)
-    return cuts
-
-
-def _decision(models: Sequence[Model], given: str, calibrated: bool) -> dict[str, float] | None:
-    chosen = [model.decision for model in models]
-    known = {name for one in chosen if one for name in one}
-    if given:
-        name, _, number_text = given.rpartition("=")
-        positive = name or (known.pop() if len(known) == 1 else "")
-        try:
-            value = float(number_text)
-        except ValueError:
-            value = float("nan")
-        classes = models[0].classes
-        if len(classes) != 2 or positive not in classes or not 0 <= value <= 1:
-            asked = f"one class an image is predicted ({', '.join(classes)})"
-            raise RunError(f"--threshold={given}: {asked}; of two, CLASS=0.4 decides")
-        return {positive: value}
-    if len(known) != 1 or None in chosen:
-        return None
-    (positive,) = known
-    own = np.array([[one[positive], 1 - one[positive]] for one in chosen if one])
-    if calibrated:
-        own = np.concatenate([_calibrated(cut[None], model) for cut, model in zip(own, models, strict=True)])
-    return {positive: float(own[:, 0].mean())}
-
-
-def _calibrated(probabilities: np.ndarray, model: Model) -> np.ndarray:
-    return calibration.at_temperatures(probabilities, model.temperatures or ())
 
 
 def run(
     refs: Sequence[ImageRef], models: Sequence[Model], output: pathlib.Path, *, thresholds: Mapping[str, float] | None,
     dihedral: bool = False, calibrated: bool = False, threads: int = 4, redo: bool = False,
 ) -> int:  # fmt: skip
-    """Asks about every image that is not answered yet and writes the table; returns how many could not be read.
+    """Predict the images that have no prediction yet, and write the table.
 
-    Answers are kept in `<output>.partial` until the table is there. The same images in the same batches get the same
-    answers, so the table of a run that was killed and started again is that of an undisturbed one.
+    Predictions are kept in `<output>.partial` until the table is complete. The same images in the same batches get the
+    same predictions, so the table of an interrupted and resumed run equals that of an undisturbed one.
 
     Args:
       refs: the images.
-      models: of one question and one batch size; their mean probability is taken.
-      output: .csv or .parquet; failures are listed beside it.
-      thresholds: as `thresholds_of` gives them.
-      dihedral: whether the mean over the eight flips and quarter turns is taken.
-      calibrated: whether each run's probabilities are calibrated by its temperatures, before any mean is taken.
-      threads: that read images.
-      redo: whether answers and tables that are there are made anew.
+      models: models with the same classes and batch size; their probabilities are averaged.
+      output: .csv or .parquet file; unreadable images are listed beside it.
+      thresholds: as `combine_thresholds` returns them.
+      dihedral: whether to average over the eight flips and quarter turns of each image.
+      calibrated: whether to calibrate each model's probabilities by its temperatures, before averaging.
+      threads: threads that read images.
+      redo: whether to overwrite existing predictions and tables.
+
+    Returns:
+      The number of images that could not be read.
 
     Raises:
-      RunError: the table is there already, or was begun in another way, and `redo` is not set.
+      RunError: the table exists or was started with different settings, and `redo` is not set; another process is
+        writing it; `output` is not a table's file name.
     """
     prediction_table.check_output(output)
     partial = output.with_name(f"{output.name}.partial")
     if output.exists() and not (redo or partial.exists()):
-        raise RunError(f"{output} is there already: choose another --output, or make it anew with --redo")
+        raise RunError(f"{output} already exists: choose another --output, or overwrite it with --redo")
     output.parent.mkdir(parents=True, exist_ok=True)
-    unit = models[0].batch_size
+    batch_size = models[0].batch_size
     settings = {
         "images": len(refs),
         "files": fingerprint(refs),
         "runs": [model.digest for model in models],
         "tta": "dihedral" if dihedral else "none",
         "calibrated": calibrated,
-        "batch_size": unit,
+        "batch_size": batch_size,
     }
-    with Journal(partial, settings, unit, len(refs), redo=redo) as journal:
-        started, before = time.monotonic(), journal.done
-        bar = tqdm(total=len(refs), initial=before, unit="image", disable=None, mininterval=1)
-        with pixels.quiet(), pixels.Reader() as reader, bar:
-            batches = _read(refs[before:], {model.image_size for model in models}, unit, threads, reader)
-            try:
-                for answers in _ask(batches, models, dihedral, calibrated):
-                    journal.append(answers)
-                    bar.update(len(answers))
-            finally:
-                batches.close()
-        asked, seconds = journal.done - before, time.monotonic() - started
-        _log.info("%d images in %.1f s, %.1f a second", asked, seconds, asked / max(seconds, 1e-9))
-        failed = prediction_table.write(output, refs, journal.answers(), models[0].classes, thresholds)
-        journal.remove()
-    return failed
+    with PartialResults(partial, settings, batch_size, len(refs), redo=redo) as results:
+        _predict_remaining(refs, models, results, dihedral=dihedral, calibrated=calibrated, threads=threads)
+        num_failed = prediction_table.write(output, refs, results.read(), models[0].classes, thresholds)
+        results.remove()
+    return num_failed
 
 
-def _question(model: Model) -> str:
-    return f"{'classes' if model.thresholds is None else 'labels'} {', '.join(model.classes)}"
+def _predict_remaining(
+    refs: Sequence[ImageRef], models: Sequence[Model], results: PartialResults, *, dihedral: bool, calibrated: bool,
+    threads: int,
+) -> None:  # fmt: skip
+    """Predict the images that have no result yet, and log the speed."""
+    start_time, first = time.monotonic(), results.num_done
+    sides, batch_size = {model.image_size for model in models}, models[0].batch_size
+    bar = tqdm(total=len(refs), initial=first, unit="image", disable=None, mininterval=1)
+    with silence_pillow_warnings(), ImageReader() as reader, bar:
+        batches = _read_batches(refs[first:], sides, batch_size, threads, reader)
+        try:
+            for predictions in _predict_batches(batches, models, dihedral, calibrated):
+                results.append(predictions)
+                bar.update(len(predictions))
+        finally:
+            batches.close()
+    count, seconds = results.num_done - first, time.monotonic() - start_time
+    _log.info("%d images in %.1f s (%.1f images/s)", count, seconds, count / max(seconds, 1e-9))
 
 
-def _read(
-    refs: Sequence[ImageRef], sides: Iterable[int], unit: int, threads: int, reader: pixels.Reader
+def _read_batches(
+    refs: Sequence[ImageRef], sides: Iterable[int], batch_size: int, threads: int, reader: ImageReader
 ) -> Generator[_Batch, None, None]:
-    """Batches in order; threads read at most two ahead. Closing the generator stops them."""
+    """Yield batches in order, while threads read at most two batches ahead. Closing the generator stops them."""
     stop = threading.Event()
 
-    def read(ref: ImageRef, batch: _Batch, place: int) -> None:
+    def read(ref: ImageRef, batch: _Batch, position: int) -> None:
         if stop.is_set():
             return
         try:
             image = reader.read(ref)
             for side, images in batch.images.items():
-                images[place] = resize(image, side)
-        except pixels.UnreadableError as error:
-            # Words of a decoder may hold anything.
-            batch.reasons[place] = str(error).encode("utf-8", "backslashreplace").decode() or "unreadable"
+                images[position] = resize(image, side)
+        except UnreadableError as error:
+            # A decoder's message may hold anything; it must be encodable, and not empty.
+            batch.reasons[position] = str(error).encode("utf-8", "backslashreplace").decode() or "unreadable"
 
     pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="images")
 
-    def started() -> Iterator[tuple[_Batch, list[concurrent.futures.Future[None]]]]:
-        for start in range(0, len(refs), unit):
-            chosen = refs[start : start + unit]
-            images = {side: np.zeros((len(chosen), side, side, 3), np.uint8) for side in sides}
-            batch = _Batch(images, [""] * len(chosen))
-            yield batch, [pool.submit(read, ref, batch, place) for place, ref in enumerate(chosen)]
+    def start_batches() -> Iterator[tuple[_Batch, list[concurrent.futures.Future[None]]]]:
+        for start in range(0, len(refs), batch_size):
+            batch_refs = refs[start : start + batch_size]
+            images = {side: np.zeros((len(batch_refs), side, side, 3), np.uint8) for side in sides}
+            batch = _Batch(images, [""] * len(batch_refs))
+            yield batch, [pool.submit(read, ref, batch, position) for position, ref in enumerate(batch_refs)]
 
     try:
-        yield from prefetch.finished(started())
+        yield from prefetch.finished(start_batches())
     finally:
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _ask(
+def _predict_batches(
     batches: Iterable[_Batch], models: Sequence[Model], dihedral: bool, calibrated: bool
-) -> Iterator[list[Answer]]:
-    """Of each batch its answers; all models go through the batches side by side, so few are held at a time."""
-    views = _DIHEDRAL if dihedral else 1
-    mine, *theirs = itertools.tee(batches, len(models) + 1)
+) -> Iterator[list[Prediction]]:
+    """Yield the predictions of each batch. All models advance together, so few batches are in memory."""
+    num_views = _NUM_DIHEDRAL_VIEWS if dihedral else 1
+    batches, *copies = itertools.tee(batches, len(models) + 1)
     streams = [
-        model.stream(_views(copy, model.image_size, dihedral)) for model, copy in zip(models, theirs, strict=True)
+        model.stream(_views(copy, model.image_size, dihedral)) for model, copy in zip(models, copies, strict=True)
     ]
-    for batch in mine:
-        asked = [
-            _calibrated(next(stream), model) if calibrated else next(stream)
+    for batch in batches:
+        probabilities = [
+            calibrate(next(stream), model) if calibrated else next(stream)
             for stream, model in zip(streams, models, strict=True)
-            for _ in range(views)
+            for _ in range(num_views)
         ]
-        mean = np.stack(asked).mean(axis=0, dtype=np.float64)
+        mean = np.stack(probabilities).mean(axis=0, dtype=np.float64)
         yield [reason or row.tolist() for reason, row in zip(batch.reasons, mean, strict=True)]
 
 
 def _views(batches: Iterable[_Batch], side: int, dihedral: bool) -> Iterator[np.ndarray]:
-    """Of each batch its images `u8 [b, s, s, 3]` as they are; else all their flips and quarter turns, one by one."""
+    """Yield the images `u8 [b, s, s, 3]` of each batch: as they are, or in all flips and quarter turns, one by one."""
     for batch in batches:
         for turns in range(4 if dihedral else 1):
             turned = np.rot90(batch.images[side], turns, axes=(1, 2))

@@ -1,9 +1,9 @@
-"""From answers to the table of predictions, a block of rows at a time: never more than a block is in memory.
+"""Write the table of predictions, one block of rows at a time, so that no more than a block is in memory.
 
-The columns are those of `histojax.evaluation.predictions`, so that a table with true labels (from a list) can be
-evaluated as it is: `image_id, patient_id, magnification, split`, what lists say, `prob_<class>…`; behind them
-`predicted`, the most probable class, or `predicted_<label>…`, 0 or 1. Images without an answer stand in another table,
-with the reason.
+The columns are those of `histojax.evaluation.predictions`: a table with true labels (from a list) can be evaluated as
+it is. They are `image_id, patient_id, magnification, split`, the further columns of lists, `prob_<class>…`, and then
+`predicted` (the most probable class) or one `predicted_<label>` (0 or 1) per label. Images that could not be read are
+written to a second table, with the reason.
 """
 
 import contextlib
@@ -22,115 +22,123 @@ from data_pipelines.breakhis import filenames
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write
 from histojax.inference.predict.images import ImageRef
-from histojax.inference.predict.journal import Answer
+from histojax.inference.predict.partial_results import Prediction
 
 SUFFIXES = (".csv", ".parquet")
-_ROWS = 4096  # of a block
-_FIRST = ("patient_id", "magnification", "split")
-_SPLIT = "predicted"  # where no list says another
+_BLOCK_ROWS = 4096
+_FIRST_COLUMNS = ("patient_id", "magnification", "split")
+_SPLIT = "predicted"  # the value of the column `split` unless a list gives another
 
 
-def failures_of(output: pathlib.Path) -> pathlib.Path:
-    """Where the images without an answer are listed, beside the table."""
+def failures_path(output: pathlib.Path) -> pathlib.Path:
+    """Return the path of the table of unreadable images, beside the table of predictions."""
     return output.with_name(f"{output.stem}.failed.csv")
 
 
 def check_output(output: pathlib.Path) -> None:
-    """Verifies the name of a table.
+    """Check the file name of a table.
 
     Raises:
-      RunError: neither .csv nor .parquet.
+      RunError: it ends in neither .csv nor .parquet, or it is a folder.
     """
     if output.suffix not in SUFFIXES or output.is_dir():
-        raise RunError(f"--output={output} is no file that ends in {' or '.join(SUFFIXES)}")
+        raise RunError(f"--output={output} is not a file name that ends in {' or '.join(SUFFIXES)}")
 
 
 def write(
-    output: pathlib.Path, refs: Sequence[ImageRef], answers: Iterable[Answer], classes: Sequence[str],
+    output: pathlib.Path, refs: Sequence[ImageRef], predictions: Iterable[Prediction], classes: Sequence[str],
     thresholds: Mapping[str, float] | None,
 ) -> int:  # fmt: skip
-    """Writes the table, and that of the failures where there are some; returns how many.
+    """Write the table of predictions, and a table of the unreadable images if there are any.
 
     Args:
-      output: .csv or .parquet.
+      output: .csv or .parquet file.
       refs: the images.
-      answers: one an image, in the same order.
+      predictions: one per image, in the same order.
       classes: names in the order of the probabilities.
-      thresholds: of each label, at least which it is there; of two classes, of the positive one alone; None: one class
-        an image, the most probable.
+      thresholds: as `prediction_columns` takes them.
+
+    Returns:
+      The number of unreadable images.
     """
-    further = list(dict.fromkeys(column for ref in refs for column in ref.facts if column not in _FIRST))
-    pairs = zip(refs, answers, strict=True)
-    failed = 0
-    failures = failures_of(output)
+    list_columns = list(dict.fromkeys(column for ref in refs for column in ref.facts if column not in _FIRST_COLUMNS))
+    pairs = zip(refs, predictions, strict=True)
+    num_failed = 0
+    failures = failures_path(output)
     with (
-        atomic_write(failures) as bad_part,
-        atomic_write(output) as part,
-        open(bad_part, "w", newline="", encoding="utf-8") as file,
-        _writer(output.suffix, part) as write_rows,
+        atomic_write(failures) as temporary_failures,
+        atomic_write(output) as temporary_output,
+        open(temporary_failures, "w", newline="", encoding="utf-8") as file,
+        _block_writer(output.suffix, temporary_output) as write_block,
     ):
-        bad = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n")
-        bad.writerow(["image_id", "reason"])
-        while block := list(islice(pairs, _ROWS)):
-            good = [(ref, answer) for ref, answer in block if not isinstance(answer, str)]
-            bad.writerows([ref.image_id, answer] for ref, answer in block if isinstance(answer, str))
-            failed += len(block) - len(good)
-            write_rows(_frame(good, classes, thresholds, further))
-    if not failed:
+        failures_writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n")
+        failures_writer.writerow(["image_id", "reason"])
+        while block := list(islice(pairs, _BLOCK_ROWS)):
+            rows = [(ref, prediction) for ref, prediction in block if not isinstance(prediction, str)]
+            failures_writer.writerows([ref.image_id, reason] for ref, reason in block if isinstance(reason, str))
+            num_failed += len(block) - len(rows)
+            write_block(_block_frame(rows, classes, thresholds, list_columns))
+    if not num_failed:
         failures.unlink()
-    return failed
+    return num_failed
 
 
-def _frame(
-    block: Sequence[tuple[ImageRef, Sequence[float]]], classes: Sequence[str],
-    thresholds: Mapping[str, float] | None, further: Sequence[str],
-) -> pd.DataFrame:  # fmt: skip
-    rows = [_said(ref) for ref, _ in block]
-    columns: dict[str, Any] = {"image_id": [ref.image_id for ref, _ in block]}
-    columns |= {name: [row.get(name, "") for row in rows] for name in (*_FIRST, *further)}
-    frame = pd.DataFrame(columns, dtype=str)
-    probabilities = np.array([answer for _, answer in block], np.float64).reshape(len(block), len(classes))
-    return frame.join(answered(probabilities, classes, thresholds))
+def prediction_columns(
+    probabilities: np.ndarray, classes: Sequence[str], thresholds: Mapping[str, float] | None
+) -> pd.DataFrame:
+    """Build the columns `prob_<class>`, and `predicted` or one `predicted_<label>` per label.
 
-
-def answered(probabilities: np.ndarray, classes: Sequence[str], thresholds: Mapping[str, float] | None) -> pd.DataFrame:
-    """Columns `prob_<class>` of probabilities (n, k), and `predicted`, or `predicted_<label>` of several labels.
-
-    `thresholds` are as `write` takes them.
+    Args:
+      probabilities: (n, k).
+      classes: names in the order of the probabilities.
+      thresholds: multi-label: the least probability at which each label is assigned; with two classes, that of the
+        positive class alone; None: one class per image, the most probable.
     """
     frame = pd.DataFrame({f"prob_{name}": probabilities[:, i] for i, name in enumerate(classes)})
     if thresholds is None:
         frame["predicted"] = pd.Series([classes[i] for i in probabilities.argmax(1)], dtype=str)
     elif len(thresholds) < len(classes):
-        ((positive, cut),) = thresholds.items()
-        (other,) = (name for name in classes if name != positive)
-        said = probabilities[:, classes.index(positive)] >= cut
-        frame["predicted"] = pd.Series(np.where(said, positive, other), dtype=str)
+        ((positive, threshold),) = thresholds.items()
+        (negative,) = (name for name in classes if name != positive)
+        is_positive = probabilities[:, classes.index(positive)] >= threshold
+        frame["predicted"] = pd.Series(np.where(is_positive, positive, negative), dtype=str)
     else:
         for i, name in enumerate(classes):
             frame[f"predicted_{name}"] = (probabilities[:, i] >= thresholds[name]).astype(np.int64)
     return frame
 
 
-def _said(ref: ImageRef) -> dict[str, str]:
-    """What is known of an image: what its name says, and, above that, what a list says."""
-    known = {"split": _SPLIT}
+def _block_frame(
+    block: Sequence[tuple[ImageRef, Sequence[float]]], classes: Sequence[str],
+    thresholds: Mapping[str, float] | None, list_columns: Sequence[str],
+) -> pd.DataFrame:  # fmt: skip
+    rows = [_image_facts(ref) for ref, _ in block]
+    columns: dict[str, Any] = {"image_id": [ref.image_id for ref, _ in block]}
+    columns |= {name: [row.get(name, "") for row in rows] for name in (*_FIRST_COLUMNS, *list_columns)}
+    frame = pd.DataFrame(columns, dtype=str)
+    probabilities = np.array([row for _, row in block], np.float64).reshape(len(block), len(classes))
+    return frame.join(prediction_columns(probabilities, classes, thresholds))
+
+
+def _image_facts(ref: ImageRef) -> dict[str, str]:
+    """Collect what the file name (as BreakHis has them) and a list say about an image; the list takes precedence."""
+    facts = {"split": _SPLIT}
     try:
         name = filenames.parse(pathlib.PurePosixPath(ref.member or ref.path).name)
-        known |= {"patient_id": name.patient_id, "magnification": name.magnification}
+        facts |= {"patient_id": name.patient_id, "magnification": name.magnification}
     except filenames.BadNameError:
         pass
-    return known | {key: value for key, value in ref.facts.items() if value}
+    return facts | {key: value for key, value in ref.facts.items() if value}
 
 
 @contextlib.contextmanager
-def _writer(suffix: str, path: pathlib.Path) -> Iterator[Callable[[pd.DataFrame], None]]:
-    """What writes a block of rows behind those before it."""
+def _block_writer(suffix: str, path: pathlib.Path) -> Iterator[Callable[[pd.DataFrame], None]]:
+    """Provide a function that appends a block of rows to the file."""
     if suffix == ".csv":
         with open(path, "w", newline="", encoding="utf-8") as file:
 
             def write_csv(frame: pd.DataFrame) -> None:
-                # All text in quotes: a carriage return in a name would end a row otherwise.
+                # Quote all text: a carriage return in a name would otherwise end the row.
                 options: dict[str, Any] = {"quoting": csv.QUOTE_NONNUMERIC, "lineterminator": "\n"}
                 frame.to_csv(file, header=file.tell() == 0, index=False, **options)
 
@@ -140,7 +148,7 @@ def _writer(suffix: str, path: pathlib.Path) -> Iterator[Callable[[pd.DataFrame]
             opened: list[pq.ParquetWriter] = []
 
             def write_parquet(frame: pd.DataFrame) -> None:
-                # Said, because a block without values would have no types.
+                # The schema is explicit because a block without values would have no types.
                 kinds = {"f": pa.float64(), "i": pa.int64()}
                 schema = pa.schema([(name, kinds.get(frame[name].dtype.kind, pa.string())) for name in frame.columns])
                 if not opened:

@@ -1,10 +1,8 @@
-"""A trained model as a pure function of images that closes over its weights, and what one must know to call it."""
+"""A trained model as a pure function of images that contains its weights, and the facts needed to call it."""
 
-import contextlib
 import dataclasses
-import logging
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,36 +12,44 @@ import optax
 from flax import nnx
 
 from histojax import models
-from histojax.evaluation.report.report import USE
+from histojax.evaluation.report.report_json import USE
 from histojax.inference.predictor import Predictor
 from histojax.models.ops import kernels
+from histojax.models.ops.eval_view import eval_view
+from histojax.models.ops.normalise import normalise
 from histojax.models.rngs import seeded
 from histojax.training import build, evaluate
 
 BAKED, SEPARATE = "baked", "separate"
 PREPROCESSING = (BAKED, SEPARATE)
-Ask = Callable[[np.ndarray], np.ndarray]
+PredictFn = Callable[[np.ndarray], np.ndarray]
 INPUT, OUTPUT = "images", "probabilities"
 
 
 @dataclasses.dataclass(frozen=True)
-class Portable:
-    """A trained model on its way out, computing in float32 whatever its training computed in.
+class ExportableModel:
+    """A trained model to export. It computes in float32, whatever type it was trained in.
 
     Attributes:
-      predictor: what is compared with.
-      preprocessing: `baked`: images are `u8 [b, s, s, 3]`, RGB. `separate`: `f32 [b, s, s, 3]`, normalised before.
+      predictor: makes the predictions that the exported model is compared with.
+      preprocessing: input of the exported model. `baked`: `u8 [b, s, s, 3]`, RGB. `separate`: `f32 [b, s, s, 3]`,
+        which the caller has normalised.
     """
 
     predictor: Predictor
     preprocessing: str = BAKED
 
     @classmethod
-    def load(cls, run: pathlib.Path, *, batch_size: int, preprocessing: str = BAKED) -> "Portable":
-        """The model of a checkpoint.
+    def load(cls, run: pathlib.Path, *, batch_size: int, preprocessing: str = BAKED) -> "ExportableModel":
+        """Load the model of a checkpoint.
+
+        Args:
+          run: work directory or checkpoint.
+          batch_size: images per batch of the predictor.
+          preprocessing: `baked` or `separate`.
 
         Raises:
-          RunError: no or a damaged checkpoint.
+          RunError: missing or damaged checkpoint.
         """
         trained = evaluate.load(run)
         if trained.config.model.dtype != "float32":
@@ -55,51 +61,48 @@ class Portable:
 
     @property
     def architecture(self) -> str:
-        """The model's name."""
+        """Name of the model."""
         return self.predictor.trained.config.model.name
 
-    def struct(self, batch: Any) -> jax.ShapeDtypeStruct:
-        """Shape and type of the function's argument; `batch` may be symbolic."""
+    def input_struct(self, batch: Any) -> jax.ShapeDtypeStruct:
+        """Return shape and type of the function's argument; the batch size may be symbolic."""
         size = self.predictor.image_size
         return jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8 if self.preprocessing == BAKED else jnp.float32)
 
     def function(self) -> Callable[[jax.Array], jax.Array]:
-        """Images as `preprocessing` has them -> probabilities `f32 [b, k]`; the weights are constants of it."""
+        """Return the function images -> probabilities `f32 [b, k]`, which contains the weights as constants."""
         trained = self.predictor.trained
         config, task = trained.config, _task(trained)
         options = build.model_options(config.model.options)
 
-        def make() -> nnx.Module:
+        def make_model() -> nnx.Module:
             return models.create(config.model.name, num_classes=len(task.classes), rngs=seeded(default=0), **options)
 
-        module = nnx.view(nnx.eval_shape(make), use_running_average=True, deterministic=True, raise_if_not_found=False)
-        graph = nnx.graphdef(module)
-        # On the host: a constant that lies on several devices would tie the function to as many.
+        graph = nnx.graphdef(eval_view(nnx.eval_shape(make_model)))
+        # On the host: a constant that is spread over several devices would tie the function to that many devices.
         params, stats = (jax.device_get(tree) for tree in (trained.model.params, trained.model.stats))
-        rng = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.uint32), trained.model.rng)  # nothing is drawn
-        mean, std = (np.asarray(v, np.float32).reshape(1, 1, 1, 3) for v in (config.data.mean, config.data.std))
+        rng = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.uint32), trained.model.rng)  # never drawn from
 
         def function(images: jax.Array) -> jax.Array:
             if self.preprocessing == BAKED:
-                images = (images.astype(jnp.float32) / 255 - mean) / std
+                images = normalise(images, config.data.mean, config.data.std)
             with kernels.disable_custom_kernels():
                 return task.probabilities(nnx.merge(graph, params, stats, rng)(images))
 
         return function
 
     def prepare(self, images: np.ndarray) -> np.ndarray:
-        """What the function is called with for images `u8 [b, s, s, 3]`."""
+        """Convert images `u8 [b, s, s, 3]` to the argument of the function."""
         if self.preprocessing == BAKED:
             return images
         data = self.predictor.trained.config.data
-        mean, std = (np.asarray(v, np.float32) for v in (data.mean, data.std))
-        return (images.astype(np.float32) / 255 - mean) / std
+        return normalise(images, data.mean, data.std)
 
     def facts(self) -> dict[str, Any]:
-        """What a caller of the function must know, for a JSON file beside it."""
+        """Return the facts that a caller of the function needs, for a JSON file beside it."""
         predictor = self.predictor
         meta, config = predictor.trained.meta, predictor.trained.config
-        shape, kind = self.struct(1).shape, self.struct(1).dtype.name
+        struct = self.input_struct(1)
         return {
             "architecture": self.architecture,
             "options": config.model.options.to_dict(),
@@ -110,12 +113,17 @@ class Portable:
             "preprocessing": self.preprocessing,
             "mean": list(config.data.mean),
             "std": list(config.data.std),
-            "input": {"name": INPUT, "shape": ["batch", *shape[1:]], "type": kind, "holds": self._holds()},
+            "input": {
+                "name": INPUT,
+                "shape": ["batch", *struct.shape[1:]],
+                "type": struct.dtype.name,
+                "holds": self._describe_input(),
+            },
             "output": {
                 "name": OUTPUT,
                 "shape": ["batch", len(predictor.classes)],
                 "type": "float32",
-                "holds": self._answers(),
+                "holds": self._describe_output(),
             },
             "checkpoint": predictor.digest,
             "step": meta["step"],
@@ -125,52 +133,38 @@ class Portable:
         }
 
     def interface(self) -> str:
-        """What goes in and what comes out, as Markdown."""
-        size, struct = self.predictor.image_size, self.struct(1)
+        """Describe input and output, as Markdown."""
+        size, struct = self.predictor.image_size, self.input_struct(1)
         return (
-            f"`{INPUT}`, {struct.dtype} of shape (batch, {size}, {size}, 3): {self._holds()}; any batch. Images of\n"
-            "another size are resized before, their aspect ratio ignored: averaged over areas where both sides shrink\n"
-            "(OpenCV's `INTER_AREA`), else bilinear.\n\n"
-            f"`{OUTPUT}`, float32 of shape (batch, {len(self.predictor.classes)}): {self._answers()}."
+            f"`{INPUT}`: {struct.dtype} of shape (batch, {size}, {size}, 3), {self._describe_input()}. The batch may\n"
+            "have any size. Resize other images first, without keeping their aspect ratio: by averaging over areas\n"
+            "where both sides shrink (OpenCV's `INTER_AREA`), otherwise bilinearly.\n\n"
+            f"`{OUTPUT}`: float32 of shape (batch, {len(self.predictor.classes)}), {self._describe_output()}."
         )
 
-    def _holds(self) -> str:
+    def _describe_input(self) -> str:
         return "RGB, 0 to 255" if self.preprocessing == BAKED else "RGB, (value / 255 - mean) / std"
 
-    def _answers(self) -> str:
-        many = self.predictor.thresholds is not None
-        return "the probability of each label (sigmoid)" if many else "the probability of each class (softmax)"
+    def _describe_output(self) -> str:
+        multi_label = self.predictor.thresholds is not None
+        return "the probability of each label (sigmoid)" if multi_label else "the probability of each class (softmax)"
 
 
 @dataclasses.dataclass(frozen=True)
-class Written:
-    """A model in its files.
+class ExportedModel:
+    """A model that was written to files.
 
     Attributes:
-      ask: images `u8 [b, s, s, 3]` -> probabilities [b, k], by what was read back from the files.
-      loading: how they are loaded, as Markdown.
-      facts: of the files, for a JSON file beside them; empty where they hold such.
-      head: of the README.md.
+      predict: images `u8 [b, s, s, 3]` -> probabilities [b, k], by the model as read back from the files.
+      loading: how to load the files, as Markdown.
+      facts: facts about the files, for a JSON file beside them; empty if the files contain them.
+      head: what README.md begins with.
     """
 
-    ask: Ask
+    predict: PredictFn
     loading: str
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     head: str = ""
-
-
-@contextlib.contextmanager
-def quiet(*names: str) -> Iterator[None]:
-    """Nothing is logged under these names."""
-    loggers = [logging.getLogger(name) for name in names]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
 
 
 def _task(trained: evaluate.LoadedModel) -> Any:
