@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Iterator
 
@@ -46,6 +47,9 @@ def exit_on_user_error() -> Iterator[None]:
         yield
     except (RunError, DataError) as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:  # `histojax … | head`: the reader has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         sys.exit(f"error: {place}{error.strerror or error}. Existing output is intact. Fix the problem and rerun.")

@@ -7,6 +7,9 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import jax
+import pytest
+
 from histojax.cli.main import main
 
 _LOGGERS = ("histojax", "data_pipelines")
@@ -22,7 +25,10 @@ class Finished:
 
 
 def histojax(*argv: object) -> Finished:
-    """Run `histojax ARGV…` in this process, as a shell would; an unexpected exception is passed on."""
+    """Run `histojax ARGV…` in this process, as a shell would; an unexpected exception is passed on.
+
+    The command has the tests' four devices, whatever number it asks for.
+    """
     stdout, stderr, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr), _restored():
         try:
@@ -36,15 +42,20 @@ def histojax(*argv: object) -> Finished:
 
 @contextlib.contextmanager
 def _restored() -> Iterator[None]:
-    """Put back the state of the process that a command changes: loggers and garbage collection."""
+    """Keep jax's devices and cache as the tests have them; put back loggers and garbage collection."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     states = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
-    thresholds = gc.get_threshold()
-    try:
-        yield
-    finally:
-        for logger, (level, propagate, handlers) in zip(loggers, states, strict=True):
-            logger.setLevel(level)
-            logger.propagate, logger.handlers[:] = propagate, handlers
-        gc.enable()
-        gc.set_threshold(*thresholds)
+    thresholds, least_seconds = gc.get_threshold(), jax.config.jax_persistent_cache_min_compile_time_secs
+    with pytest.MonkeyPatch.context() as patch:
+        # `runtime.prepare` leaves both alone where the environment has chosen.
+        patch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count={jax.device_count()}")
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
+        try:
+            yield
+        finally:
+            for logger, (level, propagate, handlers) in zip(loggers, states, strict=True):
+                logger.setLevel(level)
+                logger.propagate, logger.handlers[:] = propagate, handlers
+            gc.enable()
+            gc.set_threshold(*thresholds)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)

@@ -99,7 +99,9 @@ def _lines(findings: Sequence["Finding"], level: str, index: int, count: int) ->
     from histojax.cli.doctor import checks
 
     lines = [f"process {index} of {count}"] if count > 1 else []
-    lines += text_table([[finding.level, finding.check, " ".join(finding.text.split())] for finding in findings])
+    lines += text_table(
+        [[f"{finding.level:<4}", finding.check, " ".join(finding.text.split())] for finding in findings]
+    )
     failures, warnings = (sum(finding.level == name for finding in findings) for name in (checks.FAIL, checks.WARN))
     lines.append("all checks passed" if level == checks.OK else f"{failures} failures, {warnings} warnings")
     return lines

@@ -1,0 +1,190 @@
+"""The command tree: help texts, suggestions, exit codes, and overrides on their way to an experiment."""
+
+import argparse
+import re
+import sys
+
+import pytest
+
+from data_pipelines.audit import hashes
+from histojax import __version__
+from histojax import main as door
+from histojax.cli import audit, train
+from histojax.cli.main import GROUPS, RootParser, parse
+from histojax.cli.parser import CommandParser, split_overrides
+from tests.helpers.command import histojax
+from tests.helpers.programs import run
+
+VERBS = RootParser().verbs
+
+
+def test_the_list_of_commands_is_generated() -> None:
+    done = histojax("--help")
+    assert done.returncode == 0
+    assert histojax() == histojax("help") == done
+    lines = done.stdout.splitlines()
+    for title in GROUPS:
+        assert title in lines
+    for name, parser in VERBS.items():
+        assert any(line.startswith(f"  {name} ") and line.endswith(parser.summary) for line in lines), name
+    assert {"train", "eval", "slide agreement", "bench", "models"} <= VERBS.keys()
+    assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_every_command_has_help_with_an_example_that_parses(name: str) -> None:
+    done = histojax(*name.split(), "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"usage: histojax {name} ")
+    examples = re.findall(rf"^  (histojax {name}\b.*)$", done.stdout, re.MULTILINE)
+    assert examples
+    for example in examples:
+        assert parse(example.replace("'", "").split()[1:]).run
+
+
+def test_version() -> None:
+    assert histojax("--version").stdout == f"histojax {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["trian"], "unknown command 'trian' (did you mean 'train'?)"),
+        (["slide", "agrement"], "the following arguments are required"),  # a RUN of that name
+        (["train", "--confg=x", "--workdir=x"], "unknown flag --confg (did you mean '--config'?)"),
+        (["predict", "a", "b", "--ouput", "x"], "unknown flag --ouput (did you mean '--output'?)"),
+        (["predict", "a", "b", "--config.train.epochs=1"], "histojax predict reads no config"),
+        (["train", "--config=x"], "the following arguments are required: --workdir"),
+        (["train", "--config=x", "--workdir=x", "y"], "unexpected arguments: y"),
+        (["train", "--conf=x", "--workdir=x"], "unknown flag --conf "),  # no abbreviations
+        (["predict", "a", "b", "--threads=0"], "argument --threads: 0 is not at least 1"),
+        (["bench", "stp"], "invalid choice: 'stp'"),
+        (["protocols", "--config=x", "--workdir=x", "--write_folds=y"], "not allowed with argument"),
+        (["audit", "x", "--split=a", "--folds=b"], "not allowed with argument"),
+    ],
+)
+def test_arguments_that_cannot_be_parsed(argv: list[str], message: str) -> None:
+    done = histojax(*argv)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert re.fullmatch(r"error: .*\nSee histojax.* --help\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", "--config=dala_resnet50_breakhi", "--workdir=x"], "(did you mean 'dala_resnet50_breakhis'?)"),
+        (["train", "--config=ldcsf_liver:smok", "--workdir=x"], "unknown variant ':smok'"),
+        (["train", "--config=ldcsf_liver", "--workdir=gs://bucket/run"], "--workdir=gs://bucket/run: a path is needed"),
+        (["train", "--config=ldcsf_liver", "--workdir=x", "--config.data.magnificatoin=40X"], "'magnification'"),
+        (["eval", "--checkpoint=s3://b", "--workdir=x"], "--checkpoint=s3://b: a path is needed"),
+        (["eval"], "evaluation needs --workdir=DIR of a run, or --checkpoint=PATH"),
+        (["eval", "--workdir=x", "--config=ldcsf_liver"], "drop --config"),
+        (["eval", "--workdir=x", "--config.data.root=y"], "drop --config"),
+        (["convert", "--output=x"], "give either --weights with --model (or --config), or --checkpoint"),
+        (["convert", "--output=x", "--weights=a", "--checkpoint=b"], "give either"),
+        (["convert", "--output=x", "--weights=a", "--model=b", "--config=c"], "give either"),
+        (["predict", "a", "/nowhere.png"], "/nowhere.png: no such file or folder"),
+    ],
+)
+def test_user_errors_exit_with_code_1_and_a_message(argv: list[str], message: str) -> None:
+    done = histojax(*argv)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "rest", "overrides"),
+    [
+        (["--config.a.b=1", "x"], ["x"], [("a.b", "1")]),
+        (["--config.a.b", "1", "x"], ["x"], [("a.b", "1")]),
+        (["--config.a.b", "-1"], [], [("a.b", "-1")]),
+        (["--config.a", "--config.b=", "--config", "f"], ["--config", "f"], [("a", None), ("b", "")]),
+        (["--noconfig.a", "x"], ["x"], [("a", "false")]),
+        (["-config.a=(1, 2)"], [], [("a", "(1, 2)")]),
+        (["--config.a=b=c\nd"], [], [("a", "b=c\nd")]),
+        (["--config=f", "--configs.a=1"], ["--config=f", "--configs.a=1"], []),
+    ],
+)
+def test_overrides_are_taken_out_of_the_arguments(
+    argv: list[str], rest: list[str], overrides: list[tuple[str, str | None]]
+) -> None:
+    assert split_overrides(argv) == (rest, overrides)
+
+
+def test_overrides_reach_the_command_in_order() -> None:
+    args = parse(["train", "--config.seed=1", "--config=a:b", "--workdir", "w", "--config.seed", "2", "--profile"])
+    assert (args.config, args.workdir, args.profile) == ("a:b", "w", True)
+    assert args.overrides == [("seed", "1"), ("seed", "2")]
+
+
+@pytest.mark.parametrize(
+    ("argv", "verb"),
+    [
+        (["--config=a", "--workdir=b"], "train"),
+        (["--mode=train", "--config=a", "--workdir=b"], "train"),
+        (["--mode=eval", "--workdir=b"], "eval"),
+        (["--workdir=b", "--mode", "eval", "--image_size=32"], "eval"),
+        (["--config=a", "--workdir=b", "--coordinator=h:1", "--num_processes=2", "--process_id=0"], "train"),
+    ],
+)
+def test_the_door_of_earlier_commands(argv: list[str], verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[argparse.Namespace] = []
+    monkeypatch.setattr(door, "run_command", lambda words: seen.append(parse(words)))
+    door.main(argv)
+    assert seen[0].run is VERBS[verb].get_default("run")
+    assert seen[0].workdir == "b"
+
+
+def test_another_mode_is_refused() -> None:
+    with pytest.raises(SystemExit, match="--mode=test is neither train nor eval"):
+        door.main(["--mode=test", "--workdir=b"])
+
+
+def test_an_interrupted_command_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("histojax.inference.predict.images.find", interrupted)
+    done = histojax("predict", "run", "image.png")
+    assert (done.returncode, done.stderr) == (1, "interrupted: rerun the same command to resume\n")
+
+
+def test_numbers_in_help_texts_are_those_of_the_code() -> None:
+    assert (audit.HASH_BITS, audit.MAX_DISTANCE) == (hashes.BITS, hashes.MAX_DISTANCE)
+
+
+def test_shared_flags_are_defined_once() -> None:
+    """A flag with one meaning has one kind of value, whatever the command."""
+    kinds: dict[str, set[str]] = {}
+    for name, parser in VERBS.items():
+        for line in parser.format_help().splitlines():
+            if match := re.match(r"  (--(?:config|output|seed|threads|redo|json|batch_size))( \S+)?(?:  .*)?$", line):
+                kinds.setdefault(match[1], set()).add(f"{match[2]}")
+                assert name
+    assert kinds.keys() == {"--config", "--output", "--seed", "--threads", "--redo", "--json", "--batch_size"}
+    assert all(len(values) == 1 for values in kinds.values()), kinds
+
+
+def test_help_and_user_errors_need_neither_jax_nor_numpy() -> None:
+    program = (
+        "import sys\nfrom histojax.cli.main import RootParser, parse\nRootParser().format_help()\n"
+        "parse(['predict', 'a', 'b'])\n"
+        "print(sorted({'jax', 'numpy', 'cv2', 'pandas', 'ml_collections', 'tqdm'} & sys.modules.keys()))"
+    )
+    assert run([sys.executable, "-c", program]).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("module", ["histojax", "histojax.main"])
+def test_the_programs_themselves(module: str) -> None:
+    done = run([sys.executable, "-m", module, "--help"])
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: histojax COMMAND" if module == "histojax" else "usage: histojax train")
+
+
+def test_the_processes_of_one_run_are_told_apart_by_flags() -> None:
+    parser = argparse.ArgumentParser()
+    train.add_process_flags(parser)
+    assert vars(parser.parse_args([])) == {"coordinator": "", "num_processes": "", "process_id": ""}
+    assert isinstance(VERBS["train"], CommandParser)
