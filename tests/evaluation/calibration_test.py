@@ -92,3 +92,13 @@ def test_scores_of_a_label():
     bins = calibration.reliability(df, p[:, 1], true == 1, n_resamples=50)
     by_hand = sum(one["n_images"] * abs(one["share"]["value"] - one["mean_probability"]) for one in bins) / 500
     assert found["ece"]["value"] == pytest.approx(by_hand)
+
+
+def test_a_probability_on_an_edge_belongs_to_the_bin_below():
+    p = np.array([0.0, 0.2, 0.2, np.nextafter(0.2, 1), 1.0])  # 0.2 ends the third of fifteen bins
+    df = predictions.make_table(
+        list("abcde"), [0, 0, 1, 1, 1], np.stack([1 - p, p], 1), ["x", "y"], split="test", patient_id=list("12345")
+    )
+    bins = calibration.reliability(df, p, df["label"] == "y", n_resamples=0)
+    assert [(round(one["low"] * 15), one["n_images"]) for one in bins] == [(0, 1), (2, 2), (3, 1), (14, 1)]
+    assert [one["share"]["value"] for one in bins] == [0, 0.5, 1, 1]

@@ -92,6 +92,18 @@ def test_several_classes_and_several_labels():
     assert list(found["auroc"]) == ["tumor", "stroma"]
 
 
+def test_a_probability_on_the_threshold_counts_as_present():
+    first, second = (
+        predictions.make_table(range(4), np.ones((4, 1), int), np.full((4, 1), p), ["tumor"], split="test")
+        for p in (0.4, np.nextafter(0.4, 0))
+    )
+    found = comparison.compare(first, second, thresholds=[{"tumor": 0.4}] * 2, n_resamples=0)
+    for question in ("tumor", "all labels of the image"):
+        test = found["mcnemar"][question]
+        assert (test["only_first"], test["only_second"]) == (4, 0)
+    assert found["differences"]["accuracy"]["value"] == -1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -37,6 +37,20 @@ def test_metrics_at_a_threshold_equal_scikit_learn(cut):
         assert found[name]["low"] < value < found[name]["high"], name
 
 
+def test_a_score_on_the_threshold_counts_as_positive():
+    labels = np.array([True, True, True, False, False, False, False])
+    scores = np.array([0.9, 0.4, 0.1, 0.4, 0.4, 0.3, 0.2])  # three scores are the threshold itself
+    df = predictions.make_table(
+        list("abcdefg"), labels.astype(int), np.stack([1 - scores, scores], 1), ["benign", "malignant"], split="test"
+    )
+    found = decisions.at_threshold(df, labels, scores, 0.4, n_resamples=0)
+    assert found["confusion"] == [[2, 2], [1, 2]]
+    assert found["recall"]["value"] == pytest.approx(2 / 3)
+    assert found["specificity"]["value"] == 0.5
+    above = decisions.at_threshold(df, labels, scores, np.nextafter(0.4, 1), n_resamples=0)
+    assert above["confusion"] == [[4, 0], [2, 1]]
+
+
 def test_intervals_equal_a_loop_over_patients():
     df = table()
     labels, p = (df["label"] == "malignant").to_numpy(), df["prob_malignant"].to_numpy()

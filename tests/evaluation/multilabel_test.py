@@ -193,61 +193,6 @@ def test_without_patients_the_next_larger_unit_is_resampled(known, resampled, wo
         assert results.summarise(df, n_resamples=20)["test"]["resampled"] != resampled
 
 
-# --- Thresholds ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rule", ["f1", "youden"])
-@pytest.mark.parametrize("seed", range(6))
-def test_no_threshold_does_better_than_the_chosen_one(rule, seed):
-    y, p = arrays(random_table(n=40, seed=seed, ties=seed % 2 == 0))
-
-    def value(i, cut):
-        yes = p[:, i] >= cut
-        if rule == "f1":
-            return sk.f1_score(y[:, i], yes)
-        return sk.recall_score(y[:, i], yes) + sk.recall_score(y[:, i], yes, pos_label=0)
-
-    chosen = thresholds.choose_thresholds(y, p, rule)
-    for i in range(3):
-        every = np.concatenate([np.unique(p[:, i]), np.linspace(0.001, 0.999, 50)])
-        assert value(i, chosen[i]) >= max(value(i, cut) for cut in every) - 1e-12
-        assert np.abs(p[:, i] - chosen[i]).min() > 0  # on no image
-
-
-@pytest.mark.parametrize("least", [0.5, 0.9, 1.0])
-@pytest.mark.parametrize("seed", range(4))
-def test_of_those_sensitive_enough_the_most_specific_is_chosen(least, seed):
-    y, p = arrays(random_table(n=40, seed=seed, ties=seed % 2 == 0))
-    chosen = thresholds.choose_thresholds(y, p, f"sensitivity={least}")
-    for i in range(3):
-        yes = p[:, i] >= chosen[i]
-        assert sk.recall_score(y[:, i], yes) >= least
-        for cut in np.unique(p[:, i]):
-            other = p[:, i] >= cut
-            if sk.recall_score(y[:, i], other) >= least:
-                specificity = sk.recall_score(y[:, i], other, pos_label=0)
-                assert specificity <= sk.recall_score(y[:, i], yes, pos_label=0)
-    for wrong in ("sensitivity", "sensitivity=0", "sensitivity=1.1", "sensitivity=high", "specificity=0.9"):
-        with pytest.raises(ValueError, match=r"is not one of f1, youden, fixed, sensitivity=0\.95"):
-            thresholds.choose_thresholds(y, p, wrong)
-
-
-def test_of_equally_good_thresholds_the_nearest_to_a_half_is_taken():
-    y, p = np.array([[0], [0], [1], [1]]), np.array([[0.1], [0.2], [0.7], [0.9]])
-    assert thresholds.choose_thresholds(y, p, "f1").tolist() == pytest.approx([0.45])
-    both = np.array([[1], [0], [1]]), np.array([[0.8], [0.5], [0.2]])  # 0.35 and 0.65 are as far
-    assert thresholds.choose_thresholds(*both, "youden").tolist() == pytest.approx([0.65])
-
-
-def test_a_label_without_choice_keeps_a_half():
-    y = np.array([[0, 1, 1], [0, 1, 0]])
-    p = np.array([[0.9, 0.1, 0.3], [0.8, 0.2, 0.1]])
-    assert thresholds.choose_thresholds(y, p, "f1").tolist() == pytest.approx([0.5, 0.5, 0.2])
-    assert thresholds.choose_thresholds(y, p, "fixed").tolist() == [0.5, 0.5, 0.5]
-    with pytest.raises(ValueError, match=r"train\.thresholds='best' is not one of f1, youden, fixed"):
-        thresholds.choose_thresholds(y, p, "best")
-
-
 def test_thresholds_must_fit_the_table():
     df = random_table()
     with pytest.raises(

@@ -2,6 +2,7 @@ import csv
 import io
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 import sklearn.metrics as sk
@@ -117,6 +118,16 @@ def test_several_labels(tmp_path):
     assert found["patients"]["rows"][0]["share_right"] == pytest.approx(
         pd.Series((predicted == labels).mean(1)).groupby(rows["patient_id"].to_numpy()).mean().min()
     )
+
+
+def test_a_probability_on_the_threshold_is_an_answer_for_the_label(tmp_path):
+    labels, p = np.array([[1, 0], [1, 0], [0, 1]]), np.array([[0.4, 0.1], [0.7, 0.6], [0.2, 0.6]])
+    table = predictions.make_table(list("abc"), labels, p, ["tumor", "stroma"], split="test", patient_id=list("ppq"))
+    spec = report_json.ReportSpec(resamples=0)
+    found = described(table, tmp_path, spec, thresholds={"tumor": 0.4, "stroma": 0.6})
+    assert [row["image_id"] for row in found["worst"]["rows"]] == ["b"]  # its stroma only
+    assert found["coexistence"]["pairs"]["predicted"] == [[2, 1], [1, 2]]
+    assert {row["id"]: row["share_right"] for row in found["patients"]["rows"]} == {"p": 0.75, "q": 1}
 
 
 def test_worst_errors_and_patients(tmp_path):

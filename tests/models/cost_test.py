@@ -1,0 +1,30 @@
+"""Parameters, floating-point operations and feature maps of the models, without allocating them."""
+
+import pytest
+
+from histojax import models
+from histojax.models.cost import cost, measure
+from histojax.models.ops import kernels
+
+
+def test_the_cost_is_that_of_the_model() -> None:
+    parameters, flops = cost("resnet50", 1000, 224, {})
+    assert parameters == 25_557_032
+    assert 7.5e9 < flops < 9e9  # 4.1 G multiply-adds of two operations each, and the rest
+
+
+def test_the_cost_is_counted_without_gpu_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"depths": (1,), "heads": (2,), "embed_dim": 32}
+    here = cost("swin_tiny_patch4_window7_224", 2, 56 * 4, small)
+    monkeypatch.setattr(kernels, "usable_here", lambda: True)
+    monkeypatch.setattr(kernels, "call", None)  # any call fails
+    assert kernels.usable()
+    assert cost("swin_tiny_patch4_window7_224", 2, 56 * 4, small) == here
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_feature_maps_never_grow(name: str) -> None:
+    maps = measure(name, 1000, 224, {}).feature_maps
+    heights = [shape[0] for shape in maps.values()]
+    assert heights == sorted(heights, reverse=True)
+    assert heights[-1] == {"vit_base_patch16_224": 14, "vit": 14, "dinov2_vitb14": 16}.get(name, 7)
