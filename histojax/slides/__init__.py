@@ -1,4 +1,4 @@
-"""Whole slides: read in µm/px, tissue found, tiles cut and predicted, and a tumor-to-stroma ratio with an interval.
+"""Whole slides: reading at a given µm/px, tissue, tiles, maps, and a tumor-to-stroma ratio with an interval.
 
-No jax here: what predicts is passed in as a function of pixels.
+This room does not import jax: the model is passed in as a function of pixels.
 """

@@ -1,12 +1,12 @@
-"""Which slides a command line means: files, folders and lists, each slide under a name of its own."""
+"""The slides of a cohort: from files, folders and CSV lists to one uniquely named job per slide."""
 
 import collections
-import csv
 import dataclasses
 import math
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
+from histojax.core.csv_rows import csv_rows
 from histojax.core.errors import RunError
 
 SUFFIXES = (
@@ -18,13 +18,13 @@ _COLUMNS = ("slide", "mpp", "roi")
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A slide to be worked on.
+    """A slide to analyze.
 
     Attributes:
-      name: of its folder of results; no two of a cohort are alike.
-      slide: its file.
-      mpp: µm per level-0 pixel, where it was given; None: the file's own.
-      roi: GeoJSON of a region of interest, where it was given.
+      name: name of its results folder, unique within a cohort.
+      slide: the slide's file.
+      mpp: µm per level-0 pixel as given by the user; None takes the value stored in the file.
+      roi: GeoJSON file with the region of interest, if given.
     """
 
     name: str
@@ -34,60 +34,58 @@ class Job:
 
 
 def find(paths: Sequence[str], mpp: float | None = None, roi: pathlib.Path | None = None) -> list[Job]:
-    """The slides that are meant, in order.
+    """List the slides that the user's paths stand for, in order.
 
     Args:
-      paths: slides; folders, searched with all below them; lists (.csv) with the columns `slide[,mpp[,roi]]`, paths
-        relative to the list. A slide that is not there is a job like any other, to be told as failed.
-      mpp: of every slide that has none in a list.
-      roi: GeoJSON of the only slide, or a folder with `<slide's name>.geojson` for those that have one.
+      paths: slides; folders, searched recursively; CSV lists with the columns `slide[,mpp[,roi]]` and paths relative
+        to the list. A missing slide becomes a job like any other, which later fails.
+      mpp: µm per level-0 pixel of slides without a value in a list.
+      roi: GeoJSON file for the only slide, or a folder with `<slide name>.geojson` for some slides.
+
+    Returns:
+      One job per slide.
 
     Raises:
-      RunError: a folder without slides, a list that is none, two slides of one name that their folders do not tell
-        apart, the same slide twice.
+      RunError: a folder has no slides, a list is malformed, two slides share both file and folder name, or a slide is
+        given twice.
     """
-    found: list[Job] = []
+    jobs: list[Job] = []
     for text in paths:
         path = pathlib.Path(text).expanduser().resolve()
         if path.suffix.lower() == ".csv":
-            found += _listed(path, mpp)
+            jobs += _from_list(path, mpp)
         elif path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not inside:
-                raise RunError(f"{path}: no slide below this folder ({', '.join(SUFFIXES)})")
-            found += [Job("", slide, mpp) for slide in inside]
+            slides = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not slides:
+                raise RunError(f"{path}: the folder has no slides ({', '.join(SUFFIXES)})")
+            jobs += [Job("", slide, mpp) for slide in slides]
         else:
-            found.append(Job("", path, mpp))
-    repeated = [str(path) for path, n in collections.Counter(job.slide for job in found).items() if n > 1]
+            jobs.append(Job("", path, mpp))
+    repeated = [str(path) for path, n in collections.Counter(job.slide for job in jobs).items() if n > 1]
     if repeated:
         raise RunError(f"{', '.join(repeated)}: given more than once")
-    named = [dataclasses.replace(job, name=name) for job, name in zip(found, _names(found), strict=True)]
+    named = [dataclasses.replace(job, name=name) for job, name in zip(jobs, _unique_names(jobs), strict=True)]
     return [_with_roi(job, roi, len(named)) for job in named]
 
 
-def _listed(path: pathlib.Path, mpp: float | None) -> Iterable[Job]:
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RunError(f"{path}: not readable as a list of slides ({error})") from error
-    if not rows or "slide" not in rows[0]:
+def _from_list(path: pathlib.Path, mpp: float | None) -> Iterator[Job]:
+    """The jobs of a CSV list; `mpp` is for rows without a value."""
+    rows = list(csv_rows(path, "list of slides"))
+    if not rows or "slide" not in rows[0][1]:
         raise RunError(f"{path}: no rows, or no column `slide`; a list of slides has the columns slide[,mpp[,roi]]")
-    unknown = [name for name in rows[0] if name not in (*_COLUMNS, None)]
+    unknown = [name for name in rows[0][1] if name not in _COLUMNS]
     if unknown:
-        raise RunError(f"{path}: unknown column {', '.join(unknown)}; a list of slides has {', '.join(_COLUMNS)}")
-    for line, row in enumerate(rows, start=2):
-        if None in row:  # where csv puts what is too much
-            raise RunError(f"{path}, line {line}: more values than columns; a comma in a path needs quotes around it")
+        raise RunError(f"{path}: unknown column {', '.join(unknown)}; the columns are {', '.join(_COLUMNS)}")
+    for place, row in rows:
         if not row["slide"]:
-            raise RunError(f"{path}, line {line}: no slide is named")
+            raise RunError(f"{place}: the column `slide` is empty")
+        slide = path.parent / pathlib.Path(row["slide"]).expanduser()
         roi = path.parent / row["roi"] if row.get("roi") else None
-        yield Job(
-            "", path.parent / pathlib.Path(row["slide"]).expanduser(), _mpp(row.get("mpp"), path, line) or mpp, roi
-        )
+        yield Job("", slide, _mpp(row.get("mpp", ""), place) or mpp, roi)
 
 
-def _mpp(text: str | None, path: pathlib.Path, line: int) -> float | None:
+def _mpp(text: str, place: str) -> float | None:
+    """The µm per pixel in a cell of a list; None if the cell is empty."""
     if not text:
         return None
     try:
@@ -95,12 +93,12 @@ def _mpp(text: str | None, path: pathlib.Path, line: int) -> float | None:
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value > 0):
-        raise RunError(f"{path}, line {line}: mpp '{text}' is no number of µm per pixel")
+        raise RunError(f"{place}: mpp '{text}' must be a number of µm per pixel above 0")
     return value
 
 
-def _names(jobs: Sequence[Job]) -> list[str]:
-    """The files' names without their endings; where two are alike, with the folder before them."""
+def _unique_names(jobs: Sequence[Job]) -> list[str]:
+    """The slides' file names without suffix, preceded by the folder's name where two are alike."""
     stems = [job.slide.stem for job in jobs]
     count = collections.Counter(stem.casefold() for stem in stems)
     names = [
@@ -110,16 +108,17 @@ def _names(jobs: Sequence[Job]) -> list[str]:
     count = collections.Counter(name.casefold() for name in names)
     alike = [str(job.slide) for name, job in zip(names, jobs, strict=True) if count[name.casefold()] > 1]
     if alike:
-        raise RunError(f"{', '.join(alike)}: slides of one name in folders of one name; give them in separate commands")
+        raise RunError(f"{', '.join(alike)}: the same file and folder names; pass these slides in separate commands")
     return names
 
 
 def _with_roi(job: Job, roi: pathlib.Path | None, jobs: int) -> Job:
+    """The job with its region of interest from `--roi`, unless a list gave it one."""
     if roi is None or job.roi is not None:
         return job
     if roi.is_dir():
         path = roi / f"{job.slide.stem}.geojson"
         return dataclasses.replace(job, roi=path) if path.is_file() else job
     if jobs > 1:
-        raise RunError(f"--roi={roi} is one file for {jobs} slides: give a folder of <slide's name>.geojson, or a list")
+        raise RunError(f"--roi={roi} is one file for {jobs} slides: pass a folder of <slide name>.geojson, or a list")
     return dataclasses.replace(job, roi=roi)

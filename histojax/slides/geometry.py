@@ -1,4 +1,4 @@
-"""Where the tiles of a slide lie, in level-0 pixels and in µm."""
+"""The tile grid of a slide, in level-0 pixels and in µm."""
 
 import dataclasses
 
@@ -8,11 +8,11 @@ class Geometry:
     """A regular grid of square tiles over a slide; lengths in level-0 pixels.
 
     Attributes:
-      width: of the slide.
-      height: of the slide.
+      width: width of the slide.
+      height: height of the slide.
       mpp: µm per level-0 pixel.
       tile: side of a tile.
-      stride: from a tile to its neighbour; with overlap less than `tile`.
+      stride: distance between neighboring tiles; less than `tile` if they overlap.
     """
 
     width: int
@@ -23,5 +23,5 @@ class Geometry:
 
     @property
     def cell_mm2(self) -> float:
-        """The area in mm² that a tile stands for: a square of stride × stride, so that overlap counts once."""
+        """The area in mm² that a tile represents: stride × stride, so that overlapping areas count once."""
         return (self.stride * self.mpp / 1000) ** 2

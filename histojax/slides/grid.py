@@ -1,4 +1,4 @@
-"""The tiles of a slide: where there is tissue, at the model's µm/px; and their pixels, in batches."""
+"""The tissue tiles of a slide at the model's µm/px, and their pixels in batches."""
 
 import concurrent.futures
 import dataclasses
@@ -18,13 +18,13 @@ from histojax.slides.tissue import Tissue
 
 @dataclasses.dataclass(frozen=True)
 class GridSpec:
-    """The tiles that a model sees; raises RunError where it says no grid.
+    """Size and placement of tiles; raises RunError for an invalid field.
 
     Attributes:
-      size: side of a tile in pixels of `mpp`.
+      size: side of a tile in pixels, at `mpp`.
       mpp: µm per pixel of a tile.
-      overlap: of neighbouring tiles, as a share of a side: at least 0, less than 1.
-      min_tissue: least share of a tile that is tissue.
+      overlap: fraction of a side shared by neighboring tiles, at least 0 and below 1.
+      min_tissue: smallest fraction of tissue in a tile.
     """
 
     size: int
@@ -34,39 +34,50 @@ class GridSpec:
 
     def __post_init__(self) -> None:
         if self.size < 1 or not 0 < self.mpp < math.inf:
-            raise RunError(f"tiles of {self.size} pixels of {self.mpp} µm: both must be greater than 0")
+            raise RunError(f"tiles of {self.size} pixels at {self.mpp} µm/px: both must be greater than 0")
         if not 0 <= self.overlap < 1:
-            raise RunError(f"overlap of tiles is {self.overlap}: give a share of a side, at least 0 and less than 1")
+            raise RunError(f"--overlap {self.overlap}: give a fraction of a side, at least 0 and below 1")
         if not 0 <= self.min_tissue <= 1:
-            raise RunError(f"least share of tissue is {self.min_tissue}: give a share, 0 to 1")
+            raise RunError(f"--min_tissue {self.min_tissue}: give a fraction, 0 to 1")
 
 
 def make_grid(slide: Slide, tissue: Tissue, spec: GridSpec) -> tuple[Geometry, pd.DataFrame]:
-    """The grid of a slide and the table of its tiles with tissue, by row, then column.
+    """Lay a grid over a slide and list its tiles with enough tissue.
 
-    Columns: minx, miny, width, height (level-0 pixels), row, column (of the grid, so that minx = column · stride),
-    tissue (share of the tile). Tiles at the right and lower edge may reach beyond the slide. No tissue, no rows.
+    Tiles at the right and lower edge may reach beyond the slide.
+
+    Args:
+      slide: the slide.
+      tissue: its tissue mask.
+      spec: size and placement of the tiles.
+
+    Returns:
+      The grid, and a table sorted by row, then column, with the columns minx, miny, width, height (level-0 pixels),
+      row, column (grid position, so that minx = column · stride) and tissue (fraction of the tile). A slide without
+      tissue has no rows.
 
     Raises:
-      SlideError: the slide's pixels are larger than a tile.
+      SlideError: a tile is smaller than a pixel of the slide.
     """
     tile = round(spec.size * spec.mpp / slide.mpp)
     if tile < 1:
-        message = f"{slide.path}: a pixel has {slide.mpp:g} µm, more than a tile of {spec.size * spec.mpp:g} µm"
+        message = f"{slide.path}: a pixel of {slide.mpp:g} µm is larger than a tile of {spec.size * spec.mpp:g} µm"
         raise SlideError(message)
     stride = max(1, round(tile * (1 - spec.overlap)))
     geometry = Geometry(slide.width, slide.height, slide.mpp, tile, stride)
     columns, rows = (max(0, math.ceil((side - tile) / stride)) + 1 for side in (slide.width, slide.height))
-    kept = []
-    for row in range(rows):  # by row, so that memory does not grow with the whole grid
+    tissue_rows = []
+    for row in range(rows):  # row by row, so that memory does not grow with the area of the grid
         boxes = np.full((columns, 4), tile, np.int64)
         boxes[:, 0], boxes[:, 1] = np.arange(columns) * stride, row * stride
-        shares = tissue.shares(boxes)
-        column = np.flatnonzero((shares >= spec.min_tissue) & (shares > 0))
+        fractions = tissue.fractions(boxes)
+        column = np.flatnonzero((fractions >= spec.min_tissue) & (fractions > 0))
         if len(column):
-            kept.append((row, column, shares[column]))
-    column = np.concatenate([np.zeros(0, np.int64), *(columns for _, columns, _ in kept)])
-    row_of = np.repeat([row for row, _, _ in kept], [len(columns) for _, columns, _ in kept]).astype(np.int64)
+            tissue_rows.append((row, column, fractions[column]))
+    column = np.concatenate([np.zeros(0, np.int64), *(columns for _, columns, _ in tissue_rows)])
+    row_of = np.repeat([row for row, _, _ in tissue_rows], [len(columns) for _, columns, _ in tissue_rows]).astype(
+        np.int64
+    )
     table = pd.DataFrame(
         {
             "minx": column * stride,
@@ -75,7 +86,7 @@ def make_grid(slide: Slide, tissue: Tissue, spec: GridSpec) -> tuple[Geometry, p
             "height": np.full(len(column), tile, np.int64),
             "row": row_of,
             "column": column,
-            "tissue": np.concatenate([np.zeros(0), *(shares for _, _, shares in kept)]),
+            "tissue": np.concatenate([np.zeros(0), *(fractions for _, _, fractions in tissue_rows)]),
         }
     )
     return geometry, table
@@ -84,9 +95,19 @@ def make_grid(slide: Slide, tissue: Tissue, spec: GridSpec) -> tuple[Geometry, p
 def read_tiles(
     slide: Slide, table: pd.DataFrame, out_size: int, batch: int, threads: int
 ) -> Generator[np.ndarray, None, None]:
-    """Batches `uint8 [b, s, s, 3]` of the table's tiles, s = out_size, in its order; the last may be smaller.
+    """Read the tiles of a table in batches; threads read at most two batches ahead.
 
-    Threads read at most two batches ahead. Closing the generator stops them.
+    Closing the generator stops the threads.
+
+    Args:
+      slide: the slide.
+      table: the table of its tiles.
+      out_size: side s of a tile in pixels.
+      batch: tiles per batch.
+      threads: number of reader threads.
+
+    Yields:
+      Batches `uint8 [b, s, s, 3]` in the table's order; the last one may be smaller.
 
     Raises:
       SlideError: a tile cannot be read; the message names the slide and the tile.
@@ -95,20 +116,20 @@ def read_tiles(
     stop = threading.Event()
 
     def read(part: np.ndarray, out: np.ndarray) -> None:
-        for (x, y, width, height), place in zip(part.tolist(), out, strict=True):
+        for (x, y, width, height), tile in zip(part.tolist(), out, strict=True):
             if stop.is_set():
                 return
-            place[:] = slide.read(x, y, width, height, out_size, out_size)
+            tile[:] = slide.read(x, y, width, height, out_size, out_size)
 
     pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="tiles")
 
     def started() -> Iterator[tuple[np.ndarray, list[concurrent.futures.Future[None]]]]:
         for start in range(0, len(boxes), batch):
-            chosen = boxes[start : start + batch]
-            out = np.empty((len(chosen), out_size, out_size, 3), np.uint8)
-            # Neighbours to one thread: they share the tiles of the file.
-            parts = np.array_split(np.arange(len(chosen)), min(threads, len(chosen)))
-            yield out, [pool.submit(read, chosen[p], out[p[0] : p[-1] + 1]) for p in parts]
+            batch_boxes = boxes[start : start + batch]
+            out = np.empty((len(batch_boxes), out_size, out_size, 3), np.uint8)
+            # Neighbors go to the same thread, since they share tiles of the file.
+            parts = np.array_split(np.arange(len(batch_boxes)), min(threads, len(batch_boxes)))
+            yield out, [pool.submit(read, batch_boxes[p], out[p[0] : p[-1] + 1]) for p in parts]
 
     try:
         yield from prefetch.finished(started())

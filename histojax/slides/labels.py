@@ -60,13 +60,9 @@ def carried_labels(table: pd.DataFrame, thresholds: Mapping[str, float] | None) 
 
 def label_colors(names: Sequence[str]) -> dict[str, Color]:
     """A color (red, green, blue in 0 … 255) per label; depends only on the labels and their order."""
-    unknown = [name for name in names if name.lower() not in _QUPATH_COLORS]
-    return {
-        name: _QUPATH_COLORS[name.lower()]
-        if name.lower() in _QUPATH_COLORS
-        else _OTHER_COLORS[unknown.index(name) % len(_OTHER_COLORS)]
-        for name in names
-    }
+    others = [name for name in names if name.lower() not in _QUPATH_COLORS]
+    colors = {name: _OTHER_COLORS[i % len(_OTHER_COLORS)] for i, name in enumerate(others)}
+    return {name: _QUPATH_COLORS.get(name.lower()) or colors[name] for name in names}
 
 
 def blend(colors: Sequence[Color]) -> Color:

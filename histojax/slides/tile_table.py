@@ -1,4 +1,4 @@
-"""The table of a slide's tiles on disk, as CSV (for people, and for what reads WSInfer's tables) and as Parquet."""
+"""The table of a slide's tiles on disk: CSV for people and for tools that read WSInfer's tables, and Parquet."""
 
 import os
 import pathlib
@@ -17,18 +17,27 @@ _TISSUE = "tissue"
 
 
 class TileTableError(RunError):
-    """A table that is no table of tiles; the message names the file, the column and the remedy."""
+    """A malformed tile table; the message names the file, the column and the remedy."""
 
 
 def write(table: pd.DataFrame, folder: str | os.PathLike[str]) -> tuple[pathlib.Path, pathlib.Path]:
-    """Writes `tiles.csv` and `tiles.parquet` into `folder`, each whole or not at all; returns both paths.
+    """Write `tiles.csv` and `tiles.parquet` into `folder`, each atomically.
 
-    The columns are WSInfer's first, `minx, miny, width, height, prob_<label>…`, then `row, column, tissue` and
-    whatever else there is. Parquet keeps the numbers to the last bit, CSV seven digits of them. Raises TileTableError
-    where `table` lacks a column or holds numbers that mean nothing.
+    WSInfer's columns come first, `minx, miny, width, height, prob_<label>…`, then `row, column, tissue` and the rest.
+    Parquet keeps every bit of the numbers, CSV seven digits.
+
+    Args:
+      table: one row per tile, with the columns above.
+      folder: an existing folder.
+
+    Returns:
+      The paths of the CSV and the Parquet file.
+
+    Raises:
+      TileTableError: a column is missing or holds an invalid number.
     """
     csv, parquet = (pathlib.Path(folder) / f"tiles.{suffix}" for suffix in ("csv", "parquet"))
-    table = _checked(table, "this table")
+    table = _validated(table, "the tile table")
     first = [*BOX, *(name for name in table.columns if name.startswith(PREFIX)), *POSITION, _TISSUE]
     table = table[first + [name for name in table.columns if name not in first]]
     with atomic_write(parquet) as temporary:
@@ -39,37 +48,37 @@ def write(table: pd.DataFrame, folder: str | os.PathLike[str]) -> tuple[pathlib.
 
 
 def read(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """The table that `write` wrote, from either of its files, sorted by row, then column.
+    """Read a table from either file that `write` wrote, sorted by row, then column.
 
     Raises:
-      TileTableError: unreadable, a missing column, a box that is not whole pixels, a share or a probability outside
-        0 … 1.
+      TileTableError: the file cannot be read, a column is missing, a box is not in whole pixels, or a tissue fraction
+        or probability is outside 0 … 1.
     """
     path = pathlib.Path(path)
     try:
         table = pd.read_parquet(path) if path.suffix.lower() == ".parquet" else pd.read_csv(path)
     # ParserError and UnicodeDecodeError are ValueErrors.
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise TileTableError(f"{path}: not readable as a table of tiles ({error})") from error
-    return _checked(table, str(path)).sort_values(list(POSITION), ignore_index=True)
+        raise TileTableError(f"{path}: cannot be read as a tile table ({error})") from error
+    return _validated(table, str(path)).sort_values(list(POSITION), ignore_index=True)
 
 
-def _checked(table: pd.DataFrame, where: str) -> pd.DataFrame:
-    """The table with whole numbers and floats in the columns that it must have."""
+def _validated(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    """A copy of the table with integers and floats in the required columns; `where` names it in messages."""
     table = table.rename(columns=str)
     missing = [name for name in (*BOX, *POSITION, _TISSUE) if name not in table.columns]
     if missing:
         raise TileTableError(
-            f"{where}: no column {', '.join(missing)}; it has {', '.join(table.columns)}. Expected is a tiles.csv or "
-            "tiles.parquet of `histojax slide`"
+            f"{where}: missing columns {', '.join(missing)}; present are {', '.join(table.columns)}. "
+            "Use a tiles.csv or tiles.parquet written by `histojax slide`"
         )
     for name in table.columns:
         if name in (*BOX, *POSITION):
-            table[name] = _whole(table[name], where)
+            table[name] = _integers(table[name], where)
         elif name == _TISSUE or name.startswith(PREFIX):
             numbers = _numbers(table[name], where)
             if not ((numbers >= 0) & (numbers <= 1)).all():
-                raise TileTableError(f"{where}, column {name}: a value is not in 0 … 1")
+                raise TileTableError(f"{where}, column {name}: a value is outside 0 … 1")
     return table
 
 
@@ -77,11 +86,11 @@ def _numbers(column: pd.Series, where: str) -> np.ndarray:
     try:
         return column.to_numpy(np.float64)
     except (ValueError, TypeError) as error:
-        raise TileTableError(f"{where}, column {column.name}: not all are numbers ({error})") from None
+        raise TileTableError(f"{where}, column {column.name}: a value is not a number ({error})") from None
 
 
-def _whole(column: pd.Series, where: str) -> np.ndarray:
+def _integers(column: pd.Series, where: str) -> np.ndarray:
     numbers = _numbers(column, where)
     if not (np.isfinite(numbers) & (numbers == np.round(numbers))).all():
-        raise TileTableError(f"{where}, column {column.name}: a value is no whole number")
+        raise TileTableError(f"{where}, column {column.name}: a value is not an integer")
     return numbers.astype(np.int64)

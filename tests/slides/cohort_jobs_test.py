@@ -1,4 +1,4 @@
-"""Which slides a command line means."""
+"""Files, folders and lists become one uniquely named job per slide."""
 
 import pathlib
 
@@ -17,7 +17,7 @@ def touch(folder: pathlib.Path, *names: str) -> list[pathlib.Path]:
     return paths
 
 
-def test_files_folders_and_lists_in_their_order(tmp_path: pathlib.Path) -> None:
+def test_files_folders_and_lists_keep_their_order(tmp_path: pathlib.Path) -> None:
     touch(tmp_path, "s/b.svs", "s/deep/a.TIFF", "s/notes.txt", "one.ndpi", "listed/x.svs", "listed/x.geojson")
     (tmp_path / "listed" / "cohort.csv").write_text("slide,mpp,roi\nx.svs,0.5,x.geojson\nmissing.svs,,\n")
     found = cohort_jobs.find(
@@ -31,11 +31,11 @@ def test_files_folders_and_lists_in_their_order(tmp_path: pathlib.Path) -> None:
     assert found[4].slide == tmp_path / "listed" / "missing.svs"
 
 
-def test_slides_of_one_name_are_told_apart_by_their_folder(tmp_path: pathlib.Path) -> None:
+def test_slides_with_the_same_name_are_distinguished_by_their_folder(tmp_path: pathlib.Path) -> None:
     touch(tmp_path, "case1/slide.svs", "case2/slide.svs", "case2/other.svs")
     assert [job.name for job in cohort_jobs.find([str(tmp_path)])] == ["case1_slide", "other", "case2_slide"]
     touch(tmp_path, "more/case1/slide.svs")
-    with pytest.raises(RunError, match="slides of one name in folders of one name"):
+    with pytest.raises(RunError, match="the same file and folder names"):
         cohort_jobs.find([str(tmp_path)])
     with pytest.raises(RunError, match="given more than once"):
         cohort_jobs.find([str(tmp_path / "case1"), str(tmp_path / "case1/slide.svs")])
@@ -57,26 +57,26 @@ def test_regions_of_interest(tmp_path: pathlib.Path) -> None:
         ("", "no rows, or no column `slide`"),
         ("path\na.svs\n", "no rows, or no column `slide`"),
         ("slide,mmp\na.svs,1\n", "unknown column mmp"),
-        ("slide,mpp\n,1\n", "line 2: no slide is named"),
-        ("slide,mpp\na.svs,1\nb.svs,zero\n", "line 3: mpp 'zero' is no number"),
-        ("slide,mpp\na.svs,0\n", "line 2: mpp '0' is no number"),
-        ("slide,mpp\na.svs,nan\n", "line 2: mpp 'nan' is no number"),
+        ("slide,mpp\n,1\n", "line 2: the column `slide` is empty"),
+        ("slide,mpp\na.svs,1\nb.svs,zero\n", "line 3: mpp 'zero' must be a number"),
+        ("slide,mpp\na.svs,0\n", "line 2: mpp '0' must be a number"),
+        ("slide,mpp\na.svs,nan\n", "line 2: mpp 'nan' must be a number"),
         ("slide,mpp\na.svs,1\nb,c.svs,1\n", "line 3: more values than columns"),
     ],
 )
-def test_lists_that_are_none(tmp_path: pathlib.Path, text: str, message: str) -> None:
+def test_malformed_lists_are_refused(tmp_path: pathlib.Path, text: str, message: str) -> None:
     path = tmp_path / "cohort.csv"
     path.write_text(text)
     with pytest.raises(RunError, match=message):
         cohort_jobs.find([str(path)])
 
 
-def test_a_folder_without_slides_is_told(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(RunError, match="no slide below this folder"):
+def test_a_folder_without_slides_is_refused(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(RunError, match="the folder has no slides"):
         cohort_jobs.find([str(tmp_path)])
 
 
-def test_shards_take_every_slide_once() -> None:
+def test_shards_cover_every_slide_once() -> None:
     all_ = [cohort_jobs.Job(str(i), pathlib.Path(str(i))) for i in range(7)]
     shares = [shards.share(all_, f"{i}/3") for i in range(3)]
     assert sorted((job for share in shares for job in share), key=lambda job: job.name) == all_

@@ -1,4 +1,4 @@
-"""A cohort with a model made of arithmetic: what fails is told, what succeeds stays, whatever the model is."""
+"""A cohort with an arithmetic model: failures are reported, results are kept, for every kind of model."""
 
 import json
 import pathlib
@@ -18,7 +18,7 @@ SMALL = TSRSpec(min_tumor_mm2=0, min_tissue_mm2=0.01, block_um=80, hot_spot_um=1
 
 
 def by_colour(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Of each tile how purple it is, and how pink."""
+    """How purple and how pink each tile is."""
     for batch in batches:
         red = batch[..., 0].mean((1, 2)) / 255
         yield np.stack([1 - red, red], axis=1).astype(np.float32)
@@ -39,9 +39,7 @@ def slides(tmp_path: pathlib.Path) -> list[cohort_jobs.Job]:
     ]
 
 
-def test_names_with_markup_and_a_model_whose_classes_exclude_each_other(
-    slides: list[cohort_jobs.Job], tmp_path: pathlib.Path
-) -> None:
+def test_names_with_markup_and_exclusive_classes(slides: list[cohort_jobs.Job], tmp_path: pathlib.Path) -> None:
     settings = cohort.Settings(tsr=TSRSpec(measure="probability", min_tumor_mm2=0, min_tissue_mm2=0.01, resamples=50))
     assert cohort.run(slides, model(thresholds=None), settings, tmp_path / "out") == 0
     table = pd.read_csv(tmp_path / "out" / "slides.csv")
@@ -50,7 +48,7 @@ def test_names_with_markup_and_a_model_whose_classes_exclude_each_other(
     assert table["tiles"].dtype == int
 
 
-def test_without_labels_for_it_there_is_no_ratio_but_everything_else(
+def test_a_model_without_the_labels_gives_everything_but_the_ratio(
     slides: list[cohort_jobs.Job], tmp_path: pathlib.Path
 ) -> None:
     assert cohort.run(slides[:1], model(), cohort.Settings(), tmp_path / "out") == 0
@@ -59,7 +57,7 @@ def test_without_labels_for_it_there_is_no_ratio_but_everything_else(
     assert {"tiles.csv", "overlay.png", "summary.html"} <= names
 
 
-def test_a_slide_that_breaks_the_program_does_not_take_the_others_with_it(
+def test_an_unexpected_error_in_one_slide_does_not_stop_the_others(
     slides: list[cohort_jobs.Job], tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = 0
@@ -69,7 +67,7 @@ def test_a_slide_that_breaks_the_program_does_not_take_the_others_with_it(
         calls += 1
         for rows in by_colour(batches):
             if calls == 1:
-                raise KeyError("a mistake of ours")
+                raise KeyError("a bug")
             yield rows
 
     output = tmp_path / "out"
@@ -83,10 +81,10 @@ def test_a_slide_that_breaks_the_program_does_not_take_the_others_with_it(
     assert "please report it" in caplog.text
     assert not list(output.glob(".*"))
     assert cohort.run(slides, model(stream=breaks_once), settings, output) == 0
-    assert calls == 3, "only the failed one was worked on again"
+    assert calls == 3, "only the failed slide was analyzed again"
 
 
-def test_what_was_made_in_another_way_is_kept_and_told(slides: list[cohort_jobs.Job], tmp_path: pathlib.Path) -> None:
+def test_results_of_other_settings_are_kept_and_reported(slides: list[cohort_jobs.Job], tmp_path: pathlib.Path) -> None:
     output = tmp_path / "out"
     assert cohort.run(slides[:1], model(), cohort.Settings(tsr=SMALL), output) == 0
     before = (output / "a" / "tsr.json").read_bytes()
@@ -97,13 +95,13 @@ def test_what_was_made_in_another_way_is_kept_and_told(slides: list[cohort_jobs.
     assert not (output / "<u>").exists()
     assert cohort.run(slides, model(), other, output, redo=True) == 0
     assert (output / "a" / "tsr.json").read_bytes() != before
-    # The slide itself may have changed, too.
+    # The slide itself may have changed.
     planted.write_slide(slides[0].slide, 0.5)
     with pytest.raises(RunError, match="slide_bytes"):
         cohort.run(slides, model(), other, output)
 
 
-def test_a_slide_without_tissue_is_finished_and_not_evaluable(tmp_path: pathlib.Path) -> None:
+def test_a_slide_without_tissue_finishes_as_not_evaluable(tmp_path: pathlib.Path) -> None:
     import cv2
 
     cv2.imwrite(str(tmp_path / "white.png"), np.full((300, 400, 3), 245, np.uint8))

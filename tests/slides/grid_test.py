@@ -1,4 +1,4 @@
-"""Tiles lie where they should, hold the slide's pixels in order, and reading them can fail or stop."""
+"""Tiles have the right place and pixels in order; reading can fail or be stopped."""
 
 import pathlib
 import threading
@@ -42,7 +42,7 @@ def test_tiles_cover_the_slide_at_the_models_resolution(slide: Slide) -> None:
     np.testing.assert_allclose(table["tissue"].to_numpy().reshape(3, 4)[-1], [0.5, 0.5, 0.5, 0.125])
 
 
-def test_overlap_moves_neighbours_together(slide: Slide) -> None:
+def test_overlap_moves_neighbors_together(slide: Slide) -> None:
     geometry, table = make_grid(slide, everywhere(slide), GridSpec(200, 0.5, overlap=0.25, min_tissue=1))
     assert (geometry.tile, geometry.stride) == (200, 150)
     assert geometry.cell_mm2 == pytest.approx(0.075**2)
@@ -50,14 +50,14 @@ def test_overlap_moves_neighbours_together(slide: Slide) -> None:
     assert table["row"].max() == 5
 
 
-def test_only_tiles_with_enough_tissue(slide: Slide) -> None:
+def test_only_tiles_with_enough_tissue_are_listed(slide: Slide) -> None:
     tissue = find_tissue(slide, TissueSpec())
     sizes = []
     for least in (0.0, 0.3, 0.9):
         _, table = make_grid(slide, tissue, GridSpec(50, 0.5, min_tissue=least))
         assert (table["tissue"] > 0).all()
         assert table["tissue"].min() >= least
-        np.testing.assert_allclose(table["tissue"], tissue.shares(table[COLUMNS[:4]].to_numpy()))
+        np.testing.assert_allclose(table["tissue"], tissue.fractions(table[COLUMNS[:4]].to_numpy()))
         assert table[["row", "column"]].apply(tuple, axis=1).is_monotonic_increasing
         sizes.append(len(table))
     assert sizes[0] > sizes[1] > sizes[2] > 100
@@ -73,14 +73,14 @@ def test_no_tissue_gives_no_tiles(slide: Slide) -> None:
     assert list(read_tiles(slide, table, 32, 8, 2)) == []
 
 
-def test_a_grid_that_cannot_be_is_refused(slide: Slide) -> None:
+def test_an_impossible_grid_is_refused(slide: Slide) -> None:
     for wrong in ({"overlap": 1.0}, {"overlap": -0.1}, {"min_tissue": 1.1}, {"min_tissue": float("nan")}):
-        with pytest.raises(RunError, match="give a share"):
+        with pytest.raises(RunError, match="give a fraction"):
             GridSpec(100, 0.5, **wrong)
     for size, mpp in ((0, 0.5), (100, 0.0), (100, float("nan"))):
         with pytest.raises(RunError, match="greater than 0"):
             GridSpec(size, mpp)
-    with pytest.raises(SlideError, match=r"case\.tif: a pixel has 0\.5 µm, more than a tile of 0\.2 µm"):
+    with pytest.raises(SlideError, match=r"case\.tif: a pixel of 0\.5 µm is larger than a tile of 0\.2 µm"):
         make_grid(slide, everywhere(slide), GridSpec(2, 0.1))
 
 
@@ -131,11 +131,11 @@ def test_closing_stops_the_threads_at_once(slide: Slide, monkeypatch: pytest.Mon
     batches = read_tiles(slide, table, 16, 50, 2)
     next(batches)
     batches.close()
-    assert 50 <= count[0] < 100  # of the 150 that were to be read
+    assert 50 <= count[0] < 100  # of the 150 requested
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("tiles")]
 
 
-def test_a_tile_that_cannot_be_read_is_named(slide: Slide, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_tile_is_named(slide: Slide, monkeypatch: pytest.MonkeyPatch) -> None:
     _, table = make_grid(slide, everywhere(slide), GridSpec(256, 0.5, min_tissue=0))
     segment = slide._backend._segment
 

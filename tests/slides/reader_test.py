@@ -1,4 +1,4 @@
-"""Slides of every kind: read as they are, or refused in words."""
+"""Slides of every format are read exactly or refused with a message."""
 
 import concurrent.futures
 import io
@@ -29,21 +29,21 @@ def whole(slide: reader.Slide) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("name", "mpp"), [("cmu-1-small-region.svs", None), ("C3L-00601-26_stitched_pyramid.tif", 1)])
-def test_a_real_slide_has_the_pixels_that_openslide_gives(name: str, mpp: float | None) -> None:
+def test_a_real_slide_has_the_same_pixels_as_in_openslide(name: str, mpp: float | None) -> None:
     if not SLIDES.is_dir():
-        pytest.skip(f"real slides are not here ({SLIDES})")
-    theirs = openslide.OpenSlide(SLIDES / name)
+        pytest.skip(f"no real slides in {SLIDES}")
+    reference = openslide.OpenSlide(SLIDES / name)
     with open_slide(SLIDES / name, mpp) as slide:
-        assert [(a.width, a.height) for a in slide.levels] == list(theirs.level_dimensions)
-        expected = np.asarray(theirs.read_region((901, 1003), 0, (700, 800)))[..., :3]
+        assert [(a.width, a.height) for a in slide.levels] == list(reference.level_dimensions)
+        expected = np.asarray(reference.read_region((901, 1003), 0, (700, 800)))[..., :3]
         np.testing.assert_array_equal(slide.read(901, 1003, 700, 800, 700, 800), expected)
         if len(slide.levels) > 1:
             # From the corner, as OpenSlide interpolates where a level-0 position is between pixels of the level.
-            expected = np.asarray(theirs.read_region((0, 0), 1, (1200, 1000)))[..., :3]
+            expected = np.asarray(reference.read_region((0, 0), 1, (1200, 1000)))[..., :3]
             np.testing.assert_array_equal(slide.read(0, 0, 2400, 2000, 1200, 1000), expected)
 
 
-def test_a_scanner_s_header_states_the_resolution(tmp_path: pathlib.Path) -> None:
+def test_the_scanner_header_gives_the_resolution(tmp_path: pathlib.Path) -> None:
     with open_slide(write_svs(tmp_path / "case 7.svs", PICTURE, 0.4990)) as slide:
         assert (slide.name, slide.width, slide.height, slide.mpp) == ("case 7", 800, 600, 0.499)
         assert slide.mpp_source == "the aperio header"
@@ -61,7 +61,7 @@ def test_jpeg_2000_is_read_through_openslide(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("compression", ["jpeg2000", "zlib", "lzw", None])
-def test_tiff_of_any_compression(tmp_path: pathlib.Path, compression: str | None) -> None:
+def test_tiff_is_read_with_any_compression(tmp_path: pathlib.Path, compression: str | None) -> None:
     path = write_pyramid(tmp_path / "a.tif", PICTURE, 0.5, compression=compression)
     with open_slide(path) as slide:
         assert [level.width for level in slide.levels] == [800, 400, 200]
@@ -73,7 +73,7 @@ def test_strips_of_one_level_are_read_in_bands(tmp_path: pathlib.Path, monkeypat
     path = write_pyramid(tmp_path / "a.tif", PICTURE, levels=1, tile=None, rowsperstrip=7, compression="zlib")
     with open_slide(path, 0.5) as slide:
         at_once = slide.thumbnail(200)
-        monkeypatch.setattr(reader, "_BAND_PIXELS", 20_000)
+        monkeypatch.setattr(reader, "_MAX_READ_PIXELS", 20_000)
         seen = []
         region = slide._backend.region
         monkeypatch.setattr(slide._backend, "region", lambda *box: seen.append(box[3] * box[4]) or region(*box))
@@ -84,9 +84,7 @@ def test_strips_of_one_level_are_read_in_bands(tmp_path: pathlib.Path, monkeypat
 
 
 @pytest.mark.parametrize(("size", "unit"), [((0.25, 0.25), "µm"), ((250.0, 250.0), "nm"), ((0.00025, 0.00025), "mm")])
-def test_ome_tiff_states_physical_size_in_its_unit(
-    tmp_path: pathlib.Path, size: tuple[float, float], unit: str
-) -> None:
+def test_ome_tiff_gives_physical_size_in_its_unit(tmp_path: pathlib.Path, size: tuple[float, float], unit: str) -> None:
     with open_slide(write_ome(tmp_path / "a.ome.tif", PICTURE, size, unit)) as slide:
         assert slide.mpp == pytest.approx(0.25)
         assert slide.mpp_source == "its OME metadata (PhysicalSize)"
@@ -94,7 +92,7 @@ def test_ome_tiff_states_physical_size_in_its_unit(
         np.testing.assert_array_equal(whole(slide), PICTURE)
 
 
-def test_a_rectangle_is_averaged_from_the_level_that_suffices(tmp_path: pathlib.Path) -> None:
+def test_a_rectangle_is_averaged_from_the_coarsest_sufficient_level(tmp_path: pathlib.Path) -> None:
     path = write_pyramid(tmp_path / "a.tif", PICTURE, 0.5, compression="zlib")
     with open_slide(path) as slide:
         expected = cv2.resize(PICTURE[80:400, 160:480], (80, 80), interpolation=cv2.INTER_AREA)
@@ -106,7 +104,7 @@ def test_a_rectangle_is_averaged_from_the_level_that_suffices(tmp_path: pathlib.
         assert slide.thumbnail(10_000).shape == (600, 800, 3)
 
 
-def test_outside_the_slide_it_is_white(tmp_path: pathlib.Path) -> None:
+def test_areas_outside_the_slide_are_white(tmp_path: pathlib.Path) -> None:
     with open_slide(write_pyramid(tmp_path / "a.tif", PICTURE, 0.5, compression="zlib")) as slide:
         corner = slide.read(700, 500, 200, 200, 200, 200)
         np.testing.assert_array_equal(corner[:100, :100], PICTURE[500:, 700:])
@@ -114,11 +112,11 @@ def test_outside_the_slide_it_is_white(tmp_path: pathlib.Path) -> None:
         assert (corner[:, 100:] == 255).all()
         np.testing.assert_array_equal(slide.read(-30, -20, 50, 40, 50, 40)[20:, 30:], PICTURE[:20, :20])
         assert (slide.read(5000, 0, 10, 10, 10, 10) == 255).all()
-        with pytest.raises(ValueError, match="no rectangle"):
+        with pytest.raises(ValueError, match="every side must be at least 1 pixel"):
             slide.read(0, 0, 0, 10, 10, 10)
 
 
-def test_what_is_transparent_is_white(tmp_path: pathlib.Path) -> None:
+def test_transparent_pixels_become_white(tmp_path: pathlib.Path) -> None:
     pixels = np.zeros((300, 300, 4), np.uint8)
     pixels[..., 0], pixels[:100, :, 3], pixels[100:200, :, 3] = 200, 255, 51
     by_alpha = [(200, 0, 0), (244, 204, 204), (255, 255, 255)]
@@ -133,24 +131,24 @@ def test_what_is_transparent_is_white(tmp_path: pathlib.Path) -> None:
             assert [tuple(whole(slide)[y, 5]) for y in (50, 150, 250)] == by_alpha, name
 
 
-def test_a_photograph_is_turned_by_its_exif_orientation(tmp_path: pathlib.Path) -> None:
+def test_a_photograph_is_rotated_by_its_exif_orientation(tmp_path: pathlib.Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(PICTURE).save(tmp_path / "a.jpg", exif=exif, quality=95)
     with open_slide(tmp_path / "a.jpg", 0.5) as slide:
         assert (slide.width, slide.height) == (600, 800)
-        assert "(JPEG, turned upright by its EXIF orientation 6)" in slide.reader
+        assert "(JPEG, rotated upright by its EXIF orientation 6)" in slide.reader
         assert np.abs(whole(slide).astype(int) - np.rot90(PICTURE, -1)).mean() < 5
 
 
-def test_a_plain_jpeg_2000(tmp_path: pathlib.Path) -> None:
+def test_a_plain_jpeg_2000_is_read(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a.jp2").write_bytes(imagecodecs.jpeg2k_encode(PICTURE, level=0))
     with open_slide(tmp_path / "a.jp2", 0.5) as slide:
         assert "(JPEG2000)" in slide.reader
         np.testing.assert_array_equal(whole(slide), PICTURE)
 
 
-def test_one_pixel(tmp_path: pathlib.Path) -> None:
+def test_a_slide_of_one_pixel_is_read(tmp_path: pathlib.Path) -> None:
     Image.new("RGB", (1, 1), (200, 100, 150)).save(tmp_path / "a.png")
     with open_slide(tmp_path / "a.png", 0.5) as slide:
         assert slide.thumbnail(100).tolist() == [[[200, 100, 150]]]
@@ -195,7 +193,7 @@ REFUSED = {
     "absent": (lambda folder: folder / "a.svs", "cannot be opened"),
     "folder": (lambda folder: folder, "is a folder"),
     "empty": (_file("a.svs", b""), "the file is empty"),
-    "text": (_file("a.svs", b"not a slide at all\n"), "is not a slide or an image"),
+    "text": (_file("a.svs", b"not a slide at all\n"), "is not a slide or image"),
     "TIFF of 16 bits": (_tiff(SMALL.astype(np.uint16), photometric="rgb"), "has uint16 pixels.*convert it"),
     "TIFF of floats": (_tiff(SMALL.astype(np.float32), photometric="rgb"), "has float32 pixels"),
     "grayscale TIFF": (_tiff(SMALL[..., 0]), "grayscale"),
@@ -203,17 +201,17 @@ REFUSED = {
         _tiff(np.moveaxis(SMALL, 2, 0).copy(), photometric="rgb", planarconfig="separate"),
         "is not one RGB image",
     ),
-    "turned TIFF": (
+    "rotated TIFF": (
         _tiff(SMALL, photometric="rgb", extratags=[(0x0112, 3, 1, 6, True)]),
-        "stored turned .TIFF Orientation 6.",
+        "stored rotated .TIFF Orientation 6.",
     ),
     "header only": (_file("a.tif", b"II*\0\x08\0\0\0"), "damaged"),
-    "pyramid cut short": (
+    "pyramid truncated": (
         lambda folder: cut_short(write_pyramid(folder / "a.tif", PICTURE, 0.5)),
         "truncated: has .* bytes",
     ),
-    "SVS cut short": (lambda folder: cut_short(write_svs(folder / "a.svs", PICTURE, 0.5), 0.9), "truncated: has"),
-    "SVS of JPEG 2000 cut short": (
+    "SVS truncated": (lambda folder: cut_short(write_svs(folder / "a.svs", PICTURE, 0.5), 0.9), "truncated: has"),
+    "SVS of JPEG 2000 truncated": (
         lambda folder: cut_short(write_svs(folder / "a.svs", PICTURE, 0.5, "aperio_jp2000_rgb"), 0.9),
         "truncated: has",
     ),
@@ -221,12 +219,12 @@ REFUSED = {
     "CMYK JPEG": (_plain(Image.new("CMYK", (9, 9)), "a.jpg"), "mode CMYK"),
     "PNG of 16 bits": (_file("a.png", _deep_png()), "PNG image of 16 bits"),
     "JPEG 2000 of 16 bits": (_file("a.jp2", imagecodecs.jpeg2k_encode(SMALL.astype(np.uint16) * 257)), "of 16 bits"),
-    "JPEG cut short": (_file("a.jpg", _half_jpeg()), "damaged or cut short"),
+    "JPEG truncated": (_file("a.jpg", _half_jpeg()), "damaged or truncated"),
 }
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_cannot_be_read_is_refused_with_name_and_reason(tmp_path: pathlib.Path, kind: str) -> None:
+def test_unreadable_files_are_refused_with_path_and_reason(tmp_path: pathlib.Path, kind: str) -> None:
     write, reason = REFUSED[kind]
     path = write(tmp_path)
     with pytest.raises(SlideError, match=reason) as caught:
@@ -234,40 +232,40 @@ def test_what_cannot_be_read_is_refused_with_name_and_reason(tmp_path: pathlib.P
     assert str(caught.value).startswith(f"{path}: ")
 
 
-def test_a_resolution_that_no_slide_has_is_not_believed(tmp_path: pathlib.Path) -> None:
-    ask = "give --mpp, or a column mpp"
+def test_an_implausible_resolution_is_refused(tmp_path: pathlib.Path) -> None:
+    ask = "give it with --mpp or in the column mpp"
     cases = {
-        "nothing": (write_pyramid(tmp_path / "a.tif", PICTURE), "states no µm/px"),
-        "72 dpi": (write_pyramid(tmp_path / "b.tif", PICTURE, 25400 / 72), "states 352.8 × 352.8 µm/px"),
-        "zero": (write_svs(tmp_path / "c.svs", PICTURE, 0), "states 0 × 0 µm/px in the aperio header"),
-        "oblong": (write_ome(tmp_path / "d.ome.tif", PICTURE, (0.25, 0.5)), "0.25 × 0.5 µm/px.*not square"),
+        "nothing": (write_pyramid(tmp_path / "a.tif", PICTURE), "stores no µm/px"),
+        "72 dpi": (write_pyramid(tmp_path / "b.tif", PICTURE, 25400 / 72), "stores an implausible 352.8 × 352.8 µm/px"),
+        "zero": (write_svs(tmp_path / "c.svs", PICTURE, 0), "stores an implausible 0 × 0 µm/px in the aperio header"),
+        "oblong": (write_ome(tmp_path / "d.ome.tif", PICTURE, (0.25, 0.5)), "0.25 × 0.5 µm/px.*must be square"),
         "one per unit": (
             write_pyramid(tmp_path / "e.tif", PICTURE, resolution=(1, 1), resolutionunit=1),
-            "states no µm/px",
+            "stores no µm/px",
         ),
     }
     Image.fromarray(PICTURE).save(tmp_path / "f.png", dpi=(50_800, 50_800))
-    cases["a picture's dpi"] = (tmp_path / "f.png", "states no µm/px")
+    cases["a picture's dpi"] = (tmp_path / "f.png", "stores no µm/px")
     for kind, (path, reason) in cases.items():
         with pytest.raises(SlideError, match=f"{reason}.*{ask}"):
             open_slide(path)
         with open_slide(path, 0.5) as slide:
             assert (slide.mpp, slide.mpp_source) == (0.5, "given"), kind
     for mpp in (0.0, -1.0, float("nan"), 100.0):
-        with pytest.raises(SlideError, match=r"µm/px given as .*not within"):
+        with pytest.raises(SlideError, match=r"--mpp .* is outside"):
             open_slide(tmp_path / "f.png", mpp)
 
 
-def test_a_given_resolution_goes_first_and_says_what_it_contradicts(tmp_path: pathlib.Path) -> None:
+def test_a_given_resolution_overrides_the_file_and_reports_the_difference(tmp_path: pathlib.Path) -> None:
     path = write_svs(tmp_path / "a.svs", PICTURE, 0.5)
     with open_slide(path, 0.52) as slide:
         assert (slide.mpp, slide.mpp_source) == (0.52, "given")
     with open_slide(path, 0.25) as slide:
-        assert (slide.mpp, slide.mpp_source) == (0.25, "given, against 0.5 µm/px in the aperio header")
+        assert (slide.mpp, slide.mpp_source) == (0.25, "given, instead of 0.5 µm/px in the aperio header")
 
 
 @pytest.mark.parametrize("compression", ["jpeg", "aperio_jp2000_rgb"])
-def test_a_damaged_tile_spoils_its_own_reads_only(tmp_path: pathlib.Path, compression: str) -> None:
+def test_a_damaged_tile_fails_only_its_own_reads(tmp_path: pathlib.Path, compression: str) -> None:
     path = write_svs(tmp_path / "a.svs", PICTURE, 0.5, compression)
     with tifffile.TiffFile(path) as file:
         start, length = file.pages[0].dataoffsets[0], file.pages[0].databytecounts[0]
@@ -282,7 +280,7 @@ def test_a_damaged_tile_spoils_its_own_reads_only(tmp_path: pathlib.Path, compre
 
 
 @pytest.mark.parametrize("compression", ["jpeg", "aperio_jp2000_rgb"])
-def test_threads_read_what_one_thread_reads(tmp_path: pathlib.Path, compression: str) -> None:
+def test_threads_read_the_same_pixels_as_one_thread(tmp_path: pathlib.Path, compression: str) -> None:
     boxes = [(x, y, 100, 100, 50, 50) for x in range(0, 700, 50) for y in range(0, 500, 50)]
     with open_slide(write_svs(tmp_path / "a.svs", PICTURE, 0.5, compression)) as slide:
         expected = [slide.read(*box) for box in boxes]
@@ -294,7 +292,7 @@ def test_threads_read_what_one_thread_reads(tmp_path: pathlib.Path, compression:
             np.testing.assert_array_equal(a, b)
 
 
-def test_decoded_tiles_are_kept_up_to_a_limit(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoded_tiles_are_cached_up_to_a_limit(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("histojax.slides.readers.tiff_tiles.CACHE_BYTES", 5 * 256 * 256 * 3)
     with open_slide(write_pyramid(tmp_path / "a.tif", PICTURE, 0.5, levels=1, compression="zlib")) as slide:
         decoded = []
@@ -309,7 +307,7 @@ def test_decoded_tiles_are_kept_up_to_a_limit(tmp_path: pathlib.Path, monkeypatc
         assert decoded[-1] == 0
 
 
-def test_a_missing_package_is_named_with_its_remedy(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_with_its_remedy(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_pyramid(tmp_path / "a.tif", PICTURE, 0.5)
     for name in ("openslide", "tifffile", "imagecodecs"):
         with monkeypatch.context() as patch:

@@ -114,7 +114,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "nothing": ({"type": "FeatureCollection", "features": []}, "no annotation .the file is empty"),
     "no list": ({"type": "FeatureCollection", "features": {}}, "'features' is not a list"),
     "second": ([feature(polygon(SQUARE)), 1], "feature 1: expected a Feature"),
-    "properties": ({"type": "Feature", "geometry": polygon(SQUARE), "properties": [1]}, "'properties' is not an object"),
+    "properties": ({"type": "Feature", "geometry": polygon(SQUARE), "properties": [1]}, "is not an object"),
     "class": (feature(polygon(SQUARE), classification=3), "classification is not text"),
     "no geometry": (feature(None), "no geometry where an area is expected"),
     "point": ([feature({"type": "Point", "coordinates": [1, 2]})], "feature 0: a Point where an area is expected"),

@@ -1,4 +1,4 @@
-"""Tissue, ink, blur and folds are where they were planted; areas and shares by hand."""
+"""Tissue, ink, blur and folds are found where they were planted; areas and fractions are checked by hand."""
 
 import pathlib
 
@@ -30,8 +30,8 @@ def find(folder: pathlib.Path, picture: np.ndarray, mpp: float = MPP, spec: Tiss
         return find_tissue(slide, spec or TissueSpec())
 
 
-def share(found: Tissue, kind: int, where: np.ndarray) -> float:
-    """The share of a region `bool [height, width]` of level 0 that is of a kind."""
+def fraction(found: Tissue, kind: int, where: np.ndarray) -> float:
+    """The fraction of a region `bool [height, width]` of level 0 that has a kind."""
     size = found.kinds.shape[::-1]
     inside = cv2.resize(where.astype(np.uint8), size, interpolation=cv2.INTER_AREA) > 0
     return float((found.kinds[inside] == kind).mean())
@@ -54,7 +54,7 @@ def test_tissue_is_found_and_measured(tmp_path: pathlib.Path, tissue: np.ndarray
     assert sum(areas.values()) == pytest.approx(2.4 * 2.8)
 
 
-def test_debris_and_holes_go_by_their_area(tmp_path: pathlib.Path, tissue: np.ndarray) -> None:
+def test_small_debris_and_holes_are_removed(tmp_path: pathlib.Path, tissue: np.ndarray) -> None:
     picture = tissue.copy()
     picture[600:660, 600:660] = GLASS  # 0.0036 mm²
     picture[1200:1300, 1200:1300] = GLASS  # 0.01 mm²
@@ -73,9 +73,9 @@ def test_ink_over_glass_and_tissue_is_pen(tmp_path: pathlib.Path, tissue: np.nda
     picture = tissue.copy()
     picture[line] = picture[line].astype(np.float32) * np.float32(ink) / 255
     found = find(tmp_path, picture)
-    assert share(found, PEN, line) > 0.97
+    assert fraction(found, PEN, line) > 0.97
     assert found.mm2(MPP)["pen"] < 1.6 * line.sum() / 1e6  # the stroke and its rim
-    assert share(found, TISSUE, stroke(tissue.shape, 100, (300, 1500), (2500, 2000))) == 1
+    assert fraction(found, TISSUE, stroke(tissue.shape, 100, (300, 1500), (2500, 2000))) == 1
 
 
 def test_pale_ink_on_glass_is_pen(tmp_path: pathlib.Path) -> None:
@@ -83,7 +83,7 @@ def test_pale_ink_on_glass_is_pen(tmp_path: pathlib.Path) -> None:
     picture = np.full((1000, 1500, 3), GLASS, np.uint8)
     picture[line] = (150, 190, 240)
     found = find(tmp_path, picture)
-    assert share(found, PEN, line) > 0.97
+    assert fraction(found, PEN, line) > 0.97
     assert found.mm2(MPP)["tissue"] == 0
 
 
@@ -93,8 +93,8 @@ def test_blurred_tissue_is_blur(tmp_path: pathlib.Path, tissue: np.ndarray, sigm
     where[800:1500, 900:1900] = True
     picture[where] = cv2.GaussianBlur(picture, (0, 0), sigma / MPP)[where]
     found = find(tmp_path, picture)
-    assert share(found, BLUR, where) > 0.9
-    assert share(found, BLUR, ~where) < 0.005
+    assert fraction(found, BLUR, where) > 0.9
+    assert fraction(found, BLUR, ~where) < 0.005
     assert find(tmp_path, picture, spec=TissueSpec(sharpness=0)).mm2(MPP)["blur"] == 0
 
 
@@ -110,16 +110,16 @@ def test_tissue_without_any_structure_is_not_blurred(tmp_path: pathlib.Path) -> 
     assert found.mask.mean() > 0.99
 
 
-def test_tissue_upon_tissue_is_a_fold(tmp_path: pathlib.Path, tissue: np.ndarray) -> None:
+def test_tissue_on_tissue_is_a_fold(tmp_path: pathlib.Path, tissue: np.ndarray) -> None:
     line = stroke(tissue.shape, 100, (600, 600), (2000, 1700))
     picture = tissue.copy()
-    picture[line] = 255 * (picture[line] / np.float32(255)) ** 3  # folded, it lies thrice
+    picture[line] = 255 * (picture[line] / np.float32(255)) ** 3  # three layers of tissue
     found = find(tmp_path, picture)
-    assert share(found, FOLD, line) > 0.7
-    assert share(found, FOLD, ~line) < 0.005
+    assert fraction(found, FOLD, line) > 0.7
+    assert fraction(found, FOLD, ~line) < 0.005
 
 
-def test_no_tissue(tmp_path: pathlib.Path) -> None:
+def test_glass_has_no_tissue(tmp_path: pathlib.Path) -> None:
     rng = np.random.default_rng(0)
     glass = np.clip(np.array(GLASS) + rng.normal(0, 3, (1500, 1500, 3)), 0, 255).astype(np.uint8)
     assert find(tmp_path, glass).mm2(MPP)["tissue"] == 0
@@ -127,15 +127,15 @@ def test_no_tissue(tmp_path: pathlib.Path) -> None:
     with open_slide(tmp_path / "a.png", 0.5) as slide:
         one = find_tissue(slide, TissueSpec())
     assert one.kinds.tolist() == [[BACKGROUND]]
-    assert one.shares(np.array([[0, 0, 1, 1]])).tolist() == [0]
+    assert one.fractions(np.array([[0, 0, 1, 1]])).tolist() == [0]
 
 
-def test_a_slide_that_is_all_tissue_is_not_halved(tmp_path: pathlib.Path) -> None:
+def test_a_slide_full_of_tissue_is_not_split(tmp_path: pathlib.Path) -> None:
     picture = tissue_texture(1500, 1500, MPP)
     picture[:64, :64] = GLASS
     found = find(tmp_path, picture, spec=TissueSpec(max_hole_mm2=1))
     assert found.mask.mean() > 0.99
-    assert not found.mask[:6, :6].any()  # open to the border, no hole
+    assert not found.mask[:6, :6].any()  # open to the border, so not a hole
 
 
 def test_a_small_region_keeps_its_small_pieces(tmp_path: pathlib.Path) -> None:
@@ -149,12 +149,12 @@ def test_a_slide_coarser_than_the_mask_keeps_its_own_pixels(tmp_path: pathlib.Pa
     assert found.mm2(10)["tissue"] == pytest.approx(np.pi * 0.8 * 1.2, rel=0.1)
 
 
-def test_shares_count_parts_of_mask_pixels() -> None:
+def test_fractions_count_parts_of_mask_pixels() -> None:
     kinds = np.array([[1, 0, 4], [1, 1, 0]], np.uint8)
     found = Tissue(kinds, 10.0, 20.0)
     boxes = [[0, 0, 30, 40], [0, 0, 10, 20], [5, 10, 10, 20], [20, 20, 20, 40], [-10, -20, 20, 40], [40, 0, 10, 10]]
-    assert found.shares(np.array(boxes)).tolist() == pytest.approx([3 / 6, 1, 0.75, 0, 0.25, 0])
-    assert found.shares(np.zeros((0, 4))).shape == (0,)
+    assert found.fractions(np.array(boxes)).tolist() == pytest.approx([3 / 6, 1, 0.75, 0, 0.25, 0])
+    assert found.fractions(np.zeros((0, 4))).shape == (0,)
 
 
 def test_the_kinds_are_written_as_a_palette(tmp_path: pathlib.Path) -> None:
@@ -172,7 +172,7 @@ def test_the_kinds_are_written_as_a_palette(tmp_path: pathlib.Path) -> None:
 )
 def test_real_slides_are_tissue_without_artefacts(name: str, mpp: float | None, mm2: float) -> None:
     if not SLIDES.is_dir():
-        pytest.skip(f"real slides are not here ({SLIDES})")
+        pytest.skip(f"no real slides in {SLIDES}")
     with open_slide(SLIDES / name, mpp) as slide:
         areas = find_tissue(slide, TissueSpec()).mm2(slide.mpp)
     assert areas["tissue"] == pytest.approx(mm2, rel=0.05)

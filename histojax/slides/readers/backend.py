@@ -1,4 +1,4 @@
-"""What the readers of a slide's file have in common: levels, the errors, transparency."""
+"""The interface of slide readers, with the error, pyramid levels and transparency that they share."""
 
 import dataclasses
 import importlib
@@ -8,16 +8,22 @@ import numpy as np
 
 from histojax.core.errors import RunError
 
-CACHE_BYTES = 128 << 20  # a row of tiles of the widest slides, so that a row of reads decodes each tile once
+CACHE_BYTES = 128 << 20  # one row of tiles of the widest slides: reading along a row decodes each tile once
 
 
 class SlideError(RunError):
-    """A slide that cannot be read; the message names the file, the reason and the remedy."""
+    """An unreadable slide; the message names the file, the reason and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-    """An image of a slide's pyramid, in its own pixels; `downsample`: level-0 pixels in one of them."""
+    """An image of a slide's pyramid.
+
+    Attributes:
+      width: in pixels of this level.
+      height: in pixels of this level.
+      downsample: level-0 pixels per pixel of this level, along one side.
+    """
 
     width: int
     height: int
@@ -25,13 +31,13 @@ class Level:
 
 
 class Backend(Protocol):
-    """Reads rectangles of the levels of one file; may be used by several threads.
+    """Reads rectangles from the levels of one file; safe to use from several threads.
 
     Attributes:
-      reader: what reads the file, in words.
-      levels: the finest first, whose downsample is 1.
-      stated_mpp: µm per level-0 pixel in x and y as the file says, unchecked; None: it says nothing.
-      mpp_source: where it says so, in words.
+      reader: description of the library and format.
+      levels: finest first, with a downsample of 1.
+      stated_mpp: µm per level-0 pixel in x and y as stored in the file, unchecked; None if it stores none.
+      mpp_source: description of where the file stores it.
     """
 
     reader: str
@@ -40,23 +46,31 @@ class Backend(Protocol):
     mpp_source: str
 
     def region(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """A rectangle `uint8 [height, width, 3]` inside a level, in its pixels; raises SlideError."""
+        """Read a rectangle `uint8 [height, width, 3]` that lies within a level, in pixels of that level.
+
+        Raises:
+          SlideError: the file is damaged there.
+        """
 
     def close(self) -> None:
-        """Frees the file."""
+        """Close the file."""
 
 
 def package(name: str) -> Any:
-    """An optional package by name; raises SlideError that says how to install it."""
+    """Import an optional package.
+
+    Raises:
+      SlideError: it cannot be imported; the message says how to install it.
+    """
     try:
         return importlib.import_module(name)
-    except (ImportError, OSError) as error:  # OSError: openslide-python without OpenSlide's library
-        message = f"slides need the package {name}, which does not load ({error}): pip install 'histojax[slides]'"
+    except (ImportError, OSError) as error:  # OSError: openslide-python without the OpenSlide library
+        message = f"slides need the package {name}, which cannot be imported ({error}): pip install 'histojax[slides]'"
         raise SlideError(message) from error
 
 
 def on_white(pixels: np.ndarray, *, premultiplied: bool = False) -> np.ndarray:
-    """`uint8 [h, w, 3 or 4]` -> `uint8 [h, w, 3]`; what is transparent becomes white."""
+    """Blend pixels `uint8 [h, w, 3 or 4]` onto white, `uint8 [h, w, 3]`; `premultiplied`: color is scaled by alpha."""
     if pixels.shape[2] == 3:
         return pixels
     rgb, alpha = np.ascontiguousarray(pixels[..., :3]), pixels[..., 3]
@@ -64,6 +78,6 @@ def on_white(pixels: np.ndarray, *, premultiplied: bool = False) -> np.ndarray:
         return rgb
     clear = alpha < 255
     opacity = alpha[clear].astype(np.uint16)[:, None]
-    colour = rgb[clear].astype(np.uint16) * (255 if premultiplied else opacity)
-    rgb[clear] = np.minimum((colour + 255 * (255 - opacity) + 127) // 255, 255)
+    color = rgb[clear].astype(np.uint16) * (255 if premultiplied else opacity)
+    rgb[clear] = np.minimum((color + 255 * (255 - opacity) + 127) // 255, 255)
     return rgb

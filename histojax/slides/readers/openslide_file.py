@@ -1,4 +1,4 @@
-"""Scanners' formats, read by OpenSlide."""
+"""Scanner formats, read by OpenSlide."""
 
 import pathlib
 from typing import Any
@@ -9,7 +9,11 @@ from histojax.slides.readers.backend import CACHE_BYTES, Level, SlideError, on_w
 
 
 class OpenSlideFile:
-    """A scanner's format, read by OpenSlide."""
+    """A file in a scanner's format, read by OpenSlide.
+
+    Raises:
+      SlideError: OpenSlide cannot open the file.
+    """
 
     def __init__(self, path: pathlib.Path, openslide: Any, vendor: str) -> None:
         self._path, self._openslide = path, openslide
@@ -30,10 +34,10 @@ class OpenSlideFile:
         try:
             image = slide.read_region((round(x * downsample), round(y * downsample)), level, (width, height))
         except self._openslide.OpenSlideError as error:
-            # After an error a handle answers every call with that error. Other threads may be reading
-            # from this one, so that it is left to the garbage collector.
+            # After an error a handle answers every call with that error. Other threads may still be reading
+            # from this handle, so it is left to the garbage collector.
             self._slide = self._open()
-            raise SlideError(f"OpenSlide says: {error}") from error
+            raise SlideError(f"OpenSlide reports: {error}") from error
         return on_white(np.asarray(image))
 
     def close(self) -> None:
@@ -44,6 +48,6 @@ class OpenSlideFile:
         try:
             slide = self._openslide.OpenSlide(self._path)
         except self._openslide.OpenSlideError as error:
-            raise SlideError(f"damaged or cut short: OpenSlide says: {error}") from error
+            raise SlideError(f"damaged or truncated: OpenSlide reports: {error}") from error
         slide.set_cache(self._openslide.OpenSlideCache(CACHE_BYTES))
         return slide

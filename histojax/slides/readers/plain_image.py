@@ -1,4 +1,4 @@
-"""Plain images as slides of one level, held in memory."""
+"""Plain images as slides with one level, held in memory."""
 
 import io
 import pathlib
@@ -12,11 +12,15 @@ from PIL import Image, ImageOps
 from histojax.slides.readers.backend import Level, SlideError, on_white, package
 
 _ORIENTATION = 0x0112
-_COLOUR_MODES = ("RGB", "RGBA", "P", "PA")
+_COLOR_MODES = ("RGB", "RGBA", "P", "PA")
 
 
 class PlainImage:
-    """A PNG, JPEG, JPEG 2000, … file, held in memory."""
+    """A PNG, JPEG, JPEG 2000 or similar file, held in memory.
+
+    Raises:
+      SlideError: the file is damaged, too large, or not 8-bit RGB.
+    """
 
     stated_mpp: tuple[float, float] | None = None
     mpp_source = ""
@@ -27,24 +31,24 @@ class PlainImage:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 with Image.open(io.BytesIO(data)) as image:
-                    turn = image.getexif().get(_ORIENTATION, 1)
-                    fault = _plain_fault(image, data)
+                    orientation = image.getexif().get(_ORIENTATION, 1)
+                    fault = _unsupported(image, data)
                     if fault:
-                        raise SlideError(f"{fault}; slides are read as 8-bit RGB: convert it")
+                        raise SlideError(f"{fault}; slides must be 8-bit RGB: convert it")
                     has_alpha = image.mode in ("RGBA", "PA") or "transparency" in image.info
                     upright = ImageOps.exif_transpose(image)
                     self._pixels = on_white(np.asarray(upright.convert("RGBA" if has_alpha else "RGB")))
-                    kind = image.format
+                    file_format = image.format
         except SlideError:
             raise
         except Image.DecompressionBombError as error:
-            raise SlideError("more than 178 million pixels in one piece: convert it to a pyramidal TIFF") from error
+            raise SlideError("a plain image of more than 178 million pixels: convert it to a pyramidal TIFF") from error
         except Image.UnidentifiedImageError as error:
-            raise SlideError("is not a slide or an image that OpenSlide, tifffile or Pillow can read") from error
+            raise SlideError("is not a slide or image that OpenSlide, tifffile or Pillow can read") from error
         except (OSError, SyntaxError, ValueError, EOFError) as error:
-            raise SlideError(f"damaged or cut short ({error}): copy it again") from error
-        turned = f", turned upright by its EXIF orientation {turn}" if turn != 1 else ""
-        self.reader = f"Pillow {PIL.__version__} ({kind}{turned})"
+            raise SlideError(f"damaged or truncated ({error}): copy it again") from error
+        rotated = f", rotated upright by its EXIF orientation {orientation}" if orientation != 1 else ""
+        self.reader = f"Pillow {PIL.__version__} ({file_format}{rotated})"
         self.levels: tuple[Level, ...] = (Level(self._pixels.shape[1], self._pixels.shape[0], 1.0),)
 
     def region(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
@@ -55,11 +59,11 @@ class PlainImage:
         """See `Backend`."""
 
 
-def _plain_fault(image: Any, data: bytes) -> str:
-    """Why the pixels of a plain image are not read; empty: they are."""
-    if image.mode not in _COLOUR_MODES:
+def _unsupported(image: Any, data: bytes) -> str:
+    """Why the pixels of a plain image are not supported; empty if they are."""
+    if image.mode not in _COLOR_MODES:
         return f"is a {image.format} image of mode {image.mode}: grayscale or not RGB"
-    deep = image.format == "PNG" and data[24] == 16  # Pillow cuts 16 bits to 8 silently
+    has_16_bits = image.format == "PNG" and data[24] == 16  # Pillow silently reduces 16 bits to 8
     if image.format == "JPEG2000":
-        deep = package("imagecodecs").jpeg2k_decode(data).dtype != np.uint8
-    return f"is a {image.format} image of 16 bits" if deep else ""
+        has_16_bits = package("imagecodecs").jpeg2k_decode(data).dtype != np.uint8
+    return f"is a {image.format} image of 16 bits" if has_16_bits else ""

@@ -1,4 +1,4 @@
-"""A slide, whatever its file: any rectangle at any resolution as RGB pixels, and µm per pixel."""
+"""Slides of every format: any rectangle at any resolution as RGB pixels, and µm per pixel."""
 
 import math
 import os
@@ -16,24 +16,24 @@ from histojax.slides.readers.tiff_tiles import TiffTiles, check_complete
 
 __all__ = ["Level", "Slide", "SlideError", "open_slide"]
 
-_BAND_PIXELS = 1 << 24  # of a level, read in one piece: 48 MiB as RGB
-_LEAST_MPP, _GREATEST_MPP = 0.02, 20.0
+_MAX_READ_PIXELS = 1 << 24  # of a level, read at once: 48 MiB as RGB
+_MIN_MPP, _MAX_MPP = 0.02, 20.0
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_ASK = "give --mpp, or a column mpp in the CSV of slides"
+_ASK_FOR_MPP = "give it with --mpp or in the column mpp of the CSV list"
 
 
 class Slide:
-    """An open slide; a context manager; its methods may be called by several threads.
+    """An open slide and context manager; its methods are safe to call from several threads.
 
     Attributes:
-      path: of the file.
-      name: the file's name without its ending.
-      width: of level 0 in pixels.
-      height: of level 0 in pixels.
+      path: the slide's file.
+      name: the file's name without its suffix.
+      width: level-0 pixels.
+      height: level-0 pixels.
       mpp: µm per level-0 pixel.
-      mpp_source: where that comes from, in words.
-      levels: of the pyramid, the finest first.
-      reader: what reads the file, in words.
+      mpp_source: description of where `mpp` comes from.
+      levels: levels of the pyramid, finest first.
+      reader: description of the library and format.
     """
 
     def __init__(self, path: pathlib.Path, backend: Backend, mpp: float, mpp_source: str) -> None:
@@ -52,25 +52,27 @@ class Slide:
         self.close()
 
     def close(self) -> None:
-        """Frees the file; nothing can be read after it."""
+        """Close the file; nothing can be read afterwards."""
         self._backend.close()
 
     def read(self, x: int, y: int, width: int, height: int, out_width: int, out_height: int) -> np.ndarray:
-        """A rectangle in level-0 pixels, as `uint8 [out_height, out_width, 3]`, RGB.
+        """Read a rectangle given in level-0 pixels as RGB, `uint8 [out_height, out_width, 3]`.
 
-        Taken from the coarsest level that is at least as fine as the result and averaged over areas, to within
-        half a pixel of that level. White outside the slide and where it is transparent.
+        The pixels come from the coarsest level that is at least as fine as the result and are averaged over areas.
+        The position is exact to half a pixel of that level. Areas outside the slide and transparent areas are white.
 
         Raises:
           SlideError: the file is damaged there.
           ValueError: a side is less than one pixel.
         """
         if min(width, height, out_width, out_height) < 1:
-            raise ValueError(f"no rectangle: {width}×{height} level-0 pixels as {out_width}×{out_height}")
-        wanted = min(width / out_width, height / out_height) * 1.01  # levels' sizes are rounded
-        level = max((i for i, a in enumerate(self.levels) if a.downsample <= wanted), default=0)
+            raise ValueError(
+                f"every side must be at least 1 pixel: got {width}×{height} level-0 pixels as {out_width}×{out_height}"
+            )
+        wanted = min(width / out_width, height / out_height) * 1.01  # the sizes of levels are rounded
+        level = max((i for i, candidate in enumerate(self.levels) if candidate.downsample <= wanted), default=0)
         scale = self.levels[level].downsample
-        bands = math.ceil(width * height / scale**2 / _BAND_PIXELS)
+        bands = math.ceil(width * height / scale**2 / _MAX_READ_PIXELS)
         try:
             if bands == 1:
                 return self._read_band(level, x, y, width, height, out_width, out_height)
@@ -86,7 +88,7 @@ class Slide:
             raise SlideError(message) from error
 
     def thumbnail(self, longest: int) -> np.ndarray:
-        """The whole slide, `uint8 [h, w, 3]`, its longer side `longest` pixels (its own, where it has fewer)."""
+        """The whole slide, `uint8 [h, w, 3]`, its longer side `longest` pixels, or fewer if the slide has fewer."""
         shrink = min(1.0, longest / max(self.width, self.height))
         return self.read(
             0, 0, self.width, self.height, max(1, round(self.width * shrink)), max(1, round(self.height * shrink))
@@ -95,6 +97,7 @@ class Slide:
     def _read_band(
         self, level: int, x: float, y: float, width: float, height: float, out_width: int, out_height: int
     ) -> np.ndarray:
+        """Read from one level in one piece; coordinates as for `read`."""
         size = self.levels[level]
         x0, y0 = round(x / size.downsample), round(y / size.downsample)
         x1 = max(x0 + 1, round((x + width) / size.downsample))
@@ -112,17 +115,19 @@ class Slide:
 
 
 def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
-    """Opens a slide: a scanner's format (OpenSlide), a TIFF or OME-TIFF file (tifffile), or a plain image.
+    """Open a slide: a scanner's format (OpenSlide), a TIFF or OME-TIFF file (tifffile), or a plain image.
 
-    `mpp`: µm per level-0 pixel, which then goes before what the file says.
+    Args:
+      path: the slide's file.
+      mpp: µm per level-0 pixel; None takes the value stored in the file.
 
     Raises:
-      SlideError: the file cannot be read, is no 8-bit RGB image, or states no believable µm/px and none is given.
+      SlideError: the file cannot be read or is not 8-bit RGB, or it stores no plausible µm/px and `mpp` is None.
     """
     path = pathlib.Path(path)
     try:
-        if mpp is not None and not _LEAST_MPP <= mpp <= _GREATEST_MPP:
-            raise SlideError(f"µm/px given as {mpp:g}, which is not within {_LEAST_MPP}…{_GREATEST_MPP:g}")
+        if mpp is not None and not _MIN_MPP <= mpp <= _MAX_MPP:
+            raise SlideError(f"--mpp {mpp:g} is outside {_MIN_MPP} … {_MAX_MPP:g} µm/px")
         backend = _open_backend(path)
         try:
             mpp, source = _resolve_mpp(backend, mpp)
@@ -135,13 +140,13 @@ def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
 
 
 def _open_backend(path: pathlib.Path) -> Backend:
-    """The backend for a file.
+    """Choose and open the backend for a file.
 
     Raises:
-      SlideError: no such file, nothing reads it, it is cut short, or its pixels are not 8-bit RGB; without the path.
+      SlideError: the file is missing, unsupported, truncated or not 8-bit RGB; the message lacks the path.
     """
     if path.is_dir():
-        raise SlideError("is a folder: name the slide's file in it")
+        raise SlideError("is a folder: pass the slide's file in it")
     try:
         with path.open("rb") as file:
             magic = file.read(4)
@@ -153,18 +158,18 @@ def _open_backend(path: pathlib.Path) -> Backend:
     vendor = openslide.OpenSlide.detect_format(path)
     if vendor is None or vendor == "generic-tiff":
         return TiffTiles(path) if magic in _TIFF else PlainImage(path)
-    if magic in _TIFF and vendor != "hamamatsu":  # whose offsets beyond 4 GiB are not TIFF's
+    if magic in _TIFF and vendor != "hamamatsu":  # Hamamatsu's offsets beyond 4 GiB are not standard TIFF
         check_complete(path)
     slide = OpenSlideFile(path, openslide, vendor)
-    direct = _same_tiles(path, slide) if vendor == "aperio" else None
-    if direct is None:
+    tiles = _open_identical_tiles(path, slide) if vendor == "aperio" else None
+    if tiles is None:
         return slide
     slide.close()
-    return direct
+    return tiles
 
 
-def _same_tiles(path: pathlib.Path, slide: OpenSlideFile) -> TiffTiles | None:
-    """The slide read tile by tile; None where that would not give the pixels that OpenSlide gives."""
+def _open_identical_tiles(path: pathlib.Path, slide: OpenSlideFile) -> TiffTiles | None:
+    """Open the slide for reading tile by tile; None if the pixels would differ from OpenSlide's."""
     try:
         tiles = TiffTiles(path)
     except SlideError:
@@ -179,20 +184,24 @@ def _same_tiles(path: pathlib.Path, slide: OpenSlideFile) -> TiffTiles | None:
 
 
 def _resolve_mpp(backend: Backend, given: float | None) -> tuple[float, str]:
-    """µm/px and its source in words; raises SlideError where none is to be believed."""
+    """Decide the µm/px and describe its source.
+
+    Raises:
+      SlideError: none was given, and the file stores none that is plausible.
+    """
     stated, source = backend.stated_mpp, backend.mpp_source
     if stated is None:
-        fault = "states no µm/px"
-    elif not all(_LEAST_MPP <= value <= _GREATEST_MPP for value in stated):
-        fault = f"states {stated[0]:.4g} × {stated[1]:.4g} µm/px in {source}, which is no slide's"
+        fault = "stores no µm/px"
+    elif not all(_MIN_MPP <= value <= _MAX_MPP for value in stated):
+        fault = f"stores an implausible {stated[0]:.4g} × {stated[1]:.4g} µm/px in {source}"
     elif max(stated) > 1.05 * min(stated):
-        fault = f"states {stated[0]:.4g} × {stated[1]:.4g} µm/px in {source}: its pixels are not square"
+        fault = f"stores {stated[0]:.4g} × {stated[1]:.4g} µm/px in {source}: pixels must be square"
     else:
         fault = ""
     own = 0.0 if fault or stated is None else sum(stated) / 2
     if given is not None:
         differs = own and abs(given - own) > 0.1 * own
-        return given, "given" + (f", against {own:.4g} µm/px in {source}" if differs else "")
+        return given, "given" + (f", instead of {own:.4g} µm/px in {source}" if differs else "")
     if fault:
-        raise SlideError(f"{fault}: {_ASK}")
+        raise SlideError(f"{fault}: {_ASK_FOR_MPP}")
     return own, source

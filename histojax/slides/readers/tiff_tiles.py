@@ -1,4 +1,4 @@
-"""TIFF files as pyramids of tiles that are decoded one by one; several times faster than OpenSlide's reading."""
+"""TIFF files decoded tile by tile, several times faster than through OpenSlide."""
 
 import collections
 import logging
@@ -14,14 +14,28 @@ from histojax.slides.readers.backend import CACHE_BYTES, Level, SlideError, on_w
 
 _MAX_SEGMENT_BYTES = 512 << 20
 _ORIENTATION, _RESOLUTIONS = 0x0112, (0x011A, 0x011B)
-_UNIT_UM = {2: 25400.0, 3: 10000.0}  # of the resolution tags: inch, cm; 1 says that there is none
+_UNIT_UM = {2: 25400.0, 3: 10000.0}  # ResolutionUnit: inch, cm; 1 means no unit
 _PREMULTIPLIED_ALPHA, _ALPHA = 1, 2
-_OLD_JPEG, _JPEG, _APERIO_YCBC = 6, 7, 33003  # the last: JPEG 2000 whose colour transform is not in the codestream
-_TO_UM = {"m": 1e6, "mm": 1e3, "cm": 1e4, "in": 25400.0, "µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3}  # both mus
+_OLD_JPEG, _JPEG, _APERIO_YCBC = 6, 7, 33003  # 33003 is JPEG 2000 without its color transform in the codestream
+# With µ as the micro sign and as the Greek letter.
+_TO_UM = {
+    "m": 1e6,
+    "mm": 1e3,
+    "cm": 1e4,
+    "in": 25400.0,
+    "µm": 1.0,
+    "μm": 1.0,
+    "um": 1.0,
+    "nm": 1e-3,
+}
 
 
 class TiffTiles:
-    """A TIFF file, OME-TIFF or not, decoded tile by tile (strip by strip); keeps the last decoded ones."""
+    """A TIFF or OME-TIFF file decoded tile by tile (or strip by strip), with a cache of the latest ones.
+
+    Raises:
+      SlideError: the file is damaged, truncated, or not a single 8-bit RGB image.
+    """
 
     def __init__(self, path: pathlib.Path) -> None:
         tifffile = package("tifffile")
@@ -35,7 +49,7 @@ class TiffTiles:
         except SlideError:
             self.close()
             raise
-        except Exception as error:  # whatever tifffile makes of damage
+        except Exception as error:  # tifffile raises many kinds of errors for damaged files
             self.close()
             raise SlideError(f"damaged: its TIFF structure cannot be read ({error})") from error
         self.plain_jpeg = all(page.compression == _JPEG and all(page.databytecounts) for page in pages)
@@ -65,7 +79,7 @@ class TiffTiles:
         self._file.close()
 
     def _segment(self, level: int, index: int) -> np.ndarray:
-        """A tile or strip `uint8 [h, w, 3]`, not to be changed."""
+        """A decoded tile or strip `uint8 [h, w, 3]`; callers must not change it."""
         key = (level, index)
         with self._lock:
             if key in self._cache:
@@ -87,7 +101,7 @@ class TiffTiles:
 
     def _decode(self, level: int, index: int, data: bytes | None) -> np.ndarray:
         page, decode, tables, header = self._pages[level]
-        if data is None:  # scanners leave out tiles of empty glass
+        if data is None:  # scanners omit tiles of empty glass
             return np.full((*page.chunks[:2], 3), 255, np.uint8)
         try:
             arguments = {"jpegtables": tables, "jpegheader": header} if page.compression in (_OLD_JPEG, _JPEG) else {}
@@ -95,24 +109,24 @@ class TiffTiles:
         except Exception as error:  # every codec has its own exceptions
             raise SlideError(f"damaged tile {index} of level {level} ({error})") from error
         extra = page.extrasamples[0] if page.extrasamples else 0
-        if extra not in (_PREMULTIPLIED_ALPHA, _ALPHA):  # a fourth sample that is not said to be alpha
+        if extra not in (_PREMULTIPLIED_ALPHA, _ALPHA):  # the fourth sample is not declared as alpha
             pixels = pixels[..., :3]
         return on_white(pixels, premultiplied=extra == _PREMULTIPLIED_ALPHA)
 
     def _pyramid(self) -> tuple[Any, list[Any]]:
-        """The series of the largest image in colour, and the pages of its levels."""
-        every = [series for series in self._file.series if 0 not in series.shape]
-        if not every:
-            raise SlideError("holds no image: it is damaged or cut short")
-        series = max(every, key=lambda series: (series.axes == "YXS", series.size))
+        """The series of the largest color image, and the pages of its levels."""
+        nonempty = [series for series in self._file.series if 0 not in series.shape]
+        if not nonempty:
+            raise SlideError("has no image: it is damaged or truncated")
+        series = max(nonempty, key=lambda series: (series.axes == "YXS", series.size))
         page = series.levels[0].pages[0].aspage()
-        fault = _pixel_fault(series, page)
+        fault = _unsupported(series, page)
         if fault:
-            raise SlideError(f"{fault}; slides are read as 8-bit RGB: convert it (vips, QuPath or Bio-Formats do)")
+            raise SlideError(f"{fault}; slides must be 8-bit RGB: convert it with vips, QuPath or Bio-Formats")
         if page.tags.valueof(_ORIENTATION, 1) != 1:
             raise SlideError(
-                f"is stored turned (TIFF Orientation {page.tags.valueof(_ORIENTATION)}), which viewers of slides "
-                "ignore: save it upright, so that coordinates mean the same everywhere"
+                f"is stored rotated (TIFF Orientation {page.tags.valueof(_ORIENTATION)}), which slide viewers ignore: "
+                "save it upright, so that coordinates mean the same in every program"
             )
         pages = [level.pages[0].aspage() for level in series.levels if level.axes == "YXS" and len(level.pages) == 1]
         return series, [p for p in pages if _is_reduced(p, page)]
@@ -128,37 +142,42 @@ class TiffTiles:
 
 
 def check_complete(path: pathlib.Path) -> None:
-    """Raises SlideError where pixels of a TIFF file lie past its end, which OpenSlide says only on reading them."""
+    """Check that a TIFF file contains all its pixels; OpenSlide notices a truncated file only when reading them.
+
+    Raises:
+      SlideError: pixels lie beyond the end of the file.
+    """
     try:
         with _open_tiff(path) as file:
             pages = list(file.pages)
-    except Exception:  # OpenSlide reads it, and tifffile need not
+    except Exception:  # OpenSlide can read it even if tifffile cannot
         return
     _refuse_truncated(path, pages)
 
 
 def _open_tiff(path: pathlib.Path) -> Any:
     tifffile = package("tifffile")
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it logs as errors is said in ours
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # our exceptions carry the same information
     try:
         return tifffile.TiffFile(path)
-    except Exception as error:  # of a damaged header: struct, index, value, memory errors
+    except Exception as error:  # a damaged header gives struct, index, value and memory errors
         raise SlideError(f"damaged: its TIFF structure cannot be read ({error})") from error
 
 
 def _refuse_truncated(path: pathlib.Path, pages: Sequence[Any]) -> None:
+    """Raise SlideError if pixels of a page lie beyond the end of the file."""
     ends = [sum(piece) for page in pages for piece in zip(page.dataoffsets, page.databytecounts, strict=True)]
     size, end = path.stat().st_size, max(ends, default=0)
     if end > size:
-        raise SlideError(f"truncated: has {size} bytes where its pixels end at byte {end}: copy it again")
+        raise SlideError(f"truncated: has {size} bytes, but its pixels end at byte {end}: copy it again")
 
 
 def _is_reduced(page: Any, base: Any) -> bool:
-    """Whether a page is the base page or a smaller image of the same: by shape, kind of pixel and aspect."""
-    same_kind = page.dtype == base.dtype and page.samplesperpixel == base.samplesperpixel
+    """Whether a page is the base page or a reduced copy of it, judged by size, pixel type and aspect ratio."""
+    same_type = page.dtype == base.dtype and page.samplesperpixel == base.samplesperpixel
     x, y = base.imagewidth / page.imagewidth, base.imagelength / page.imagelength
     rounding = 1 + 1 / min(page.imagewidth, page.imagelength)
-    return same_kind and min(x, y) >= 1 and max(x, y) <= min(x, y) * 1.05 * rounding
+    return same_type and min(x, y) >= 1 and max(x, y) <= min(x, y) * 1.05 * rounding
 
 
 def _level(page: Any, base: Any) -> Level:
@@ -166,8 +185,8 @@ def _level(page: Any, base: Any) -> Level:
     return Level(page.imagewidth, page.imagelength, downsample)
 
 
-def _pixel_fault(series: Any, page: Any) -> str:
-    """Why the pixels of a TIFF file are not read; empty: they are."""
+def _unsupported(series: Any, page: Any) -> str:
+    """Why the pixels of a TIFF file are not supported; empty if they are."""
     if series.dtype != np.uint8:
         return f"has {series.dtype} pixels"
     if series.axes != "YXS" or len(series.pages) != 1:
@@ -180,12 +199,13 @@ def _pixel_fault(series: Any, page: Any) -> str:
     if page.compression == _APERIO_YCBC or (page.photometric.name == "YCBCR" and not decodes_ycbcr):
         return f"has YCbCr pixels compressed by {page.compression.name}"
     if int(np.prod(page.chunks)) > _MAX_SEGMENT_BYTES:
-        return f"is stored in pieces of {page.chunks[1]}×{page.chunks[0]} pixels, too large to decode; tiles are needed"
+        size = f"{page.chunks[1]}×{page.chunks[0]} pixels"
+        return f"is stored in strips or tiles of {size}, too large to decode: save it in smaller tiles"
     return ""
 
 
 def _ome_mpp(metadata: str, width: int, height: int) -> tuple[float, float] | None:
-    """PhysicalSizeX and Y in µm of the image of the given size in OME-XML."""
+    """PhysicalSizeX and Y in µm of the OME-XML image with the given size; None if there is none."""
     try:
         root = xml.etree.ElementTree.fromstring(metadata)
     except xml.etree.ElementTree.ParseError:

@@ -1,0 +1,221 @@
+"""Analysis of one slide: tissue, tiles, predictions, tumor-to-stroma ratio, maps and a summary page in one folder."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import shapely
+from tqdm import tqdm
+
+from histojax.core.files import write_json
+from histojax.slides import geojson, grid, maps, summary, tile_table
+from histojax.slides.annotations import regions
+from histojax.slides.cohort_jobs import Job
+from histojax.slides.geometry import Geometry
+from histojax.slides.labels import PREFIX, unique_file_names
+from histojax.slides.readers.reader import Slide, open_slide
+from histojax.slides.tissue import TissueSpec, find_tissue
+from histojax.slides.tsr import tsr
+from histojax.slides.tsr.spec import TSRSpec
+
+TSR_FILE = "tsr.json"
+_THUMBNAIL = 2048  # pixels of the overlay's longer side
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The model that predicts tiles.
+
+    Attributes:
+      labels: label names, in the order of the probabilities.
+      thresholds: label to threshold; None for exclusive classes.
+      image_size: side of the model's square input in pixels.
+      tile_um: side in µm of the area that an input shows.
+      batch_size: images per batch.
+      stream: maps batches `u8 [b, s, s, 3]` to probabilities `f32 [b, k]` in order; b is at most `batch_size`.
+      confusion: [tn, fp, fn, tp] of each label on validation images; None if unknown.
+      facts: JSON-able description of the model and its origin.
+    """
+
+    labels: tuple[str, ...]
+    thresholds: Mapping[str, float] | None
+    image_size: int
+    tile_um: float
+    batch_size: int
+    stream: Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]
+    confusion: Mapping[str, Sequence[int]] | None
+    facts: Mapping[str, Any]
+
+    def grid_spec(self, settings: "Settings") -> grid.GridSpec:
+        """The tiles of a slide for this model.
+
+        Raises:
+          RunError: the settings or the model's tile size are out of range.
+        """
+        mpp = self.tile_um / self.image_size
+        return grid.GridSpec(self.image_size, mpp, settings.overlap, settings.min_tissue)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings for the analysis of slides.
+
+    Attributes:
+      tissue: what counts as tissue.
+      overlap: fraction of a tile's side shared with its neighbor, in [0, 1).
+      min_tissue: smallest fraction of tissue in a tile.
+      tsr: how the tumor-to-stroma ratio is measured; None if the model lacks the labels.
+      threads: threads that read the slide.
+      compress: write .geojson.gz instead of .geojson.
+    """
+
+    tissue: TissueSpec = dataclasses.field(default_factory=TissueSpec)
+    overlap: float = 0.0
+    min_tissue: float = 0.5
+    tsr: TSRSpec | None = None
+    threads: int = 4
+    compress: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """The outcome for one slide.
+
+    Attributes:
+      facts: the slide's columns in `slides.csv`, except those of the ratio.
+      headline: one line for the terminal.
+    """
+
+    facts: dict[str, Any]
+    headline: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tiles:
+    """The predicted tiles of a slide, with everything else that was read from its file."""
+
+    table: pd.DataFrame
+    geometry: Geometry
+    thumbnail: np.ndarray  # u8 [h, w, 3]
+    tissue_mm2: dict[str, float]
+    facts: dict[str, Any]
+
+
+def analyze(job: Job, model: Model, settings: Settings, folder: pathlib.Path) -> Analysis:
+    """Analyze one slide and write all its results into `folder`.
+
+    Raises:
+      SlideError: the slide cannot be read.
+      RegionError: the region of interest cannot be used.
+      TSRError: the ratio cannot be measured with these labels.
+    """
+    tiles = _predict_tiles(job, model, settings, folder)
+    warnings = _resolution_warnings(tiles.geometry.mpp, model)
+    outlines: dict[str, Any] = {}
+    inside = None
+    if job.roi is not None:
+        roi, clip_warnings = regions.clip(regions.read(job.roi), tiles.geometry.width, tiles.geometry.height, job.roi)
+        warnings += clip_warnings + regions.repair_warnings(roi, job.roi)
+        shape = regions.union(roi)
+        outlines, inside = {"region of interest": shape}, regions.inside(tiles.table, shape)
+    measured = None
+    if settings.tsr is not None:
+        measured = tsr.measure(tiles.table, tiles.geometry, settings.tsr, inside, model.confusion)
+        write_json(folder / TSR_FILE, measured)
+        if box := measured["areas"]["hot spot"]["box"]:
+            right, bottom = box["minx"] + box["width"], box["miny"] + box["height"]
+            outlines["hot spot"] = shapely.box(box["minx"], box["miny"], right, bottom)
+    pictures = _write_maps(folder, job.name, tiles, model, settings, outlines)
+    model_facts = {"labels": model.labels, "thresholds": model.thresholds, "tile_um": model.tile_um}
+    page = {
+        "slide": tiles.facts | {"name": job.name, "path": job.slide.name},
+        "model": dict(model.facts) | model_facts,
+        "tissue": tiles.tissue_mm2,
+        "tiles": len(tiles.table),
+        "tsr": measured,
+        "warnings": warnings,
+    }
+    summary.write(folder / "summary.html", page, pictures)
+    return Analysis(tiles.facts, f"{len(tiles.table)} tiles" + _ratio_headline(measured))
+
+
+def _predict_tiles(job: Job, model: Model, settings: Settings, folder: pathlib.Path) -> _Tiles:
+    """Find the tissue, write it as `tissue.png`, and predict the tiles that lie on it."""
+    with open_slide(job.slide, job.mpp) as slide:
+        tissue = find_tissue(slide, settings.tissue)
+        tissue.write(folder / "tissue.png")
+        geometry, table = grid.make_grid(slide, tissue, model.grid_spec(settings))
+        probabilities = _predict(slide, table, model, settings, job.name)
+        for i, label in enumerate(model.labels):
+            table[PREFIX + label] = probabilities[:, i]
+        thumbnail = slide.thumbnail(_THUMBNAIL)
+        areas = tissue.mm2(slide.mpp)
+        facts = {
+            "reader": slide.reader,
+            "width": slide.width,
+            "height": slide.height,
+            "mpp": slide.mpp,
+            "mpp_source": slide.mpp_source,
+            "tiles": len(table),
+            **{f"{kind}_mm2": round(area, 4) for kind, area in areas.items()},
+        }
+    return _Tiles(table, geometry, thumbnail, areas, facts)
+
+
+def _predict(slide: Slide, table: pd.DataFrame, model: Model, settings: Settings, name: str) -> np.ndarray:
+    """Probabilities `f32 [n, k]` of a slide's tiles; threads read the slide while the model computes."""
+    out = np.zeros((len(table), len(model.labels)), np.float32)
+    batches = grid.read_tiles(slide, table, model.image_size, model.batch_size, settings.threads)
+    done = 0
+    try:
+        with tqdm(total=len(table), desc=name, unit="tile", leave=False, disable=None, mininterval=1) as bar:
+            for rows in model.stream(batches):
+                out[done : done + len(rows)] = rows
+                done += len(rows)
+                bar.update(len(rows))
+    finally:
+        batches.close()
+    return out
+
+
+def _resolution_warnings(mpp: float, model: Model) -> list[str]:
+    model_mpp = model.tile_um / model.image_size
+    if mpp <= 1.1 * model_mpp:
+        return []
+    return [f"the slide has {mpp:.4g} µm/px, coarser than the model's {model_mpp:.4g}: tiles are enlarged"]
+
+
+def _write_maps(
+    folder: pathlib.Path, name: str, tiles: _Tiles, model: Model, settings: Settings, outlines: Mapping[str, Any]
+) -> dict[str, pathlib.Path]:
+    """Write table, GeoJSON and maps; return the pictures for the summary page by caption."""
+    table, geometry, thresholds = tiles.table, tiles.geometry, model.thresholds
+    tile_table.write(table, folder)
+    suffix = ".geojson.gz" if settings.compress else ".geojson"
+    geojson.write_tiles(table, folder / f"tiles{suffix}", slide=name, thresholds=thresholds)
+    overlay = folder / "overlay.png"
+    maps.write_overlay(overlay, table, geometry, tiles.thumbnail, slide=name, thresholds=thresholds, outlines=outlines)
+    pictures = {"predicted labels on the slide": overlay}
+    for label, file_name in unique_file_names(model.labels).items():
+        heatmap = folder / f"heatmap_{file_name}.png"
+        maps.write_heatmap(heatmap, table, geometry, label, slide=name)
+        pictures[f"probability of {label}"] = heatmap
+    maps.write_ome_tiff(folder / "heatmap.tif", table, geometry, slide=name)
+    return pictures
+
+
+def _ratio_headline(measured: Mapping[str, Any] | None) -> str:
+    """The stroma percentage of the region of interest, else of the whole tissue, for the terminal."""
+    if measured is None:
+        return ""
+    area = measured["areas"]["region" if "region" in measured["areas"] else "whole tissue"]
+    if area["status"] != "evaluated":
+        return f", not evaluable: {area['reason']}"
+    figure = area["stroma_percentage"]
+    if figure["value"] is None:
+        return f", no stroma percentage: {figure['reason']}"
+    interval = "" if figure["low"] is None else f" [{figure['low']:.1f}, {figure['high']:.1f}]"
+    return f", stroma percentage {figure['value']:.1f}{interval}, {area['stroma_class']['name']}"
