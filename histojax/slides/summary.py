@@ -1,4 +1,4 @@
-"""A slide's results on one page: summary.html, with its pictures inside, to be read in a browser or printed."""
+"""A slide's results on one HTML page with embedded pictures, for the browser or for printing."""
 
 import base64
 import math
@@ -11,9 +11,9 @@ import jinja2
 
 from histojax.core.files import atomic_write
 
-_TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
-_AREAS = ("region", "whole tissue", "hot spot")  # the most telling first
-# Name in tsr.json -> what the page calls it, its unit, decimals.
+_MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
+_AREAS = ("region", "whole tissue", "hot spot")  # most informative first
+# Key in tsr.json: title on the page, unit, decimals.
 _FIGURES = {
     "stroma_percentage": ("Stroma percentage", " %", 1),
     "tumor_percentage": ("Tumor percentage", " %", 1),
@@ -24,22 +24,23 @@ _FIGURES = {
 def write(
     path: str | os.PathLike[str], facts: Mapping[str, Any], pictures: Mapping[str, str | os.PathLike[str]]
 ) -> None:
-    """Writes what `render` gives, whole or not at all."""
+    """Write the page of `render` atomically."""
     page = render(facts, pictures)
     with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
 
 
 def render(facts: Mapping[str, Any], pictures: Mapping[str, str | os.PathLike[str]]) -> str:
-    """One HTML page that needs no other file and no network; everything from outside is escaped.
+    """Render one self-contained HTML page; all inserted text is escaped.
 
     Args:
-      facts: `slide` (name, path, width, height, mpp, mpp_source, reader), `model` (name, checkpoint, step, data and
-        protocol of its training, labels, thresholds by label or None, tile_um), `tissue` (mm² by kind: tissue, and
-        what was excluded), `tiles` (their number), `tsr` (what `tsr.measure` returns, or None), `warnings` (sentences).
-      pictures: caption -> PNG or JPEG file; the first is shown large.
+      facts: `slide` (name, path, width, height, mpp, mpp_source, reader), `model` (name, checkpoint, step, training
+        data and protocol, labels, thresholds by label or None, tile_um), `tissue` (mm² by kind), `tiles` (number),
+        `tsr` (the result of `tsr.measure`, or None) and `warnings` (sentences).
+      pictures: caption to PNG or JPEG file; the first one is shown large.
 
-    Raises KeyError or jinja2.UndefinedError for facts that are missing.
+    Raises:
+      KeyError, jinja2.UndefinedError: a fact is missing.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
@@ -61,7 +62,7 @@ def render(facts: Mapping[str, Any], pictures: Mapping[str, str | os.PathLike[st
 
 
 def _notes(areas: Mapping[str, Any]) -> list[str]:
-    """What is to be known of the figures, and why a figure or an interval is missing; nothing twice."""
+    """Notes on the figures and reasons for missing figures or intervals, without repetition."""
     out = []
     for name, area in areas.items():
         if area["status"] == "evaluated":
@@ -71,22 +72,23 @@ def _notes(areas: Mapping[str, Any]) -> list[str]:
 
 
 def _inline(path: pathlib.Path) -> str:
-    return f"data:{_TYPES[path.suffix.lower()]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    """An image file as a data URL."""
+    return f"data:{_MEDIA_TYPES[path.suffix.lower()]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _figure(figure: Mapping[str, Any], unit: str, decimals: int) -> str:
-    """A figure with its interval, or why it has none."""
+    """A figure with its interval, for the page."""
     value, low, high = figure["value"], figure["low"], figure["high"]
     if value is None:
         return "–"
     if low is None and high is None:
         return f"{value:.{decimals}f}{unit}"
-    ends = ("no bound" if end is None else f"{end:.{decimals}f}" for end in (low, high))
+    ends = ("unbounded" if end is None else f"{end:.{decimals}f}" for end in (low, high))
     return f"{value:.{decimals}f}{unit} ({' to '.join(ends)})"
 
 
 def _mm2(area: float) -> str:
-    """An area in mm² with three digits that mean something, at most four after the point."""
+    """An area in mm² with three significant digits and at most four decimals."""
     if not area:
         return "0"
     return f"{area:.{min(4, max(0, 2 - math.floor(math.log10(area))))}f}"

@@ -1,4 +1,4 @@
-"""Caricatures of known truth: purple speckle is tumor, pink streaks are stroma; images with masks, and slides."""
+"""Images and slides with planted labels: purple speckle is tumor, pink streaks are stroma."""
 
 import pathlib
 
@@ -11,7 +11,7 @@ _TUMOR, _STROMA = np.array([110, 60, 150]), np.array([225, 130, 180])
 
 
 def tissue(height: int, width: int, boundary: int, rng: np.random.Generator) -> np.ndarray:
-    """Tumor left of column `boundary`, stroma right of it: `uint8 [h, w, 3]`."""
+    """`uint8 [h, w, 3]`: tumor to the left of column `boundary`, stroma to the right."""
     speckle = rng.normal(0, 25, (height, width, 1))
     streaks = np.repeat(rng.normal(0, 12, (height, 1, 1)), width, axis=1)
     left = np.arange(width)[None, :, None] < boundary
@@ -20,7 +20,7 @@ def tissue(height: int, width: int, boundary: int, rng: np.random.Generator) -> 
 
 
 def write_masked_images(root: pathlib.Path, n: int = 12) -> pathlib.Path:
-    """`img/` and `mask/` with 0 for tumor and 1 for stroma, n of 144 × 96 pixels."""
+    """Write `img/` and `mask/` (0 is tumor, 1 is stroma) with n images of 144 × 96 pixels."""
     rng = np.random.default_rng(0)
     for name in ("img", "mask"):
         (root / name).mkdir(parents=True)
@@ -32,10 +32,10 @@ def write_masked_images(root: pathlib.Path, n: int = 12) -> pathlib.Path:
     return root
 
 
-def write_slide(path: pathlib.Path, stroma_share: float, seed: int = 0, mpp: float | None = MPP) -> pathlib.Path:
-    """A two-level tiled TIFF, 1200 × 900 pixels: white around 960 × 720 of tissue, its right part stroma."""
+def write_slide(path: pathlib.Path, stroma_fraction: float, seed: int = 0, mpp: float | None = MPP) -> pathlib.Path:
+    """Write a two-level tiled TIFF, 1200 × 900 pixels: 960 × 720 of tissue on white, with stroma on the right."""
     pixels = np.full((900, 1200, 3), 244, np.uint8)
-    pixels[90:810, 120:1080] = tissue(720, 960, round(960 * (1 - stroma_share)), np.random.default_rng(seed))
+    pixels[90:810, 120:1080] = tissue(720, 960, round(960 * (1 - stroma_fraction)), np.random.default_rng(seed))
     tags = {} if mpp is None else {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
     with tifffile.TiffWriter(path) as file:
         file.write(pixels, tile=(128, 128), photometric="rgb", compression="zlib", **tags)

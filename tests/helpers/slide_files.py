@@ -1,4 +1,4 @@
-"""Slide files for tests: small ones of several formats with H&E-like tissue, broken ones, and a very large one."""
+"""Slide files for tests: small ones in several formats with H&E-like tissue, damaged ones, and a very large one."""
 
 import pathlib
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ GLASS = (243, 243, 244)
 
 
 def tissue_texture(height: int, width: int, mpp: float = 0.5, seed: int = 0) -> np.ndarray:
-    """`uint8 [height, width, 3]` all covered by something like H&E: eosin of uneven density, nuclei, fibres, grain."""
+    """`uint8 [height, width, 3]` filled with H&E-like tissue: uneven eosin, nuclei, fibers, grain."""
     rng = np.random.default_rng(seed)
 
     def field(um: float) -> np.ndarray:
@@ -31,7 +31,7 @@ def tissue_texture(height: int, width: int, mpp: float = 0.5, seed: int = 0) -> 
 
 
 def tissue_picture(height: int, width: int, mpp: float = 0.5, seed: int = 0) -> np.ndarray:
-    """`uint8 [height, width, 3]`: an ellipse of tissue that spans 80 % of both sides, on glass."""
+    """`uint8 [height, width, 3]`: an ellipse of tissue over 80 % of both sides, on glass."""
     picture = tissue_texture(height, width, mpp, seed)
     ellipse = np.zeros((height, width), np.uint8)
     cv2.ellipse(ellipse, (width // 2, height // 2), (width * 2 // 5, height * 2 // 5), 0, 0, 360, 1, -1)
@@ -42,7 +42,7 @@ def tissue_picture(height: int, width: int, mpp: float = 0.5, seed: int = 0) -> 
 def write_pyramid(
     path: pathlib.Path, pixels: np.ndarray, mpp: float | tuple[float, float] | None = None, levels: int = 3, **how: Any
 ) -> pathlib.Path:
-    """A generic tiled TIFF file with levels of half the size each; µm/px in its resolution tags (cm)."""
+    """Write a generic tiled TIFF file, each level half the size; µm/px is stored in its resolution tags (cm)."""
     x, y = mpp if isinstance(mpp, tuple) else (mpp, mpp)
     resolution = {"resolution": (1e4 / x, 1e4 / y), "resolutionunit": 3} if x and y else {}
     how = {"tile": (256, 256), "photometric": "rgb", "compression": "jpeg", "metadata": None} | resolution | how
@@ -55,7 +55,7 @@ def write_pyramid(
 def write_ome(
     path: pathlib.Path, pixels: np.ndarray, size: tuple[float, float], unit: str = "µm", levels: int = 3
 ) -> pathlib.Path:
-    """An OME-TIFF file with its lower levels in SubIFDs and a pixel of the given size and unit."""
+    """Write an OME-TIFF file with its lower levels in SubIFDs and the given pixel size and unit."""
     metadata = {
         "axes": "YXS",
         "PhysicalSizeX": size[0],
@@ -72,21 +72,21 @@ def write_ome(
 
 
 def write_svs(path: pathlib.Path, pixels: np.ndarray, mpp: float, compression: str = "jpeg") -> pathlib.Path:
-    """A file that OpenSlide takes for an Aperio slide, of one level."""
+    """Write a file that OpenSlide recognizes as an Aperio slide, with one level."""
     header = f"Aperio Image Library v11.2.1 \r\n{pixels.shape[1]}x{pixels.shape[0]}|AppMag = 20|MPP = {mpp}"
     how: dict[str, Any] = {"tile": (256, 256), "photometric": "rgb", "metadata": None, "description": header}
     tifffile.imwrite(path, pixels, compression=compression, **how)
     return path
 
 
-def cut_short(path: pathlib.Path, share: float = 0.5) -> pathlib.Path:
-    """The same file with the rest of its bytes cut off."""
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+def truncate(path: pathlib.Path, fraction: float = 0.5) -> pathlib.Path:
+    """Keep only the first part of a file's bytes."""
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * fraction)])
     return path
 
 
 def write_large(path: pathlib.Path, side: int = 50_000, mpp: float = 0.25) -> pathlib.Path:
-    """A pyramid (1, 4, 16) of side × side pixels, never in memory as a whole: glass, but for 8192 × 8192 of tissue."""
+    """Write a pyramid (1, 4, 16) of side × side pixels piece by piece: glass with 8192 × 8192 pixels of tissue."""
     texture = tissue_texture(256, 256, mpp)
     with tifffile.TiffWriter(path, bigtiff=True) as file:
         for downsample in (1, 4, 16):
@@ -108,13 +108,13 @@ def write_large(path: pathlib.Path, side: int = 50_000, mpp: float = 0.25) -> pa
 
 
 def _square_of_tiles(side: int, downsample: int, stained: np.ndarray) -> Iterator[bytes]:
-    """The JPEG tiles of a level; a third of the glass is left out, as some scanners do."""
+    """The JPEG tiles of a level; like some scanners, a third of the glass tiles is omitted."""
     glass = imagecodecs.jpeg8_encode(np.full((256, 256, 3), GLASS, np.uint8), level=85)
     tile = imagecodecs.jpeg8_encode(stained, level=85)
     across = -(-(side // downsample) // 256)
     first, count = side // 2 // 4096 * (16 // downsample), 2 * 16 // downsample
     for index in range(across**2):
-        inside = all(first <= place < first + count for place in divmod(index, across))
+        inside = all(first <= position < first + count for position in divmod(index, across))
         yield tile if inside else (glass if index % 3 else b"")
 
 

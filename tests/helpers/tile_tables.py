@@ -5,7 +5,7 @@ import pandas as pd
 
 
 def make_table(n_rows: int = 3, n_columns: int = 4, seed: int = 0) -> pd.DataFrame:
-    """Every tile of a small grid of 100-pixel tiles, in order."""
+    """All tiles of a small grid of 100-pixel tiles, in order."""
     row, column = np.divmod(np.arange(n_rows * n_columns), n_columns)
     rng = np.random.default_rng(seed)
     return pd.DataFrame(

@@ -1,4 +1,4 @@
-"""ICC, Bland-Altman, Spearman and mean absolute error: by hand, by an independent analysis of variance, by scipy."""
+"""ICC, Bland-Altman, Spearman and mean absolute error, by hand, by an independent ANOVA and by scipy."""
 
 import json
 
@@ -102,12 +102,12 @@ def test_spearman_equals_scipy_with_ties():
 
 def test_units_that_repeat_widen_the_interval():
     x, y = np.repeat(pairs(12), 5, axis=1)
-    alone, together = (agreement.agreement(x, y, unit)["bias"] for unit in (None, np.repeat(np.arange(12), 5)))
-    assert alone["value"] == together["value"]
-    assert together["high"] - together["low"] > 1.8 * (alone["high"] - alone["low"])
+    per_pair, per_unit = (agreement.agreement(x, y, unit)["bias"] for unit in (None, np.repeat(np.arange(12), 5)))
+    assert per_pair["value"] == per_unit["value"]
+    assert per_unit["high"] - per_unit["low"] > 1.8 * (per_pair["high"] - per_pair["low"])
 
 
-def test_missing_pairs_are_left_out_and_counted():
+def test_incomplete_pairs_are_excluded_and_counted():
     x, y = pairs()
     whole = agreement.agreement(x, y, resamples=20)
     more = agreement.agreement(np.append(x, [np.nan, 5]), np.append(y, [3, np.nan]), resamples=20)
@@ -119,7 +119,7 @@ def test_too_few_pairs_have_no_figure(n):
     figures = agreement.agreement(np.arange(n), np.arange(n))
     for name in agreement.NAMES:
         assert figures[name]["value"] is None
-        assert figures[name]["reason"] == f"{n} pair(s) of measurements, and it takes 3"
+        assert figures[name]["reason"] == f"only {n} pair(s) of measurements; at least 3 are needed"
     json.dumps(figures, allow_nan=False)
 
 
@@ -127,9 +127,9 @@ def test_too_few_pairs_have_no_figure(n):
 @pytest.mark.parametrize("n", [3, 6, 7, 12, 13])  # some of these means are not the constant, by a rounding
 def test_constants_have_no_correlation_and_no_warning(difference, n):
     figures = agreement.agreement(np.full(n, 0.1) + difference, np.full(n, 0.1))
-    assert figures["icc"] == {"value": None, "low": None, "high": None, "reason": "nothing differs between pairs"}
+    assert figures["icc"] == {"value": None, "low": None, "high": None, "reason": "all pairs are equal"}
     assert figures["spearman"]["value"] is None
-    assert figures["spearman"]["reason"] == "one of the two has the same value throughout"
+    assert figures["spearman"]["reason"] == "one of the two measurements is constant"
     assert figures["bias"]["value"] == pytest.approx(difference)
     json.dumps(figures, allow_nan=False)
 
@@ -145,30 +145,30 @@ def test_one_unit_has_values_and_no_interval():
     figures = agreement.agreement(*pairs(5), np.zeros(5))
     assert figures["icc"]["value"] is not None
     assert figures["icc"]["low"] is None
-    assert figures["icc"]["reason"] == "no interval: it takes two units"
+    assert figures["icc"]["reason"] == "no interval: at least two units are needed"
 
 
-def test_few_units_and_undefined_resamples_are_told():
+def test_few_units_and_undefined_resamples_are_noted():
     figures = agreement.agreement([1, 2, 3], [1, 2, 4])
-    assert figures["notes"][0] == "3 units only: the intervals are rough and likely too narrow"
+    assert figures["notes"][0] == "only 3 units: the intervals are rough and likely too narrow"
     # All three draws the same: 3 of 27 resamples.
     assert "up to 1" in figures["notes"][1]
     assert agreement.agreement(*pairs())["notes"] == []
 
 
-def test_what_cannot_be_compared_is_refused():
+def test_incomparable_measurements_are_refused():
     with pytest.raises(agreement.AgreementError, match="as many predicted as reference"):
         agreement.agreement([1, 2, 3], [1, 2])
     with pytest.raises(agreement.AgreementError, match="infinite"):
         agreement.agreement([1, 2, np.inf], [1, 2, 3])
 
 
-def test_the_lines_say_all_figures():
+def test_the_lines_show_all_figures():
     text = agreement.lines(agreement.agreement([12, 20, 34, 42], [10, 20, 30, 40]))
     first, *rows = text.splitlines()
-    assert first == "4 pairs, 4 units, 0 left out"
+    assert first == "4 pairs, 4 units, 0 excluded"
     assert rows[0].startswith("ICC(2,1), absolute agreement")
     assert "0.983 [" in rows[0]
-    assert rows[len(agreement.NAMES)] == "4 units only: the intervals are rough and likely too narrow"
+    assert rows[len(agreement.NAMES)] == "only 4 units: the intervals are rough and likely too narrow"
     assert "-  (" not in text
-    assert "- (1 pair(s) of measurements" in agreement.lines(agreement.agreement([1], [1]))
+    assert "- (only 1 pair(s) of measurements" in agreement.lines(agreement.agreement([1], [1]))

@@ -108,4 +108,4 @@ def test_a_slide_without_tissue_finishes_as_not_evaluable(tmp_path: pathlib.Path
     job = cohort_jobs.Job("white", tmp_path / "white.png", mpp=0.5)
     assert cohort.run([job], model(), cohort.Settings(tsr=SMALL), tmp_path / "out") == 0
     row = pd.read_csv(tmp_path / "out" / "slides.csv").iloc[0]
-    assert (row["tiles"], row["ratio"], row["why_not"]) == (0, "not evaluable", "no tissue tile")
+    assert (row["tiles"], row["ratio"], row["why_not"]) == (0, "not evaluable", "no tissue tiles")

@@ -1,4 +1,4 @@
-"""Stroma percentage of held-out images, by their tiles and by their masks, worked by hand."""
+"""Stroma percentages of held-out images from tiles and from masks, computed by hand."""
 
 import pathlib
 
@@ -64,16 +64,16 @@ def test_the_runs_own_thresholds_and_the_policy_count(root: pathlib.Path) -> Non
 
 
 def test_an_image_counts_once(root: pathlib.Path) -> None:
-    with pytest.raises(RunError, match="img/a, img/b: held out by more than one of the runs"):
+    with pytest.raises(RunError, match="img/a, img/b: held out by more than one run"):
         held_out.percentages([run(root), run(root, "two")], TSRSpec())
 
 
-def test_what_has_no_masks_is_told(root: pathlib.Path) -> None:
+def test_runs_without_masks_are_refused(root: pathlib.Path) -> None:
     table = run(root).predictions
-    with pytest.raises(RunError, match="one: its test side holds no tiles that were cut from images with masks"):
+    with pytest.raises(RunError, match="one: the test split has no tiles cut from images with masks"):
         held_out.percentages([run(root, predictions=table.assign(image_id="x"))], TSRSpec())
-    with pytest.raises(RunError, match="its test side holds no tiles"):
+    with pytest.raises(RunError, match="the test split has no tiles"):
         held_out.percentages([run(root, predictions=table.assign(split="train"))], TSRSpec())
     (root / "img" / "a.png").unlink()
-    with pytest.raises(RunError, match=r"its image img/a is not below .* any more"):
+    with pytest.raises(RunError, match=r"image img/a is missing from"):
         held_out.percentages([run(root)], TSRSpec())

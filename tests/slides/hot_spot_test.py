@@ -1,4 +1,4 @@
-"""The hot spot: a planted field, and the same field as loops over all of them find."""
+"""The hot spot: a planted field, and the field that loops over all fields find."""
 
 import itertools
 
@@ -40,7 +40,7 @@ def test_the_hot_spot_is_the_planted_field():
     assert area["notes"] == [tsr.HOT_SPOT_NOTE]
 
 
-def test_the_hot_spot_is_sought_in_the_region():
+def test_the_hot_spot_is_searched_in_the_region():
     table = make_table(*PLANTED)
     inside = (table["row"] >= 3).to_numpy()
     area = spot_of(table, 4, inside)
@@ -113,7 +113,7 @@ def test_tumor_of_no_area_is_no_side():
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        (["TTTT"] * 3, "the tissue spans 3 × 4 tiles and the field 4 × 4"),
+        (["TTTT"] * 3, "the tissue spans only 3 × 4 tiles, the field 4 × 4"),
         (["SSSSS", "TTTTT", "TTTTT", "SSSSS"], "no field of 4 × 4 tiles has tumor tiles at its north, east"),
         (["TTTT", "    ", "    ", "TT T"], "no field of 4 × 4 tiles has tumor tiles at its north, east"),  # 7 of 16
     ],

@@ -1,4 +1,4 @@
-"""Maps: the grid at its place, pictures that show it, and an OME-TIFF that lies over the slide."""
+"""Maps: the grid, the pictures of it, and an OME-TIFF that lies over the slide."""
 
 import math
 import pathlib
@@ -15,7 +15,7 @@ from histojax.slides import maps
 from histojax.slides.geometry import Geometry
 from tests.helpers.tile_tables import make_table
 
-GEOMETRY = Geometry(width=410, height=290, mpp=0.5, tile=100, stride=100)  # 3 × 5 cells, the last column not whole
+GEOMETRY = Geometry(width=410, height=290, mpp=0.5, tile=100, stride=100)  # 3 × 5 cells, the last column is cut off
 OVERLAPPING = Geometry(width=410, height=290, mpp=0.5, tile=200, stride=100)
 THRESHOLDS = {"tumor": 0.5, "stroma": 0.5}
 
@@ -25,7 +25,7 @@ def write_tiff(path: pathlib.Path, table: pd.DataFrame, geometry: Geometry) -> t
     return tifffile.TiffFile(path)
 
 
-def test_the_grid_has_a_value_a_tile_and_nan_elsewhere() -> None:
+def test_the_grid_has_one_value_per_tile_and_nan_elsewhere() -> None:
     table = make_table().query("row != 1")
     grid = maps.grid_of(table, GEOMETRY, "prob_tumor")
     assert grid.dtype == np.float32
@@ -68,7 +68,7 @@ def test_the_tiff_lies_over_the_slide(tmp_path: pathlib.Path, geometry: Geometry
     side = float(pixels.get("PhysicalSizeX") or "nan") / geometry.mpp  # level-0 pixels of a pixel
     assert pixels.get("PhysicalSizeX") == pixels.get("PhysicalSizeY")
     assert channel.shape == (math.ceil(geometry.height / side), math.ceil(geometry.width / side))
-    for tile in table.itertuples():  # the centre of the tile's cell, and just within its corners
+    for tile in table.itertuples():  # the center of the tile's cell, and just within its corners
         for share in (-0.49, 0, 0.49):
             x = float(tile.minx) + geometry.tile / 2 + share * geometry.stride  # type: ignore[arg-type]
             y = float(tile.miny) + geometry.tile / 2 + share * geometry.stride  # type: ignore[arg-type]
@@ -119,7 +119,7 @@ def test_a_heatmap_shows_high_and_low(tmp_path: pathlib.Path) -> None:
     assert corners[1] > 500 < corners[2]
 
 
-def test_an_overlay_shows_the_slide_where_no_tile_is(tmp_path: pathlib.Path) -> None:
+def test_an_overlay_shows_the_slide_between_tiles(tmp_path: pathlib.Path) -> None:
     thumbnail = np.full((200, 200, 3), (10, 20, 250), np.uint8)
     table = make_table(2, 2).iloc[[0, 3]].assign(prob_tumor=[1.0, 0.0], prob_stroma=[0.0, 1.0])
     geometry = Geometry(200, 200, 0.5, 100, 100)

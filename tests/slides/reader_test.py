@@ -18,7 +18,7 @@ from PIL import Image
 from histojax.slides.readers import reader
 from histojax.slides.readers.reader import SlideError, open_slide
 from tests.conftest import SHARED
-from tests.helpers.slide_files import cut_short, tissue_picture, write_ome, write_pyramid, write_svs
+from tests.helpers.slide_files import tissue_picture, truncate, write_ome, write_pyramid, write_svs
 
 SLIDES = SHARED / "slides"
 PICTURE = tissue_picture(600, 800)
@@ -207,12 +207,12 @@ REFUSED = {
     ),
     "header only": (_file("a.tif", b"II*\0\x08\0\0\0"), "damaged"),
     "pyramid truncated": (
-        lambda folder: cut_short(write_pyramid(folder / "a.tif", PICTURE, 0.5)),
+        lambda folder: truncate(write_pyramid(folder / "a.tif", PICTURE, 0.5)),
         "truncated: has .* bytes",
     ),
-    "SVS truncated": (lambda folder: cut_short(write_svs(folder / "a.svs", PICTURE, 0.5), 0.9), "truncated: has"),
+    "SVS truncated": (lambda folder: truncate(write_svs(folder / "a.svs", PICTURE, 0.5), 0.9), "truncated: has"),
     "SVS of JPEG 2000 truncated": (
-        lambda folder: cut_short(write_svs(folder / "a.svs", PICTURE, 0.5, "aperio_jp2000_rgb"), 0.9),
+        lambda folder: truncate(write_svs(folder / "a.svs", PICTURE, 0.5, "aperio_jp2000_rgb"), 0.9),
         "truncated: has",
     ),
     "grayscale PNG": (_plain(Image.new("L", (9, 9)), "a.png"), "mode L: grayscale"),

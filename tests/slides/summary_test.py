@@ -1,4 +1,4 @@
-"""The page of a slide: complete, self-contained, escaped, and honest about what is missing."""
+"""The summary page of a slide is complete, self-contained, escaped, and explains missing figures."""
 
 import base64
 import copy
@@ -115,14 +115,14 @@ class Page(html.parser.HTMLParser):
         return cells
 
 
-def test_the_figures_stand_in_the_columns_of_their_areas() -> None:
+def test_figures_are_in_the_columns_of_their_areas() -> None:
     facts = make_facts()
     facts["tsr"]["areas"]["region"] = area(stroma_percentage=figure(12.34))
     page = Page(summary.render(facts, {}))
     assert page.row("") == ["Region", "Whole tissue", "Hot spot"]
     assert page.row("Class") == [
-        "stroma-low (99 % of the resamples agree)",
-        "stroma-low (99 % of the resamples agree)",
+        "stroma-low (99 % of resamples agree)",
+        "stroma-low (99 % of resamples agree)",
         "not evaluable: no field has tumor at its four sides",
     ]
     assert page.row("Stroma percentage") == ["12.3 %", "41.4 % (35.0 to 47.1)", "–"]
@@ -131,28 +131,28 @@ def test_the_figures_stand_in_the_columns_of_their_areas() -> None:
     assert page.row("Label stroma")[0] == "6.25 mm² (500 tiles)"
 
 
-def test_slide_model_and_tissue_are_told() -> None:
+def test_slide_model_and_tissue_are_shown() -> None:
     page = Page(summary.render(make_facts(), {}))
     assert page.row("Size") == ["40000 × 30000 pixels (10.0 × 7.5 mm)"]
     assert page.row("µm/px") == ["0.2501 (aperio.MPP)"]
     assert page.row("Labels") == ["tumor ≥ 0.5, stroma ≥ 0.35"]
-    assert page.row("Tissue kept") == ["15.9 mm², 1234 tiles"]
+    assert page.row("Analyzed tissue") == ["15.9 mm², 1234 tiles"]
     assert [page.row(f"Excluded: {kind}")[0] for kind in ("pen", "blur", "fold")] == ["0.0123 mm²", "0 mm²", "1.50 mm²"]
     assert "Research use only. Not for diagnosis." in page.text
     assert "HCC (Lv et al. 2015)" in page.text
     assert page.text.count("whole tissue: 9 blocks hold tumor or stroma") == 1
-    assert "hot spot: not evaluable" not in page.text  # its reason stands in the table
+    assert "hot spot: not evaluable" not in page.text  # the table shows its reason
 
 
-def test_a_missing_end_and_its_reason_are_told() -> None:
+def test_a_missing_end_and_its_reason_are_shown() -> None:
     facts = make_facts()
     facts["tsr"]["areas"]["whole tissue"] = area(tsr=figure(3.0, 1.0, None, "no upper end: resamples without stroma"))
     page = Page(summary.render(facts, {}))
-    assert page.row("Tumor-to-stroma ratio (TSR)")[0] == "3.00 (1.00 to no bound)"
+    assert page.row("Tumor-to-stroma ratio (TSR)")[0] == "3.00 (1.00 to unbounded)"
     assert "whole tissue: no upper end: resamples without stroma" in page.text
 
 
-def test_a_reason_is_told_once() -> None:
+def test_a_reason_is_shown_once() -> None:
     facts = make_facts()
     few = "no interval: 2 blocks hold tumor or stroma"
     facts["tsr"]["areas"]["whole tissue"] = area(
@@ -166,10 +166,10 @@ def test_a_model_without_tumor_and_stroma_has_a_page() -> None:
     facts["model"]["thresholds"] = None
     page = Page(summary.render(facts, {}))
     assert "Not measured" in page.text
-    assert page.row("Labels") == ["tumor, stroma (the most probable)"]
+    assert page.row("Labels") == ["tumor, stroma (most probable)"]
 
 
-def test_pictures_are_inside_and_nothing_is_fetched(tmp_path: pathlib.Path) -> None:
+def test_pictures_are_embedded_and_nothing_is_fetched(tmp_path: pathlib.Path) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((3, 4, 3), np.uint8))
     cv2.imwrite(str(tmp_path / "b.JPG"), np.zeros((3, 4, 3), np.uint8))
     text = summary.render(make_facts(), {"Labels": tmp_path / "a.png", "Probability": tmp_path / "b.JPG"})
@@ -183,7 +183,7 @@ def test_pictures_are_inside_and_nothing_is_fetched(tmp_path: pathlib.Path) -> N
     assert not re.search(r"https?:|url\(|@import|src=\"(?!data:)", text)
 
 
-def test_everything_from_outside_is_escaped(tmp_path: pathlib.Path) -> None:
+def test_all_inserted_text_is_escaped(tmp_path: pathlib.Path) -> None:
     evil = "\"'><script>alert(1)</script>{{ 7 * 7 }}"
 
     def spoil(value: Any) -> Any:
@@ -206,7 +206,7 @@ def test_everything_from_outside_is_escaped(tmp_path: pathlib.Path) -> None:
     assert "49" not in page.text
 
 
-def test_a_missing_fact_is_an_error_and_leaves_the_old_page(tmp_path: pathlib.Path) -> None:
+def test_a_missing_fact_is_an_error_and_keeps_the_old_page(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "summary.html"
     summary.write(path, make_facts(), {})
     before = path.read_bytes()

@@ -165,7 +165,7 @@ def test_classes_are_mapped_refused_or_ignored(tmp_path: pathlib.Path) -> None:
     ("fields", "message"),
     [
         ({"labels": ()}, "--labels is empty: name at least one"),
-        ({"labels": ("a+b",)}, "no plain name"),
+        ({"labels": ("a+b",)}, "plain name"),
         ({"labels": ("a", "A")}, "differ only in case"),
         ({"labels": ("path",)}, "path is a column"),
         ({"size": 0}, "size=0"),

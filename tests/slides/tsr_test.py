@@ -1,4 +1,4 @@
-"""The tumor-to-stroma ratio on grids small enough to be worked by hand."""
+"""The tumor-to-stroma ratio on grids small enough to check by hand."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ import pytest
 from histojax.evaluation import bootstrap
 from histojax.slides.tsr import tsr
 from histojax.slides.tsr.spec import TSRError, TSRSpec
-from tests.helpers.tsr_grids import GEOMETRY, THRESHOLDS, make_spec, make_table, random_table, value, whole
+from tests.helpers.tsr_grids import GEOMETRY, THRESHOLDS, make_spec, make_table, measure_whole, random_table, value
 
 # --- Areas and ratios ---------------------------------------------------------------------------------------
 
@@ -26,7 +26,7 @@ GRID = ("TTTS", "TBBS", "N. S")  # 4 T, 2 B, 3 S, 1 N, 1 of nothing: 11 tiles
     ],
 )
 def test_areas_and_ratios_by_hand(policy, tumor, stroma):
-    area = whole(make_table(*GRID), policy=policy, necrosis="necrosis")
+    area = measure_whole(make_table(*GRID), policy=policy, necrosis="necrosis")
     assert (area["status"], area["reason"], area["tiles"]) == ("evaluated", None, 11)
     assert area["tissue_mm2"] == pytest.approx(0.11)
     assert {name: label["tiles"] for name, label in area["labels"].items()} == {"tumor": 6, "stroma": 5, "necrosis": 1}
@@ -43,26 +43,26 @@ def test_areas_and_ratios_by_hand(policy, tumor, stroma):
 
 def test_area_by_probability_is_its_sum():
     # Tumor 4 * 0.9 + 2 * 0.6 + 5 * 0.1 = 5.3 cells; stroma 3 * 0.9 + 2 * 0.9 + 6 * 0.1 = 5.1.
-    area = whole(make_table(*GRID), measure="probability", necrosis="necrosis")
+    area = measure_whole(make_table(*GRID), measure="probability", necrosis="necrosis")
     assert area["tumor_mm2"] == pytest.approx(0.053)
     assert area["stroma_mm2"] == pytest.approx(0.051)
     assert area["labels"]["tumor"] == {"tiles": 6, "mm2": pytest.approx(0.053)}
     assert value(area) == pytest.approx(100 * 5.1 / 10.4)
     assert value(area, "necrosis_share") == pytest.approx((0.9 + 10 * 0.1) / 11)
-    assert "measure label" in area["ambiguity"]["reason"]
+    assert "--measure label" in area["ambiguity"]["reason"]
 
 
 def test_a_probability_at_the_threshold_is_carried():
     table = make_table("T.")
     table["prob_stroma"] = [0.35, np.nextafter(0.35, 0)]
-    area = whole(table, thresholds=THRESHOLDS | {"stroma": 0.35}, policy="both")
+    area = measure_whole(table, thresholds=THRESHOLDS | {"stroma": 0.35}, policy="both")
     assert area["labels"]["stroma"]["tiles"] == 1
 
 
 def test_without_thresholds_a_tile_carries_its_most_probable_label():
     table = make_table("TSN")
     table[["prob_tumor", "prob_stroma", "prob_necrosis"]] = [[0.4, 0.35, 0.25], [0.2, 0.45, 0.35], [0.3, 0.3, 0.4]]
-    area = whole(table, thresholds={})
+    area = measure_whole(table, thresholds={})
     assert [label["tiles"] for label in area["labels"].values()] == [1, 1, 1]
     assert value(area) == 50
 
@@ -70,9 +70,9 @@ def test_without_thresholds_a_tile_carries_its_most_probable_label():
 def test_overlap_is_not_counted_twice():
     table = make_table(*GRID)
     beside = dataclasses.replace(GEOMETRY, tile=200)
-    assert whole(table) == whole(table, geometry=beside)
-    sparse = whole(table, geometry=dataclasses.replace(GEOMETRY, stride=400))
-    assert sparse["tumor_mm2"] == pytest.approx(4 * whole(table)["tumor_mm2"])
+    assert measure_whole(table) == measure_whole(table, geometry=beside)
+    sparse = measure_whole(table, geometry=dataclasses.replace(GEOMETRY, stride=400))
+    assert sparse["tumor_mm2"] == pytest.approx(4 * measure_whole(table)["tumor_mm2"])
 
 
 def test_stroma_far_from_tumor_is_left_out():
@@ -80,17 +80,17 @@ def test_stroma_far_from_tumor_is_left_out():
     table = make_table("SSSSS", "STSSS", "SSSSS", "SSSSS")
     counted = {0: 19, 99: 0, 100: 4, 141: 4, 142: 8, 200: 10, 224: 14, 283: 15, 300: 16, 400: 19}
     for reach, tiles in counted.items():
-        area = whole(table, tumor_distance_um=float(reach))
+        area = measure_whole(table, tumor_distance_um=float(reach))
         assert area["stroma_mm2"] == pytest.approx(0.01 * tiles), reach
         assert area["labels"]["stroma"]["tiles"] == 19
-    assert whole(table, tumor_distance_um=300.0, thresholds=THRESHOLDS | {"tumor": 1.0})["stroma_mm2"] == 0
+    assert measure_whole(table, tumor_distance_um=300.0, thresholds=THRESHOLDS | {"tumor": 1.0})["stroma_mm2"] == 0
     # In floats 330 / (200 × 0.55) is less than 3: the end belongs to the reach all the same.
     odd = dataclasses.replace(GEOMETRY, mpp=0.55)
-    assert whole(table, geometry=odd, tumor_distance_um=330.0)["stroma_mm2"] == pytest.approx(16 * 0.11**2)
+    assert measure_whole(table, geometry=odd, tumor_distance_um=330.0)["stroma_mm2"] == pytest.approx(16 * 0.11**2)
 
 
-def test_a_tile_of_both_is_at_no_distance_from_tumor():
-    area = whole(make_table("B  S"), tumor_distance_um=1.0, policy="both")
+def test_a_tile_with_both_has_no_distance_to_tumor():
+    area = measure_whole(make_table("B  S"), tumor_distance_um=1.0, policy="both")
     assert (area["tumor_mm2"], area["stroma_mm2"]) == pytest.approx((0.01, 0.01))
 
 
@@ -110,14 +110,14 @@ def test_the_cutoffs_at_fifty(tiles, cutoff, expected):
 
 
 def test_no_stroma_has_a_percentage_and_no_ratio():
-    area = whole(make_table("TTT"))
+    area = measure_whole(make_table("TTT"))
     assert value(area) == 0
     assert value(area, "tumor_percentage") == 100
     assert area["tsr"] == {
         "value": None,
         "low": None,
         "high": None,
-        "reason": "no stroma (stroma): the ratio has no bound",
+        "reason": "no stroma (stroma): the ratio is unbounded",
     }
 
 
@@ -127,13 +127,13 @@ def test_no_stroma_has_a_percentage_and_no_ratio():
 @pytest.mark.parametrize(
     ("lines", "changes", "reason"),
     [
-        (["  "], {}, "no tissue tile"),
-        (["TS"], {"min_tissue_mm2": 0.05}, "too little tissue: 0.02 mm² where --min_tissue_mm2 asks for 0.05"),
-        (["TSS"], {"min_tumor_mm2": 0.02}, "too little tumor (tumor): 0.01 mm² where --min_tumor_mm2 asks for 0.02"),
-        (["N."], {}, "no tumor (tumor) and no stroma (stroma): their ratio is not defined"),
+        (["  "], {}, "no tissue tiles"),
+        (["TS"], {"min_tissue_mm2": 0.05}, "too little tissue: 0.02 mm², --min_tissue_mm2 requires 0.05"),
+        (["TSS"], {"min_tumor_mm2": 0.02}, "too little tumor (tumor): 0.01 mm², --min_tumor_mm2 requires 0.02"),
+        (["N."], {}, "no tumor (tumor) and no stroma (stroma): the ratio is undefined"),
     ],
 )
-def test_not_evaluable_says_why_and_counts_all_the_same(lines, changes, reason):
+def test_an_area_that_is_not_evaluable_has_a_reason_and_counts(lines, changes, reason):
     table = make_table(*lines)
     areas = tsr.measure(table, GEOMETRY, make_spec(**changes))["areas"]
     area = areas["whole tissue"]
@@ -151,7 +151,7 @@ def test_not_evaluable_says_why_and_counts_all_the_same(lines, changes, reason):
 # --- Region ---------------------------------------------------------------------------------------------
 
 
-def test_a_region_is_measured_beside_the_whole():
+def test_a_region_is_measured_beside_the_measure_whole():
     table = make_table(*GRID)
     inside = (table["column"] <= 1).to_numpy()  # T T / T B / N .
     areas = tsr.measure(table, GEOMETRY, make_spec(policy="both"), inside)["areas"]
@@ -160,8 +160,8 @@ def test_a_region_is_measured_beside_the_whole():
     assert value(areas["region"]) == pytest.approx(100 * 1 / 5)
     assert value(areas["whole tissue"]) == pytest.approx(100 * 5 / 11)
     nothing = tsr.measure(table, GEOMETRY, make_spec(), np.zeros(11, bool))["areas"]
-    assert nothing["region"]["reason"] == "no tissue tile"
-    assert nothing["hot spot"]["reason"] == "region: no tissue tile"
+    assert nothing["region"]["reason"] == "no tissue tiles"
+    assert nothing["hot spot"]["reason"] == "region: no tissue tiles"
 
 
 def test_tumor_beyond_the_region_counts_for_the_distance():
@@ -177,7 +177,7 @@ def test_tumor_beyond_the_region_counts_for_the_distance():
 def test_intervals_equal_a_loop_over_the_same_blocks():
     # Blocks of 10 × 10 cells (1000 µm): 3 × 4 of them, the last column only 5 cells wide.
     table = random_table(30, 35, kinds="TTSSBN.")
-    area = whole(table, resamples=200, seed=5, policy="half", necrosis="necrosis")
+    area = measure_whole(table, resamples=200, seed=5, policy="half", necrosis="necrosis")
     assert area["blocks"] == {"tissue": 12, "tumor_or_stroma": 12}
     assert area["notes"] == []
     block = (table["row"] // 10 * 4 + table["column"] // 10).to_numpy()
@@ -204,43 +204,45 @@ def test_intervals_equal_a_loop_over_the_same_blocks():
 
 
 def test_few_blocks_have_no_interval():
-    three = whole(random_table(10, 30))
+    three = measure_whole(random_table(10, 30))
     assert three["blocks"]["tumor_or_stroma"] == 3
     assert three["stroma_percentage"]["value"] is not None
     assert three["stroma_percentage"]["low"] is None
-    assert three["tsr"]["reason"] == "no interval: blocks with tumor or stroma are 3, and it takes 4"
+    assert three["tsr"]["reason"] == "no interval: only 3 blocks have tumor or stroma, at least 4 are needed"
     assert three["stroma_class"]["same_class_share"] is None
-    four = whole(random_table(10, 40))
+    four = measure_whole(random_table(10, 40))
     assert four["stroma_percentage"]["low"] < value(four) < four["stroma_percentage"]["high"]
-    assert four["notes"] == ["blocks with tumor or stroma are 4 only: the interval is rough"]
+    assert four["notes"] == ["only 4 blocks have tumor or stroma: the interval is rough"]
 
 
-def test_blocks_of_neither_do_not_make_an_interval():
+def test_blocks_without_tumor_and_stroma_give_no_interval():
     # Three blocks of tumor and stroma among forty of other tissue.
     lines = [(line + "." * 370) for line in ("TSTTS" * 6,) * 10]
-    area = whole(make_table(*lines))
+    area = measure_whole(make_table(*lines))
     assert area["blocks"] == {"tissue": 40, "tumor_or_stroma": 3}
-    assert area["stroma_percentage"]["reason"] == "no interval: blocks with tumor or stroma are 3, and it takes 4"
+    assert (
+        area["stroma_percentage"]["reason"] == "no interval: only 3 blocks have tumor or stroma, at least 4 are needed"
+    )
     assert area["stroma_class"]["same_class_share"] is None
-    sparse = whole(make_table(*[("TSTTSSSTTT" * 4 + "." * 960) for _ in range(10)]), resamples=400)
+    sparse = measure_whole(make_table(*[("TSTTSSSTTT" * 4 + "." * 960) for _ in range(10)]), resamples=400)
     assert sparse["blocks"] == {"tissue": 100, "tumor_or_stroma": 4}
     assert any("neither tumor nor stroma" in note for note in sparse["notes"])
 
 
-def test_blocks_all_alike_are_no_certainty():
-    area = whole(make_table(*["T" * 30] * 30))
+def test_equal_blocks_are_not_certainty():
+    area = measure_whole(make_table(*["T" * 30] * 30))
     assert area["tumor_percentage"] == {
         "value": 100,
         "low": None,
         "high": None,
-        "reason": "no interval: the resamples are all alike",
+        "reason": "no interval: all resamples are equal",
     }
 
 
 def test_a_ratio_may_have_no_upper_end():
     # Stroma in one block of six: resamples without it have TSP 0 and no ratio.
     lines = ["T" * 10 * 5 + "S" * 10] * 10
-    area = whole(make_table(*lines), resamples=400)
+    area = measure_whole(make_table(*lines), resamples=400)
     assert area["stroma_percentage"]["low"] == 0
     assert area["tsr"]["low"] is not None
     assert area["tsr"]["high"] is None
@@ -268,7 +270,7 @@ def test_the_order_of_the_rows_changes_nothing():
     assert tsr.measure(table.iloc[mixed], GEOMETRY, spec, inside[mixed], CONFUSION) == expected
 
 
-def test_where_the_tissue_lies_changes_only_the_box():
+def test_the_position_of_the_tissue_changes_only_the_box():
     table = random_table()
     spec = make_spec(necrosis="necrosis")
     here = tsr.measure(table, GEOMETRY, spec)["areas"]
@@ -278,19 +280,19 @@ def test_where_the_tissue_lies_changes_only_the_box():
     assert (boxes[1]["minx"] - boxes[0]["minx"], boxes[1]["miny"] - boxes[0]["miny"]) == (7 * 200, 3 * 200)
 
 
-def test_the_table_is_left_as_it_was():
+def test_the_table_is_not_modified():
     table = random_table()
     before = table.copy()
     tsr.measure(table, GEOMETRY, make_spec(measure="probability"))
     pd.testing.assert_frame_equal(table, before)
 
 
-def test_the_result_is_json_and_says_its_rules():
+def test_the_result_is_json_and_states_its_rules():
     spec = make_spec(tumor_distance_um=150.0)
     measured = tsr.measure(random_table(), GEOMETRY, spec, confusion=CONFUSION)
     assert json.loads(json.dumps(measured, allow_nan=False)) == measured
     assert measured["settings"]["thresholds"] == THRESHOLDS
-    assert "in proportion to the two probabilities" in measured["rules"][1]
+    assert "in proportion to their probabilities" in measured["rules"][1]
     assert "at most 150 µm" in measured["rules"][2]
     assert "most probable" in make_spec(thresholds={}).sentences()[0]
     assert "sum of its probability" in make_spec(measure="probability").sentences()[0]
@@ -302,7 +304,7 @@ def test_the_result_is_json_and_says_its_rules():
         ({"measure": "area"}, "--measure 'area' is not one of label, probability"),
         ({"policy": "split"}, "--policy 'split' is not one of probability, half, both"),
         ({"cutoff": "lung"}, "--cutoff 'lung' is not one of default, colon, hcc"),
-        ({"measure": "probability", "policy": "half"}, "leave one of the two out"),
+        ({"measure": "probability", "policy": "half"}, "use only one of the two options"),
         ({"block_um": 0.0}, "--block_um 0.0 must be a length above 0 µm"),
         ({"hot_spot_um": float("nan")}, "--hot_spot_um nan must be a length"),
         ({"tumor_distance_um": -1.0}, "--tumor_distance_um -1.0 must be 0 or more"),
@@ -311,7 +313,7 @@ def test_the_result_is_json_and_says_its_rules():
         ({"necrosis": "stroma"}, "must differ"),
     ],
 )
-def test_a_spec_that_cannot_be_is_refused(changes, message):
+def test_an_invalid_spec_is_refused(changes, message):
     with pytest.raises(TSRError) as error:
         TSRSpec(**changes)
     assert message in str(error.value)
@@ -320,25 +322,25 @@ def test_a_spec_that_cannot_be_is_refused(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tumor": "tumour"}, "no label 'tumour' (--tumor); its labels are tumor, stroma, necrosis"),
+        ({"tumor": "tumour"}, "no label 'tumour' (--tumor); choose one of tumor, stroma, necrosis"),
         ({"stroma": ""}, "no label '' (--stroma)"),
         ({"necrosis": "dead"}, "no label 'dead' (--necrosis)"),
-        ({"thresholds": {"tumor": 0.5}}, "thresholds are given for tumor and the model's labels are tumor, stroma"),
+        ({"thresholds": {"tumor": 0.5}}, "thresholds are given for tumor, but the model's labels are tumor, stroma"),
         ({"thresholds": THRESHOLDS | {"stroma": 1.5}}, "the threshold 1.5 of label 'stroma'"),
     ],
 )
 def test_labels_that_the_model_lacks_are_refused(changes, message):
     with pytest.raises(TSRError) as error:
-        whole(make_table("TS"), **changes)
+        measure_whole(make_table("TS"), **changes)
     assert message in str(error.value)
 
 
-def test_a_table_that_is_none_is_refused():
+def test_an_invalid_table_is_refused():
     table = make_table("TS")
-    with pytest.raises(TSRError, match="a row and column twice"):
-        whole(pd.concat([table, table]))
-    with pytest.raises(TSRError, match="missing or outside"):
-        whole(table.assign(prob_tumor=[0.5, np.nan]))
+    with pytest.raises(TSRError, match="repeats a row and column"):
+        measure_whole(pd.concat([table, table]))
+    with pytest.raises(TSRError, match="missing probabilities or ones outside"):
+        measure_whole(table.assign(prob_tumor=[0.5, np.nan]))
     for inside in ([True], np.array([1, 0])):
         with pytest.raises(TSRError, match="2 booleans"):
             tsr.measure(table, GEOMETRY, make_spec(), np.asarray(inside))

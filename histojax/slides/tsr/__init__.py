@@ -1,1 +1,1 @@
-"""Tumor-to-stroma ratio: definition, interval, agreement with masks."""
+"""Tumor-to-stroma ratio: definition, confidence interval, and agreement with masks."""

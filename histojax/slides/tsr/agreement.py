@@ -1,6 +1,6 @@
 """Agreement of two measurements of the same things, such as a predicted and a reference stroma percentage.
 
-Everything is a function of weights, so that the figures and every resample of their bootstrap are the same code.
+All figures are functions of weights, so that the same code computes the values and every bootstrap resample.
 """
 
 from collections.abc import Callable
@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from histojax.core.errors import RunError
+from histojax.core.text_table import text_table
 from histojax.evaluation import bootstrap, metrics, summary_blocks
 from histojax.evaluation.metrics import Array
 
 MIN_PAIRS = 3
-# What each figure is called in a table, in its order.
+# The title of each figure in a table, in order.
 NAMES = {
     "icc": "ICC(2,1), absolute agreement",
     "bias": "Bland-Altman bias (predicted - reference)",
@@ -22,20 +23,19 @@ NAMES = {
     "spearman": "Spearman's rho",
     "mean_absolute_error": "mean absolute error",
 }
-_ROUNDING = 1e-12  # relative: a variance below it is what rounding leaves of none
+_ROUNDING = 1e-12  # relative: a smaller variance is zero with rounding errors
 
 
 class AgreementError(RunError):
-    """Measurements that cannot be compared; the message says which and why."""
+    """Measurements that cannot be compared; the message says why."""
 
 
 def agreement(
     predicted: Array, reference: Array, unit: Array | None = None, resamples: int = 2000, seed: int = 0
 ) -> dict[str, Any]:
-    """Agreement of predicted (n,) with reference (n,), with 95 % percentile intervals over units; ready for JSON.
+    """Measure the agreement of predicted with reference values, with 95 % percentile intervals over units.
 
-    `unit` (n,): what is resampled, such as the patient of each; None: each pair. A pair with a nan is left out and
-    counted. Returns n, units, left_out, notes, and {value, low, high, reason} for each of NAMES:
+    The figures are:
 
     * icc: ICC(2,1), two-way random effects, absolute agreement, one rater: (MSR − MSE) / (MSR + MSE + 2·(MSC − MSE)/n)
       for two raters (Shrout and Fleiss 1979; ICC(A,1) of McGraw and Wong 1996).
@@ -43,71 +43,80 @@ def agreement(
     * spearman: Pearson's correlation of the ranks, ties at their mean rank.
     * mean_absolute_error: mean of |d|.
 
-    What is not defined (fewer than three pairs, measurements that are all alike) is None, with its reason. Raises
-    AgreementError where lengths differ or a measurement is infinite.
+    Args:
+      predicted: predicted measurements, (n,).
+      reference: reference measurements, (n,). A pair with a nan is excluded and counted.
+      unit: the unit of each pair that is resampled, such as its patient, (n,); None resamples pairs.
+      resamples: number of bootstrap resamples.
+      seed: random seed of the bootstrap.
+
+    Returns:
+      JSON-able: n, units, left_out, notes, and {value, low, high, reason} for each of NAMES. An undefined figure (fewer
+      than three pairs, or constant measurements) is None, with its reason.
+
+    Raises:
+      AgreementError: the lengths differ or a measurement is infinite.
     """
     predicted, reference = np.asarray(predicted, np.float64), np.asarray(reference, np.float64)
     ids = np.arange(len(predicted)) if unit is None else np.asarray(unit)
     if not (predicted.shape == reference.shape == ids.shape and predicted.ndim == 1):
         raise AgreementError(
-            f"agreement needs as many predicted as reference measurements and units; got {predicted.shape}, "
+            f"agreement needs as many predicted as reference measurements and units: got shapes {predicted.shape}, "
             f"{reference.shape} and {ids.shape}"
         )
     if np.isinf(predicted).any() or np.isinf(reference).any():
-        raise AgreementError("agreement needs finite measurements; one is infinite")
-    there = ~(np.isnan(predicted) | np.isnan(reference))
-    x, y = predicted[there], reference[there]
-    names, index = np.unique(ids[there], return_inverse=True)
-    out: dict[str, Any] = {"n": len(x), "units": len(names), "left_out": int((~there).sum()), "notes": []}
+        raise AgreementError("agreement needs finite measurements, but one is infinite")
+    complete = ~(np.isnan(predicted) | np.isnan(reference))
+    x, y = predicted[complete], reference[complete]
+    names, index = np.unique(ids[complete], return_inverse=True)
+    out: dict[str, Any] = {"n": len(x), "units": len(names), "left_out": int((~complete).sum()), "notes": []}
     if len(x) < MIN_PAIRS:
-        reason = f"{len(x)} pair(s) of measurements, and it takes {MIN_PAIRS}"
+        reason = f"only {len(x)} pair(s) of measurements; at least {MIN_PAIRS} are needed"
         return out | {name: {"value": None, "low": None, "high": None, "reason": reason} for name in NAMES}
-    found = bootstrap.intervals(_statistic(x, y, index), len(names), n_resamples=resamples, seed=seed, n_rows=len(x))
+    intervals = bootstrap.intervals(
+        _statistic(x, y, index), len(names), n_resamples=resamples, seed=seed, n_rows=len(x)
+    )
     for name in NAMES:
-        figure, reason = found[name], ""
+        figure, reason = intervals[name], ""
         if figure["value"] is None:
-            reason = (
-                "one of the two has the same value throughout"
-                if name == "spearman"
-                else "nothing differs between pairs"
-            )
+            reason = "one of the two measurements is constant" if name == "spearman" else "all pairs are equal"
         elif figure["low"] is None:
-            reason = "no interval: it takes two units"
+            reason = "no interval: at least two units are needed"
         out[name] = {key: figure[key] for key in ("value", "low", "high")} | {"reason": reason or None}
     if 2 <= len(names) < summary_blocks.FEW_UNITS:
-        out["notes"].append(f"{len(names)} units only: the intervals are rough and likely too narrow")
-    undefined = max(figure.get("undefined") or 0.0 for figure in found.values())
+        out["notes"].append(f"only {len(names)} units: the intervals are rough and likely too narrow")
+    undefined = max(figure.get("undefined") or 0.0 for figure in intervals.values())
     if undefined >= 0.01:
-        out["notes"].append(f"up to {undefined:.1%} of the resamples have measurements all alike and are left out")
+        out["notes"].append(f"up to {undefined:.1%} of the resamples have constant measurements and are excluded")
     return out
 
 
 def lines(figures: dict[str, Any]) -> str:
-    """What `agreement` returns as text for the console, a line a figure."""
-    width = max(len(title) for title in NAMES.values())
-    out = [f"{figures['n']} pairs, {figures['units']} units, {figures['left_out']} left out"]
+    """Format the result of `agreement` for the terminal, one line per figure."""
+    rows = []
     for name, title in NAMES.items():
         figure = figures[name]
         text = "-" if figure["value"] is None else f"{figure['value']:.3f}"
         if figure["low"] is not None:
             text += f" [{figure['low']:.3f}, {figure['high']:.3f}]"
-        out.append(f"{title:<{width}}  {text}" + (f" ({figure['reason']})" if figure["reason"] else ""))
-    return "\n".join(out + figures["notes"])
+        rows.append((title, text + (f" ({figure['reason']})" if figure["reason"] else "")))
+    head = f"{figures['n']} pairs, {figures['units']} units, {figures['left_out']} excluded"
+    return "\n".join([head, *text_table(rows), *figures["notes"]])
 
 
 def _statistic(x: Array, y: Array, index: Array) -> Callable[[Array], dict[str, Array]]:
-    """Function from weights (r, units) to every figure (r,)."""
+    """The function from unit weights (r, units) to every figure (r,)."""
     scale = max(np.abs(x).max(), np.abs(y).max()) ** 2
 
     def statistic(unit_weights: Array) -> dict[str, Array]:
         w = unit_weights[:, index]
         n = w.sum(1)
-        difference, middle = x - y, (x + y) / 2
+        difference, pair_mean = x - y, (x + y) / 2
         bias = metrics.weighted_mean(difference, w)
         spread = metrics.divide((w * (difference - bias[:, None]) ** 2).sum(1), n - 1)
-        mean = metrics.weighted_mean(middle, w)
-        # Two raters: row means are `middle`, and the residuals ±(d − bias)/2.
-        rows = metrics.divide(2 * (w * (middle - mean[:, None]) ** 2).sum(1), n - 1)
+        mean = metrics.weighted_mean(pair_mean, w)
+        # Two raters: the row means are `pair_mean`, and the residuals are ±(d − bias)/2.
+        rows = metrics.divide(2 * (w * (pair_mean - mean[:, None]) ** 2).sum(1), n - 1)
         columns, error = n * bias**2 / 2, spread / 2
         total = rows + error + metrics.divide(2 * (columns - error), n)
         half = 1.96 * np.sqrt(spread)
@@ -124,7 +133,7 @@ def _statistic(x: Array, y: Array, index: Array) -> Callable[[Array], dict[str, 
 
 
 def _ranks(values: Array, weights: Array) -> Array:
-    """Rank of each value (n,) among values repeated by their weights (r, n), ties at their mean rank, (r, n)."""
+    """The rank of each value (n,) if values are repeated by weights (r, n): (r, n); ties get their mean rank."""
     distinct, position = np.unique(values, return_inverse=True)
     counts = np.zeros((len(distinct), len(weights)))
     np.add.at(counts, position, weights.T)
@@ -132,7 +141,7 @@ def _ranks(values: Array, weights: Array) -> Array:
 
 
 def _correlation(a: Array, b: Array, weights: Array) -> Array:
-    """Pearson's correlation of a (r, n) and b (r, n) under weights (r, n) -> (r,); nan where one is constant."""
+    """Pearson's correlation of a (r, n) and b (r, n) with weights (r, n): (r,); nan if one is constant."""
     total = weights.sum(1, keepdims=True)
     a, b = (v - (weights * v).sum(1, keepdims=True) / total for v in (a, b))
     squares = (weights * a**2).sum(1) * (weights * b**2).sum(1)

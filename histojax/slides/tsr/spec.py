@@ -1,4 +1,4 @@
-"""How a tumor-to-stroma ratio is measured: labels, areas, cut-off, limits; and the formulas by name."""
+"""Definition of a tumor-to-stroma ratio: labels, areas, cut-off, limits, and the formulas by name."""
 
 import dataclasses
 import math
@@ -18,23 +18,23 @@ FORMULAS = {
     "necrosis_share": "necrosis share = A_necrosis / A_tissue",
     "ambiguity": (
         "corrected share of a label = (share + specificity - 1) / (sensitivity + specificity - 1), within [0, 1] "
-        "(Rogan and Gladen 1978); each area is scaled by corrected / observed share; the range is over the ends of "
+        "(Rogan and Gladen 1978); each area is scaled by corrected / observed share; the range covers the ends of "
         "the 95 % Wilson intervals of sensitivity and specificity"
     ),
 }
 
 
 class TSRError(RunError):
-    """A tumor-to-stroma ratio that cannot be measured as asked; the message names the option and the remedy."""
+    """A tumor-to-stroma ratio that cannot be measured as requested; the message names the option and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cutoff:
-    """Where a stroma percentage becomes stroma-high.
+    """The boundary between stroma-low and stroma-high.
 
     Attributes:
       rule: the cut-off as a sentence.
-      at: stroma percentage.
+      at: the boundary as a stroma percentage.
       inclusive: whether `at` itself is stroma-high.
     """
 
@@ -58,27 +58,28 @@ CUTOFFS = {
 
 @dataclasses.dataclass(frozen=True)
 class TSRSpec:
-    """How a slide's tumor-to-stroma ratio is measured. Raises TSRError for what cannot be.
+    """How a slide's tumor-to-stroma ratio is measured; raises TSRError for an invalid field.
 
     Attributes:
-      tumor: the tumor's label.
-      stroma: the stroma's label.
-      necrosis: the label of necrosis; "" for none.
-      thresholds: of every label, by name; a tile carries each label whose probability is at or above it. Empty: the
-        labels exclude each other, and a tile carries the most probable one.
-      measure: a label's part in a tile: "label", 1 where the tile carries it; "probability", its probability.
-      policy: how a tile that carries both tumor and stroma is divided (measure "label" only): "probability", in
-        proportion to the two probabilities; "half", half each; "both", the whole tile to both.
-      cutoff: name of the cut-off, of CUTOFFS.
-      block_um: side in µm of the square blocks that the bootstrap resamples; it should exceed the structures.
-      resamples: of the bootstrap.
-      seed: of the bootstrap.
-      min_tumor_mm2: tumor area below which nothing is evaluated. A choice of this project, not of the literature.
-      min_tissue_mm2: tissue area below which nothing is evaluated; likewise.
-      hot_spot_um: side in µm of the square hot-spot field. The literature scores a round field of a x10 objective,
-        about 2 mm across (its size depends on the eyepiece).
-      tumor_distance_um: stroma counts only in tiles whose centre is at most this far from that of a tumor tile, in
-        µm; 0 counts all stroma.
+      tumor: label of tumor.
+      stroma: label of stroma.
+      necrosis: label of necrosis; empty for none.
+      thresholds: threshold of every label; a tile carries each label whose probability is at or above its threshold.
+        Empty for exclusive labels: a tile carries the most probable one.
+      measure: how much of a tile counts for a label: "label" counts 1 if the tile carries it, "probability" counts its
+        probability.
+      policy: how a tile that carries both tumor and stroma is divided (only for measure "label"): "probability" in
+        proportion to the two probabilities, "half" half each, "both" the whole tile to each.
+      cutoff: name of a cut-off in CUTOFFS.
+      block_um: side in µm of the square blocks that the bootstrap resamples; it should be larger than the structures.
+      resamples: number of bootstrap resamples.
+      seed: random seed of the bootstrap.
+      min_tumor_mm2: an area with less tumor is not evaluated. This default is our choice, not from the literature.
+      min_tissue_mm2: an area with less tissue is not evaluated; also our choice.
+      hot_spot_um: side in µm of the square hot-spot field. The literature scores a round field at x10, about 2 mm in
+        diameter depending on the eyepiece.
+      tumor_distance_um: stroma counts only in tiles whose center is at most this many µm from the center of a tumor
+        tile; 0 counts all stroma.
     """
 
     tumor: str = "tumor"
@@ -102,8 +103,8 @@ class TSRSpec:
                 raise TSRError(f"{option(name)} {getattr(self, name)!r} is not one of {', '.join(known)}")
         if self.measure == "probability" and self.policy != "probability":
             raise TSRError(
-                f"--policy {self.policy!r} divides tiles by their thresholded labels, and --measure probability has "
-                "none: leave one of the two out"
+                f"--policy {self.policy!r} divides tiles by their labels and does not apply to --measure probability: "
+                "use only one of the two options"
             )
         for name in ("block_um", "hot_spot_um"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
@@ -120,44 +121,48 @@ class TSRSpec:
             )
 
     def check_labels(self, labels: Sequence[str]) -> None:
-        """Raises TSRError for a label that the model lacks, and for thresholds that are not those of its labels."""
+        """Check this definition against a model's labels.
+
+        Raises:
+          TSRError: the model lacks a label, or the thresholds do not match its labels.
+        """
         known = ", ".join(labels)
         for name in ("tumor", "stroma", "necrosis"):
             label = getattr(self, name)
             if label not in labels and (label or name != "necrosis"):
-                raise TSRError(f"the model has no label {label!r} ({option(name)}); its labels are {known}: name one")
+                raise TSRError(f"the model has no label {label!r} ({option(name)}); choose one of {known}")
         if self.thresholds and set(self.thresholds) != set(labels):
             raise TSRError(
-                f"thresholds are given for {', '.join(self.thresholds)} and the model's labels are {known}: "
-                "give one for each label, or none"
+                f"thresholds are given for {', '.join(self.thresholds)}, but the model's labels are {known}: "
+                "give one threshold per label, or none"
             )
         for label, value in self.thresholds.items():
             if not 0 <= value <= 1:
-                raise TSRError(f"the threshold {value} of label {label!r} must lie in [0, 1]")
+                raise TSRError(f"the threshold {value} of label {label!r} must be between 0 and 1")
 
     def sentences(self) -> list[str]:
-        """The rules of the areas, in words."""
+        """The rules for measuring areas, as sentences."""
         if self.measure == "probability":
             out = ["the area of a label is the sum of its probability over the tissue tiles"]
         elif not self.thresholds:
-            out = ["a tile counts whole for its most probable label"]
+            out = ["a tile counts fully for its most probable label"]
         else:
-            out = ["a tile counts whole for each label whose probability is at or above the label's threshold"]
+            out = ["a tile counts fully for each label whose probability is at or above the label's threshold"]
             out.append(
                 {
-                    "probability": "a tile of both tumor and stroma is divided in proportion to the two probabilities",
-                    "half": "a tile of both tumor and stroma counts half for each",
-                    "both": "a tile of both tumor and stroma counts whole for each",
+                    "probability": "a tile with both tumor and stroma is divided in proportion to their probabilities",
+                    "half": "a tile with both tumor and stroma counts half for each",
+                    "both": "a tile with both tumor and stroma counts fully for each",
                 }[self.policy]
             )
         if self.tumor_distance_um:
             out.append(
-                f"stroma counts only in tiles whose centre is at most {self.tumor_distance_um:g} µm from the centre of "
+                f"stroma counts only in tiles whose center is at most {self.tumor_distance_um:g} µm from the center of "
                 "a tumor tile"
             )
         return out
 
 
 def option(name: str) -> str:
-    """The command line's name of a field of TSRSpec."""
+    """The command-line option of a field of TSRSpec."""
     return "--" + name

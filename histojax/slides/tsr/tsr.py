@@ -1,7 +1,7 @@
-"""Tumor-to-stroma ratio of a slide from its tile table: areas, ratios, intervals, class, and when not to evaluate.
+"""Tumor-to-stroma ratio of a slide from its tile table: areas, ratios, intervals, class, or why it is not evaluable.
 
-Areas are summed in cells of the grid (stride × stride), so that overlapping tiles are not counted twice and counts
-stay exact, and become mm² at the end. Formulas: `tsr_spec.FORMULAS`.
+Areas are summed in grid cells (stride × stride) and converted to mm² at the end: counts stay exact, and overlapping
+tiles are not counted twice. The formulas are in `spec.FORMULAS`.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ from histojax.slides.tsr.ambiguity import LabelArea, ambiguity_range, unknown
 from histojax.slides.tsr.hot_spot import find_hot_spot
 from histojax.slides.tsr.spec import CUTOFFS, FORMULAS, TSRError, TSRSpec
 
-MIN_BLOCKS = 4  # with fewer an interval is noise
+MIN_BLOCKS = 4  # with fewer blocks an interval is noise
 FIGURES = ("tsr", "stroma_percentage", "tumor_percentage", "necrosis_share")
 HOT_SPOT_NOTE = (
-    "no interval: the field was chosen for its stroma, and resampling the chosen field does not see that choice; "
-    "its stroma percentage is the highest of many, not that of the tumor"
+    "no interval: the field was chosen for its stroma, and resampling within it ignores that choice; "
+    "its stroma percentage is the highest of many fields, not that of the tumor"
 )
 
 
@@ -37,13 +37,23 @@ def measure(
     inside: Array | None = None,
     confusion: Mapping[str, Sequence[float]] | None = None,
 ) -> dict[str, Any]:
-    """Tumor-to-stroma ratio of a slide: whole tissue, region of interest, hot spot; ready for JSON.
+    """Measure the tumor-to-stroma ratio of the whole tissue, the region of interest and the hot spot.
 
-    `table`: a row a tissue tile, `row`, `column`, `prob_<label>`. `inside` (n,) boolean: the table's rows in the
-    region of interest; the hot spot is then sought in it. Stroma's distance to tumor is taken on the whole slide.
-    `confusion`: [tn, fp, fn, tp] of each label on validation images at the thresholds of `spec`, for the ambiguity
-    range. What cannot be had is None beside its reason. Raises TSRError for labels the model lacks and for a table
-    that is none.
+    Args:
+      table: one row per tissue tile, with `row`, `column` and `prob_<label>`.
+      geometry: the tile grid.
+      spec: how the ratio is measured.
+      inside: whether each row lies in the region of interest, boolean (n,). If given, the hot spot is searched there.
+        The distance of stroma to tumor is always taken on the whole slide.
+      confusion: [tn, fp, fn, tp] of each label on validation images at the thresholds of `spec`, for the ambiguity
+        range.
+
+    Returns:
+      JSON-able: the settings and one block of figures per area. A figure that cannot be determined is None, with its
+      reason.
+
+    Raises:
+      TSRError: the model lacks a label, or the table repeats a tile or has invalid probabilities.
     """
     tiles = _tiles(table, geometry, spec)
     cell_um = geometry.stride * geometry.mpp
@@ -53,7 +63,7 @@ def measure(
     if inside is not None:
         inside = np.asarray(inside)
         if inside.shape != (len(table),) or inside.dtype != bool:
-            raise TSRError(f"inside must be {len(table)} booleans, one for each tile")
+            raise TSRError(f"inside must hold {len(table)} booleans, one per tile")
         searched, within = "region", tiles.take(inside[np.lexsort((table["column"], table["row"]))])
         areas[searched] = _area(within, context)
     side = round(spec.hot_spot_um / cell_um)
@@ -71,29 +81,30 @@ def measure(
     }
 
 
-# --- Tiles and what each counts for -------------------------------------------------------------------------
+# --- Tiles and the areas that they count for -----------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class _Tiles:
-    """Tissue tiles sorted by row and column; areas in cells."""
+    """Tissue tiles, sorted by row and column; areas are in cells."""
 
     labels: tuple[str, ...]
     row: Array  # (n,)
     column: Array  # (n,)
-    carried: Array  # (n, k) whether a tile carries a label
-    parts: Array  # (n, k) a label's part in a tile, undivided
-    tumor: Array  # (n,) what counts as tumor after the policy
-    stroma: Array  # (n,) what counts as stroma after the policy and the distance
+    carried: Array  # (n, k) whether the tile carries the label
+    parts: Array  # (n, k) area of the label in the tile, before division
+    tumor: Array  # (n,) tumor area after the policy
+    stroma: Array  # (n,) stroma area after the policy and the distance
 
     def take(self, which: Array) -> "_Tiles":
+        """A subset of the tiles, by mask or index."""
         arrays = (self.row, self.column, self.carried, self.parts, self.tumor, self.stroma)
         return _Tiles(self.labels, *(array[which] for array in arrays))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Context:
-    """What all areas of a slide share; `block` in cells."""
+    """Inputs shared by all areas of a slide; `block` is in cells."""
 
     spec: TSRSpec
     cell_mm2: float
@@ -102,37 +113,38 @@ class _Context:
 
 
 def _tiles(table: pd.DataFrame, geometry: Geometry, spec: TSRSpec) -> _Tiles:
+    """Decide what each tile of the table counts for."""
     labels = label_names(table)
     spec.check_labels(labels)
     if table.duplicated(["row", "column"]).any():
-        raise TSRError("the tile table has a row and column twice: each tile must stand in it once")
-    # In one order whatever the table's, so that the same tiles give the same digits.
+        raise TSRError("the tile table repeats a row and column: each tile must appear once")
+    # Sorted, so that the same tiles give the same digits in any order.
     ordered = table.sort_values(["row", "column"])
     probabilities = ordered[[PREFIX + label for label in labels]].to_numpy(np.float64)
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
-        raise TSRError("the tile table has probabilities that are missing or outside [0, 1]: predict the slide again")
+        raise TSRError("the tile table has missing probabilities or ones outside [0, 1]: predict the slide again")
     row, column = (ordered[name].to_numpy(np.int64) for name in ("row", "column"))
     carried = carried_labels(ordered, spec.thresholds or None)
     parts = probabilities if spec.measure == "probability" else carried.astype(np.float64)
-    at = [labels.index(spec.tumor), labels.index(spec.stroma)]
-    divided = parts[:, at]
+    pair = [labels.index(spec.tumor), labels.index(spec.stroma)]
+    divided = parts[:, pair]
     if spec.measure == "label" and spec.policy != "both":
-        both = carried[:, at].all(1)
+        both = carried[:, pair].all(1)
         if spec.policy == "half":
             divided[both] = 0.5
         else:
-            # Both thresholds may be 0, and a tile of two probabilities 0 has no proportion: half each.
-            total = probabilities[:, at].sum(1, keepdims=True)
-            divided[both] = metrics.divide(probabilities[:, at], total, undefined=0.5)[both]
+            # With thresholds of 0, both probabilities may be 0: the tile then counts half for each.
+            total = probabilities[:, pair].sum(1, keepdims=True)
+            divided[both] = metrics.divide(probabilities[:, pair], total, undefined=0.5)[both]
     tumor, stroma = divided.T
     if spec.tumor_distance_um:
         reach = spec.tumor_distance_um / (geometry.stride * geometry.mpp)
-        stroma = np.where(_near_tumor(row, column, carried[:, at[0]], reach), stroma, 0.0)
+        stroma = np.where(_near_tumor(row, column, carried[:, pair[0]], reach), stroma, 0.0)
     return _Tiles(labels, row, column, carried, parts, tumor, stroma)
 
 
 def _near_tumor(row: Array, column: Array, is_tumor: Array, reach: float) -> Array:
-    """Which tiles (n,) have a tumor tile at most `reach` cells away, centre to centre, (n,)."""
+    """Whether each tile has a tumor tile at most `reach` cells away, center to center, (n,)."""
     if not is_tumor.any():
         return np.zeros(len(row), bool)
     positions = np.stack([row, column], 1)
@@ -146,17 +158,17 @@ def _near_tumor(row: Array, column: Array, is_tumor: Array, reach: float) -> Arr
 def _area(tiles: _Tiles, context: _Context) -> dict[str, Any]:
     """Counts, areas and figures of a set of tiles, with intervals over its blocks."""
     out = _counts(tiles, context)
-    out["reason"] = _not_evaluable(out, context.spec)
+    out["reason"] = _why_not_evaluable(out, context.spec)
     if out["reason"] is None:
         out["status"] = "evaluated"
-        _fill(out, tiles, context)
+        _add_figures(out, tiles, context)
     return out
 
 
 def _hot_spot(
     within: _Tiles, context: _Context, geometry: Geometry, side: int, searched: str, reason: str | None
 ) -> dict[str, Any]:
-    """The most stroma-rich field of `within`; `reason` why that is itself not evaluable, or None."""
+    """Counts and figures of the most stroma-rich field of `within`; `reason` tells why `within` is not evaluable."""
     spec, field = context.spec, None
     if reason is None:
         is_tumor = within.carried[:, within.labels.index(spec.tumor)] & (within.tumor > 0)
@@ -167,7 +179,7 @@ def _hot_spot(
     out = _counts(tiles, context) | {"reason": reason, "searched": searched, "box": None}
     if field:
         out["status"] = "evaluated"
-        # A cell is centred in its tile, which overlap makes larger than the cell.
+        # A cell lies in the center of its tile, which is larger than the cell if tiles overlap.
         margin = (geometry.tile - geometry.stride) // 2
         out["box"] = {
             "minx": field.column * geometry.stride + margin,
@@ -175,15 +187,15 @@ def _hot_spot(
             "width": side * geometry.stride,
             "height": side * geometry.stride,
         }
-        _fill(out, tiles, context, resample=False)
+        _add_figures(out, tiles, context, resample=False)
         out["notes"].append(HOT_SPOT_NOTE)
     return out
 
 
 def _counts(tiles: _Tiles, context: _Context) -> dict[str, Any]:
-    """What is counted whether or not it is evaluated, and empty figures."""
+    """Counts and areas, which do not depend on evaluation, and empty figures."""
     n, cell = len(tiles.row), context.cell_mm2
-    at = [tiles.labels.index(context.spec.tumor), tiles.labels.index(context.spec.stroma)]
+    pair = [tiles.labels.index(context.spec.tumor), tiles.labels.index(context.spec.stroma)]
     return {
         "status": "not evaluable",
         "reason": None,
@@ -193,7 +205,7 @@ def _counts(tiles: _Tiles, context: _Context) -> dict[str, Any]:
             label: {"tiles": int(tiles.carried[:, i].sum()), "mm2": float(tiles.parts[:, i].sum() * cell)}
             for i, label in enumerate(tiles.labels)
         },
-        "tiles_of_both": int(tiles.carried[:, at].all(1).sum()),
+        "tiles_of_both": int(tiles.carried[:, pair].all(1).sum()),
         "tumor_mm2": float(tiles.tumor.sum() * cell),
         "stroma_mm2": float(tiles.stroma.sum() * cell),
         **{name: _figure(reason="not evaluable") for name in FIGURES},
@@ -204,25 +216,24 @@ def _counts(tiles: _Tiles, context: _Context) -> dict[str, Any]:
     }
 
 
-def _not_evaluable(counts: dict[str, Any], spec: TSRSpec) -> str | None:
+def _why_not_evaluable(counts: dict[str, Any], spec: TSRSpec) -> str | None:
+    """The reason why an area is not evaluated; None if it is."""
     if not counts["tiles"]:
-        return "no tissue tile"
+        return "no tissue tiles"
     if counts["tissue_mm2"] < spec.min_tissue_mm2:
-        return (
-            f"too little tissue: {counts['tissue_mm2']:.3g} mm² where --min_tissue_mm2 asks for {spec.min_tissue_mm2:g}"
-        )
+        return f"too little tissue: {counts['tissue_mm2']:.3g} mm², --min_tissue_mm2 requires {spec.min_tissue_mm2:g}"
     if counts["tumor_mm2"] + counts["stroma_mm2"] == 0:
-        return f"no tumor ({spec.tumor}) and no stroma ({spec.stroma}): their ratio is not defined"
+        return f"no tumor ({spec.tumor}) and no stroma ({spec.stroma}): the ratio is undefined"
     if counts["tumor_mm2"] < spec.min_tumor_mm2:
         return (
-            f"too little tumor ({spec.tumor}): {counts['tumor_mm2']:.3g} mm² where --min_tumor_mm2 asks for "
+            f"too little tumor ({spec.tumor}): {counts['tumor_mm2']:.3g} mm², --min_tumor_mm2 requires "
             f"{spec.min_tumor_mm2:g}"
         )
     return None
 
 
-def _fill(out: dict[str, Any], tiles: _Tiles, context: _Context, resample: bool = True) -> None:
-    """Puts figures, class and ambiguity range into the counts of an evaluated area."""
+def _add_figures(out: dict[str, Any], tiles: _Tiles, context: _Context, resample: bool = True) -> None:
+    """Add figures, stroma class and ambiguity range to the counts of an evaluated area."""
     spec, cutoff = context.spec, CUTOFFS[context.spec.cutoff]
     unit, n_blocks = _blocks(tiles, context.block)
     terms = np.stack([tiles.tumor, tiles.stroma, _necrosis(tiles, spec), np.ones(len(tiles.row))], 1)
@@ -236,38 +247,38 @@ def _fill(out: dict[str, Any], tiles: _Tiles, context: _Context, resample: bool 
             "necrosis_share": metrics.divide(necrosis, tissue),
         }
 
-    telling = int((sums[:, :2].sum(1) > 0).sum())
-    why_none = None
+    informative = int((sums[:, :2].sum(1) > 0).sum())
+    no_interval = None
     if not resample:
-        why_none = "a chosen field has no interval"
-    elif telling < MIN_BLOCKS:
-        why_none = f"no interval: blocks with tumor or stroma are {telling}, and it takes {MIN_BLOCKS}"
-    resamples = 0 if why_none else spec.resamples
-    level = _expanded_level(telling) if resamples else 0.95
+        no_interval = "a chosen field has no interval"
+    elif informative < MIN_BLOCKS:
+        no_interval = f"no interval: only {informative} blocks have tumor or stroma, at least {MIN_BLOCKS} are needed"
+    resamples = 0 if no_interval else spec.resamples
+    level = _expanded_level(informative) if resamples else 0.95
     figures = bootstrap.intervals(statistic, n_blocks, n_resamples=resamples, seed=spec.seed, level=level)
-    percentage = _with_interval(figures["stroma_percentage"], why_none)
+    percentage = _with_interval(figures["stroma_percentage"], no_interval)
     out |= _ratios(percentage, spec)
     if spec.necrosis:
-        out["necrosis_share"] = _with_interval(figures["necrosis_share"], why_none)
+        out["necrosis_share"] = _with_interval(figures["necrosis_share"], no_interval)
     else:
-        out["necrosis_share"] = _figure(reason="--necrosis names no label")
+        out["necrosis_share"] = _figure(reason="no label for necrosis (--necrosis)")
     high = bool(cutoff.high(percentage["value"]))
     out["stroma_class"]["name"] = "stroma-high" if high else "stroma-low"
-    out["blocks"] = {"tissue": n_blocks, "tumor_or_stroma": telling}
+    out["blocks"] = {"tissue": n_blocks, "tumor_or_stroma": informative}
     out["ambiguity"] = _ambiguity(tiles, context)
     if resamples:
         out["stroma_class"]["same_class_share"] = _same_class_share(statistic, n_blocks, spec, high)
-        if telling < summary_blocks.FEW_UNITS:
-            out["notes"].append(f"blocks with tumor or stroma are {telling} only: the interval is rough")
+        if informative < summary_blocks.FEW_UNITS:
+            out["notes"].append(f"only {informative} blocks have tumor or stroma: the interval is rough")
         undefined = figures["stroma_percentage"].get("undefined") or 0.0
         if undefined >= 0.01:
-            out["notes"].append(f"{undefined:.1%} of the resamples have neither tumor nor stroma and are left out")
+            out["notes"].append(f"{undefined:.1%} of the resamples have neither tumor nor stroma and are excluded")
 
 
 def _blocks(tiles: _Tiles, side: int) -> tuple[Array, int]:
-    """Block of each tile (n,) and how many there are: squares of side × side cells.
+    """The block of each tile (n,), squares of side × side cells, and the number of blocks.
 
-    They start at the tiles' first row and column: where the tissue lies on the glass changes no figure.
+    Blocks start at the tiles' first row and column, so that the position of the tissue on the glass does not matter.
     """
     row, column = (tiles.row - tiles.row.min()) // side, (tiles.column - tiles.column.min()) // side
     names, unit = np.unique(row * (column.max() + 1) + column, return_inverse=True)
@@ -275,14 +286,15 @@ def _blocks(tiles: _Tiles, side: int) -> tuple[Array, int]:
 
 
 def _necrosis(tiles: _Tiles, spec: TSRSpec) -> Array:
+    """Necrosis area of each tile, (n,)."""
     return tiles.parts[:, tiles.labels.index(spec.necrosis)] if spec.necrosis else np.zeros(len(tiles.row))
 
 
 def _expanded_level(n: int) -> float:
-    """Level at which percentiles of n ≥ 2 resampled units are as wide as Student's t would have them at 95 %.
+    """The level at which percentiles of n ≥ 2 resampled units are as wide as a 95 % interval of Student's t.
 
-    The bootstrap's spread is √((n − 1)/n) of the unbiased one and its tails are normal: with few units both are too
-    narrow. Hesterberg 2015, What teachers should know about the bootstrap, "expanded percentile".
+    The bootstrap's spread is √((n − 1)/n) of the unbiased one, and its tails are normal. With few units both make it
+    too narrow. Hesterberg 2015, What teachers should know about the bootstrap, "expanded percentile".
     """
     t = float(special.stdtrit(n - 1, 0.975))
     return 2 * statistics.NormalDist().cdf(math.sqrt(n / (n - 1)) * t) - 1
@@ -291,7 +303,7 @@ def _expanded_level(n: int) -> float:
 def _same_class_share(
     statistic: Callable[[Array], dict[str, Array]], n_blocks: int, spec: TSRSpec, high: bool
 ) -> float | None:
-    """Share of the resamples, those of the interval, that fall on the same side of the cut-off."""
+    """Fraction of the interval's resamples on the same side of the cut-off as the value; None if none is defined."""
     chunks = bootstrap.weight_chunks(n_blocks, spec.resamples, spec.seed)
     resampled = np.concatenate([statistic(weights)["stroma_percentage"] for weights in chunks])
     defined = resampled[np.isfinite(resampled)]
@@ -299,9 +311,10 @@ def _same_class_share(
 
 
 def _ambiguity(tiles: _Tiles, context: _Context) -> dict[str, Any]:
+    """The ambiguity range of an area's stroma percentage."""
     spec = context.spec
     if spec.measure != "label":
-        return unknown("the correction is one of labels (--measure label)")
+        return unknown("the correction requires --measure label")
     tumor, stroma = (
         LabelArea(label, float(tiles.carried[:, tiles.labels.index(label)].mean()), float(area.sum()))
         for label, area in ((spec.tumor, tiles.tumor), (spec.stroma, tiles.stroma))
@@ -318,27 +331,28 @@ def _figure(
     return {"value": value, "low": low, "high": high, "reason": reason}
 
 
-def _with_interval(figure: bootstrap.Estimate, why_none: str | None) -> dict[str, Any]:
+def _with_interval(figure: bootstrap.Estimate, no_interval: str | None) -> dict[str, Any]:
+    """A figure with its interval, or without one for the reason `no_interval`."""
     low, high = figure["low"], figure["high"]
-    if why_none is None and low == high:
-        # No spread between blocks is what all-tumor or all-stroma looks like; it is not certainty.
-        why_none = "no interval: the resamples are all alike"
-    if why_none is not None:
-        return _figure(figure["value"], reason=why_none)
+    if no_interval is None and low == high:
+        # Blocks of only tumor or only stroma have no spread; that is not certainty.
+        no_interval = "no interval: all resamples are equal"
+    if no_interval is not None:
+        return _figure(figure["value"], reason=no_interval)
     return _figure(figure["value"], low, high)
 
 
 def _ratios(stroma: dict[str, Any], spec: TSRSpec) -> dict[str, dict[str, Any]]:
-    """Stroma percentage, tumor percentage and TSR: functions of the first, ends and all (percentiles allow it)."""
-    # A falling function of a figure swaps its ends.
+    """Stroma percentage, tumor percentage and TSR; the latter two are functions of the first, as are their ends."""
+    # A decreasing function swaps the ends of an interval.
     flipped = [stroma[end] for end in ("value", "high", "low")]
     tumor, tumor_low, tumor_high = (None if x is None else 100 - x for x in flipped)
     tsr, tsr_low, tsr_high = ((100 - x) / x if x else None for x in flipped)
     reason = stroma["reason"]
     if stroma["value"] == 0:
-        reason = f"no stroma ({spec.stroma}): the ratio has no bound"
+        reason = f"no stroma ({spec.stroma}): the ratio is unbounded"
     elif stroma["low"] == 0:
-        reason = "no upper end: in resamples without stroma the ratio has no bound"
+        reason = "no upper end: the ratio is unbounded in resamples without stroma"
     return {
         "stroma_percentage": stroma,
         "tumor_percentage": _figure(tumor, tumor_low, tumor_high, stroma["reason"]),
