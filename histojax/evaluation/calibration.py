@@ -23,7 +23,8 @@ def softmax_at(probabilities: Array, temperature: float) -> Array:
     """Scale the probabilities (n, k) of exclusive classes: divide their logits by the temperature."""
     logits = np.log(np.maximum(np.asarray(probabilities, np.float64), _EPS)) / temperature
     terms = np.exp(logits - logits.max(1, keepdims=True))
-    return terms / terms.sum(1, keepdims=True)
+    scaled: Array = terms / terms.sum(1, keepdims=True)
+    return scaled
 
 
 def sigmoid_at(probabilities: Array, temperature: float) -> Array:

@@ -28,8 +28,9 @@ def divide(numerator: Array | float, denominator: Array | float, undefined: floa
       The quotient in the broadcast shape.
     """
     numerator, denominator = np.broadcast_arrays(np.asarray(numerator, np.float64), np.asarray(denominator, np.float64))
-    out = np.full(numerator.shape, undefined)
-    return np.divide(numerator, denominator, out=out, where=denominator != 0)
+    out: Array = np.full(numerator.shape, undefined)
+    np.divide(numerator, denominator, out=out, where=denominator != 0)
+    return out
 
 
 def weighted_mean(
@@ -78,7 +79,8 @@ def _true_positives(confusion: Num[np.ndarray, "*r k k"]) -> Float[np.ndarray, "
 
 def support(confusion: Num[np.ndarray, "*r k k"]) -> Float[np.ndarray, "*r k"]:
     """Weight of the true examples of each class."""
-    return np.asarray(confusion, np.float64).sum(-1)
+    weight: Array = np.asarray(confusion, np.float64).sum(-1)
+    return weight
 
 
 def accuracy(confusion: Num[np.ndarray, "*r k k"]) -> Float[np.ndarray, "*r"]:
@@ -277,15 +279,19 @@ def brier_terms(
     true, probabilities = np.asarray(true), np.asarray(probabilities, np.float64)
     if probabilities.shape[1] == 2:
         column = 1 if positive is None else positive
-        return (probabilities[:, column] - (true == column)) ** 2
-    return ((probabilities - np.eye(probabilities.shape[1])[true]) ** 2).sum(1)
+        terms: Array = (probabilities[:, column] - (true == column)) ** 2
+    else:
+        terms = ((probabilities - np.eye(probabilities.shape[1])[true]) ** 2).sum(1)
+    return terms
 
 
 def log_loss_terms(true: Shaped[np.ndarray, " n"], probabilities: Num[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
     """−log of the probability of the true class, in nats. The probability is clipped to [ε, 1 − ε] of float64."""
     probabilities = np.asarray(probabilities, np.float64)
     eps = np.finfo(np.float64).eps
-    return -np.log(np.clip(probabilities[np.arange(len(probabilities)), np.asarray(true)], eps, 1 - eps))
+    of_true = probabilities[np.arange(len(probabilities)), np.asarray(true)]
+    loss: Array = -np.log(np.clip(of_true, eps, 1 - eps))
+    return loss
 
 
 def calibration_bins(confidence: Num[np.ndarray, " n"], n_bins: int = 15) -> Int[np.ndarray, " n"]:

@@ -1,6 +1,7 @@
 import warnings
 
 import imblearn.metrics as imb
+import jaxtyping
 import numpy as np
 import pytest
 import sklearn.metrics as sk
@@ -221,3 +222,11 @@ def test_a_class_never_predicted_has_precision_zero():
     np.testing.assert_array_equal(metrics.precision(c), [0.0, 0.6])
     np.testing.assert_array_equal(metrics.f1(c), [0.0, 0.75])
     assert metrics.gmean(c) == 0
+
+
+def test_shapes_are_checked_in_tests():
+    """The annotations hold in tests (`--jaxtyping-packages` in pyproject.toml)."""
+    with pytest.raises(jaxtyping.TypeCheckError):
+        metrics.recall(np.zeros((2, 3)))
+    with pytest.raises(jaxtyping.TypeCheckError):
+        metrics.brier(np.zeros(3, int), np.full((4, 2), 0.5))

@@ -152,6 +152,16 @@ def test_a_label_always_present_or_never_predicted_is_warned_about():
     assert any("label 'necrosis' is never predicted" in warning for warning in warnings)
 
 
+def test_a_label_predicted_only_on_its_threshold_is_predicted():
+    p = np.array([[0.4], [0.1]])
+    df = predictions.make_table(["a", "b"], np.array([[1], [0]]), p, ["tumor"], split="test")
+    warnings = {
+        cut: results.summarise(df, thresholds={"tumor": cut}, n_resamples=0)["test"]["warnings"]
+        for cut in (0.4, float(np.nextafter(0.4, 1)))
+    }
+    assert [any("never predicted" in text for text in texts) for texts in warnings.values()] == [False, True]
+
+
 @pytest.mark.parametrize("value", [1, 0])
 def test_no_interval_rests_on_one_patient(value):
     df = random_table(patients=15)

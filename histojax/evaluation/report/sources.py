@@ -90,7 +90,7 @@ class Source:
         Raises:
           RunError: the table does not have the split, or several come into question.
         """
-        names = sorted(self.table["split"].unique())
+        names: list[str] = sorted(self.table["split"].unique())
         if split:
             if split not in names:
                 raise RunError(f"{self.path}: no split '{split}'; its table has {', '.join(names)}")
