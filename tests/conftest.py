@@ -29,7 +29,17 @@ SHARED = ROOT.parent / "shared" / "data"
 
 
 # The longest files start first, so that no worker is left alone with one at the end.
-_LONGEST = ("processes", "export_models", "export_timm", "chaos", "e2e", "slide_e2e", "every_model_step", "ldcsf_e2e")
+_LONGEST = (
+    "processes",
+    "bench",
+    "export_models",
+    "export_timm",
+    "chaos",
+    "e2e",
+    "slide_e2e",
+    "every_model_step",
+    "ldcsf_e2e",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
