@@ -77,15 +77,7 @@ def make_table(
     }
     optional = {"case_id": case_id, "subtype": subtype, "slide_id": slide_id, "source_id": source_id}
     columns |= {name: column for name, column in optional.items() if column is not None}
-    labels = np.asarray(label)
-    if labels.ndim == 2:
-        if labels.shape != probabilities.shape:
-            raise PredictionsError(
-                f"labels have shape {labels.shape}, probabilities {probabilities.shape}: give one column per label"
-            )
-        columns |= {LABEL_PREFIX + name: labels[:, i] for i, name in enumerate(classes)}
-    else:
-        columns["label"] = _label_names(label, classes)
+    columns |= _label_columns(label, probabilities, classes)
     table = {}
     for name, column in columns.items():
         values = list(column)
@@ -98,6 +90,18 @@ def make_table(
     for i, name in enumerate(classes):
         frame[PREFIX + name] = probabilities[:, i].astype(np.float64)
     return normalise(frame)
+
+
+def _label_columns(label: Sequence[object] | Array, probabilities: Array, classes: Sequence[str]) -> dict[str, Any]:
+    """Make the column `label`, or the columns `label_<name>` from labels (n, k)."""
+    labels = np.asarray(label)
+    if labels.ndim != 2:
+        return {"label": _label_names(label, classes)}
+    if labels.shape != probabilities.shape:
+        raise PredictionsError(
+            f"labels have shape {labels.shape}, probabilities {probabilities.shape}: give one column per label"
+        )
+    return {LABEL_PREFIX + name: labels[:, i] for i, name in enumerate(classes)}
 
 
 def _label_names(label: Sequence[object] | Array, classes: Sequence[str]) -> list[object]:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from data_pipelines.breakhis import filenames
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write
+from histojax.evaluation.thresholds import is_positive
 from histojax.inference.predict.images import ImageRef
 from histojax.inference.predict.partial_results import Prediction
 
@@ -100,11 +101,11 @@ def prediction_columns(
     elif len(thresholds) < len(classes):
         ((positive, threshold),) = thresholds.items()
         (negative,) = (name for name in classes if name != positive)
-        is_positive = probabilities[:, classes.index(positive)] >= threshold
-        frame["predicted"] = pd.Series(np.where(is_positive, positive, negative), dtype=str)
+        decided = is_positive(probabilities[:, classes.index(positive)], threshold)
+        frame["predicted"] = pd.Series(np.where(decided, positive, negative), dtype=str)
     else:
         for i, name in enumerate(classes):
-            frame[f"predicted_{name}"] = (probabilities[:, i] >= thresholds[name]).astype(np.int64)
+            frame[f"predicted_{name}"] = is_positive(probabilities[:, i], thresholds[name]).astype(np.int64)
     return frame
 
 
