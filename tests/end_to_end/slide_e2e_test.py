@@ -1,12 +1,17 @@
-"""Whole slides as users run them: a cohort with bad files, killed and resumed, in shards; regions; agreement."""
+"""Whole slides as users run them: bad files, interrupted and sharded cohorts, regions, agreement, training tiles.
+
+Commands run in the test's process, except those that are killed and one that resumes.
+"""
 
 import json
 import pathlib
 import shutil
 import signal
+import subprocess
 import sys
 
 import geojson
+import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +20,7 @@ import shapely.geometry
 from histojax.slides import tile_table
 from histojax.slides.labels import PREFIX
 from tests.helpers import planted
+from tests.helpers.command import Finished, histojax
 from tests.helpers.programs import run, run_until, small_ldcsf_run
 
 pytestmark = pytest.mark.slow
@@ -24,7 +30,7 @@ STROMA = {"a": 0.25, "b": 0.75, "c": 0.5}
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A model that knows tumor from stroma in the caricatures, trained by the program on images with masks."""
+    """A model that separates the planted tumor and stroma, trained by the program on images with masks."""
     folder = tmp_path_factory.mktemp("slide-e2e")
     root = planted.write_masked_images(folder / "masked")
     fields = {"data.root": root, "data.tiles.labels": "('tumor','stroma')", "data.tiles.size": 48}
@@ -40,16 +46,19 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
-def command(trained: pathlib.Path, slides: object, output: pathlib.Path, *more: str) -> list[str]:
-    words = [sys.executable, "-m", "histojax", "slide", str(trained), str(slides), "--output", str(output)]
-    return [*words, *SMALL, *more]
+def arguments(trained: pathlib.Path, slides: object, output: pathlib.Path, *more: str) -> list[str]:
+    return ["slide", str(trained), str(slides), "--output", str(output), *SMALL, *more]
+
+
+def run_slides(trained: pathlib.Path, slides: object, output: pathlib.Path, *more: str) -> Finished:
+    return histojax(*arguments(trained, slides, output, *more))
 
 
 @pytest.fixture(scope="module")
 def finished(trained: pathlib.Path, slides: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A cohort that was never interrupted."""
+    """The results of a cohort that was never interrupted."""
     output = tmp_path_factory.mktemp("cohort") / "out"
-    done = run(command(trained, slides, output))
+    done = run_slides(trained, slides, output)
     assert done.returncode == 0, done.stderr
     assert "3 of 3 slides" in done.stdout
     return output
@@ -65,7 +74,7 @@ def same_results(one: pathlib.Path, other: pathlib.Path) -> None:
     pd.testing.assert_frame_equal(*tables)
 
 
-def test_the_stroma_that_was_planted_is_found(finished: pathlib.Path) -> None:
+def test_planted_stroma_is_found(finished: pathlib.Path) -> None:
     table = pd.read_csv(finished / "slides.csv").set_index("name")
     assert table["status"].tolist() == ["done"] * 3
     for name, share in STROMA.items():
@@ -80,7 +89,7 @@ def test_the_stroma_that_was_planted_is_found(finished: pathlib.Path) -> None:
     assert table.loc["b", "stroma_class"] == "stroma-high"
 
 
-def test_a_slides_folder_holds_what_is_promised(finished: pathlib.Path) -> None:
+def test_the_folder_of_a_slide_holds_all_results(finished: pathlib.Path) -> None:
     names = {path.name for path in (finished / "a").iterdir()}
     assert names == {
         "slide.json", "tsr.json", "tiles.csv", "tiles.parquet", "tiles.geojson", "heatmap_tumor.png",
@@ -97,7 +106,7 @@ def test_a_slides_folder_holds_what_is_promised(finished: pathlib.Path) -> None:
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
-def test_a_tile_gets_what_the_model_says_of_its_pixels(
+def test_a_tile_gets_the_model_s_prediction_of_its_pixels(
     trained: pathlib.Path, slides: pathlib.Path, finished: pathlib.Path
 ) -> None:
     from histojax.inference.predictor import Predictor
@@ -115,37 +124,45 @@ def test_a_tile_gets_what_the_model_says_of_its_pixels(
 
 
 @pytest.mark.parametrize("moment", ["reading the first", "between two"])
-def test_killed_and_started_again_it_ends_the_same(
-    moment: str, trained: pathlib.Path, slides: pathlib.Path, finished: pathlib.Path, tmp_path: pathlib.Path
+def test_a_killed_cohort_resumes_to_the_same_results(
+    moment: str,
+    trained: pathlib.Path,
+    slides: pathlib.Path,
+    finished: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # As many devices as in the test's process: the size of a device's batch may change the last bit.
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count={jax.device_count()}")
     output = tmp_path / "out"
-    words = command(trained, slides, output)
+    words = arguments(trained, slides, output)
+    program = [sys.executable, "-m", "histojax", *words]
     reached = (output / ".a.partial").is_dir if moment == "reading the first" else (output / "a" / "tsr.json").is_file
-    code, _ = run_until(words, reached, signal.SIGKILL)
+    code, _ = run_until(program, reached, signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert not (output / "c").exists()
-    made = (output / "a" / "tsr.json").stat().st_mtime_ns if (output / "a").exists() else None
-    done = run(words)
+    written = (output / "a" / "tsr.json").stat().st_mtime_ns if (output / "a").exists() else None
+    done: Finished | subprocess.CompletedProcess[str] = histojax(*words) if written is None else run(program)
     assert done.returncode == 0, done.stderr
-    if made is not None:
-        assert "a: finished before" in done.stderr
-        assert (output / "a" / "tsr.json").stat().st_mtime_ns == made
+    if written is not None:
+        assert "a: already finished" in done.stderr
+        assert (output / "a" / "tsr.json").stat().st_mtime_ns == written
     same_results(finished, output)
     assert not list(output.glob(".*"))
 
 
-def test_shards_share_a_cohort(
+def test_shards_divide_a_cohort(
     trained: pathlib.Path, slides: pathlib.Path, finished: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     output = tmp_path / "out"
     for i in range(2):
-        done = run(command(trained, slides, output, f"--shard={i}/2"))
+        done = run_slides(trained, slides, output, f"--shard={i}/2")
         assert done.returncode == 0, done.stderr
         assert f"{2 - i} of {2 - i} slides" in done.stdout
     same_results(finished, output)
 
 
-def test_bad_slides_are_told_and_the_others_go_on(
+def test_bad_slides_are_reported_and_skipped(
     trained: pathlib.Path, slides: pathlib.Path, finished: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     shutil.copy(slides / "a.tif", tmp_path / "a.tif")
@@ -155,7 +172,7 @@ def test_bad_slides_are_told_and_the_others_go_on(
     planted.write_slide(tmp_path / "nompp.tif", 0.5, mpp=None)
     (tmp_path / "list.csv").write_text("slide,mpp\na.tif,\ncut.tif,\ntext.svs,\nnompp.tif,\nabsent.svs,\n")
     output = tmp_path / "out"
-    done = run(command(trained, tmp_path / "list.csv", output))
+    done = run_slides(trained, tmp_path / "list.csv", output)
     assert done.returncode == 1
     assert "4 of 5 slides failed" in done.stderr
     assert "Traceback" not in done.stderr
@@ -166,8 +183,8 @@ def test_bad_slides_are_told_and_the_others_go_on(
         assert said in table.loc[name, "reason"]
     for file in ("tsr.json", "tiles.parquet"):
         assert (output / "a" / file).read_bytes() == (finished / "a" / file).read_bytes()
-    # A failed one is tried again, and a given µm/px mends it.
-    done = run(command(trained, tmp_path / "nompp.tif", output, f"--mpp={planted.MPP}"))
+    # A failed slide is tried again, and now succeeds with the given µm/px.
+    done = run_slides(trained, tmp_path / "nompp.tif", output, f"--mpp={planted.MPP}")
     assert done.returncode == 0, done.stderr
     assert pd.read_csv(output / "slides.csv").set_index("name").loc["nompp", "status"] == "done"
 
@@ -175,24 +192,24 @@ def test_bad_slides_are_told_and_the_others_go_on(
 def test_a_region_of_interest_and_other_settings(
     trained: pathlib.Path, slides: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    box = shapely.geometry.box(110, 80, 612, 820)  # the left half of the tissue; its edges meet no centre of a tile
+    box = shapely.geometry.box(110, 80, 612, 820)  # the left half of the tissue; its edges pass through no tile center
     roi = tmp_path / "roi.geojson"
     roi.write_text(json.dumps({"type": "Feature", "geometry": box.__geo_interface__, "properties": {}}))
     output = tmp_path / "out"
-    words = command(trained, slides / "a.tif", output, f"--roi={roi}", "--cutoff=hcc", "--overlap=0.5", "--gzip")
-    done = run(words)
+    words = arguments(trained, slides / "a.tif", output, f"--roi={roi}", "--cutoff=hcc", "--overlap=0.5", "--gzip")
+    done = histojax(*words)
     assert done.returncode == 0, done.stderr
     areas = json.loads((output / "a" / "tsr.json").read_text())["areas"]
-    assert areas["region"]["stroma_percentage"]["value"] < 12  # none, but for tiles that are half glass
+    assert areas["region"]["stroma_percentage"]["value"] < 12  # nothing but tiles that are half glass
     assert areas["whole tissue"]["stroma_percentage"]["value"] == pytest.approx(25, abs=6)
     assert areas["region"]["tissue_mm2"] == pytest.approx(areas["whole tissue"]["tissue_mm2"] / 2, rel=0.1)
     assert ">= 50 %" in areas["region"]["stroma_class"]["rule"]
     assert (output / "a" / "tiles.geojson.gz").is_file()
-    done = run([*words, "--min_tissue=0.9"])
+    done = histojax(*words, "--min_tissue=0.9")
     assert done.returncode == 1
-    assert "min_tissue: 0.5 there, 0.9 here" in done.stderr
+    assert "min_tissue: saved 0.5, now 0.9" in done.stderr
     assert "--redo" in done.stderr
-    done = run([*words, "--min_tissue=0.9", "--redo"])
+    done = histojax(*words, "--min_tissue=0.9", "--redo")
     assert done.returncode == 0, done.stderr
 
 
@@ -207,10 +224,10 @@ def test_a_region_of_interest_and_other_settings(
         (["--batch_size=3"], "--batch_size: batch size=3 does not divide"),
     ],
 )
-def test_mistakes_are_told_before_any_work(
+def test_mistakes_are_reported_before_any_work(
     trained: pathlib.Path, slides: pathlib.Path, tmp_path: pathlib.Path, more: list[str], message: str
 ) -> None:
-    done = run(command(trained, slides, tmp_path / "out", *more))
+    done = run_slides(trained, slides, tmp_path / "out", *more)
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -218,17 +235,16 @@ def test_mistakes_are_told_before_any_work(
 
 
 def test_agreement_with_the_masks(trained: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    words = [sys.executable, "-m", "histojax", "slide", "agreement"]
-    done = run([*words, str(trained), "--output", str(tmp_path / "agreement")])
+    done = histojax("slide", "agreement", trained, "--output", tmp_path / "agreement")
     assert done.returncode == 0, done.stderr
     assert "ICC(2,1)" in done.stdout
     table = pd.read_csv(tmp_path / "agreement" / "agreement.csv")
     figures = json.loads((tmp_path / "agreement" / "agreement.json").read_text())["figures"]
     assert figures["n"] == len(table) > 2
     assert (table["predicted"] - table["reference"]).abs().mean() < 20
-    done = run([*words, str(trained), str(trained), "--output", str(tmp_path / "twice")])
+    done = histojax("slide", "agreement", trained, trained, "--output", tmp_path / "twice")
     assert done.returncode == 1
-    assert "held out by more than one of the runs" in done.stderr
+    assert "held out by more than one run" in done.stderr
 
 
 def test_tiles_of_annotated_slides_train_a_model(slides: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -243,13 +259,11 @@ def test_tiles_of_annotated_slides_train_a_model(slides: pathlib.Path, tmp_path:
             )
         ]
         (tmp_path / f"{name}.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
-    words = [sys.executable, "-m", "histojax", "slide", "train-tiles", str(tmp_path), "--output"]
-    words += [str(tmp_path / "tiles"), "--labels=tumor,stroma", "--size=48", "--tile_mpp=0.5"]
-    done = run(words)
+    flags = ["--labels=tumor,stroma", "--size=48", "--tile_mpp=1"]
+    done = histojax("slide", "train-tiles", tmp_path, "--output", tmp_path / "tiles", *flags)
     assert done.returncode == 0, done.stderr
     assert "tiles in" in done.stdout
-    workdir = small_ldcsf_run(
-        tmp_path / "trained", **{"data.root": tmp_path / "tiles", "data.tiles.labels": "('tumor','stroma')"}
-    )
+    fields = {"data.root": tmp_path / "tiles", "data.tiles.labels": "('tumor','stroma')", "train.epochs": 1}
+    workdir = small_ldcsf_run(tmp_path / "trained", **fields)
     found = json.loads((workdir / "results.json").read_text())
     assert found["protocol"].startswith("slide-disjoint")

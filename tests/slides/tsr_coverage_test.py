@@ -27,7 +27,7 @@ def tissue(rng, rows, columns, sigma):
 
 
 def coverage(rows, columns, sigma):
-    """Fraction of simulated slides whose interval contains the true value: over blocks of 10 × 10 tiles, and over tiles.
+    """Fraction of slides whose interval contains the true value: over blocks of 10 × 10 tiles, and over tiles.
 
     The latter uses the normal limit of a bootstrap over thousands of tiles.
     """
