@@ -1,4 +1,4 @@
-"""`histojax audit`: exit codes, what is written, and names that would do harm."""
+"""`histojax audit`: exit codes, files, and hostile file names."""
 
 import csv
 import json
@@ -10,18 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from histojax.cli import audit
 from histojax.evaluation.report import audit_html
-
-
-def _run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[object, str]:
-    """Exit code (or message) and what the terminal shows."""
-    try:
-        audit.main([str(word) for word in words])
-        code: object = 0
-    except SystemExit as end:
-        code = end.code
-    return code, capsys.readouterr().out
+from tests.helpers.command import histojax
 
 
 @pytest.fixture
@@ -31,27 +21,25 @@ def images(breakhis_part: pathlib.Path, tmp_path: pathlib.Path) -> list[pathlib.
     return [pathlib.Path(shutil.copy(path, tmp_path / "root" / path.name)) for path in paths]
 
 
-def test_exit_codes_and_files(
-    images: list[pathlib.Path], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_exit_codes_and_files(images: list[pathlib.Path], tmp_path: pathlib.Path) -> None:
     root, out = tmp_path / "root", tmp_path / "out"
-    code, shown = _run(capsys, root, "--output", out)
-    assert code == 0
-    assert "no leak was found; no split was given" in shown
-    assert "3 of 2081 published images" in shown
+    done = histojax("audit", root, "--output", out)
+    assert done.returncode == 0
+    assert "no leak was found; no split was given" in done.stdout
+    assert "3 of 2081 published images" in done.stdout
 
     shutil.copy(images[0], root / images[0].name.replace("_DC-", "_LC-"))
     (root / "cut.png").write_bytes(images[0].read_bytes()[:5000])
     rows = [f"{path.stem},{'test' if '_LC-' in path.name else 'train'}\n" for path in sorted(root.glob("SOB*.png"))]
     (tmp_path / "split.csv").write_text("image_id,split\n" + "".join(rows))
-    code, shown = _run(capsys, root, "--split", tmp_path / "split.csv", "--output", out)
-    assert code == 1
-    assert "LEAK: split.csv: one picture on several sides: 1 sets of equal" in shown
+    done = histojax("audit", root, "--split", tmp_path / "split.csv", "--output", out)
+    assert done.returncode == 1
+    assert "LEAK: split.csv: the same picture on several sides: 1 sets of identical" in done.stdout
     assert (
         "SOB_M_DC-14-13412-100-001.png = SOB_M_LC-14-13412-100-001.png (equal; labels malignant/DC, malignant/LC"
-        in shown
+        in done.stdout
     )
-    assert "cut.png: truncated PNG: 5000 bytes" in shown
+    assert "cut.png: truncated PNG: the end is missing after 5000 bytes" in done.stdout
 
     facts = json.loads((out / "audit.json").read_text())
     assert len(facts["leaks"]) == 2
@@ -69,29 +57,25 @@ def test_exit_codes_and_files(
     assert {path.name for path in out.iterdir()} == {"audit.html", "audit.json", "images.csv"}
 
 
-def test_strict_cases_and_against(
-    breakhis_part: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_strict_cases_and_against(breakhis_part: pathlib.Path, tmp_path: pathlib.Path) -> None:
     for side, slide in (("train", "22549AB"), ("test", "22549CD")):
         (tmp_path / "root" / side).mkdir(parents=True)
         for path in sorted(breakhis_part.rglob(f"SOB_B_A-14-{slide}-100-*.png"))[:2]:
             shutil.copy(path, tmp_path / "root" / side)
     out = tmp_path / "out"
-    code, shown = _run(capsys, tmp_path / "root", "--output", out)
-    assert code == 0
-    assert "warning: as given: cases on several sides by way of siblings" in shown
-    assert _run(capsys, tmp_path / "root", "--output", out, "--strict_cases")[0] == 1
-    code, shown = _run(capsys, tmp_path / "root" / "train", "--against", tmp_path / "root" / "test", "--output", out)
-    assert code == 0
+    done = histojax("audit", tmp_path / "root", "--output", out)
+    assert done.returncode == 0
+    assert "warning: as given: cases on several sides through sibling patients" in done.stdout
+    assert histojax("audit", tmp_path / "root", "--output", out, "--strict_cases").returncode == 1
+    done = histojax("audit", tmp_path / "root" / "train", "--against", tmp_path / "root" / "test", "--output", out)
+    assert done.returncode == 0
     archive = next(breakhis_part.rglob("SOB_B_A_14-22549AB"))
-    code, shown = _run(capsys, tmp_path / "root" / "train", "--against", archive, "--output", out)
-    assert code == 1
-    assert "LEAK: between datasets: one picture on several sides: 2 sets of equal" in shown
+    done = histojax("audit", tmp_path / "root" / "train", "--against", archive, "--output", out)
+    assert done.returncode == 1
+    assert "LEAK: between datasets: the same picture on several sides: 2 sets of identical" in done.stdout
 
 
-def test_names_do_no_harm(
-    images: list[pathlib.Path], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_names_do_no_harm(images: list[pathlib.Path], tmp_path: pathlib.Path) -> None:
     root, out = tmp_path / "root", tmp_path / "out"
     evil = ["<script>alert(1)<", "a\nLEAK: forged", "\x1b[31mred", "\u202egnp.exe", 'x" onerror="y', "{{ 7*7 }}", "é"]
     folder = root / "<b>class"
@@ -101,10 +85,10 @@ def test_names_do_no_harm(
     (root / "broken\n<i>.png").write_bytes(b"\xff")
     with open(b"%b/\xff\xfe.png" % bytes(root), "wb") as file:
         file.write(images[1].read_bytes())
-    code, shown = _run(capsys, root, "--output", out)
-    assert code == 0
+    done = histojax("audit", root, "--output", out)
+    assert done.returncode == 0
     page = (out / "audit.html").read_text()
-    for text in (page, shown):
+    for text in (page, done.stdout):
         assert "\x1b" not in text
         assert "\u202e" not in text
         assert "\nLEAK: forged" not in text
@@ -120,15 +104,15 @@ def test_names_do_no_harm(
         assert len(list(csv.DictReader(file))) == 3 + 7 + 2
 
 
-def test_many_duplicates_are_capped_on_the_page(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_duplicates_are_capped_on_the_page(tmp_path: pathlib.Path) -> None:
     rng = np.random.default_rng(0)
     for i in range(70):
         image = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
         for copy in "ab":
             cv2.imwrite(str(tmp_path / f"{i:02d}{copy}.png"), image)
-    code, shown = _run(capsys, tmp_path, "--output", tmp_path / "out")
-    assert code == 0
-    assert "… and 50 more; see audit.json" in shown
+    done = histojax("audit", tmp_path, "--output", tmp_path / "out")
+    assert done.returncode == 0
+    assert "… and 50 more; see audit.json" in done.stdout
     page = (tmp_path / "out" / "audit.html").read_text()
     assert page.count("data:image/jpeg") == 2 * audit_html.SHOWN
     assert "the first 60 are shown" in page
@@ -136,20 +120,18 @@ def test_many_duplicates_are_capped_on_the_page(tmp_path: pathlib.Path, capsys: 
 
 
 @pytest.mark.parametrize(
-    ("words", "complaint"),
+    ("argv", "message"),
     [
         (["nowhere"], "no such folder or list"),
         (["{root}", "--split", "none.csv"], "none.csv"),
         (["{root}", "--folds", "{root}"], "dsfold1.txt: no such file"),
         (["{root}", "--max_distance", "200"], "max_distance=200 is not in 0 … 63"),
-        (["{root}", "--output", "{root}/a.png"], "a file, and --output is a folder"),
+        (["{root}", "--output", "{root}/a.png"], "a.png is a file, and must be a folder"),
     ],
 )
-def test_mistakes_are_told_in_words(
-    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], words: list[str], complaint: str
-) -> None:
+def test_user_errors_have_a_message(tmp_path: pathlib.Path, argv: list[str], message: str) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 8, 3), np.uint8))
-    code, _ = _run(capsys, *(word.format(root=tmp_path) for word in words))
-    assert isinstance(code, str)
-    assert code.startswith("error: ")
-    assert complaint in code
+    done = histojax("audit", *(word.format(root=tmp_path) for word in argv))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr

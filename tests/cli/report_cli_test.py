@@ -11,24 +11,14 @@ import pytest
 
 from configs import dala_resnet50_breakhis
 from data_pipelines.synthetic.generator import SyntheticSpec, generate
-from histojax.cli import report as report_cli
 from histojax.data.sources import open_dataset
 from histojax.evaluation import predictions, results
 from histojax.evaluation.report import report_json
-from tests.evaluation.report_test import labels_table, with_validation
+from tests.helpers.command import histojax
+from tests.helpers.prediction_tables import labels_table, with_validation
 from tests.helpers.programs import run
 
 FILES = {"report.html", "report.json", "metrics.csv"}
-
-
-def _run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[object, str]:
-    """Exit code (or message) and what the terminal shows."""
-    try:
-        report_cli.main([str(word) for word in words])
-        code: object = 0
-    except SystemExit as end:
-        code = end.code
-    return code, capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +56,14 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
-def test_a_run_gives_a_report_and_a_card(
-    workdir: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_gives_a_report_and_a_card(workdir: pathlib.Path, tmp_path: pathlib.Path) -> None:
     out = tmp_path / "out"
-    code, shown = _run(capsys, workdir, "--output", out, "--license", "cc-by-4.0")
-    assert code == 0
-    assert "== made_up" in shown
+    done = histojax("report", workdir, "--output", out, "--license", "cc-by-4.0")
+    assert done.returncode == 0
+    assert "== made_up" in done.stdout
+    assert "balanced accuracy" in done.stdout
+    assert "brier" not in done.stdout
+    assert "brier" in histojax("report", workdir, "--output", tmp_path / "verbose", "--verbose", "--worst", "0").stdout
     assert {path.name for path in out.iterdir()} == FILES | {"MODEL_CARD.md"}
     found = json.loads((out / "report.json").read_text())["sources"][0]
     # The run's own resamples and seed: the same figures as its results.json.
@@ -81,8 +72,8 @@ def test_a_run_gives_a_report_and_a_card(
     page = (out / "report.html").read_text()
     errors = found["worst"]["n_errors"]
     assert page.count("data:image/jpeg;base64,") == min(errors, 24) > 0  # of the prepared dataset
-    for words in ("Curves of training", "pixel-identical: 1", "stand on several sides", "The images are synthetic"):
-        assert words in page, words
+    for text in ("Training curves", "pixel-identical: 1", "are on several sides", "The images are synthetic"):
+        assert text in page, text
     assert str(workdir) not in page
     assert str(workdir.parent) not in page
     card = (out / "MODEL_CARD.md").read_text()
@@ -90,24 +81,25 @@ def test_a_run_gives_a_report_and_a_card(
     assert str(workdir.parent) not in card
 
 
-def test_locked_thresholds_of_a_run_are_used(
-    workdir: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_locked_thresholds_of_a_run_are_used(workdir: pathlib.Path, tmp_path: pathlib.Path) -> None:
     copy = pathlib.Path(shutil.copytree(workdir, tmp_path / "run"))
     facts = json.loads((copy / "results.json").read_text())
     results.write_json(facts | {"thresholds": {"malignant": 0.31}}, copy / "results.json")
-    assert _run(capsys, copy, "--output", tmp_path / "out", "--worst", "0")[0] == 0
+    assert histojax("report", copy, "--output", tmp_path / "out", "--worst", "0").returncode == 0
     found = json.loads((tmp_path / "out" / "report.json").read_text())["sources"][0]
     assert found["thresholds"] == {"malignant": 0.31}
     assert found["threshold_origin"] == "locked by the run on validation images"
-    assert _run(capsys, copy, "--output", tmp_path / "out", "--threshold", "malignant=0.6", "--worst", "0")[0] == 0
+    assert (
+        histojax(
+            "report", copy, "--output", tmp_path / "out", "--threshold", "malignant=0.6", "--worst", "0"
+        ).returncode
+        == 0
+    )
     found = json.loads((tmp_path / "out" / "report.json").read_text())["sources"][0]
     assert found["decisions"][0]["points"][1]["threshold"] == 0.6
 
 
-def test_tables_are_compared_and_pictures_found(
-    breakhis_part: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tables_are_compared_and_pictures_found(breakhis_part: pathlib.Path, tmp_path: pathlib.Path) -> None:
     names = sorted(path.stem for path in breakhis_part.rglob("*.png"))[:40]
     rng = np.random.default_rng(0)
     for model in ("a", "b"):
@@ -119,12 +111,12 @@ def test_tables_are_compared_and_pictures_found(
         predictions.write(table, tmp_path / model / "predictions")
     words = [tmp_path / "a" / "predictions.csv", tmp_path / "b" / "predictions.parquet", "--resamples", "50"]
     out = tmp_path / "out"
-    code, shown = _run(capsys, *words, "--output", out, "--images", breakhis_part, "--worst", "5")
-    assert code == 0
-    assert "b/predictions against a/predictions: accuracy" in shown
+    done = histojax("report", *words, "--output", out, "--images", breakhis_part, "--worst", "5")
+    assert done.returncode == 0
+    assert "b/predictions against a/predictions: accuracy" in done.stdout
     assert {path.name for path in out.iterdir()} == FILES
     assert (out / "report.html").read_text().count("data:image/jpeg;base64,") == 10
-    assert _run(capsys, *words, "--output", out, "--names", "first,second")[0] == 0
+    assert histojax("report", *words, "--output", out, "--names", "first,second").returncode == 0
     page = (out / "report.html").read_text()
     assert "second against first" in page
     assert "the table has no column `path`" in page
@@ -138,19 +130,19 @@ def test_tables_are_compared_and_pictures_found(
     )
     table.loc[0, "path"] = "picture.png"
     predictions.write(table, tmp_path / "c")
-    assert _run(capsys, tmp_path / "c.csv", "--output", out)[0] == 0
+    assert histojax("report", tmp_path / "c.csv", "--output", out).returncode == 0
     page = (out / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 1
     assert "No such file" in page
 
 
-def test_several_labels_and_an_audit(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_labels_and_an_audit(tmp_path: pathlib.Path) -> None:
     predictions.write(labels_table(), tmp_path / "labels")
     audit = {"leaks": ["one <b>picture"], "warnings": [], "images": 9, "pictures": 8, "duplicates": [{}], "splits": {}}
     (tmp_path / "audit.json").write_text(json.dumps(audit))
     words = [tmp_path / "labels.csv", "--output", tmp_path / "out", "--resamples", "40"]
-    code, _ = _run(capsys, *words, "--threshold", "tumor=0.3", "--audit", tmp_path / "audit.json")
-    assert code == 0
+    done = histojax("report", *words, "--threshold", "tumor=0.3", "--audit", tmp_path / "audit.json")
+    assert done.returncode == 0
     found = json.loads((tmp_path / "out" / "report.json").read_text())["sources"][0]
     assert found["thresholds"] == {"tumor": 0.3, "stroma": 0.5, "fat": 0.5}
     page = (tmp_path / "out" / "report.html").read_text()
@@ -159,36 +151,35 @@ def test_several_labels_and_an_audit(tmp_path: pathlib.Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(
-    ("words", "complaint"),
+    ("argv", "message"),
     [
         (["nowhere.csv"], "nowhere.csv: no such work directory or table"),
-        (["{root}"], "has no predictions.parquet and no predictions.csv"),
+        (["{root}"], "has neither predictions.parquet nor predictions.csv"),
         (["{root}/t.csv", "--threshold", "malignant"], "--threshold=malignant: 'malignant' is not a threshold"),
         (["{root}/t.csv", "--threshold", "malignant=2"], "--threshold=malignant=2: 'malignant=2' is not a threshold"),
         (["{root}/t.csv", "--threshold", "x=0.4"], "--threshold for x"),
-        (["{root}/t.csv", "{root}/t.csv"], "one source is given twice"),
+        (["{root}/t.csv", "{root}/t.csv"], "the same source was given twice"),
         (["{root}/t.csv", "--names", "a,b"], "--names=a,b: give 1 different names"),
         (["{root}/t.csv", "--split", "train"], "no split 'train'"),
-        (["{root}/t.csv", "--audit", "{root}/t.csv"], "is no audit.json"),
-        (["{root}/t.csv", "--output", "{root}/t.csv"], "a file, and --output is a folder"),
+        (["{root}/t.csv", "--audit", "{root}/t.csv"], "is not an audit.json"),
+        (["{root}/t.csv", "--output", "{root}/t.csv"], "t.csv is a file, and must be a folder"),
         (["{root}/t.csv", "--images", "{root}/none"], "none: no such file or folder"),
     ],
 )
-def test_mistakes_are_told_in_words(
-    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], words: list[str], complaint: str
-) -> None:
+def test_user_errors_have_a_message(tmp_path: pathlib.Path, argv: list[str], message: str) -> None:
     predictions.write(with_validation(), tmp_path / "t")
-    given = [word.format(root=tmp_path) for word in words]
-    code, _ = _run(capsys, *given, "--resamples", "0", *([] if "--output" in words else ["--output", tmp_path / "out"]))
-    assert isinstance(code, str)
-    assert code.startswith("error: ")
-    assert complaint in code
+    words = [word.format(root=tmp_path) for word in argv]
+    output = [] if "--output" in argv else ["--output", tmp_path / "out"]
+    done = histojax("report", *words, "--resamples", "0", *output)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
 
 
-def test_the_verb_without_jax(tmp_path: pathlib.Path) -> None:
+def test_the_report_needs_no_jax(tmp_path: pathlib.Path) -> None:
     predictions.write(with_validation(), tmp_path / "t")
-    words = ["histojax", "report", str(tmp_path / "t.csv"), "--resamples", "20", "--output", str(tmp_path / "report")]
-    program = f"import sys; sys.argv = {words}; from histojax import cli; cli.main(); assert 'jax' not in sys.modules"
+    argv = ["report", str(tmp_path / "t.csv"), "--resamples", "20", "--output", str(tmp_path / "report")]
+    program = f"import sys; from histojax.cli.main import main; main({argv}); assert 'jax' not in sys.modules"
     done = run([sys.executable, "-c", program])
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "report" / "report.html").is_file()

@@ -1,23 +1,24 @@
-"""What FSDP leaves on each of eight devices: on paper for the real models, in memory for a small one."""
+"""FSDP over eight devices: planned sizes for real models, measured sizes for a small one."""
 
 import json
 import re
-import subprocess
 import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers.command import histojax
+from tests.helpers.programs import run
 
 pytestmark = pytest.mark.devices
+TINY = "tests/helpers/tiny_config.py"
 # Two updates of the tiny ViT, data-parallel and with FSDP over eight: losses, and what device 0 holds.
 EIGHT = """
 import json, sys
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 8)
-from histojax import build
-from histojax.sharding import Layout
-from histojax.tasks import Multiclass
+from histojax.distributed.sharding import Layout
+from histojax.training import build
+from histojax.training.tasks import Multiclass
 from tests.helpers import tiny_config
 
 config = tiny_config.get_config()
@@ -42,43 +43,46 @@ for fsdp in (1, 8):
 """
 
 
-def shardings(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "histojax", "shardings", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+CONFIGS = ["dala_resnet50_breakhis", "ldcsf_liver", "baselines_breakhis:vit_base_patch16_224"]
 
 
-@pytest.mark.parametrize(
-    "config",
-    ["dala_resnet50_breakhis.py", "ldcsf_liver.py", "baselines_breakhis.py:vit_base_patch16_224"],
-)
-def test_an_eighth_of_parameters_and_optimizer_lies_on_each_of_eight(config: str) -> None:
-    done = shardings(f"--config=configs/{config}", "--devices=8", "--config.sharding.fsdp=8")
+def test_an_eighth_of_parameters_and_optimizer_lies_on_each_of_eight() -> None:
+    """In one process, which has eight devices, unlike that of the tests."""
+    program = "import sys\nfrom histojax.cli.main import main\nfor name in sys.argv[1:]:\n    " + (
+        "main(['shardings', '--config', name, '--devices=8', '--config.sharding.fsdp=8'])"
+    )
+    done = run([sys.executable, "-c", program, *CONFIGS])
     assert done.returncode == 0, done.stderr
-    found = re.search(r"together .* ([\d.]+) × total / 8", done.stdout)
-    assert found is not None, done.stdout
-    assert 1 <= float(found[1]) <= 1.15
-    assert "·, fsdp" in done.stdout
+    fractions = re.findall(r"together .* ([\d.]+) × total / 8", done.stdout)
+    assert len(fractions) == len(CONFIGS), done.stdout
+    assert all(1 <= float(fraction) <= 1.15 for fraction in fractions), fractions
+    assert done.stdout.count("·, fsdp") > 100
 
 
-def test_without_fsdp_all_is_replicated_and_mistakes_are_told() -> None:
-    done = shardings("--config=tests/helpers/tiny_config.py", "--devices=4", "--num_classes=3")
+def test_without_fsdp_all_is_replicated() -> None:
+    done = run([sys.executable, "-m", "histojax", "shardings", f"--config={TINY}", "--devices=4", "--num_classes=3"])
     assert done.returncode == 0, done.stderr
     assert "on 4 devices (data 4, fsdp 1)" in done.stdout
     assert "(32, 3)" in done.stdout
     assert ", fsdp" not in done.stdout.split("\n\n")[0]
-    done = shardings("--config=tests/helpers/tiny_config.py", "--devices=4", "--config.sharding.fsdp=3")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--config.sharding.fsdp=3"], "sharding.fsdp=3 does not divide the 4 devices"),
+        (["--config.sharding.fsdp=2", "--config.sharding.rules=('[=0',)"], "error: sharding.rules: '[' is no regular"),
+    ],
+)
+def test_rules_that_do_not_fit(overrides: list[str], message: str) -> None:
+    done = histojax("shardings", f"--config={TINY}", "--devices=4", *overrides)
     assert done.returncode == 1
-    assert "sharding.fsdp=3 does not divide the 4 devices" in done.stderr
-    done = shardings(
-        "--config=tests/helpers/tiny_config.py", "--config.sharding.fsdp=2", "--config.sharding.rules=('[=0',)"
-    )
-    assert done.returncode == 1
-    assert "error: sharding.rules: '[' is no regular expression" in done.stderr
+    assert message in done.stderr
 
 
 @pytest.mark.slow
 def test_eight_devices_hold_an_eighth_each_and_learn_the_same() -> None:
-    done = subprocess.run([sys.executable, "-c", EIGHT], cwd=ROOT, capture_output=True, text=True, timeout=500)
+    done = run([sys.executable, "-c", EIGHT])
     assert done.returncode == 0, done.stderr
     parallel, sharded = (json.loads(line) for line in done.stdout.splitlines())
     assert parallel["held"] == parallel["total"] == sharded["total"]
