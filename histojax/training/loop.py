@@ -191,7 +191,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool 
                     if watch.better(measured, step):
                         save(best, model_trees(state))
                         line += "  *"
-                progress.say(line + (f"  [{data_note}]" if data_note else ""))
+                progress.say(line)
                 if epoch % config.checkpoint.every_epochs == 0 or step == total_steps or watch.stopped:
                     best.wait()  # a last checkpoint must not know of a best one that a kill then takes away
                     save(last, all_trees(state))

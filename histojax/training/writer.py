@@ -63,7 +63,16 @@ class MetricsWriter:
 
 
 class Progress:
-    """A line with images/s, loss and ETA; silent where standard error is no terminal."""
+    """A bar with images per second, loss and time left; silent where standard error is not a terminal.
+
+    Until the first step has ended, the bar says that the program compiles.
+
+    Args:
+      total_steps: steps of the whole run.
+      step: steps done by earlier sessions of the run.
+      batch_size: images per step.
+      enabled: False on all processes but the first.
+    """
 
     def __init__(self, total_steps: int, step: int, batch_size: int, enabled: bool = True):
         self._bar = tqdm(
@@ -74,23 +83,28 @@ class Progress:
             dynamic_ncols=True,
             disable=None if enabled else True,
         )
-        self._batch_size, self._enabled = batch_size, enabled
+        self._bar.set_postfix_str("compiling")
+        self._batch_size, self._enabled, self._compiling = batch_size, enabled, True
 
     def advance(self) -> None:
-        """One step more."""
+        """Count one more step."""
         self._bar.update(self._batch_size)
+        if self._compiling:  # the time of compilation says nothing about the speed of the steps to come
+            self._compiling = False
+            self._bar.set_postfix_str("", refresh=False)
+            self._bar.unpause()
 
     def show(self, loss: float) -> None:
-        """The newest loss that has arrived."""
+        """Show the newest loss."""
         self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
 
     def say(self, line: str) -> None:
-        """A line above the progress line; also where that is silent."""
+        """Write a line above the bar, also where the bar is silent."""
         if self._enabled:
             tqdm.write(line, file=sys.stderr)
 
     def close(self) -> None:
-        """Ends the line."""
+        """End the bar."""
         self._bar.close()
 
 

@@ -122,7 +122,7 @@ def test_prediction_labels_at_the_locked_threshold(
     done = run(words)
     assert done.returncode == 0, done.stderr
     locked = read_meta(find(finished))["decision"]["threshold"]
-    assert f"a label is there from malignant {locked:.3g} on" in done.stderr
+    assert f"from this probability on: malignant {locked:.3g}" in done.stderr
     table = pd.read_parquet(output)
     assert ((table["predicted"] == "malignant") == (table["prob_malignant"] >= locked)).all()
     (temperature,) = read_meta(find(finished))["temperatures"]

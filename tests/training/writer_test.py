@@ -221,3 +221,18 @@ def test_progress_is_silent_without_a_terminal_but_says_its_lines(capfd):
     progress.close()
     out, err = capfd.readouterr()
     assert (out, err) == ("", "epoch 1/5\n")
+
+
+def test_progress_on_a_terminal_says_that_it_compiles_then_how_fast_it_is(capfd, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    progress = Progress(10, 2, 4)
+    assert "compiling" in capfd.readouterr().err
+    progress.advance()
+    progress.show(0.5)
+    progress.advance()
+    progress.close()
+    last = capfd.readouterr().err.split("\r")[-1]
+    assert "compiling" not in last
+    assert "16.0/40.0" in last
+    assert "img/s" in last
+    assert "loss=0.5000" in last
