@@ -1,1 +1,1 @@
-"""What to run: an ml_collections config a file, an experiment each."""
+"""Experiments: one ml_collections config per file."""

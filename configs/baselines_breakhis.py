@@ -1,20 +1,20 @@
-"""The models that DALAResNet50's paper (arXiv 2308.13150) compares with, on BreakHis under one protocol.
+"""The baselines of the DALAResNet50 paper (arXiv 2308.13150) on BreakHis, all under the same protocol.
 
-One of them (`MODEL` is one of `MODELS`; the default is resnet50):
+One model (`MODEL` is one of `MODELS`; the default is resnet50):
 
     python -m histojax.main --config configs/baselines_breakhis.py:MODEL --workdir runs/MODEL --config.data.root=PATH
 
-All of them, one after another, and the table of the paper:
+All models, one after another, and the paper's table:
 
     histojax compare --config configs/baselines_breakhis.py --workdir runs/compare --config.data.root=PATH
 
-Stated by the paper's abstract: the models, BreakHis, accuracy, precision, recall, F1, GMean and IBA, and for
-DALAResNet50 the accuracies 98.5, 98.7, 97.9 and 94.3 % at 40X, 100X, 200X and 400X. Its protocol is not stated, and
-neither are the others' figures. `ldcsf` is the other paper's network (arXiv 2308.10446), which this one does not have:
-it stands last, for its own sake. One protocol here means: the same images, split, augmentation, loss, schedule, batch
-and number of epochs; the learning rate alone goes by the kind of network (`_RATES`), because one that trains a ResNet
-from random weights trains no transformer. `MODEL,smoke` and `:smoke` shrink it to a laptop: 64×64, one epoch, the
-embedded synthetic images.
+The paper's abstract states the models, the dataset, the metrics (accuracy, precision, recall, F1, GMean, IBA), and the
+accuracies of DALAResNet50: 98.5, 98.7, 97.9 and 94.3 % at 40X, 100X, 200X and 400X. It states neither the protocol nor
+the baselines' results. `ldcsf` is the network of another paper (arXiv 2308.10446) that this one does not compare with;
+it is listed last. The same protocol means the same images, split, augmentation, loss, schedule, batch size and number
+of epochs. Only the learning rate depends on the kind of network (`_RATES`), because a rate that trains a ResNet from
+random weights does not train a transformer. `MODEL,smoke` and `:smoke` shrink the run to a laptop: 64×64 pixels, one
+epoch, the built-in synthetic images.
 """
 
 from ml_collections import ConfigDict
@@ -33,7 +33,7 @@ MODELS = (
     "dinov2_vitb14",
     "ldcsf",
 )
-# Of networks without batch norm, which at the others' 1e-3 stay where they are.
+# Networks without batch norm do not learn at the 1e-3 of the others.
 _RATES = {
     "vgg16": 1e-4,
     "vgg16_inception": 1e-4,
@@ -45,12 +45,12 @@ _RATES = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; `variant` is empty or a model, `smoke`, or both, separated by a comma."""
+    """Return the experiment; `variant` is empty, a model, `smoke`, or both separated by a comma."""
     parts = [part for part in variant.split(",") if part]
     names = [part for part in parts if part != "smoke"]
     for name in names:
         if name not in MODELS:
-            raise ValueError(f"unknown variant ':{name}' of this config; there are smoke, {', '.join(MODELS)}")
+            raise ValueError(f"unknown variant ':{name}' of this config; choose from smoke, {', '.join(MODELS)}")
     if len(names) > 1:
         raise ValueError(f"the variants {', '.join(names)} of this config exclude each other")
     config = default_config.base()
@@ -63,7 +63,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer.clip_norm = 1.0
     config.compare.models = MODELS
     config.paper.source = "arXiv 2308.13150, protocol not stated"
-    reported = {"40X": 0.985, "100X": 0.987, "200X": 0.979, "400X": 0.943}  # of DALAResNet50
+    reported = {"40X": 0.985, "100X": 0.987, "200X": 0.979, "400X": 0.943}  # DALAResNet50
     config.paper.accuracy = ConfigDict({"dala_resnet50": ConfigDict(reported)})
     if "smoke" in parts:
         config.data.image_size = 56 if config.model.name == "dinov2_vitb14" else 64  # four patches of 14

@@ -1,16 +1,16 @@
 """DALAResNet50 on BreakHis, binary (arXiv 2308.13150).
 
-The paper reports 98.5, 98.7, 97.9 and 94.3 % accuracy at 40X, 100X, 200X and 400X, one model a magnification,
-from ImageNet weights. Its protocol is not stated in the abstract; the default here is case-disjoint, and
-`--config.data.split.protocol=image` is the random image split that most of the literature reports. No pretrained
-weights are loaded here. Optimizer, schedule, augmentation and epochs are our choice.
+The paper reports accuracies of 98.5, 98.7, 97.9 and 94.3 % at 40X, 100X, 200X and 400X, with one model per
+magnification and ImageNet weights. Its abstract does not state the protocol. The default here is case-disjoint;
+`--config.data.split.protocol=image` is the random image split that most publications report. No pretrained weights are
+loaded here. Optimizer, schedule, augmentation and epochs are our choice.
 
 On real images (archive, extracted tree or mirror; prepared on first use):
 
     python -m histojax.main --config configs/dala_resnet50_breakhis.py --workdir runs/dala_100x \\
         --config.data.root=PATH --config.data.magnification=100X
 
-`:smoke` is the same program at 64×64 for a laptop: without data.root, on the embedded synthetic images.
+`:smoke` runs the same program at 64×64 on a laptop; without data.root, it uses the built-in synthetic images.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ from histojax.training import default_config
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; `variant` is empty or `smoke`."""
+    """Return the experiment; `variant` is empty or `smoke`."""
     config = default_config.base()
     config.model.name = "dala_resnet50"
     config.model.options = ConfigDict(
@@ -40,10 +40,10 @@ def get_config(variant: str = "") -> ConfigDict:
         config.data.image_size = 64
         config.train.batch_size = 16
         config.train.epochs = 10
-        config.train.ema_decay = 0.95  # a hundred steps make a noisy end; their average is steadier
+        config.train.ema_decay = 0.95  # after so few steps the last weights are noisy; their average is steadier
         config.data.augment.crop_scale = 0.8
         config.checkpoint.every_epochs = 5
-        config.sharding.cpu_devices = 1  # images this small lose more by waiting for each other than they gain
+        config.sharding.cpu_devices = 1  # with images this small, synchronising two devices costs more than it gains
     elif variant:
-        raise ValueError(f"unknown variant ':{variant}' of this config; there is only ':smoke'")
+        raise ValueError(f"unknown variant ':{variant}' of this config; the only variant is ':smoke'")
     return config

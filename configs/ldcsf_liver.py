@@ -1,22 +1,22 @@
-"""LDCSF on liver tiles with several labels (arXiv 2308.10446).
+"""LDCSF on multi-label liver tiles (arXiv 2308.10446).
 
-Stated by the paper's abstract: a Swin transformer module, a local depth convolution (LDC) module, a feature
-reconstruction (FR) module and a ResNet module, in that order; four labels with these accuracies: interstitial area
-0.9460, necrosis 0.9960, non-tumor 0.9808, tumor 0.9847; the tumor-to-stroma ratio from the tiles of a slide.
+The paper's abstract states a Swin transformer module, a local depth convolution (LDC) module, a feature reconstruction
+(FR) module and a ResNet module, in that order; accuracies for four labels (interstitial area 0.9460, necrosis 0.9960,
+non-tumor 0.9808, tumor 0.9847); and the tumor-to-stroma ratio from the tiles of a slide.
 
-Not stated there, and no code or data published, hence our choice: everything about sizes and places (fields of
-`model.options`, histojax/models/ldcsf.py), tile size 224, loss (sigmoid cross-entropy, positives weighted by negatives
-/ positives), thresholds (greatest F1 of each label on validation), optimizer, schedule, augmentation, epochs, and the
-split: disjoint by patient where patients are known, else by slide, else by source image. No pretrained weights are
+Everything else is not stated, and neither code nor data are published, so it is our choice: all sizes and positions of
+modules (fields of `model.options`, histojax/models/ldcsf.py), tile size 224, loss (sigmoid cross-entropy with positives
+weighted by negatives / positives), thresholds (best F1 of each label on validation), optimizer, schedule, augmentation,
+epochs, and the split: by patient if patients are known, else by slide, else by source image. No pretrained weights are
 loaded here.
 
-On tiles of one's own (a table of paths and labels, class folders, labels in file names, images with masks: see
+On your own tiles (a table of paths and labels, class folders, labels in file names, or images with masks: see
 data_pipelines/liver_tiles/README.md; prepared on first use):
 
     python -m histojax.main --config configs/ldcsf_liver.py --workdir runs/ldcsf --config.data.root=PATH
 
-`:smoke` is the same program with a small LDCSF at 64×64 for a laptop: without data.root, on the embedded synthetic
-tiles, in about a minute on two cores (mAP 0.71, chance 0.41; no statement about liver). Ablations:
+`:smoke` runs the same program with a small LDCSF at 64×64 on a laptop; without data.root, it uses the built-in
+synthetic tiles and takes about a minute on two cores (mAP 0.71, chance 0.41; this says nothing about liver). Ablations:
 `--config.model.options.ldc=none`, `.fr=False`, `.resnet=False`, and the variants `:swin` (plain Swin-T) and
 `:resnet50`, also as `:smoke,swin` and `:smoke,resnet50`.
 """
@@ -29,11 +29,11 @@ _VARIANTS = ("smoke", "swin", "resnet50")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; `variant` is empty or some of smoke, swin, resnet50, separated by commas."""
+    """Return the experiment; `variant` is empty or some of smoke, swin, resnet50, separated by commas."""
     parts = [part for part in variant.split(",") if part]
     for part in parts:
         if part not in _VARIANTS:
-            raise ValueError(f"unknown variant ':{part}' of this config; there are {', '.join(_VARIANTS)}")
+            raise ValueError(f"unknown variant ':{part}' of this config; choose from {', '.join(_VARIANTS)}")
     if {"swin", "resnet50"} <= set(parts):
         raise ValueError("the variants ':swin' and ':resnet50' of this config exclude each other")
     smoke = "smoke" in parts

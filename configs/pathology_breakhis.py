@@ -1,13 +1,13 @@
-"""Backbones that were trained on pathology images, fine-tuned on BreakHis.
+"""Backbones pretrained on pathology images, fine-tuned on BreakHis.
 
     python -m histojax.main --config configs/pathology_breakhis.py:lunit_vit_small16 --workdir runs/lunit \\
         --config.model.pretrained=FILE --config.data.root=PATH
 
-The variant is one of `BACKBONES`; `NAME,smoke` shrinks images and epochs to a laptop. An entry says what the file does
-not: sizes of the network and the normalisation that it was trained with. Its last field is where its authors, or the
-named copy, publish the weights: `model.pretrained=hf:…` takes them from there, but most ask you to accept a licence
-first, and nothing is downloaded unless you ask for it. Sizes are those of the published model cards; what they are
-tested on are files with these names and sizes and random values. `train.freeze_backbone_epochs` trains the head alone.
+The variant is one of `BACKBONES`; `NAME,smoke` shrinks images and epochs to a laptop. An entry holds what the weights
+file does not: the sizes of the network and the normalisation that it was trained with. Its last field is the repository
+where its authors, or the named copy, publish the weights. `model.pretrained=hf:…` downloads them from there, only on
+request; most repositories require you to accept a licence first. The sizes are those of the published model cards; the
+tests use files with these names and sizes but random values. `train.freeze_backbone_epochs` trains only the head.
 """
 
 from dataclasses import dataclass, field
@@ -24,7 +24,14 @@ _BIOPTIMUS = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network, the mean and standard deviation of its images, and where its weights are published."""
+    """A pretrained network.
+
+    Attributes:
+      model: name of the model.
+      options: fields of its config that differ from the defaults.
+      normalisation: mean and standard deviation of red, green and blue for values in [0, 1].
+      source: repository of the weights on the Hugging Face Hub.
+    """
 
     model: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -66,12 +73,12 @@ BACKBONES = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; `variant` is empty (lunit_vit_small16) or a backbone, `smoke`, or both, separated by a comma."""
+    """Return the experiment; `variant` is empty (lunit_vit_small16), a backbone, `smoke`, or both, as NAME,smoke."""
     parts = [part for part in variant.split(",") if part]
     names = [part for part in parts if part != "smoke"]
     for name in names:
         if name not in BACKBONES:
-            raise ValueError(f"unknown variant ':{name}' of this config; there are smoke, {', '.join(BACKBONES)}")
+            raise ValueError(f"unknown variant ':{name}' of this config; choose from smoke, {', '.join(BACKBONES)}")
     if len(names) > 1:
         raise ValueError(f"the variants {', '.join(names)} of this config exclude each other")
     backbone = BACKBONES[names[0] if names else "lunit_vit_small16"]

@@ -60,6 +60,7 @@ def base() -> ConfigDict:
     config.model = model = ConfigDict()
     model.name = "resnet50"
     model.options = ConfigDict()  # of that model: see histojax/models
+    model.module = ""  # importable Python module that registers a model of yours (histojax.models.register)
     model.pretrained = ""  # file of weights, or hf:OWNER/NAME; parts that it lacks start at random
     model.dtype = "float32"  # of the computation; parameters and statistics are float32
     model.remat = False
