@@ -1,1 +1,1 @@
-"""From a published archive to a prepared dataset on disk: scanning, checking, preparing, splitting."""
+"""From a published archive to a prepared dataset on disk: scan, check, prepare and split images."""

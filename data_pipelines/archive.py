@@ -1,4 +1,4 @@
-"""Extracting a published archive that one did not write oneself."""
+"""Safe extraction of a downloaded archive."""
 
 import gzip
 import os
@@ -15,36 +15,48 @@ SUFFIXES = (".tar.gz", ".tgz", ".tar")
 
 
 def is_archive(path: pathlib.Path) -> bool:
-    """Whether the name is that of a tar archive."""
+    """Return whether the name is that of a tar archive."""
     return path.name.lower().endswith(SUFFIXES)
 
 
 def unpack(root: pathlib.Path, into: pathlib.Path, wanted: tuple[str, ...] = (".png",)) -> pathlib.Path:
-    """The folder with the files of the wanted suffixes: `root`, or what its archive holds, extracted once below `into`.
+    """Return the folder that holds the files with the wanted suffixes.
+
+    That is `root` itself, unless it is an archive or holds nothing but one: its content is then extracted, once.
+
+    Args:
+      root: a folder or a tar archive.
+      into: the folder below which an archive is extracted.
+      wanted: suffixes, lower case.
 
     Raises:
-      DataError: several archives and no such file, or an archive that is damaged or unsafe.
+      DataError: several archives and no wanted file, or a damaged or unsafe archive.
     """
-    packed = [root] if root.is_file() else []
+    archives = [root] if root.is_file() else []
     if root.is_dir() and not list_files(root, wanted):
-        packed = sorted(path for path in root.iterdir() if path.is_file() and is_archive(path))
-    if not packed:
+        archives = sorted(path for path in root.iterdir() if path.is_file() and is_archive(path))
+    if not archives:
         return root
-    if len(packed) > 1:
-        names = ", ".join(path.name for path in packed)
-        raise DataError(f"{root}: several archives ({names}); name one of them as data.root")
-    if not is_archive(packed[0]):
+    if len(archives) > 1:
+        names = ", ".join(path.name for path in archives)
+        raise DataError(f"{root}: several archives ({names}); set data.root to one of them")
+    if not is_archive(archives[0]):
         raise DataError(f"{root}: neither a folder nor a {' or '.join(SUFFIXES)} archive")
-    return extract(packed[0], into / f"{packed[0].name.split('.')[0]}-{fingerprint([packed[0]])}", wanted)
+    return extract(archives[0], into / f"{archives[0].name.split('.')[0]}-{fingerprint([archives[0]])}", wanted)
 
 
 def extract(archive: pathlib.Path, destination: pathlib.Path, wanted: tuple[str, ...] = (".png",)) -> pathlib.Path:
-    """Extracts the files of the wanted suffixes of a tar archive; nothing else, and only below `destination`.
+    """Extract the files with the wanted suffixes from a tar archive; nothing else, and only below `destination`.
 
-    Done once: an existing `destination` is complete, because it is renamed into place at the end.
+    An existing `destination` is returned as it is: it is complete, because it is renamed into place at the end.
+
+    Args:
+      archive: a tar file, compressed by gzip or not.
+      destination: the folder to create.
+      wanted: suffixes, lower case.
 
     Raises:
-      DataError: a member points outside the archive's root or is a link or device; the archive is damaged.
+      DataError: a member points outside the archive, or is a link or device; or the archive is damaged.
     """
     if destination.exists():
         return destination
@@ -59,12 +71,12 @@ def extract(archive: pathlib.Path, destination: pathlib.Path, wanted: tuple[str,
         try:
             partial.rename(destination)
         except OSError:
-            if not destination.is_dir():  # else another process was first, with the same result
+            if not destination.is_dir():  # another process was first, with the same result
                 raise
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise DataError(f"{archive}: damaged or cut short ({error}); download it again") from error
+        raise DataError(f"{archive}: damaged or truncated ({error}); download it again") from error
     except OSError as error:
-        if error.errno is None:  # gzip reports a bad checksum as an OSError without a number
+        if error.errno is None:  # gzip reports a wrong checksum as an OSError without a number
             raise DataError(f"{archive}: damaged ({error}); download it again") from error
         raise
     finally:
@@ -74,15 +86,18 @@ def extract(archive: pathlib.Path, destination: pathlib.Path, wanted: tuple[str,
 
 def _open(archive: pathlib.Path) -> IO[bytes]:
     with open(archive, "rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    return cast(IO[bytes], gzip.open(archive)) if packed else open(archive, "rb")
+        gzipped = file.read(2) == b"\x1f\x8b"
+    return cast(IO[bytes], gzip.open(archive)) if gzipped else open(archive, "rb")
 
 
 def _check_end(stream: IO[bytes]) -> None:
-    """Verifies that the archive ended where reading it stopped: zeros follow, up to the end.
+    """Verify that only zeros follow the position where tarfile stopped.
 
-    tarfile takes a header that is damaged or missing for the end of the archive, silently; and gzip
-    compares its checksum when it is read to the end only.
+    tarfile silently takes a damaged or missing header for the end of the archive, and gzip compares its checksum only
+    if it is read to the end.
+
+    Raises:
+      tarfile.ReadError: the archive goes on, or its end is missing.
     """
     length = 0
     while block := stream.read(1 << 20):
@@ -98,11 +113,11 @@ def _extract_member(
 ) -> None:
     path = pathlib.PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
-        raise DataError(f"{archive}: member '{member.name}' points outside the archive; refused, nothing was kept")
+        raise DataError(f"{archive}: member '{member.name}' points outside the archive; nothing was extracted")
     if member.isdir():
         return
     if not member.isfile():
-        raise DataError(f"{archive}: member '{member.name}' is a link or a device; refused, nothing was kept")
+        raise DataError(f"{archive}: member '{member.name}' is a link or a device; nothing was extracted")
     if not path.name.lower().endswith(wanted) or path.name.startswith("."):
         return
     target = to / path

@@ -1,4 +1,4 @@
-"""Identical images: which copy stays, and what must therefore stay together."""
+"""Identical images: which copy is kept, and which groups must stay together because of copies."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,33 +12,41 @@ class Unions:
         self._parent: dict[str, str] = {}
 
     def root(self, item: str) -> str:
-        """The name of the item's set."""
+        """Return the name of the item's set."""
         while (parent := self._parent.get(item, item)) != item:
             item = parent
         return item
 
     def join(self, a: str, b: str) -> None:
-        """Makes the sets of `a` and `b` one."""
+        """Merge the sets of `a` and `b`."""
         first, second = sorted((self.root(a), self.root(b)))
         self._parent[second] = first
 
 
 def find_duplicates(records: Records, labels: Sequence[str], aliases: Mapping[str, str]) -> dict[str, str]:
-    """The images to leave out so that no pixels occur twice: image_id -> reason.
+    """Find the images to drop so that no pixels occur twice.
 
-    Of a patient that is known to repeat another one (`aliases`) every image goes. Of other identical images
-    the first by name stays; where their labels contradict each other, none does.
+    All images of a patient that is known to repeat another one (`aliases`) are dropped. Of other identical images the
+    first by name is kept; if their labels contradict each other, none is kept.
+
+    Args:
+      records: the table.
+      labels: label of each record.
+      aliases: patient -> patient whose images are the same pictures.
+
+    Returns:
+      image_id -> reason.
     """
     patients = set(records.column("patient_id"))
     dropped: dict[str, str] = {}
-    same: dict[str, list[tuple[Record, str]]] = {}
+    by_pixels: dict[str, list[tuple[Record, str]]] = {}
     for record, label in zip(records, labels, strict=True):
         twin = aliases.get(record.patient_id)
         if twin in patients:
             dropped[record.image_id] = f"known duplicate: the pictures of {twin}"
         else:
-            same.setdefault(record.pixel_hash, []).append((record, label))
-    for copies in same.values():
+            by_pixels.setdefault(record.pixel_hash, []).append((record, label))
+    for copies in by_pixels.values():
         if len(copies) == 1:
             continue
         if len({label for _, label in copies}) > 1:

@@ -1,4 +1,4 @@
-"""Is this file the image it says it is? Structure, colour type, pixels, and a hash of the pixels."""
+"""Checks of image files: structure, colour type, pixels, and a hash of the pixels."""
 
 import dataclasses
 import hashlib
@@ -11,14 +11,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from data_pipelines.errors import BadImageError
+from data_pipelines.pixels import decode
+
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*")
 _COLOUR_TYPES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey + alpha", 6: "RGBA"}
-
-
-class BadImageError(ValueError):
-    """A file that cannot be used as an 8-bit RGB image; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +25,10 @@ class CheckedImage:
     """A readable image.
 
     Attributes:
-      height: in pixels.
-      width: in pixels.
-      pixel_hash: SHA-256 (hex) of shape and RGB values: equal for identical pixels, whatever the file's bytes.
-      note: what was dropped to read it as RGB; empty as a rule.
+      height: pixels.
+      width: pixels.
+      pixel_hash: SHA-256 (hex) of shape and RGB values: equal for identical pixels, even in different file bytes.
+      note: what was dropped to read the file as RGB; usually empty.
     """
 
     height: int
@@ -39,16 +38,16 @@ class CheckedImage:
 
 
 def check_image(data: bytes) -> CheckedImage:
-    """Checks the bytes of a PNG, JPEG or TIFF file.
+    """Check the bytes of a PNG, JPEG or TIFF file.
 
     Raises:
-      BadImageError: as `check_png`; another format; a slide, which is not to be read whole.
+      BadImageError: as for `check_png`; also another format, or a whole slide, which is too large to read at once.
     """
     return read_image(data)[0]
 
 
 def read_image(data: bytes) -> tuple[CheckedImage, np.ndarray]:
-    """As `check_image`, and the pixels `uint8 [h, w, 3]`."""
+    """Check an image as `check_image` does, and also return its pixels, `uint8 [h, w, 3]`, RGB."""
     if data.startswith(_SIGNATURE) or not data.startswith((_JPEG, *_TIFF)):
         rgb, note = _read_png(data)
     else:
@@ -57,53 +56,65 @@ def read_image(data: bytes) -> tuple[CheckedImage, np.ndarray]:
 
 
 def decode_rgb(data: bytes) -> np.ndarray:
-    """Pixels `uint8 [h, w, 3]` of bytes that `check_image` found good."""
-    if data.startswith(_SIGNATURE):
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        assert pixels is not None  # it was checked
-        return pixels[..., ::-1]
-    return _read_with_pillow(data)
+    """Decode bytes that `check_image` accepted to the pixels that it hashed, `uint8 [h, w, 3]`, RGB.
+
+    JPEG files are decoded by Pillow, as in `check_image`; `pixels.decode` leaves them to OpenCV.
+    """
+    return decode(data) if data.startswith(_SIGNATURE) else _read_with_pillow(data)
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """The bytes of a PNG file with the given pixels, `uint8 [h, w, 3]`, RGB.
+    """Encode pixels, `uint8 [h, w, 3]`, RGB, as a PNG file.
 
     Raises:
-      OSError: OpenCV could not.
+      OSError: OpenCV could not encode them.
     """
-    done, data = cv2.imencode(".png", pixels[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 3])
-    if not done:
+    success, data = cv2.imencode(".png", pixels[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    if not success:
         raise OSError(f"could not encode an image of shape {pixels.shape}")
     return bytes(data)
 
 
 def is_tiff(data: bytes) -> bool:
-    """Whether the bytes begin as those of a TIFF file, which no loader of tiles reads from memory as it is."""
+    """Return whether the bytes start like a TIFF file, which the training loader cannot decode from memory."""
     return data.startswith(_TIFF)
 
 
 def check_png(data: bytes) -> CheckedImage:
-    """Checks the bytes of a PNG file from signature to pixels.
+    """Check the bytes of a PNG file from signature to pixels.
 
     Raises:
-      BadImageError: not a PNG, cut short, a checksum is off, not 8-bit RGB (RGBA is read where it is opaque).
+      BadImageError: not a PNG, truncated, a wrong checksum, or not 8-bit RGB (opaque RGBA is accepted).
     """
     return _checked(*_read_png(data))
 
 
-def _read_png(data: bytes) -> tuple[np.ndarray, str]:
-    """Pixels of a PNG file, and what was dropped.
+def pixel_hash(rgb: np.ndarray) -> str:
+    """Return the SHA-256 (hex) of the shape and values of pixels, `uint8 [h, w, 3]`."""
+    digest = hashlib.sha256(struct.pack(">II", *rgb.shape[:2]))
+    digest.update(np.ascontiguousarray(rgb).tobytes())
+    return digest.hexdigest()
 
-    OpenCV alone would not do: it fills what is missing of a truncated file with grey, widens grey to
-    colour and cuts 16 bits to 8, all silently.
+
+def _read_png(data: bytes) -> tuple[np.ndarray, str]:
+    """Decode a PNG file strictly.
+
+    OpenCV alone is not enough: it silently fills the missing part of a truncated file with grey, expands grey to
+    colour, and reduces 16 bits to 8.
+
+    Returns:
+      RGB pixels, and what was dropped.
+
+    Raises:
+      BadImageError: as for `check_png`.
     """
     bit_depth, colour_type = _check_chunks(data)
     if bit_depth != 8 or colour_type not in (2, 6):
         kind = _COLOUR_TYPES.get(colour_type, f"colour type {colour_type}")
-        raise BadImageError(f"{bit_depth}-bit {kind} PNG where 8-bit RGB is expected: convert it, or leave it out")
+        raise BadImageError(f"{bit_depth}-bit {kind} PNG where 8-bit RGB is expected: convert or remove it")
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:  # the header claims more pixels than OpenCV reads
+    except cv2.error:  # the header claims more pixels than OpenCV accepts
         pixels = None
     if pixels is None:
         raise BadImageError("the PNG's pixels cannot be decoded")
@@ -115,19 +126,16 @@ def _read_png(data: bytes) -> tuple[np.ndarray, str]:
     return pixels[..., ::-1], note
 
 
-def pixel_hash(rgb: np.ndarray) -> str:
-    """SHA-256 (hex) of the shape and the values of pixels, `uint8 [h, w, 3]`."""
-    digest = hashlib.sha256(struct.pack(">II", *rgb.shape[:2]))
-    digest.update(np.ascontiguousarray(rgb).tobytes())
-    return digest.hexdigest()
-
-
 def _checked(rgb: np.ndarray, note: str) -> CheckedImage:
     return CheckedImage(rgb.shape[0], rgb.shape[1], pixel_hash(rgb), note)
 
 
 def _read_with_pillow(data: bytes) -> np.ndarray:
-    """Pixels of a JPEG or TIFF file; Pillow, unlike OpenCV, refuses a file that was cut short."""
+    """Decode a JPEG or TIFF file; unlike OpenCV, Pillow refuses truncated files.
+
+    Raises:
+      BadImageError: another mode than 8-bit RGB, damaged, truncated, or too large.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -137,20 +145,27 @@ def _read_with_pillow(data: bytes) -> np.ndarray:
                     raise BadImageError(f"{kind} of mode {image.mode} where 8-bit RGB is expected: convert it")
                 return np.asarray(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImageError("more than 89 million pixels: a slide? Cut it into tiles first") from error
+        raise BadImageError("more than 89 million pixels: if this is a slide, cut it into tiles first") from error
     except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, BadImageError):
             raise
-        raise BadImageError(f"damaged or cut short ({error})") from error
+        raise BadImageError(f"damaged or truncated ({error})") from error
 
 
 def _check_chunks(data: bytes) -> tuple[int, int]:
-    """Walks the chunks up to IEND, verifying lengths and checksums; returns bit depth and colour type."""
+    """Verify lengths and checksums of a PNG's chunks up to IEND.
+
+    Returns:
+      Bit depth and colour type.
+
+    Raises:
+      BadImageError: not a PNG, damaged, or truncated.
+    """
     if not data:
         raise BadImageError("empty file")
     if not data.startswith(_SIGNATURE):
         start = data[:12].decode("ascii", "replace").encode("unicode_escape").decode()
-        raise BadImageError(f"not a PNG file (it begins with '{start}')")
+        raise BadImageError(f"not a PNG file (it starts with '{start}')")
     position, header = len(_SIGNATURE), None
     while position + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, position)
@@ -160,7 +175,7 @@ def _check_chunks(data: bytes) -> tuple[int, int]:
             break
         (checksum,) = struct.unpack_from(">I", data, end - 4)
         if zlib.crc32(data[position + 4 : end - 4]) != checksum:
-            raise BadImageError(f"damaged PNG: the checksum of its chunk {kind!r} at byte {position} is off")
+            raise BadImageError(f"damaged PNG: wrong checksum of chunk {kind!r} at byte {position}")
         if kind == b"IHDR":
             header = struct.unpack_from(">IIBB", data, position + 8)
         if kind == b"IEND":
@@ -168,4 +183,4 @@ def _check_chunks(data: bytes) -> tuple[int, int]:
                 raise BadImageError("damaged PNG: no header chunk")
             return header[2], header[3]
         position = end
-    raise BadImageError(f"truncated PNG: {len(data)} bytes, and the end is missing")
+    raise BadImageError(f"truncated PNG: the end is missing after {len(data)} bytes")

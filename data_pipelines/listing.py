@@ -1,4 +1,4 @@
-"""Which files lie below a folder, and have they changed since?"""
+"""Listing the files below a folder, and detecting changes to them."""
 
 import hashlib
 import json
@@ -8,16 +8,16 @@ from collections.abc import Iterable
 
 
 def list_files(root: pathlib.Path, suffixes: tuple[str, ...]) -> list[pathlib.Path]:
-    """All files below `root` with one of the suffixes (lower case), sorted; hidden ones are left out."""
-    found = []
+    """Return all files below `root` that have one of the suffixes (lower case), sorted; hidden files are ignored."""
+    paths = []
     for folder, subfolders, files in os.walk(root, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        found += [pathlib.Path(folder, f) for f in files if f.lower().endswith(suffixes) and not f.startswith(".")]
-    return sorted(found)
+        paths += [pathlib.Path(folder, f) for f in files if f.lower().endswith(suffixes) and not f.startswith(".")]
+    return sorted(paths)
 
 
 def fingerprint(paths: Iterable[pathlib.Path], *facts: str) -> str:
-    """A short hash of names, sizes and modification times, and of further facts: changes when files do."""
+    """Return a short hash of the files' names, sizes and modification times, and of further facts."""
     digest = hashlib.sha256(json.dumps(facts).encode())
     for path in paths:
         stat = path.stat()

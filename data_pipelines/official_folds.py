@@ -1,4 +1,4 @@
-"""BreakHis's published five folds: the files `dsfold1.txt` … `dsfold5.txt` (Spanhol et al. 2016)."""
+"""The five published folds of BreakHis: the files `dsfold1.txt` … `dsfold5.txt` (Spanhol et al. 2016)."""
 
 import pathlib
 from collections.abc import Mapping
@@ -9,18 +9,21 @@ from histojax.core.files import atomic_write
 
 
 def read_folds(folder: pathlib.Path, fold: int) -> dict[str, str]:
-    """Reads `dsfold<fold>.txt`: image_id -> `train` or `test`.
+    """Read `dsfold<fold>.txt`.
 
-    A line an image, no header: `SOB_M_DC-14-13412-100-001.png|100|1|train`, that is name, magnification,
-    fold and side.
+    The file has no header and one line per image, with name, magnification, fold and side:
+    `SOB_M_DC-14-13412-100-001.png|100|1|train`.
+
+    Returns:
+      image_id -> `train` or `test`.
 
     Raises:
-      DataError: the file is absent, or a line of it is not of that form.
+      DataError: the file does not exist, or a line has another form.
     """
     path = folder / f"dsfold{fold}.txt"
     if not path.is_file():
         raise DataError(
-            f"{path}: no such file; the fold files dsfold1.txt … dsfold5.txt are published "
+            f"{path}: no such file; download dsfold1.txt … dsfold5.txt, which are published "
             "on the dataset's page, beside the archive"
         )
     sides: dict[str, str] = {}
@@ -44,22 +47,25 @@ def read_folds(folder: pathlib.Path, fold: int) -> dict[str, str]:
 
 
 def write_fold(folder: pathlib.Path, fold: int, sides: Mapping[str, str]) -> pathlib.Path:
-    """Writes `dsfold<fold>.txt` as `read_folds` reads it; validation images are of training there.
+    """Write `dsfold<fold>.txt` in the format of `read_folds`; validation images count as training images.
 
     Args:
-      folder: made if absent.
-      fold: 1 for the first.
-      sides: image_id of BreakHis -> train, val or test; images of no side are left out.
+      folder: created if it does not exist.
+      fold: number of the fold, from 1.
+      sides: BreakHis image_id -> train, val or test; images without a side are left out.
+
+    Returns:
+      The path of the file.
 
     Raises:
-      DataError: an image that is not named like BreakHis's.
+      DataError: an image has no BreakHis name.
     """
     lines = []
     for image_id, side in sorted(sides.items()):
         try:
             name = filenames.parse(f"{image_id}.png")
         except filenames.BadNameError as error:
-            raise DataError(f"dsfold{fold}.txt holds BreakHis's images only: '{image_id}': {error}") from error
+            raise DataError(f"dsfold{fold}.txt can only hold BreakHis images: '{image_id}': {error}") from error
         if side:
             written = "test" if side == "test" else "train"
             lines.append(f"{name.image_id}.png|{name.magnification.removesuffix('X')}|{fold}|{written}\n")

@@ -1,15 +1,15 @@
-"""Protocols by name: who is tested on, and what becomes of copies; each with a version and a hash.
+"""Evaluation protocols by name: which images are tested, and how duplicates are handled; each has a version and a hash.
 
-A result without its protocol says nothing: the same model scores 0.98 or 0.92 on BreakHis. The names are those of
-`data.split.protocol`, and each is short for fields of a `SplitSpec`:
+A result is meaningless without its protocol: the same model scores 0.98 or 0.92 on BreakHis. The names are the values
+of `data.split.protocol`, and each stands for fields of a `SplitSpec`:
 
-* KIND, one of `split_spec.PROTOCOLS`, leaves the rest to `data.split`, where `duplicates=drop` is the default.
-* KIND`_with_copies`: images as they come, a picture that is there twice on whatever sides: most of the literature.
+* KIND, one of `split_spec.PROTOCOLS`: the rest is set by `data.split`, where `duplicates=drop` is the default.
+* KIND`_with_copies`: duplicates are not handled, so copies may be on different sides, as in most of the literature.
 * KIND`_deduplicated`: each picture once.
-* KIND`_copies_together`: every image, copies on one side.
-* `eva`: kaiko's task of four classes at 40X, with the patients that it tests on (there called validation).
+* KIND`_copies_together`: every image; copies are on the same side.
+* `eva`: kaiko's task of four classes at 40X, with its own test patients (called validation there).
 
-With `data.split.kfolds` all of them but `given`, `folds` and `eva` are cross-validation.
+With `data.split.kfolds`, all of them except `given`, `folds` and `eva` are cross-validation.
 """
 
 import dataclasses
@@ -21,23 +21,25 @@ from typing import Any
 from data_pipelines.errors import DataError
 from data_pipelines.split_spec import PROTOCOLS, Definition, SplitSpec
 
-_COPIES = {"ignore": "with_copies", "drop": "deduplicated", "keep": "copies_together"}
+_SUFFIXES = {"ignore": "with_copies", "drop": "deduplicated", "keep": "copies_together"}
 _KINDS = tuple(name for name in PROTOCOLS if name not in ("auto", "listed"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """A protocol whose name says all of it.
+    """A protocol that its name defines completely.
 
     Attributes:
-      name: of `data.split.protocol`.
-      kind: `protocol` of its `SplitSpec`.
-      duplicates: of its `SplitSpec`.
-      version: goes up when the same definition gives other sides.
-      task, magnification: of `config.data`, where the protocol is of one only.
-      classes: those of the task that it is about; empty: all.
-      test_patients: of its `SplitSpec`.
-      images: how many train (validation among them) and test in the whole archive, where that is published.
+      name: value of `data.split.protocol`.
+      kind: `SplitSpec.protocol`.
+      duplicates: `SplitSpec.duplicates`.
+      version: increases when the same definition gives other sides.
+      task: the only legal `config.data.task`; empty: any.
+      magnification: the only legal `config.data.magnification`; empty: any.
+      classes: the classes of the task that the protocol uses; empty: all.
+      test_patients: `SplitSpec.test_patients`.
+      images: published numbers of training images (including validation) and test images in the whole archive; zeros if
+        not published.
     """
 
     name: str
@@ -51,7 +53,7 @@ class Protocol:
     images: tuple[int, int] = (0, 0)
 
 
-# https://github.com/kaiko-ai/eva, dataset BreaKHis: its validation patients. No slide of theirs is copied.
+# https://github.com/kaiko-ai/eva, dataset BreaKHis: its validation patients. None of their slides is filed twice.
 _EVA_PATIENTS = (
     *(f"SOB_B_F_14-{slide}" for slide in ("21998CD", "21998EF", "23060CD")),
     *(f"SOB_B_TA_14-{slide}" for slide in ("15275", "16184CD")),
@@ -71,52 +73,56 @@ _EVA = Protocol(
 REGISTRY = {
     protocol.name: protocol
     for protocol in (
-        *(Protocol(f"{kind}_{word}", kind, copies) for kind in _KINDS for copies, word in _COPIES.items()),
+        *(
+            Protocol(f"{kind}_{suffix}", kind, duplicates)
+            for kind in _KINDS
+            for duplicates, suffix in _SUFFIXES.items()
+        ),
         _EVA,
     )
 }
 
 
 def split_spec(fields: Mapping[str, Any]) -> SplitSpec:
-    """`config.data.split`; a full name goes before `duplicates`.
+    """Build the spec of `config.data.split`; a complete protocol name overrides `duplicates`.
 
     Raises:
-      DataError: no such protocol, a field that means nothing.
+      DataError: the protocol is unknown, or a field has an illegal value.
     """
     name = fields["protocol"]
     protocol = REGISTRY.get(name)
     if protocol is None:
         check_name(name)
         return SplitSpec(**fields)
-    own = {"protocol": protocol.kind, "duplicates": protocol.duplicates, "test_patients": protocol.test_patients}
-    return SplitSpec(**dict(fields) | own)
+    implied = {"protocol": protocol.kind, "duplicates": protocol.duplicates, "test_patients": protocol.test_patients}
+    return SplitSpec(**dict(fields) | implied)
 
 
 def check_name(name: str) -> None:
-    """Verifies that there is such a protocol.
+    """Verify a protocol's name.
 
     Raises:
-      DataError: there is none.
+      DataError: the name is unknown.
     """
     short = tuple(kind for kind in PROTOCOLS if kind != "listed")
     if name not in short and name not in REGISTRY:
         raise DataError(
-            f"data.split.protocol='{name}' is not one of {', '.join(short)}, eva, nor one of them with "
-            f"{', '.join(f'_{word}' for word in _COPIES.values())}"
+            f"data.split.protocol='{name}' is not one of {', '.join(short)}, eva, or one of these with the suffix "
+            f"{', '.join(f'_{suffix}' for suffix in _SUFFIXES.values())}"
         )
 
 
 def classes_of(data: Mapping[str, Any]) -> tuple[str, ...]:
-    """The classes to which the protocol of `config.data` is limited; empty: it is not."""
+    """Return the classes to which the protocol of `config.data` is limited; empty: all."""
     protocol = _named(data)
     return protocol.classes if protocol else ()
 
 
 def check_task(data: Mapping[str, Any]) -> None:
-    """Verifies that the task of `config.data` is that of its protocol.
+    """Verify that the protocol of `config.data` fits its task and magnification.
 
     Raises:
-      DataError: another task or magnification than the protocol's.
+      DataError: the protocol needs another task or magnification.
     """
     protocol = _named(data)
     if protocol is None:
@@ -125,23 +131,21 @@ def check_task(data: Mapping[str, Any]) -> None:
         wanted = getattr(protocol, field)
         if wanted and data[field] != wanted:
             raise DataError(
-                f"data.{field}='{data[field]}': the protocol '{protocol.name}' is of data.{field}={wanted}; "
-                "set that, or choose another protocol"
+                f"data.{field}='{data[field]}': the protocol '{protocol.name}' needs data.{field}={wanted}; "
+                "set it, or choose another protocol"
             )
 
 
 def _named(data: Mapping[str, Any]) -> Protocol | None:
-    """The protocol of `config.data`, if its name says all of it; a dataset may be opened without any split in mind."""
+    """Return the protocol of `config.data` if its name defines it completely; `data` may have no split."""
     return REGISTRY.get(data["split"]["protocol"]) if "split" in data else None
 
 
 def define(spec: SplitSpec, classes: Sequence[str]) -> Definition:
-    """What a resolved spec is called, and the hash of all that it fixes: not the seed, nor which of its folds."""
-    found = next(
-        (p for p in REGISTRY.values() if (p.kind, p.test_patients) == (spec.protocol, spec.test_patients)
-         and p.duplicates == spec.duplicates), None
-    )  # fmt: skip
-    name, version = (found.name, found.version) if found else (f"{spec.protocol}_{_COPIES[spec.duplicates]}", 1)
+    """Return the identity of a resolved spec; its hash covers everything but the seed and the number of the fold."""
+    key = (spec.protocol, spec.test_patients, spec.duplicates)
+    known = next((p for p in REGISTRY.values() if (p.kind, p.test_patients, p.duplicates) == key), None)
+    name, version = (known.name, known.version) if known else (f"{spec.protocol}_{_SUFFIXES[spec.duplicates]}", 1)
     fixed: dict[str, Any] = {
         "name": name,
         "version": version,
@@ -158,14 +162,14 @@ def define(spec: SplitSpec, classes: Sequence[str]) -> Definition:
 
 
 def check_published(name: str, sides: Sequence[str]) -> None:
-    """Verifies the number of images of either side, where the whole archive is there.
+    """Verify a protocol's published numbers of images, if the whole archive is present.
 
     Args:
-      name: of the protocol.
-      sides: of each image of its classes: train, val or test.
+      name: the protocol's name.
+      sides: side of each image of its classes: train, val or test.
 
     Raises:
-      DataError: they are all there, and not divided as published.
+      DataError: all images are present, but they are not divided as published.
     """
     protocol = REGISTRY.get(name)
     if protocol is None or not any(protocol.images) or len(sides) != sum(protocol.images):
@@ -173,6 +177,6 @@ def check_published(name: str, sides: Sequence[str]) -> None:
     test = sum(side == "test" for side in sides)
     if test != protocol.images[1]:
         raise DataError(
-            f"data.split.protocol='{name}': {len(sides) - test} images train and {test} test; "
-            f"published are {protocol.images[0]} and {protocol.images[1]}"
+            f"data.split.protocol='{name}': {len(sides) - test} training and {test} test images, but "
+            f"{protocol.images[0]} and {protocol.images[1]} are published; check data.root for changed files"
         )

@@ -1,4 +1,4 @@
-"""The table of a prepared dataset: a row an image, without its pixels."""
+"""The table of a prepared dataset: one row per image, without its pixels."""
 
 import csv
 import dataclasses
@@ -10,7 +10,7 @@ import numpy as np
 from data_pipelines.errors import DataError
 from histojax.core.files import atomic_write
 
-SPLIT = "full"  # what TFDS stores; who trains on what is decided later, by data_pipelines.splits
+SPLIT = "full"  # the one split that TFDS stores; data_pipelines.splits divides it later
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,16 +19,17 @@ class Record:
 
     Attributes:
       image_id: unique name.
-      label: class name of the binary task; of tiles with several labels the names of those that are there, joined
-        by "+" in the order of the labels, and empty for none.
-      subtype: class name of the finer task; empty where there is none.
+      label: class name of the binary task; for multi-label tiles, the names of the tile's labels joined by "+" in
+        the order of the labels, and empty for a tile without a label.
+      subtype: class name of the finer task; empty if there is none.
       patient_id: what the dataset calls a patient (BreakHis: the slide folder); empty: unknown.
-      case_id: the unit that certainly shares tissue (BreakHis: the accession number without letters); empty: unknown.
+      case_id: the unit whose images certainly share tissue (BreakHis: the accession number without letters); empty:
+        unknown.
       magnification: such as `100X`; empty: unknown.
       pixel_hash: equal for identical pixels.
-      slide_id: the slide that a tile is from; empty: unknown.
+      slide_id: the slide that a tile comes from; empty: unknown.
       source_id: the image that a tile was cut from, named by its content; empty: unknown.
-      given_split: the side that the dataset's own table gives: train, val or test; empty: none.
+      given_split: the side in the dataset's own table: train, val or test; empty: none.
     """
 
     image_id: str
@@ -44,12 +45,12 @@ class Record:
 
 
 def join_labels(labels: Iterable[str]) -> str:
-    """The names of the labels of one image as a record holds them."""
+    """Return the label names of one image as a record stores them."""
     return "+".join(labels)
 
 
 def label_set(label: str) -> tuple[str, ...]:
-    """The names in a record's label: of a single class itself, of none nothing."""
+    """Split a record's label into names: one for a single class, none for an empty label."""
     return tuple(label.split("+")) if label else ()
 
 
@@ -57,7 +58,7 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Record))
 
 
 class Records:
-    """An immutable sequence of records with columns as numpy arrays of `str`."""
+    """An immutable sequence of records; its columns are numpy arrays of `str`."""
 
     def __init__(self, rows: Iterable[Record]):
         self._rows = tuple(rows)
@@ -72,15 +73,15 @@ class Records:
         return self._rows[index]
 
     def column(self, name: str) -> np.ndarray:
-        """The values of one field, `str [n]`."""
+        """Return the values of one field, `str [n]`."""
         return np.array([getattr(row, name) for row in self._rows], dtype=np.str_)
 
     def take(self, indices: Iterable[int]) -> "Records":
-        """The rows at these positions, in this order."""
+        """Return the rows at these positions, in this order."""
         return Records(self._rows[int(i)] for i in indices)
 
     def write_csv(self, path: pathlib.Path) -> None:
-        """Writes the table, to a temporary name first."""
+        """Write the table, atomically."""
         with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(FIELDS)
@@ -88,10 +89,10 @@ class Records:
 
     @classmethod
     def read_csv(cls, path: pathlib.Path) -> "Records":
-        """Reads what `write_csv` wrote.
+        """Read a table that `write_csv` wrote.
 
         Raises:
-          DataError: other columns, or a row of another length.
+          DataError: the columns differ, or a row has another length.
         """
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.reader(file)

@@ -1,25 +1,25 @@
-"""How to split: the fields of `config.data.split`, and what a protocol is called."""
+"""How to split: the fields of `config.data.split`, and the name of a protocol."""
 
 import dataclasses
 
 from data_pipelines.errors import DataError
 from data_pipelines.records import Records
 
-# The record's field that must not stand on two sides.
+# Protocol -> the field of a record whose groups must not be divided between sides.
 GROUPS = {"case": "case_id", "patient": "patient_id", "slide": "slide_id", "source": "source_id"}
 _NOUNS = {"case_id": "case", "patient_id": "patient", "slide_id": "slide", "source_id": "source image"}
 PROTOCOLS = ("auto", *GROUPS, "image", "given", "folds", "listed")
-_WITHOUT_FRACTION = ("given", "folds", "listed")  # their test sides are known before
+_WITHOUT_FRACTION = ("given", "folds", "listed")  # their test sides are known in advance
 
 
 @dataclasses.dataclass(frozen=True)
 class Definition:
-    """What a split's protocol is called.
+    """The identity of a split's protocol.
 
     Attributes:
-      name: of `data_pipelines.protocols`.
-      version: of that name's meaning.
-      hash: of all that it fixes.
+      name: a name from `data_pipelines.protocols`.
+      version: version of that name's meaning.
+      hash: hash of everything that the protocol fixes.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Definition:
 
     @property
     def tag(self) -> str:
-        """All three in one word."""
+        """Name, version and hash in one word."""
         return f"{self.name}-v{self.version}-{self.hash}"
 
 
@@ -37,19 +37,20 @@ class SplitSpec:
     """How to split; the fields of `config.data.split`.
 
     Attributes:
-      protocol: one of `PROTOCOLS`; `auto` is what `resolve` makes of it, `listed` has its `test_patients`.
-      test_fraction: share of all images (`kfolds`, `given`, `folds` and `listed` ignore it).
-      val_fraction: share of what is not test; 0 for no validation side; ignored where `given` names one.
-      seed: of the random order.
-      kfolds: number of folds; 0 for a single hold-out.
-      fold: which fold is the test side: 0 … kfolds-1, or 1 … 5 for `folds`.
+      protocol: one of `PROTOCOLS`; `resolve` replaces `auto`; `listed` needs `test_patients`.
+      test_fraction: test images as a fraction of all images; `kfolds`, `given`, `folds` and `listed` ignore it.
+      val_fraction: validation images as a fraction of the images that are not test images; 0: no validation side;
+        ignored if `given` names one.
+      seed: random seed of the order.
+      kfolds: number of folds; 0: a single hold-out.
+      fold: the fold that is the test side: 0 … kfolds-1, or 1 … 5 for `folds`.
       folds_dir: folder with `dsfold1.txt` … `dsfold5.txt`.
-      duplicates: `drop` keeps one of each set of identical images; `keep` keeps them together on one side; `ignore`
-        leaves them where chance puts them, as most of the literature does.
-      test_patients: of `listed`, all of whose images are tested on.
+      duplicates: `drop` keeps one image of each identical set; `keep` keeps all of them, together on one side; `ignore`
+        divides them like other images, as most of the literature does.
+      test_patients: for `listed`: the patients whose images are the test side.
 
     Raises:
-      DataError: a field that means nothing.
+      DataError: a field has an illegal value.
     """
 
     protocol: str = "case"
@@ -75,32 +76,33 @@ class SplitSpec:
         require(0 <= self.val_fraction < 1, f"val_fraction={self.val_fraction} is not in [0, 1)")
         require(
             bool(self.test_patients) == (self.protocol == "listed"),
-            f"protocol='{self.protocol}' with {len(self.test_patients)} test_patients: they belong to 'listed'",
+            f"protocol='{self.protocol}' with {len(self.test_patients)} test_patients: "
+            "only 'listed' takes them, and needs them",
         )
         if self.protocol == "folds":
-            require(1 <= self.fold <= 5, f"fold={self.fold}: the official folds are 1 to 5")
+            require(1 <= self.fold <= 5, f"fold={self.fold} is not in 1 … 5, the official folds")
             require(
                 bool(self.folds_dir),
-                "folds_dir is empty: name the folder that holds dsfold1.txt … dsfold5.txt",
+                "folds_dir is empty: set it to the folder that holds dsfold1.txt … dsfold5.txt",
             )
-            require(not self.kfolds, "kfolds and the official folds exclude each other: set kfolds=0")
+            require(not self.kfolds, "kfolds excludes the official folds: set kfolds=0")
         elif self.kfolds:
-            require(self.protocol not in _WITHOUT_FRACTION, "kfolds and a given split exclude each other: set kfolds=0")
+            require(self.protocol not in _WITHOUT_FRACTION, "kfolds excludes a given split: set kfolds=0")
             require(self.kfolds >= 2, f"kfolds={self.kfolds} is not 0 or at least 2")
             require(0 <= self.fold < self.kfolds, f"fold={self.fold} is not in 0 … {self.kfolds - 1}")
         else:
-            require(self.fold == 0, f"fold={self.fold} has no meaning without kfolds or protocol=folds")
+            require(self.fold == 0, f"fold={self.fold} needs kfolds or protocol=folds")
             require(0 < self.test_fraction < 1, f"test_fraction={self.test_fraction} is not in (0, 1)")
 
 
 def resolve(spec: SplitSpec, records: Records) -> SplitSpec:
-    """The spec with `auto` replaced by the strictest protocol that the records allow.
+    """Replace `auto` by the strictest protocol that the records allow.
 
-    That is the dataset's own split where it has one (and no k folds are wanted), else the first of case, patient,
-    slide and source image that is known of every image, else single images.
+    That is the dataset's own split if it has one and no k folds are requested; else the first of case, patient, slide
+    and source image that is known for every image; else single images.
 
     Raises:
-      DataError: a protocol that needs what is not known of every image.
+      DataError: the protocol needs a field that is unknown for some images.
     """
     if spec.protocol == "auto":
         if not spec.kfolds and _known(records, "given_split") == len(records):
@@ -112,14 +114,14 @@ def resolve(spec: SplitSpec, records: Records) -> SplitSpec:
     if field and (known := _known(records, field)) < len(records):
         what = "the table's column 'split'" if field == "given_split" else field
         raise DataError(
-            f"data.split.protocol='{spec.protocol}' needs {what} of every image, and {len(records) - known} of "
-            f"{len(records)} have none; auto takes the strictest protocol that the data allow"
+            f"data.split.protocol='{spec.protocol}' needs {what} for every image, but {len(records) - known} of "
+            f"{len(records)} have none; auto uses the strictest protocol that the data allow"
         )
     return spec
 
 
 def group_field(spec: SplitSpec, records: Records) -> str:
-    """The record's field that a resolved protocol keeps on one side; empty for single images."""
+    """Return the field of a record whose groups a resolved protocol keeps on one side; empty for single images."""
     if spec.protocol == "given":
         field = _strictest(records)
         return "" if field and _on_several_sides(records, field) else field
@@ -127,8 +129,8 @@ def group_field(spec: SplitSpec, records: Records) -> str:
 
 
 def describe(spec: SplitSpec, records: Records) -> str:
-    """A resolved protocol in a few words, as results print it."""
-    copies = ", copies as they come" if spec.duplicates == "ignore" else ""
+    """Describe a resolved protocol in a few words, as results print it."""
+    copies = ", duplicates not handled" if spec.duplicates == "ignore" else ""
     return _describe(spec, records) + copies
 
 
@@ -138,7 +140,7 @@ def _describe(spec: SplitSpec, records: Records) -> str:
     if spec.protocol == "listed":
         return f"{len(spec.test_patients)} listed patients test (patient-disjoint)"
     if spec.protocol == "given":
-        return f"as the dataset's own table gives it ({_given_in_words(records)})"
+        return f"the dataset's own split ({_describe_given(records)})"
     if spec.protocol == "image":
         known = _known(records, "patient_id") == len(records)
         shared = "patients on both sides" if known else "patients unknown, most likely on both sides"
@@ -159,7 +161,7 @@ def _known(records: Records, field: str) -> int:
 
 
 def _strictest(records: Records) -> str:
-    """The first field of `GROUPS` that is known of every record; empty if none is."""
+    """Return the first field of `GROUPS` that is known for every record; empty if none is."""
     return next((field for field in GROUPS.values() if _known(records, field) == len(records)), "")
 
 
@@ -167,10 +169,10 @@ def _on_several_sides(records: Records, field: str) -> list[str]:
     sides: dict[str, set[str]] = {}
     for record in records:
         sides.setdefault(getattr(record, field), set()).add(record.given_split)
-    return [group for group, there in sides.items() if len(there) > 1]
+    return [group for group, group_sides in sides.items() if len(group_sides) > 1]
 
 
-def _given_in_words(records: Records) -> str:
+def _describe_given(records: Records) -> str:
     field = _strictest(records)
     if not field:
         return "patients unknown, possibly on both sides"

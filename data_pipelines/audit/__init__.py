@@ -1,1 +1,1 @@
-"""Dataset audit: duplicates, leaks, label conflicts, colour shifts."""
+"""Audit of a dataset: duplicates, leaks, label conflicts, unusual images."""

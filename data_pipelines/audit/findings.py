@@ -1,4 +1,4 @@
-"""What an audit finds in a table of images: the same picture twice, patients and cases on two sides, odd colours."""
+"""Findings of an audit: duplicate pictures, patients and cases on several sides, unusual colours."""
 
 import collections
 import dataclasses
@@ -16,103 +16,110 @@ COLOURS = ("lightness", "red_green", "yellow_blue")
 
 
 @dataclasses.dataclass(frozen=True)
-class Looked:
-    """A readable image."""
+class AuditImage:
+    """A readable image: what was known before, and what was measured."""
 
     source: Source
     measures: Measures
 
 
 @dataclasses.dataclass(frozen=True)
-class Twins:
-    """Images that show one picture.
+class Duplicates:
+    """Images that show the same picture.
 
     Attributes:
       images: their positions.
-      near: how the hashes of two nearly equal pictures compare, each of which may be there several times; None where
-        all pixels are equal.
+      near: comparison of two nearly identical pictures, each of which may occur several times; None: all pixels are
+        identical.
     """
 
     images: tuple[int, ...]
     near: hashes.NearPair | None = None
 
     def crosses(self, sides: Sequence[str]) -> bool:
-        """Whether the picture stands on several sides."""
+        """Return whether the picture is on several sides."""
         return len({sides[i] for i in self.images} - {""}) > 1
 
 
-def find_twins(images: Sequence[Looked], asked: int, max_distance: int) -> list[Twins]:
-    """All sets of equal pictures, then all pairs of nearly equal ones, with an image among the first `asked` each.
+def find_duplicates(images: Sequence[AuditImage], n_own: int, max_distance: int) -> list[Duplicates]:
+    """Find all sets of identical pictures, then all pairs of nearly identical ones.
 
-    Blank pictures are compared by their pixels only.
+    Blank pictures are compared only for identical pixels.
+
+    Args:
+      images: the audited images, then those of the other dataset.
+      n_own: number of audited images; every result contains at least one of them.
+      max_distance: number of differing hash bits up to which pictures are nearly identical.
     """
-    copies: dict[str, list[int]] = {}
+    by_hash: dict[str, list[int]] = {}
     for i, image in enumerate(images):
-        copies.setdefault(image.measures.pixel_hash, []).append(i)
-    pictures = list(copies.values())  # in the order of their first copies, so that the asked come first
-    exact = [Twins(tuple(there)) for there in pictures if len(there) > 1 and there[0] < asked]
-    pictures = [there for there in pictures if not images[there[0]].measures.blank]
+        by_hash.setdefault(image.measures.pixel_hash, []).append(i)
+    pictures = list(by_hash.values())  # in the order of their first copies, so the audited images come first
+    exact = [Duplicates(tuple(copies)) for copies in pictures if len(copies) > 1 and copies[0] < n_own]
+    pictures = [copies for copies in pictures if not images[copies[0]].measures.blank]
     pairs = hashes.near_pairs(
-        np.array([images[there[0]].measures.grey for there in pictures]),
-        sum(there[0] < asked for there in pictures),
+        np.array([images[copies[0]].measures.grey for copies in pictures]),
+        sum(copies[0] < n_own for copies in pictures),
         max_distance,
     )
-    return exact + [Twins((*pictures[pair.first], *pictures[pair.second]), pair) for pair in pairs]
+    return exact + [Duplicates((*pictures[pair.first], *pictures[pair.second]), pair) for pair in pairs]
 
 
 def patient_of(source: Source) -> str:
-    """Who must not stand on two sides: the patient, else the case; BreakHis's slide 13412 is one under both names."""
+    """Return the unit that must not be on two sides: the patient, else the case; BreakHis slide 13412 counts once."""
     return DUPLICATE_SLIDES.get(source.patient_id, source.patient_id) or source.case_id
 
 
 def groups_on_several_sides(
-    images: Iterable[Looked], sides: Iterable[str], group_of: Callable[[Source], str]
+    images: Iterable[AuditImage], sides: Iterable[str], group_of: Callable[[Source], str]
 ) -> dict[str, dict[str, int]]:
-    """The groups of which images stand on several sides: group -> side -> number of images."""
+    """Return the groups with images on several sides: group -> side -> number of images."""
     counts: dict[str, collections.Counter[str]] = {}
     for image, side in zip(images, sides, strict=True):
         group = group_of(image.source)
         if group and side:
             counts.setdefault(group, collections.Counter())[side] += 1
-    return {group: dict(sorted(there.items())) for group, there in sorted(counts.items()) if len(there) > 1}
+    return {group: dict(sorted(by_side.items())) for group, by_side in sorted(counts.items()) if len(by_side) > 1}
 
 
-def siblings(images: Sequence[Looked], sides: Sequence[str]) -> dict[str, dict[str, list[str]]]:
-    """Cases on several sides by way of several patients (slide folders): case -> patient -> its sides."""
+def siblings(images: Sequence[AuditImage], sides: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+    """Return the cases whose patients (slide folders) are on different sides: case -> patient -> its sides."""
     found: dict[str, dict[str, set[str]]] = {}
     for image, side in zip(images, sides, strict=True):
         source = image.source
         if side and source.case_id and source.patient_id:
             found.setdefault(source.case_id, {}).setdefault(patient_of(source), set()).add(side)
     return {
-        case: {patient: sorted(there) for patient, there in sorted(patients.items())}
+        case: {patient: sorted(patient_sides) for patient, patient_sides in sorted(patients.items())}
         for case, patients in sorted(found.items())
         if len(patients) > 1 and len(set().union(*patients.values())) > 1
     }
 
 
-def colours(images: Sequence[Looked], key: Callable[[Source], str]) -> dict[str, dict[str, Any]]:
-    """Mean and standard deviation over the images of each group of their mean L*, a*, b*, and the means of the rest."""
+def colours(images: Sequence[AuditImage], key: Callable[[Source], str]) -> dict[str, dict[str, Any]]:
+    """Return the mean and standard deviation of the images' colours, lightness spread and sharpness, by group."""
     groups: dict[str, list[Measures]] = {}
     for image in images:
         if key(image.source):
             groups.setdefault(key(image.source), []).append(image.measures)
     table = {}
-    for group, there in sorted(groups.items()):
-        values = {name: np.array([getattr(m, name) for m in there]) for name in (*COLOURS, "lightness_sd", "sharpness")}
-        table[group] = {"images": len(there)} | {
+    for group, measures in sorted(groups.items()):
+        values = {
+            name: np.array([getattr(m, name) for m in measures]) for name in (*COLOURS, "lightness_sd", "sharpness")
+        }
+        table[group] = {"images": len(measures)} | {
             name: {"mean": round(float(v.mean()), 2), "sd": round(float(v.std()), 2)} for name, v in values.items()
         }
     return table
 
 
 def odd_groups(table: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """The groups of `colours` whose mean colour stands apart from the others' -> in which way."""
+    """Return the groups of `colours` whose mean colour differs from the others': group -> how."""
     return _odd(list(table), {name: [row[name]["mean"] for row in table.values()] for name in COLOURS})
 
 
-def odd_images(images: Sequence[Looked]) -> dict[str, str]:
-    """The images whose mean colour stands apart from the others', name -> in which way."""
+def odd_images(images: Sequence[AuditImage]) -> dict[str, str]:
+    """Return the images whose mean colour differs from the others': name -> how."""
     names = [image.source.name for image in images]
     return _odd(names, {name: [getattr(image.measures, name) for image in images] for name in COLOURS})
 

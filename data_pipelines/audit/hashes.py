@@ -1,12 +1,12 @@
-"""Pictures that are the same to the eye: a perceptual hash that knows flips and quarter turns, and a check on pixels.
+"""Pictures that look the same: a perceptual hash that handles flips and quarter turns, and a check of the pixels.
 
-A picture is its grey values, averaged to 64 × 64 whatever its shape. Of its cosine transform the signs of the lowest
-16 × 16 coefficients are the hash: 255 bits, for the mean is always positive (the idea of Zauner 2010, "pHash", with
-signs for comparisons with the median). A flip or a transposition of the picture changes signs of coefficients, or swaps
-them, so that the hashes of all eight views come from one transform. What two hashes say is not believed: the greys of
-the pair must correlate.
+A picture is reduced to its grey values, averaged to 64 × 64 whatever its shape. The hash consists of the signs of the
+lowest 16 × 16 coefficients of its cosine transform: 255 bits, because the mean is always positive (the idea of Zauner
+2010, "pHash", with signs instead of comparisons with the median). Flipping or transposing the picture changes the signs
+of coefficients or swaps them, so the hashes of all eight views come from one transform. Similar hashes are not
+sufficient: the grey values of the pair must also correlate.
 
-Not surely found: crops (of those by 1 % two thirds are), overlapping fields, turns other than by quarters.
+Not found reliably: crops (two thirds of crops by 1 % are found), overlapping fields, other rotations.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ import numpy as np
 
 SIDE = 64
 BITS = 255
-# Chosen on real images: of 260 images of BreakHis and WSSS4LUAD no two come closer than 89 bits or correlate by more
-# than 0.78; their JPEG copies (quality 20 and better) stay within 14 bits and above 0.99, whatever their view.
+# Chosen on real images: no two of 260 images of BreakHis and WSSS4LUAD differ by less than 89 bits or correlate by more
+# than 0.78; their JPEG copies (quality 20 or better) stay within 14 bits and above 0.99, in every view.
 MAX_DISTANCE = 40
 LEAST_CORRELATION = 0.95
 VIEWS = (
@@ -26,19 +26,20 @@ VIEWS = (
     "mirrored on the diagonal", "turned by 90° clockwise", "turned by 90° counterclockwise",
     "mirrored on the other diagonal",
 )  # fmt: skip
-_LOWEST = 16  # coefficients a side
-_BLOCK = 1 << 21  # distances held at a time
+_LOWEST = 16  # coefficients per side
+_BLOCK = 1 << 21  # distances in memory at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class NearPair:
-    """Two pictures that are one to the eye.
+    """Two pictures that look the same.
 
     Attributes:
-      first, second: their positions.
-      view: position in `VIEWS` of what makes the second of the first.
-      distance: bits in which their hashes differ.
-      correlation: of their greys at 64 × 64.
+      first: position of the first picture.
+      second: position of the second picture.
+      view: position in `VIEWS` of the change that turns the first into the second.
+      distance: number of hash bits that differ.
+      correlation: correlation of their grey values at 64 × 64.
     """
 
     first: int
@@ -49,19 +50,19 @@ class NearPair:
 
 
 def grey_of(rgb: np.ndarray) -> np.ndarray:
-    """Grey values `uint8 [64, 64]` of a picture `uint8 [h, w, 3]`, averaged, its shape not kept."""
+    """Average a picture, `uint8 [h, w, 3]`, to grey values `uint8 [64, 64]`, whatever its shape."""
     return cv2.resize(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
 
 
 def see(grey: np.ndarray, view: int) -> np.ndarray:
-    """A square picture in one of the eight `VIEWS`."""
+    """Return a square picture in one of the eight `VIEWS`."""
     if view & 4:
         grey = grey.T
     return grey[:: -1 if view & 2 else 1, :: -1 if view & 1 else 1]
 
 
 def hash_views(grey: np.ndarray) -> np.ndarray:
-    """The hashes of the eight views of a picture `[64, 64]`: `uint64 [8, 4]`, the first that of the picture itself."""
+    """Hash the eight views of a picture, `[64, 64]` -> `uint64 [8, 4]`; the first is the picture itself."""
     lowest = cv2.dct(grey.astype(np.float32))[:_LOWEST, :_LOWEST]
     sign = np.where(np.arange(_LOWEST) % 2, np.float32(-1), np.float32(1))
     views = []
@@ -72,19 +73,19 @@ def hash_views(grey: np.ndarray) -> np.ndarray:
     return np.packbits(np.stack(views).reshape(len(VIEWS), -1) > 0, axis=1).view(np.uint64)
 
 
-def near_pairs(greys: np.ndarray, asked: int, max_distance: int = MAX_DISTANCE) -> list[NearPair]:
-    """Every pair of which the first is one of the first `asked` pictures, in order.
+def near_pairs(greys: np.ndarray, n_own: int, max_distance: int = MAX_DISTANCE) -> list[NearPair]:
+    """Find all pairs whose first picture is one of the first `n_own`, in order.
 
     Args:
-      greys: `uint8 [n, 64, 64]`; none may be blank, for what is left of a blank picture is noise.
-      asked: all pictures after these are compared with these, not with each other.
-      max_distance: bits of 255 in which the hashes of a pair may differ.
+      greys: `uint8 [n, 64, 64]`; none may be blank, because the hash of a blank picture is noise.
+      n_own: the pictures after these are compared with these, but not with each other.
+      max_distance: number of hash bits, of 255, that may differ in a pair.
     """
     if not len(greys):
         return []
     hashes = np.stack([hash_views(grey) for grey in greys])
     pairs = []
-    for first, second in _candidates(hashes, asked, max_distance):
+    for first, second in _candidates(hashes, n_own, max_distance):
         distances = np.bitwise_count(hashes[first] ^ hashes[second, 0]).sum(axis=1)
         view = int(distances.argmin())
         correlation = _correlation(see(greys[first], view), greys[second])
@@ -93,12 +94,12 @@ def near_pairs(greys: np.ndarray, asked: int, max_distance: int = MAX_DISTANCE) 
     return pairs
 
 
-def _candidates(hashes: np.ndarray, asked: int, max_distance: int) -> Iterator[tuple[int, int]]:
-    """Positions of the pairs whose hashes are close in some view; of hashes `uint64 [n, 8, 4]`."""
+def _candidates(hashes: np.ndarray, n_own: int, max_distance: int) -> Iterator[tuple[int, int]]:
+    """Yield the positions of pairs whose hashes, `uint64 [n, 8, 4]`, are close in some view."""
     rows = max(1, _BLOCK // len(hashes))
     plain = np.ascontiguousarray(hashes[:, 0].T)
-    for start in range(0, asked, rows):
-        block = hashes[start : min(start + rows, asked)]
+    for start in range(0, n_own, rows):
+        block = hashes[start : min(start + rows, n_own)]
         close = np.zeros((len(block), len(hashes) - start), bool)
         for view in range(len(VIEWS)):
             distance = np.zeros(close.shape, np.uint8)  # at most 255

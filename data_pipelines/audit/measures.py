@@ -1,4 +1,4 @@
-"""What one look at an image's pixels tells an audit: size, colour, blank, pen, blur; and which images stand apart."""
+"""Measurements of an image for an audit: size, colour, blank, pen, blur; and tests for outliers."""
 
 import dataclasses
 import pathlib
@@ -7,44 +7,48 @@ import cv2
 import numpy as np
 
 from data_pipelines.audit import hashes
-from data_pipelines.images import BadImageError, read_image
+from data_pipelines.errors import BadImageError
+from data_pipelines.images import read_image
 
 _COLOUR_SIDE = 256  # pixels of the longer side at which colours are measured
 _BLANK_LEVELS, _BLANK_SHARE = 10, 0.05
 _PEN_SHARE = 0.02
 _FINE, _COARSE, _NOISE = 3, 9, 0.05  # pixels, pixels, squared grey levels
-# Of 260 images of BreakHis and WSSS4LUAD the least sharp has -2.3, its JPEG at quality 50 -2.5; all of them blurred by
-# a Gaussian of 1.5 pixels or more lie below -2.7.
-_LEAST_SHARPNESS = -2.6
+# The least sharp of 260 images of BreakHis and WSSS4LUAD has -2.3, and its JPEG at quality 50 -2.5; after a Gaussian
+# blur of 1.5 pixels or more, all of them are below -2.7.
+_MIN_SHARPNESS = -2.6
 _APART = 3.5
-_LEAST_MANY = 10  # from fewer no spread is known
+_MIN_VALUES = 10  # fewer values do not give a spread
 
 RULES = {
     "blank": f"less than {_BLANK_SHARE:.0%} of the picture, averaged to 64 × 64, differs from its median grey by more "
     f"than {_BLANK_LEVELS} of 255 levels",
     "pen": f"at least {_PEN_SHARE:.0%} of the picture absorbs light as ink does and H&E does not (blue, green, black "
-    "or red ink by ratios of optical densities), in strokes, not in specks",
-    "blurred": f"the energy of detail below {_FINE} pixels over that of detail of {_FINE} to {_COARSE} pixels is less "
-    f"than exp({_LEAST_SHARPNESS})",
-    "colour": "a mean of L*, a* or b* (CIELAB) lies "
-    f"{_APART} robust standard deviations (1.4826 × median absolute deviation) off the median",
+    "or red ink by ratios of optical densities), in strokes rather than specks",
+    "blurred": f"the energy of detail below {_FINE} pixels, divided by that of detail of {_FINE} to {_COARSE} pixels, "
+    f"is less than exp({_MIN_SHARPNESS})",
+    "colour": "the mean of L*, a* or b* (CIELAB) is more than "
+    f"{_APART} robust standard deviations (1.4826 × median absolute deviation) from the median",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Measures:
-    """What is measured of one readable image.
+    """The measurements of one readable image.
 
     Attributes:
-      height, width: in pixels.
+      height: pixels.
+      width: pixels.
       mode: file format and colour type, such as `PNG RGB`.
-      pixel_hash: as `data_pipelines.images` has it.
-      grey: `uint8 [64, 64]`, for `audit_hashes`.
-      lightness, red_green, yellow_blue: means of L*, a*, b* (CIELAB, D65) at a quarter of the size or so.
+      pixel_hash: as in `data_pipelines.images`.
+      grey: `uint8 [64, 64]`, for `hashes`.
+      lightness: mean L* (CIELAB, D65) of the reduced image.
+      red_green: mean a* of the reduced image.
+      yellow_blue: mean b* of the reduced image.
       lightness_sd: standard deviation of L*.
-      pen_share: share of pixels that look like ink.
-      sharpness: logarithm of the finest detail's energy over that of coarser detail.
-      blank: by `RULES`.
+      pen_share: fraction of pixels that look like ink.
+      sharpness: logarithm of the energy of the finest detail over that of coarser detail.
+      blank: whether the image is blank by `RULES`.
     """
 
     height: int
@@ -62,17 +66,17 @@ class Measures:
 
     @property
     def pen(self) -> bool:
-        """Whether there is ink on the picture, by `RULES`."""
+        """Whether the image is marked by pen, by `RULES`."""
         return self.pen_share >= _PEN_SHARE
 
     @property
     def blurred(self) -> bool:
-        """Whether the picture lacks fine detail, by `RULES`."""
-        return self.sharpness < _LEAST_SHARPNESS
+        """Whether the image lacks fine detail, by `RULES`."""
+        return self.sharpness < _MIN_SHARPNESS
 
 
 def measure(path: pathlib.Path) -> Measures | str:
-    """Measures an image; of one that cannot be used the reason."""
+    """Measure an image; return the reason if it cannot be used."""
     try:
         data = path.read_bytes()
         checked, pixels = read_image(data)
@@ -104,30 +108,30 @@ def measure(path: pathlib.Path) -> Measures | str:
 
 
 def robust_z(values: np.ndarray) -> np.ndarray:
-    """How many robust standard deviations each value lies off the median, `float [n]` (Iglewicz & Hoaglin 1993).
+    """Return the values' distances from the median in robust standard deviations (Iglewicz & Hoaglin 1993).
 
-    All zero for fewer than ten values, or where more than half are equal: no spread is known then.
+    All are zero for fewer than ten values, or if more than half are equal: the spread is then unknown.
     """
     centre = np.median(values) if len(values) else 0.0
-    spread = 1.4826 * np.median(np.abs(values - centre)) if len(values) >= _LEAST_MANY else 0.0
+    spread = 1.4826 * np.median(np.abs(values - centre)) if len(values) >= _MIN_VALUES else 0.0
     return (values - centre) / spread if spread > 0 else np.zeros(len(values))
 
 
 def stands_apart(z: np.ndarray) -> np.ndarray:
-    """Whether robust standard deviations are too many, `bool`, either way."""
+    """Return whether distances of `robust_z` mean an outlier, `bool`."""
     return np.abs(z) > _APART
 
 
 def thumbnail(rgb: np.ndarray, side: int) -> bytes:
-    """A JPEG of a picture, `uint8 [h, w, 3]`, whose longer side has at most `side` pixels."""
-    done, data = cv2.imencode(".jpg", _reduced(rgb, side)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
-    if not done:
+    """Encode a picture, `uint8 [h, w, 3]`, as a JPEG whose longer side has at most `side` pixels."""
+    success, data = cv2.imencode(".jpg", _reduced(rgb, side)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
+    if not success:
         raise OSError(f"could not encode a thumbnail of {rgb.shape[1]}×{rgb.shape[0]} pixels")
     return bytes(data)
 
 
 def _reduced(rgb: np.ndarray, side: int = _COLOUR_SIDE) -> np.ndarray:
-    """The picture averaged over squares of pixels until its longer side is about `side`."""
+    """Average the picture over squares of pixels so that its longer side is about `side`."""
     height, width = rgb.shape[:2]
     step = max(1, -(-max(height, width) // side))
     size = (max(1, width // step), max(1, height // step))
@@ -135,10 +139,10 @@ def _reduced(rgb: np.ndarray, side: int = _COLOUR_SIDE) -> np.ndarray:
 
 
 def _pen_share(small: np.ndarray) -> float:
-    """Share of pixels that are ink by their optical densities.
+    """Return the fraction of pixels that are ink by their optical densities.
 
-    The rules are those of `histojax.slides.tissue`, but on decadic densities: an image is small, all tissue as a rule,
-    and flagged as a whole, so that only strong ink counts.
+    The rules are those of `histojax.slides.tissue`, but on decadic densities: an image is small, usually all tissue,
+    and flagged as a whole, so only strong ink counts.
     """
     red, green, blue = cv2.split(-np.log10((small.astype(np.float32) + 1) / 256))
     lowest, highest = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
@@ -153,5 +157,5 @@ def _sharpness(rgb: np.ndarray) -> float:
     grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)
     fine = cv2.blur(grey, (_FINE, _FINE))
     coarse = cv2.blur(fine, (_COARSE, _COARSE))
-    of_fine, of_coarse = (cv2.norm(*pair) ** 2 / grey.size + _NOISE for pair in ((grey, fine), (fine, coarse)))
-    return float(np.log(of_fine / of_coarse))
+    fine_energy, coarse_energy = (cv2.norm(*pair) ** 2 / grey.size + _NOISE for pair in ((grey, fine), (fine, coarse)))
+    return float(np.log(fine_energy / coarse_energy))

@@ -1,1 +1,1 @@
-"""BreakHis (Spanhol et al. 2016): file names, scanning, checks and the TFDS builder."""
+"""BreakHis (Spanhol et al. 2016): file names, scan, published results and TFDS builder."""

@@ -1,4 +1,4 @@
-"""TFDS builder of BreakHis: ArrayRecord files that hold the original PNG bytes. TensorFlow is never imported."""
+"""TFDS builder of BreakHis: ArrayRecord files with the original PNG bytes. TensorFlow is never imported."""
 
 import dataclasses
 import json
@@ -10,13 +10,14 @@ import tensorflow_datasets as tfds
 from data_pipelines.archive import unpack
 from data_pipelines.breakhis import filenames
 from data_pipelines.breakhis.scan import DOWNLOAD, ScannedImage, scan
+from data_pipelines.compat import LocalDatasetInfo, data_dir_root
 from data_pipelines.errors import DataError
-from data_pipelines.tfds_builder import Info, in_shards
+from data_pipelines.tfds_builder import shuffled_shards
 
 
 @dataclasses.dataclass(kw_only=True)
 class BreakHisConfig(tfds.core.BuilderConfig):
-    """One magnification, or `all`.
+    """The images to prepare.
 
     Attributes:
       magnification: `40X`, `100X`, `200X`, `400X` or `all`.
@@ -27,7 +28,7 @@ class BreakHisConfig(tfds.core.BuilderConfig):
     on_bad_image: str = "error"
 
 
-_KNOWN = (*filenames.MAGNIFICATIONS, "all")
+_MAGNIFICATIONS = (*filenames.MAGNIFICATIONS, "all")
 _POLICIES = ("error", "skip")
 
 
@@ -37,13 +38,13 @@ def _config(magnification: str, on_bad_image: str) -> BreakHisConfig:
 
 
 def config_name(magnification: str, on_bad_image: str = "error") -> str:
-    """The name of the builder's configuration; without one TFDS would silently take the first.
+    """Return the name of the builder's config; without a name, TFDS would silently use the first config.
 
     Raises:
       DataError: unknown magnification or policy.
     """
-    if magnification not in _KNOWN:
-        raise DataError(f"data.magnification='{magnification}' is not one of {', '.join(_KNOWN)}")
+    if magnification not in _MAGNIFICATIONS:
+        raise DataError(f"data.magnification='{magnification}' is not one of {', '.join(_MAGNIFICATIONS)}")
     if on_bad_image not in _POLICIES:
         raise DataError(f"data.on_bad_image='{on_bad_image}' is neither 'error' nor 'skip'")
     return _config(magnification, on_bad_image).name
@@ -56,12 +57,12 @@ class Builder(tfds.core.ShardBasedBuilder):
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [_config(m, policy) for m in _KNOWN for policy in _POLICIES]  # noqa: RUF012 (TFDS's interface)
+    BUILDER_CONFIGS = [_config(m, policy) for m in _MAGNIFICATIONS for policy in _POLICIES]  # noqa: RUF012 (required by TFDS)
     MANUAL_DOWNLOAD_INSTRUCTIONS = f"Download {DOWNLOAD} (about 4 GB, CC BY 4.0)."
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text()
-        return Info(
+        return LocalDatasetInfo(
             builder=self,
             description="BreakHis, breast tumour histopathology (Spanhol et al. 2016), original PNG bytes.",
             homepage="https://web.inf.ufpr.br/vri/databases/breast-cancer-histopathological-database-breakhis/",
@@ -82,11 +83,11 @@ class Builder(tfds.core.ShardBasedBuilder):
         )
 
     def _shard_iterators_per_split(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        root = unpack(pathlib.Path(dl_manager.manual_dir), pathlib.Path(self._data_dir_root, "extracted"))
+        root = unpack(pathlib.Path(dl_manager.manual_dir), data_dir_root(self) / "extracted")
         config: BreakHisConfig = self.builder_config
         found = scan(root, config.magnification, config.on_bad_image)
         self.info.metadata["scan"] = json.dumps(found.summary)
-        return in_shards(found.images, lambda image: image.name.image_id, _example)
+        return shuffled_shards(found.images, lambda image: image.name.image_id, _example)
 
 
 def _example(image: ScannedImage) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The grammar of BreakHis's file names and the counts that its paper publishes.
+"""The grammar of BreakHis file names, and the counts published in its paper.
 
-Everything that is known of an image stands in its name, so folders are never trusted: mirrors lose them.
+The name holds everything that is known about an image, so folders are ignored: mirrors lose them.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ SUBTYPE_NAMES = {
 _BENIGN = frozenset(("A", "F", "PT", "TA"))
 
 # Spanhol et al. 2016: images of each subtype at 40X, 100X, 200X, 400X. The totals are 1995, 2081, 2013
-# and 1820; the "9,109 images" of the dataset's page is a typing error.
+# and 1820; the "9,109 images" on the dataset's page is a typo.
 PUBLISHED_COUNTS: dict[str, tuple[int, int, int, int]] = {
     "A": (114, 113, 111, 106),
     "F": (253, 260, 264, 237),
@@ -35,7 +35,7 @@ PUBLISHED_COUNTS: dict[str, tuple[int, int, int, int]] = {
 }
 
 # Slide 13412 is filed under ductal and under lobular carcinoma, the same pictures under two names.
-# The literature that removes a copy removes the ductal one.
+# Publications that remove one copy remove the ductal one.
 DUPLICATE_SLIDES = {"SOB_M_DC_14-13412": "SOB_M_LC_14-13412"}
 
 _NAME = re.compile(
@@ -49,19 +49,19 @@ _SHAPE = "SOB_<B|M>_<A|F|PT|TA|DC|LC|MC|PC>-<YY>-<slide>-<40|100|200|400>-<NNN>.
 
 
 class BadNameError(ValueError):
-    """A file name that is not of BreakHis's grammar; the message says where it departs."""
+    """A file name does not follow the BreakHis grammar; the message says where."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageName:
-    """What the name of an image says.
+    """The content of an image's name.
 
     Attributes:
-      image_id: the name without a mirror's prefix and without `.png`.
+      image_id: the name without a mirror's prefix and `.png`.
       label: `benign` or `malignant`.
       subtype: one of `SUBTYPES`.
-      patient_id: the slide folder's name, `SOB_B_A_14-22549AB`: what the literature calls a patient.
-      case_id: `14-22549`, the accession number without its letters, which are likely block letters.
+      patient_id: the name of the slide folder, `SOB_B_A_14-22549AB`, which the literature calls a patient.
+      case_id: `14-22549`, the accession number without its letters, which probably denote blocks.
       magnification: one of `MAGNIFICATIONS`.
     """
 
@@ -74,14 +74,14 @@ class ImageName:
 
 
 def parse(file_name: str) -> ImageName:
-    """Reads a file name (no folders).
+    """Parse a file name without folders.
 
     Raises:
-      BadNameError: the name is not of the grammar, or its class and its subtype contradict each other.
+      BadNameError: the name does not follow the grammar, or its class contradicts its subtype.
     """
     match = _NAME.fullmatch(file_name)
     if match is None:
-        raise BadNameError(_departure(file_name))
+        raise BadNameError(_describe_mismatch(file_name))
     cls, subtype = match["cls"].upper(), match["subtype"].upper()
     if (cls == "B") != (subtype in _BENIGN):
         raise BadNameError(f"class {cls} contradicts subtype {subtype} ({SUBTYPE_NAMES[subtype]})")
@@ -96,8 +96,8 @@ def parse(file_name: str) -> ImageName:
     )
 
 
-def _departure(file_name: str) -> str:
-    """Says which field of a misnamed file is off, where that can be told."""
+def _describe_mismatch(file_name: str) -> str:
+    """Say which field of a misnamed file is wrong, if that can be determined."""
     fields = re.match(r"(?:(?:benign|malignant)_+)?SOB_([^_-]+)_([^_-]+)-", file_name, re.IGNORECASE)
     if fields and fields[1].upper() not in ("B", "M"):
         return f"unknown class '{fields[1]}' (known: B, M)"

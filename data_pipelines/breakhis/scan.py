@@ -1,4 +1,4 @@
-"""Finding BreakHis's images under a folder, and saying what is wrong or missing before anything is built."""
+"""Scan of BreakHis: find its images below a folder and report what is wrong or missing before anything is stored."""
 
 import concurrent.futures
 import dataclasses
@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from data_pipelines.breakhis import filenames
-from data_pipelines.errors import DataError, bad_images_message
-from data_pipelines.images import BadImageError, CheckedImage, check_png
+from data_pipelines.errors import BadImageError, DataError, bad_images_message
+from data_pipelines.images import CheckedImage, check_png
 from data_pipelines.listing import list_files
 
 DOWNLOAD = "http://www.inf.ufpr.br/vri/databases/BreaKHis_v1.tar.gz"
@@ -18,7 +18,7 @@ DOWNLOAD = "http://www.inf.ufpr.br/vri/databases/BreaKHis_v1.tar.gz"
 
 @dataclasses.dataclass(frozen=True)
 class ScannedImage:
-    """A readable image: where it lies, what its name says, and its pixels' hash."""
+    """A readable image: its path, its parsed name, and the hash of its pixels."""
 
     path: pathlib.Path
     name: filenames.ImageName
@@ -27,14 +27,13 @@ class ScannedImage:
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """What lies under a root.
+    """The images below a root.
 
     Attributes:
       images: the readable images of the wanted magnifications, sorted by image_id.
-      summary: JSON-able facts that travel with the prepared dataset: `bad_images` (file -> reason),
-        `notes`, `patients` (who is there, with images by magnification over ALL magnifications found, so that
-        a split does not depend on which magnification was prepared), `published` (subtype -> found and
-        published counts at the wanted magnifications).
+      summary: JSON-able facts that are stored with the prepared dataset: `bad_images` (file -> reason), `notes`,
+        `patients` (with images by magnification over ALL magnifications found, so that a split does not depend on which
+        magnification was prepared), `published` (subtype -> found and published counts at the wanted magnifications).
     """
 
     images: tuple[ScannedImage, ...]
@@ -42,7 +41,7 @@ class Scan:
 
 
 def require_pngs(root: pathlib.Path) -> list[pathlib.Path]:
-    """All PNG files below `root`, sorted.
+    """Return all PNG files below `root`, sorted.
 
     Raises:
       DataError: there are none.
@@ -57,7 +56,7 @@ def require_pngs(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def scan(root: pathlib.Path, magnification: str, on_bad_image: str = "error") -> Scan:
-    """Reads and checks every image below `root`: the archive's tree, or folders that kept only the names.
+    """Read and check every image below `root`: the archive's tree, or any folders with the published names.
 
     Args:
       root: a folder.
@@ -65,23 +64,16 @@ def scan(root: pathlib.Path, magnification: str, on_bad_image: str = "error") ->
       on_bad_image: `error` or `skip`.
 
     Raises:
-      DataError: no images, none of that magnification, or bad images while `on_bad_image` is `error`.
+      DataError: no image, none of that magnification, or bad images while `on_bad_image` is `error`.
     """
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder; data.root is BreakHis's archive or a folder with its images")
-    paths = require_pngs(root)
+        raise DataError(f"{root}: no such folder; set data.root to BreakHis's archive or a folder with its images")
     wanted = filenames.MAGNIFICATIONS if magnification == "all" else (magnification,)
-    bad: dict[str, str] = {}
-    named: list[tuple[pathlib.Path, filenames.ImageName]] = []
-    for path in paths:
-        try:
-            named.append((path, filenames.parse(path.name)))
-        except filenames.BadNameError as error:
-            bad[str(path.relative_to(root))] = str(error)
+    named, bad = _parse_names(require_pngs(root), root)
     selected = [(path, name) for path, name in named if name.magnification in wanted]
     if named and not selected:
-        there = Counter(name.magnification for _, name in named)
-        listing = ", ".join(f"{m}: {there[m]}" for m in filenames.MAGNIFICATIONS if there[m])
+        counts = Counter(name.magnification for _, name in named)
+        listing = ", ".join(f"{m}: {counts[m]}" for m in filenames.MAGNIFICATIONS if counts[m])
         raise DataError(f"{root}: no image of magnification {magnification} (found {listing})")
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -98,9 +90,9 @@ def scan(root: pathlib.Path, magnification: str, on_bad_image: str = "error") ->
             if checked.note:
                 notes[checked.note] += 1
         elif twin.pixel_hash == checked.pixel_hash:
-            notes["the same image under the same name in two folders, taken once"] += 1
+            notes["the same image under the same name in two folders, used once"] += 1
         else:
-            bad[relative] = f"same name as {twin.path.relative_to(root)}, but other pixels"
+            bad[relative] = f"same name as {twin.path.relative_to(root)}, but different pixels"
     if bad and on_bad_image == "error":
         raise DataError(bad_images_message(root, bad))
     if not images:
@@ -120,7 +112,7 @@ def scan(root: pathlib.Path, magnification: str, on_bad_image: str = "error") ->
 
 
 def compare_with_published(found: Counter[str], magnifications: tuple[str, ...]) -> dict[str, dict[str, int]]:
-    """Counts by subtype beside those of the paper, at the given magnifications."""
+    """Return found and published counts by subtype at the given magnifications."""
     positions = [filenames.MAGNIFICATIONS.index(m) for m in magnifications]
     return {
         subtype: {"found": found[subtype], "published": sum(counts[p] for p in positions)}
@@ -129,17 +121,30 @@ def compare_with_published(found: Counter[str], magnifications: tuple[str, ...])
 
 
 def describe_missing(published: dict[str, dict[str, int]]) -> str:
-    """One line: how the counts differ from the published table."""
+    """Describe in one line how the counts differ from the published table."""
     found = sum(row["found"] for row in published.values())
     total = sum(row["published"] for row in published.values())
-    off = [
+    differences = [
         f"{subtype} {row['found']}/{row['published']}"
         for subtype, row in published.items()
         if row["found"] != row["published"]
     ]
-    if not off:
-        return f"all {total} published images are there"
-    return f"{found} of {total} published images; found/published by subtype: {', '.join(off)}"
+    if not differences:
+        return f"all {total} published images are present"
+    return f"{found} of {total} published images; found/published by subtype: {', '.join(differences)}"
+
+
+def _parse_names(
+    paths: Iterable[pathlib.Path], root: pathlib.Path
+) -> tuple[list[tuple[pathlib.Path, filenames.ImageName]], dict[str, str]]:
+    """Return the files with a valid name, and the others: path below the root -> reason."""
+    named, bad = [], {}
+    for path in paths:
+        try:
+            named.append((path, filenames.parse(path.name)))
+        except filenames.BadNameError as error:
+            bad[str(path.relative_to(root))] = str(error)
+    return named, bad
 
 
 def _patients(names: Iterable[filenames.ImageName]) -> list[dict[str, Any]]:
@@ -157,7 +162,7 @@ def _patients(names: Iterable[filenames.ImageName]) -> list[dict[str, Any]]:
 
 
 def _check(path: pathlib.Path) -> CheckedImage | str:
-    """The checked image, or the reason why it cannot be used."""
+    """Return the checked image, or the reason why it cannot be used."""
     try:
         return check_png(path.read_bytes())
     except BadImageError as error:

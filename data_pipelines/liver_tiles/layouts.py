@@ -1,4 +1,4 @@
-"""Which images lie below a root, and what table, names, folders or masks say of each; no pixel is read here."""
+"""The images below a root, and their labels by table, names, folders or masks; no pixels are read here."""
 
 import dataclasses
 import pathlib
@@ -11,6 +11,7 @@ from data_pipelines.listing import list_files
 from data_pipelines.liver_tiles import masks, table
 from data_pipelines.liver_tiles.spec import LIVER_LABELS, TilesSpec
 from data_pipelines.records import label_set
+from data_pipelines.tables import SIDES, SUFFIXES
 
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _MASK_FOLDERS = ("mask", "masks")
@@ -20,16 +21,16 @@ _VECTOR = re.compile(r"\[\s*([01](?:[\s,_]*[01])*)\s*\]$")  # name[1 0 0 1]
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """An image file and what is known of it without opening it.
+    """An image file and what is known about it without opening it.
 
     Attributes:
-      path: of the image.
-      labels: their names, in order; empty where the mask tells them.
-      patient_id: empty: unknown; so are `slide_id` and `source_id`.
-      slide_id: see above.
-      source_id: see above.
+      path: the image.
+      labels: names of its labels, in order; empty if they come from the mask.
+      patient_id: empty: unknown.
+      slide_id: empty: unknown.
+      source_id: empty: unknown.
       given_split: train, val or test; empty: none.
-      mask: the file with a class for each pixel, if that is how labels are told.
+      mask: the file with the class of each pixel, in the layout `masks`.
     """
 
     path: pathlib.Path
@@ -43,15 +44,15 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What lies below a root.
+    """The content of a root.
 
     Attributes:
       layout: table, names, folders or masks.
-      labels: all of them, in the order of the model's outputs.
+      labels: all labels, in the order of the model's outputs.
       items: the images, sorted by path.
       bad: image -> why it cannot be used.
-      notes: things worth knowing, counted.
-      files: everything that was looked at: the images, their masks, the table.
+      notes: remarks for the user, with their counts.
+      files: all files that were considered: images, masks, the table.
     """
 
     layout: str
@@ -63,10 +64,10 @@ class Found:
 
 
 def find(root: pathlib.Path, spec: TilesSpec) -> Found:
-    """Finds the images below `root` and their labels.
+    """Find the images below `root` and their labels.
 
     Raises:
-      DataError: nothing there, an unknown layout, labels that do not fit.
+      DataError: no image, no known layout, or labels that do not fit.
     """
     images = list_files(root, IMAGES)
     tables = table.list_tables(root)
@@ -78,7 +79,11 @@ def find(root: pathlib.Path, spec: TilesSpec) -> Found:
         path = table.choose(root, spec.table, tables)
         items = [_with_groups(Item(**row), spec) for row in table.read(path, labels)]
         files = sorted({item.path for item in items if item.path.is_file()} | {path})
-        bad = {name_of(i.path, root): "named in the table, but not there" for i in items if not i.path.is_file()}
+        bad = {
+            name_of(i.path, root): "listed in the table, but the file does not exist"
+            for i in items
+            if not i.path.is_file()
+        }
     elif layout == "masks":
         found = [path for path in images if _mask_folder(path, root) is not None]
         items = [_with_groups(Item(path, mask=masks.mask_of(path)), spec, root) for path in found]
@@ -94,14 +99,14 @@ def find(root: pathlib.Path, spec: TilesSpec) -> Found:
 
 
 def name_of(path: pathlib.Path, root: pathlib.Path) -> str:
-    """How an image below `root` is called: its path from there."""
+    """Return the name of an image below `root`: its path relative to it."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def _layout(root: pathlib.Path, spec: TilesSpec, images: Sequence[pathlib.Path], tables: Sequence[pathlib.Path]) -> str:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder (data.root)")
-    there = {
+    detected = {
         "table": bool(tables),
         "masks": any(_mask_folder(path, root) for path in images),
         "names": any(_VECTOR.search(path.stem) for path in images),
@@ -109,13 +114,13 @@ def _layout(root: pathlib.Path, spec: TilesSpec, images: Sequence[pathlib.Path],
     }
     layout = "table" if spec.table else spec.layout
     if layout == "auto":
-        layout = next((name for name, found in there.items() if found), "")
-    if layout and there[layout]:
+        layout = next((name for name, present in detected.items() if present), "")
+    if layout and detected[layout]:
         return layout
     names = ", ".join(spec.labels or LIVER_LABELS)
     expected = {
-        "table": f"a table ({', '.join(table.SUFFIXES)}) with the columns path, {names}",
-        "names": "images named like name[1 0 0 1].png, a digit for each label",
+        "table": f"a table ({', '.join(SUFFIXES)}) with the columns path, {names}",
+        "names": "images named like name[1 0 0 1].png, with one digit per label",
         "folders": f"images in folders named {names} (data.tiles.labels)",
         "masks": "images in img/ with masks of the same names in mask/",
     }
@@ -132,16 +137,16 @@ def _from_names(
     for path in images:
         match = _VECTOR.search(path.stem)
         if match is None:
-            bad[name_of(path, root)] = f"its name has no labels like [{' '.join('0' for _ in labels)}]"
+            bad[name_of(path, root)] = f"its name has no labels such as [{' '.join('0' for _ in labels)}]"
             continue
         digits = re.findall("[01]", match[1])
         if len(digits) != len(labels):
             raise DataError(
                 f"{path}: {len(digits)} digits in the name, but {len(labels)} labels ({', '.join(labels)}): "
-                "name the labels in the order of the digits with --config.data.tiles.labels=\"('a','b')\""
+                "set the labels in the order of the digits with --config.data.tiles.labels=\"('a','b')\""
             )
-        there = tuple(name for name, digit in zip(labels, digits, strict=True) if digit == "1")
-        items.append(_with_groups(Item(path, there), spec, root))
+        present = tuple(name for name, digit in zip(labels, digits, strict=True) if digit == "1")
+        items.append(_with_groups(Item(path, present), spec, root))
     return items, bad
 
 
@@ -150,16 +155,16 @@ def _from_folders(
 ) -> tuple[list[Item], dict[str, str]]:
     items, bad = [], {}
     for path in images:
-        there = _folder_labels(path, root, labels)
-        if there is None:
-            bad[name_of(path, root)] = f"it lies in no folder named after a label ({', '.join(labels)})"
+        present = _folder_labels(path, root, labels)
+        if present is None:
+            bad[name_of(path, root)] = f"none of its folders is named after a label ({', '.join(labels)})"
         else:
-            items.append(_with_groups(Item(path, there), spec, root))
+            items.append(_with_groups(Item(path, present), spec, root))
     return items, bad
 
 
 def _folder_labels(path: pathlib.Path, root: pathlib.Path, labels: Sequence[str]) -> tuple[str, ...] | None:
-    """The labels that the nearest folder above `path` names, such as `tumor` or `tumor+necrosis`; None: none does."""
+    """Return the labels in the nearest folder's name, such as `tumor` or `tumor+necrosis`; None if there are none."""
     for folder in reversed(path.relative_to(root).parts[:-1]):
         named = set(label_set(folder))
         if named <= set(labels):
@@ -168,7 +173,7 @@ def _folder_labels(path: pathlib.Path, root: pathlib.Path, labels: Sequence[str]
 
 
 def _mask_folder(path: pathlib.Path, root: pathlib.Path) -> pathlib.Path | None:
-    """The folder of masks beside the folder of images that `path` lies in; None: it is no image with a mask."""
+    """Return the folder of masks beside the folder of images that holds `path`; None if there is none."""
     if path.parent == root or path.parent.name.lower() not in _IMAGE_FOLDERS:
         return None
     beside = path.parent.parent
@@ -176,13 +181,13 @@ def _mask_folder(path: pathlib.Path, root: pathlib.Path) -> pathlib.Path | None:
 
 
 def _with_groups(item: Item, spec: TilesSpec, root: pathlib.Path | None = None) -> Item:
-    """The item with what the name's pattern, and below a `root` its folders' names, say of it.
+    """Add what the pattern of the file's name, and below a `root` the names of its folders, say about an item.
 
     Raises:
-      DataError: a name that the pattern does not match.
+      DataError: the name does not match the pattern.
     """
     if root is not None:
-        sides = [table.SIDES.get(part.lower(), "") for part in item.path.relative_to(root).parts[:-1]]
+        sides = [SIDES.get(part.lower(), "") for part in item.path.relative_to(root).parts[:-1]]
         item = dataclasses.replace(item, given_split=next(filter(None, sides), ""))
     if not spec.group_pattern:
         return item
@@ -198,11 +203,11 @@ def _with_groups(item: Item, spec: TilesSpec, root: pathlib.Path | None = None) 
 
 
 def _usable_sides(items: Iterable[Item]) -> tuple[list[Item], Counter[str]]:
-    """Drops given sides unless they make a split: every image has one, and there are train and test."""
+    """Drop given sides unless they make a split: every image has one, and train and test occur."""
     items = list(items)
     sides = Counter(item.given_split for item in items)
     if sides["train"] and sides["test"] and not sides[""]:
         return items, Counter()
     given = sum(sides.values()) - sides[""]
-    note = "image with a given side that is not used: train and test are needed, and a side for every image"
+    note = "image whose given side is ignored: a split needs train and test, and a side for every image"
     return [dataclasses.replace(item, given_split="") for item in items], Counter({note: given} if given else {})

@@ -8,11 +8,12 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from data_pipelines.compat import LocalDatasetInfo
 from data_pipelines.errors import DataError
 from data_pipelines.liver_tiles.scan import Tile, scan, stored_bytes
 from data_pipelines.liver_tiles.spec import TilesSpec
 from data_pipelines.records import FIELDS, label_set
-from data_pipelines.tfds_builder import Info, in_shards
+from data_pipelines.tfds_builder import shuffled_shards
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -29,7 +30,7 @@ class LiverTilesConfig(tfds.core.BuilderConfig):
 
 
 def config(tiles: TilesSpec, on_bad_image: str = "error") -> LiverTilesConfig:
-    """The builder's configuration, named after all that it says.
+    """Return the builder's config; its name is a hash of everything in it.
 
     Raises:
       DataError: unknown policy.
@@ -48,12 +49,10 @@ class Builder(tfds.core.ShardBasedBuilder):
     """
 
     VERSION = tfds.core.Version("1.1.0")
-    MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "No tiles of the paper are published: bring your own, see README.md beside this file."
-    )
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "The paper's tiles are not published: use your own, see README.md beside this file."
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return Info(
+        return LocalDatasetInfo(
             builder=self,
             description="Tiles with any number of labels each (layouts: see data_pipelines/liver_tiles/README.md).",
             metadata=tfds.core.MetadataDict(),
@@ -70,7 +69,7 @@ class Builder(tfds.core.ShardBasedBuilder):
         settings: LiverTilesConfig = self.builder_config
         found = scan(pathlib.Path(dl_manager.manual_dir), settings.tiles, settings.on_bad_image)
         self.info.metadata["scan"] = json.dumps(found.summary)
-        return in_shards(found.tiles, lambda tile: tile.record.image_id, _example)
+        return shuffled_shards(found.tiles, lambda tile: tile.record.image_id, _example)
 
 
 def _example(tile: Tile) -> dict[str, Any]:

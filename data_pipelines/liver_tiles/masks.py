@@ -1,4 +1,4 @@
-"""Images with masks: which class a pixel is, and the tiles that are cut from them."""
+"""Images with masks: the class of each pixel, and the tiles that are cut."""
 
 import io
 import pathlib
@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from data_pipelines.errors import DataError
-from data_pipelines.images import BadImageError
+from data_pipelines.errors import BadImageError, DataError
 from data_pipelines.liver_tiles.spec import TilesSpec
 
 # WSSS4LUAD (Han et al. 2022): tumor, stroma, normal, and white for the background.
@@ -18,7 +17,7 @@ _SUFFIXES = (".png", ".tif", ".tiff")
 
 
 def mask_of(image: pathlib.Path) -> pathlib.Path | None:
-    """The mask of an image in `img/…`: the file of the same name in `mask/` or `masks/` beside it; None: none."""
+    """Return the mask of an image in `img/`: the file of the same name in `mask/` or `masks/` beside it, if any."""
     for folder in ("mask", "masks"):
         for suffix in _SUFFIXES:
             path = image.parent.parent / folder / (image.stem + suffix)
@@ -28,25 +27,30 @@ def mask_of(image: pathlib.Path) -> pathlib.Path | None:
 
 
 def own_labels(root: pathlib.Path, masks: Sequence[pathlib.Path]) -> tuple[str, ...]:
-    """The labels of masks that bring their own, told by the palette of all of them.
+    """Return the labels that the masks' common palette implies.
 
     Raises:
-      DataError: they do not: somebody must say which value is which label.
+      DataError: the palette is not known, so the user must name the labels and their values.
     """
     palettes = {palette[: len(_WSSS4LUAD)] for path in masks if (palette := _palette(path)) is not None}
     if palettes == {_WSSS4LUAD}:
         return _WSSS4LUAD_LABELS
     raise DataError(
-        f"{root}: what the values in the masks mean is not known (theirs is not WSSS4LUAD's palette): name the labels "
-        "and the value of each with --config.data.tiles.labels=\"('a','b')\" and .mask_values=\"(1,2)\""
+        f"{root}: the meaning of the values in the masks is unknown (their palette is not WSSS4LUAD's): set the labels "
+        "and their values with --config.data.tiles.labels=\"('a','b')\" and .mask_values=\"(1,2)\""
     )
 
 
 def read_mask(path: pathlib.Path, height: int, width: int) -> np.ndarray:
-    """The class of each pixel of an image of this size, `uint8 [h, w]`.
+    """Read the class of each pixel, `uint8 [h, w]`.
+
+    Args:
+      path: the mask.
+      height: height of its image in pixels.
+      width: width of its image in pixels.
 
     Raises:
-      BadImageError: unreadable, colours instead of numbers, another size than the image's.
+      BadImageError: the mask is unreadable, holds colours instead of numbers, or has another size than the image.
     """
     try:
         with Image.open(io.BytesIO(path.read_bytes()), formats=("PNG", "TIFF")) as mask:
@@ -55,28 +59,28 @@ def read_mask(path: pathlib.Path, height: int, width: int) -> np.ndarray:
         raise BadImageError(f"its mask {path.name} is unreadable ({error})") from error
     if mode not in ("P", "L", "1"):
         raise BadImageError(
-            f"its mask {path.name} has mode {mode} where a number a pixel (palette or grey) is expected"
+            f"its mask {path.name} has mode {mode} where one number per pixel (palette or grey) is expected"
         )
     if values.shape != (height, width):
         raise BadImageError(
-            f"its mask {path.name} is {values.shape[1]}×{values.shape[0]} pixels, the image {width}×{height}"
+            f"its mask {path.name} is {values.shape[1]}×{values.shape[0]} pixels, but the image is {width}×{height}"
         )
     return values.astype(np.uint8)
 
 
 def tiles(mask: np.ndarray, labels: Sequence[str], spec: TilesSpec) -> Iterator[tuple[int, int, tuple[str, ...]]]:
-    """The tiles of an image: left and upper edge in pixels, and the labels whose class covers enough of it."""
+    """Yield the tiles of an image: left and upper edge in pixels, and the labels that cover enough of the tile."""
     values = spec.mask_values or tuple(range(len(labels)))
-    least = spec.min_share * spec.size**2
+    min_pixels = spec.min_share * spec.size**2
     step = spec.stride or spec.size
     for y in range(0, mask.shape[0] - spec.size + 1, step):
         for x in range(0, mask.shape[1] - spec.size + 1, step):
             counts = np.bincount(mask[y : y + spec.size, x : x + spec.size].ravel(), minlength=256)
-            yield x, y, tuple(name for name, value in zip(labels, values, strict=True) if counts[value] >= least)
+            yield x, y, tuple(name for name, value in zip(labels, values, strict=True) if counts[value] >= min_pixels)
 
 
 def _palette(path: pathlib.Path) -> tuple[int, ...] | None:
-    """Of a mask without a palette it is empty; None: unreadable, which `read_mask` tells of."""
+    """Return a mask's palette, empty if it has none; None if it is unreadable, which `read_mask` reports."""
     try:
         with Image.open(path, formats=("PNG", "TIFF")) as mask:
             return tuple(mask.getpalette() or ()) if mask.mode == "P" else ()

@@ -1,4 +1,4 @@
-"""Reading and checking every image of a root, cutting those with masks, telling what is wrong before any is stored."""
+"""Scan of tiles: read and check every image, cut those with masks, and report problems before anything is stored."""
 
 import concurrent.futures
 import dataclasses
@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from data_pipelines.errors import DataError, bad_images_message
-from data_pipelines.images import BadImageError, check_image, decode_rgb, encode_png, is_tiff, pixel_hash
+from data_pipelines.errors import BadImageError, DataError, bad_images_message
+from data_pipelines.images import check_image, decode_rgb, encode_png, is_tiff, pixel_hash
 from data_pipelines.liver_tiles import layouts, masks
 from data_pipelines.liver_tiles.layouts import Item, name_of
 from data_pipelines.liver_tiles.spec import TilesSpec
@@ -21,7 +21,14 @@ _SMALL = "image smaller than a tile left out (data.tiles.size)"
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """An image to be stored, of height and width `shape`: a file, or the part of it at `corner`, x and y."""
+    """An image to be stored: a whole file or a part of it.
+
+    Attributes:
+      record: its row of the table.
+      path: the file.
+      shape: height and width in pixels.
+      corner: x and y of the part's upper left corner in pixels; None: the whole file.
+    """
 
     record: Record
     path: pathlib.Path
@@ -31,12 +38,12 @@ class Tile:
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """What lies under a root.
+    """The tiles of a root.
 
     Attributes:
-      tiles: what is usable, sorted by image_id.
-      summary: JSON-able facts that travel with the prepared dataset: `root`, `layout`, `labels`, `bad_images`
-        (file -> reason), `notes`, `tile_pixels` (side of the tiles; None where they are not all one square).
+      tiles: the usable tiles, sorted by image_id.
+      summary: JSON-able facts that are stored with the prepared dataset: `root`, `layout`, `labels`, `bad_images`
+        (file -> reason), `notes`, `tile_pixels` (side of the tiles; None unless all are squares of one size).
     """
 
     tiles: tuple[Tile, ...]
@@ -44,7 +51,7 @@ class Scan:
 
 
 def scan(root: pathlib.Path, spec: TilesSpec, on_bad_image: str = "error") -> Scan:
-    """Reads and checks every image below `root`.
+    """Read and check every image below `root`.
 
     Args:
       root: a folder.
@@ -52,7 +59,7 @@ def scan(root: pathlib.Path, spec: TilesSpec, on_bad_image: str = "error") -> Sc
       on_bad_image: `error` or `skip`.
 
     Raises:
-      DataError: no images, or bad images while `on_bad_image` is `error`.
+      DataError: no image, or bad images while `on_bad_image` is `error`.
     """
     found = layouts.find(root, spec)
     bad, notes = dict(found.bad), Counter(found.notes)
@@ -87,7 +94,7 @@ def scan(root: pathlib.Path, spec: TilesSpec, on_bad_image: str = "error") -> Sc
 
 
 def stored_bytes(tile: Tile) -> bytes:
-    """What is stored of a tile: the file's own bytes where they can be (PNG, JPEG), else a PNG of its pixels."""
+    """Return what is stored of a tile: the file's own bytes if possible (PNG, JPEG), else a PNG of its pixels."""
     data = tile.path.read_bytes()
     if tile.corner is not None:
         (x, y), (height, width) = tile.corner, tile.shape
@@ -96,14 +103,14 @@ def stored_bytes(tile: Tile) -> bytes:
 
 
 def image_ids(items: Iterable[Item], root: pathlib.Path) -> dict[pathlib.Path, str]:
-    """A unique name for each image: its path below the root, without the suffix where that is unique."""
+    """Return a unique name for each image: its path below the root, without the suffix if that is unique."""
     bare = {item.path: name_of(item.path, root).removesuffix(item.path.suffix) for item in items}
     count = Counter(bare.values())
     return {path: name if count[name] == 1 else name_of(path, root) for path, name in bare.items()}
 
 
 def _read(item: Item, image_id: str, labels: tuple[str, ...], spec: TilesSpec) -> tuple[list[Tile], Counter[str]] | str:
-    """The tiles of an image and what is to be noted, or the reason why it cannot be used."""
+    """Return the tiles of an image and its notes, or the reason why it cannot be used."""
     try:
         data = item.path.read_bytes()
         checked = check_image(data)

@@ -1,11 +1,11 @@
-"""How a folder of tiles is to be read: the fields of `config.data.tiles`."""
+"""How a folder of tiles is read: the fields of `config.data.tiles`."""
 
 import dataclasses
 import re
 
 from data_pipelines.errors import DataError
 
-LIVER_LABELS = ("interstitial", "necrosis", "non_tumor", "tumor")  # of arXiv 2308.10446
+LIVER_LABELS = ("interstitial", "necrosis", "non_tumor", "tumor")  # arXiv 2308.10446
 LAYOUTS = ("auto", "table", "names", "folders", "masks")
 _GROUPS = ("patient", "slide")
 
@@ -15,21 +15,21 @@ class TilesSpec:
     """How to read the tiles of a root.
 
     Attributes:
-      labels: names, in the order of the model's outputs; empty: the set's own, that is tumor, stroma and normal for
-        masks with WSSS4LUAD's palette and `LIVER_LABELS` for everything else.
-      layout: one of `LAYOUTS`; `auto` goes by what is there.
-      table: file name of the table below the root, if there are several.
+      labels: names in the order of the model's outputs; empty: tumor, stroma and normal for masks with WSSS4LUAD's
+        palette, and `LIVER_LABELS` for everything else.
+      layout: one of `LAYOUTS`; `auto`: detect it.
+      table: file name of the table below the root; needed only if there are several.
       group_pattern: regular expression on file names without suffix, with the named groups `patient`, `slide` or
         both; empty: none.
-      size: pixels of the side of a tile cut from an image with a mask.
-      stride: pixels from tile to tile; 0: `size`.
-      min_share: of a tile that a class must cover to be one of its labels.
-      mask_values: the value of each label in the masks; empty: 0, 1, 2 … in the order of the labels.
-      keep_empty: whether to keep tiles cut from masks that have no label; what a table, a name or a folder lists
-        without any is always kept.
+      size: side of a tile that is cut from an image with a mask, in pixels.
+      stride: distance between tiles in pixels; 0: `size`.
+      min_share: fraction of a tile, in (0, 1], that a class must cover to be one of its labels.
+      mask_values: value of each label in the masks; empty: 0, 1, 2 … in the order of the labels.
+      keep_empty: keep tiles without a label that are cut from masks; images that a table, a name or a folder lists
+        without a label are always kept.
 
     Raises:
-      DataError: a field that means nothing.
+      DataError: a field has an illegal value.
     """
 
     labels: tuple[str, ...] = ()
@@ -51,35 +51,35 @@ class TilesSpec:
         object.__setattr__(self, "labels", tuple(self.labels))
         object.__setattr__(self, "mask_values", tuple(self.mask_values))
         for name in self.labels:
-            # "+" joins labels, and the rest would not survive a table or a folder's name.
+            # "+" joins labels, and other characters would not survive a table or a folder's name.
             plain = isinstance(name, str) and re.fullmatch(r"\w[\w .-]*", name) and name == name.strip()
-            require(bool(plain), f"labels: '{name}' is no plain name (letters, digits, _, -, . and spaces inside)")
-        require(len(set(self.labels)) == len(self.labels), f"labels={self.labels}: a name occurs twice")
+            require(bool(plain), f"labels: '{name}' is not a plain name (letters, digits, _, -, . and inner spaces)")
+        require(len(set(self.labels)) == len(self.labels), f"labels={self.labels}: a name is repeated")
         require(self.layout in LAYOUTS, f"layout='{self.layout}' is not one of {', '.join(LAYOUTS)}")
         require(
             not self.table or self.layout in ("auto", "table"),
-            f"table='{self.table}' has no meaning with layout={self.layout}",
+            f"table='{self.table}' cannot be combined with layout={self.layout}",
         )
-        require(self.size >= 1, f"size={self.size} is not at least 1")
-        require(self.stride >= 0, f"stride={self.stride} is negative")
+        require(self.size >= 1, f"size={self.size} must be at least 1")
+        require(self.stride >= 0, f"stride={self.stride} must not be negative")
         require(0 < self.min_share <= 1, f"min_share={self.min_share} is not in (0, 1]")
         require(
             all(isinstance(value, int) and 0 <= value <= 255 for value in self.mask_values),
-            f"mask_values={self.mask_values} are not whole numbers in 0 … 255",
+            f"mask_values={self.mask_values} are not all integers in 0 … 255",
         )
         require(
-            len(set(self.mask_values)) == len(self.mask_values), f"mask_values={self.mask_values}: one occurs twice"
+            len(set(self.mask_values)) == len(self.mask_values), f"mask_values={self.mask_values}: a value is repeated"
         )
         require(
             not (self.labels and self.mask_values) or len(self.labels) == len(self.mask_values),
-            f"mask_values={self.mask_values} are {len(self.mask_values)}, the labels are {len(self.labels)}",
+            f"mask_values={self.mask_values} has {len(self.mask_values)} values for {len(self.labels)} labels",
         )
         if self.group_pattern:
             try:
                 named = set(re.compile(self.group_pattern).groupindex)
             except re.error as error:
                 raise DataError(
-                    f"data.tiles.group_pattern='{self.group_pattern}' is no regular expression: {error}"
+                    f"data.tiles.group_pattern='{self.group_pattern}' is not a regular expression: {error}"
                 ) from None
             require(
                 bool(named) and named <= set(_GROUPS),

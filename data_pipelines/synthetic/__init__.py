@@ -1,4 +1,4 @@
-"""Seeded synthetic H&E-like images in BreakHis's layout; no patient, no diagnosis."""
+"""Seeded synthetic H&E-like images in the layout of BreakHis; no patient, no diagnosis."""
 
 from data_pipelines.synthetic.generator import SyntheticSpec, generate
 

@@ -1,4 +1,4 @@
-"""Writes a seeded folder of synthetic H&E-like images in BreakHis's layout, under BreakHis's file names."""
+"""A seeded generator of H&E-like images in the folders and under the file names of BreakHis."""
 
 import dataclasses
 import itertools
@@ -21,10 +21,18 @@ _SCALE = {"40X": 0.4, "100X": 1.0, "200X": 2.0, "400X": 4.0}
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticSpec:
-    """What to generate: cases in the order A, F, PT, TA, DC, LC, MC, PC; images per magnification; pixels.
+    """What to generate. Every eighth case has two slide folders, which are two patients in the sense of BreakHis.
 
-    Every eighth case has two slide folders (two patients in BreakHis's sense). BreakHis's size is 460x700.
-    Raises ValueError for what cannot be generated.
+    Attributes:
+      seed: not negative.
+      cases_per_subtype: number of cases of A, F, PT, TA, DC, LC, MC, PC.
+      images_per_patient: images per patient and magnification.
+      magnifications: some of 40X, 100X, 200X, 400X.
+      height: pixels; BreakHis has 460.
+      width: pixels; BreakHis has 700.
+
+    Raises:
+      ValueError: a field has an illegal value.
     """
 
     seed: int = 0
@@ -56,8 +64,8 @@ class SyntheticSpec:
 @dataclasses.dataclass(frozen=True)
 class _Slide:
     code: str
-    digits: int  # the case
-    suffix: str  # of the slide folder
+    digits: int  # number of the case
+    suffix: str  # suffix of the slide folder
     part: int
 
     @property
@@ -65,7 +73,7 @@ class _Slide:
         return "B" if self.code in _BENIGN else "M"
 
     def path(self, magnification: str, number: int) -> pathlib.PurePosixPath:
-        """Path of an image below the root, as published: `_` before the folder's year, `-` before the file's."""
+        """Return an image's path below the root, as published: `_` before the folder's year, `-` before the file's."""
         tumor = "benign" if self.label == "B" else "malignant"
         head, tail = f"SOB_{self.label}_{self.code}", f"14-{self.digits}{self.suffix}"
         return pathlib.PurePosixPath(
@@ -94,8 +102,8 @@ def _rng(*key: int) -> np.random.Generator:
 
 
 def _render(spec: SyntheticSpec, slide: _Slide, magnification: str, number: int) -> npt.NDArray[np.uint8]:
-    """RGB uint8 (height, width, 3) of one image; depends on nothing but its arguments."""
-    # Two slides of a case share stain and grade: a split by slide then leaks here as it does in BreakHis.
+    """Render one image, RGB uint8 (height, width, 3); it depends on nothing but the arguments."""
+    # Two slides of a case share stain and grade, so a split by slide leaks here as it does in BreakHis.
     case = _rng(spec.seed, slide.digits)
     look = stain.draw_look(case)
     grade = case.uniform(0.0, 0.38) if slide.code in _BENIGN else case.uniform(0.42, 1.0)
@@ -105,8 +113,8 @@ def _render(spec: SyntheticSpec, slide: _Slide, magnification: str, number: int)
     habit = morphology.HABITS[slide.code]
     tissue = morphology.draw_tissue(rng, habit, grade, spec.height, spec.width, _SCALE[magnification] * zoom)
     look = stain.vary(look, rng)
-    # The lens blurs before the calibration, not after: small nuclei lose more contrast by it, and that would
-    # tell the class.
+    # The lens blurs before the calibration, not after: small nuclei lose more contrast by blurring, which would reveal
+    # the class.
     maps = (tissue.hematoxylin, tissue.eosin, tissue.tissue)
     hematoxylin, eosin, cover = (cv2.GaussianBlur(x, (0, 0), look.blur * zoom) for x in maps)
     density = stain.calibrate(hematoxylin, eosin, cover, look, rng)
@@ -118,9 +126,13 @@ def _write(folder: pathlib.Path, spec: SyntheticSpec, slide: _Slide, magnificati
 
 
 def generate(root: str | os.PathLike[str], spec: SyntheticSpec = SyntheticSpec()) -> pathlib.Path:
-    """Writes the data set to `root`, whole or not at all, and returns `root`; a no-op if it is there already.
+    """Generate the dataset atomically in `root`; do nothing if it already exists there.
 
-    Raises ValueError if `root` holds anything else.
+    Returns:
+      `root`.
+
+    Raises:
+      ValueError: `root` holds anything else.
     """
     jobs = [
         (slide, magnification, number)

@@ -1,8 +1,8 @@
 """Shapes of the synthetic tissue: stroma, glands, nests, cords, pools and fingers, as two stain density maps.
 
-Lengths are in units of one pixel of a 175 wide image at 100X; `scale` turns them into pixels. The class moves two
+Lengths are in pixels of an image 175 pixels wide at 100X; `scale` converts them. The class determines two
 things: which structures are built, and `grade` in 0..1, which nuclear size, its spread, raggedness and disorder
-follow. The white share and the nuclear share of an image are drawn before the class is looked at.
+follow. The white and nuclear fractions of an image are drawn before the class is considered.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ _WAVES = np.array([2.0, 3.0, 4.0])[None, :, None]
 
 @dataclasses.dataclass(frozen=True)
 class Habit:
-    """What a subtype builds: shares of the structures, gland size and shape, share of stromal nuclei."""
+    """The structures of a subtype: their frequencies, gland size and shape, fraction of stromal nuclei."""
 
     gland: float = 0.0
     nest: float = 0.0
@@ -31,7 +31,7 @@ class Habit:
     radius: tuple[float, float] = (16.0, 28.0)
     aspect: tuple[float, float] = (0.7, 1.0)
     gap: float = 4.0
-    stroma: float = 0.25  # share of the nuclear area that is stromal
+    stroma: float = 0.25  # fraction of the nuclear area that is stromal
 
 
 HABITS = {
@@ -48,7 +48,7 @@ HABITS = {
 
 @dataclasses.dataclass(frozen=True)
 class Tissue:
-    """Raw densities (h, w), any scale, and the share of tissue (h, w) in each pixel, 0 (clear) .. 1."""
+    """Raw densities (h, w) on any scale, and the fraction of tissue in each pixel (h, w), from 0 (clear) to 1."""
 
     hematoxylin: Array
     eosin: Array
@@ -56,7 +56,7 @@ class Tissue:
 
 
 def smooth_noise(rng: np.random.Generator, height: int, width: int, cell: float) -> Array:
-    """Smooth noise (h, w) with sd about 1 and a correlation length of `cell` pixels."""
+    """Draw smooth noise (h, w) with a standard deviation of about 1 and a correlation length of `cell` pixels."""
     rows, cols = int(height / cell) + 3, int(width / cell) + 3
 
     table = rng.normal(size=(rows, cols))
@@ -70,12 +70,12 @@ def smooth_noise(rng: np.random.Generator, height: int, width: int, cell: float)
 
 
 def grain_noise(rng: np.random.Generator, height: int, width: int, sigma: float) -> Array:
-    """Blurred white noise (h, w), sd about 1: dearer than `smooth_noise`, but no lattice shows at fine scales."""
+    """Draw blurred white noise (h, w): slower than `smooth_noise`, but without a visible lattice at fine scales."""
     return cv2.GaussianBlur(rng.normal(size=(height, width)), (0, 0), sigma) * (2 * np.sqrt(np.pi) * sigma)
 
 
 def _outline(rng: np.random.Generator, a: float, b: float, angle: float, wobble: float, n: int = 48) -> Array:
-    """Closed curve (n, 2) about the origin: an ellipse whose radius swings by about `wobble`."""
+    """Draw a closed curve (n, 2) around the origin: an ellipse whose radius varies by about `wobble`."""
     t = np.linspace(0.0, 2 * np.pi, n, endpoint=False)
     waves = np.arange(2, 7)[:, None]
     swing = rng.normal(size=(5, 1)) / waves * np.cos(waves * t + rng.uniform(0, 2 * np.pi, (5, 1)))
@@ -85,7 +85,7 @@ def _outline(rng: np.random.Generator, a: float, b: float, angle: float, wobble:
 
 
 def _along(curve: Array, spacing: float, closed: bool) -> tuple[Array, Array]:
-    """Points (n, 2) about `spacing` apart on a curve, and the curve's direction there (n,), in radians."""
+    """Return points (n, 2) on a curve, about `spacing` apart, and the curve's directions there (n,), in radians."""
     if closed:
         curve = np.concatenate([curve, curve[:1]])
     step = np.diff(curve, axis=0)
@@ -98,7 +98,7 @@ def _along(curve: Array, spacing: float, closed: bool) -> tuple[Array, Array]:
 
 
 class _Field:
-    """One field of view while it is being drawn; layers are 8-bit coverages."""
+    """A field of view while it is drawn; layers are 8-bit coverages."""
 
     def __init__(self, rng: np.random.Generator, habit: Habit, grade: float, height: int, width: int, scale: float):
         self.rng, self.habit, self.grade, self.scale = rng, habit, grade, scale
@@ -118,7 +118,7 @@ class _Field:
         cv2.polylines(layer, [points], False, value, thickness, cv2.LINE_AA, _SHIFT)
 
     def place(self, radius: float, gap: float) -> Array | None:
-        """A free centre for a circle, or None; the first puts a rim, not a middle, in sight."""
+        """Find a free centre for a circle, or None; the first circle is placed so that its rim is visible."""
         for _ in range(12):
             if self.placed:
                 at = self.rng.uniform(-0.8 * radius, self.size + 0.8 * radius)
@@ -133,7 +133,7 @@ class _Field:
         return None
 
     def stamp(self, centres: Array, half: Array, aspect: Array, angle: Array, ragged: float) -> None:
-        """Draws n nuclei; centres (n, 2), half-axes, aspects and angles (n,)."""
+        """Draw n nuclei: centres (n, 2), half-axes, aspects and angles (n,)."""
         rng = self.rng
         seen = ((centres > -half[:, None]) & (centres < self.size + half[:, None])).all(axis=1)
         centres, half, aspect, angle = centres[seen], half[seen], aspect[seen], angle[seen]
@@ -149,7 +149,7 @@ class _Field:
             np.rint(unit * centres[:, None] + share * curves).astype(np.int32) for share in (1.0, 0.72, 0.22)
         )
         dark = rng.integers(165, 246, n).tolist()
-        # Vesicular nuclei have a rim and a nucleolus; where those would be less than a pixel, all are plain.
+        # Vesicular nuclei have a rim and a nucleolus; if these would be smaller than a pixel, all nuclei are plain.
         pale = (rng.uniform(size=n) < 0.45) & (half * self.scale > 2.5)
         for i in range(n):
             cv2.fillConvexPoly(self.nuclei, whole[i], dark[i], cv2.LINE_AA, _SHIFT)
@@ -158,7 +158,7 @@ class _Field:
                 cv2.fillConvexPoly(self.nuclei, core[i], 255, cv2.LINE_AA, _SHIFT)
 
     def _epithelial(self, centres: Array, angle: Array, aspect: float) -> None:
-        """Nuclei of the lesion: the grade sets size, spread, raggedness and disorder."""
+        """Draw nuclei of the lesion; the grade sets size, spread, raggedness and disorder."""
         g, n, rng = self.grade, len(centres), self.rng
         half = self.half * np.exp(rng.normal(0, 0.04 + 0.24 * g, n))
         turn = angle + rng.normal(0, 0.08 + 1.2 * g, n)
@@ -167,7 +167,7 @@ class _Field:
         self.stamp(centres + shift, half, shapes, turn, 0.015 + 0.10 * g)
 
     def gland(self) -> bool:
-        """A duct or tubule: two orderly rows of nuclei about a lumen; high grades distort it."""
+        """Draw a duct or tubule: two orderly rows of nuclei around a lumen; high grades distort it."""
         rng, g = self.rng, self.grade
         a = rng.uniform(*self.habit.radius)
         b = max(a * rng.uniform(*self.habit.aspect), 2.2 * self.half)
@@ -188,7 +188,7 @@ class _Field:
         return True
 
     def nest(self) -> bool:
-        """A solid, ragged cluster without a lumen; in a pool it floats."""
+        """Draw a solid, ragged cluster without a lumen; in mucin it floats in a pool."""
         rng = self.rng
         a = rng.uniform(14, 28) * (0.75 if self.habit.pool else 1.0)
         b = a * rng.uniform(0.5, 0.95)
@@ -205,7 +205,7 @@ class _Field:
         row, col = np.mgrid[-n : n + 1, -n : n + 1]
         grid = np.stack([(col + 0.5 * (row % 2)) * pitch, row * 0.87 * pitch], axis=-1).reshape(-1, 2)
         grid = grid + rng.normal(0, 0.2 * pitch, grid.shape)
-        # The outline is star-shaped about the centre, so that a radius by direction says what is inside.
+        # The outline is star-shaped around the centre, so the radius by direction decides what is inside.
         direction = np.arctan2(shape[:, 1], shape[:, 0])
         reach = np.sqrt((shape**2).sum(axis=1))
         limit = np.interp(np.arctan2(grid[:, 1], grid[:, 0]), direction, reach, period=2 * np.pi)
@@ -221,7 +221,7 @@ class _Field:
         return start + walk - walk[steps // 2]
 
     def cord(self) -> bool:
-        """Cells in file between the fibres: one row in lobular carcinoma, up to three elsewhere."""
+        """Draw cells in single file between the fibres: one row in lobular carcinoma, up to three elsewhere."""
         rng = self.rng
         start = rng.uniform(0, self.size) if self.placed else self.size / 2
         self.placed.append((start[0], start[1], 3.0))
@@ -236,13 +236,13 @@ class _Field:
         return True
 
     def finger(self) -> bool:
-        """A papilla: a stromal core between two rows of nuclei, in a clear space."""
+        """Draw a papilla: a stromal core between two rows of nuclei, in a clear space."""
         rng = self.rng
         start = rng.uniform(0, self.size) if self.placed else self.size / 2
         self.placed.append((start[0], start[1], 8.0))
         path = self._path(start, self.fibre + rng.normal(0, 0.5), rng.uniform(45, 90), 0.1)
         core, coat = rng.uniform(2.0, 5.0), 2.2 * self.half
-        free = 255 - self.epithelium  # a finger leaves its neighbours standing
+        free = 255 - self.epithelium  # a finger does not erase its neighbours
         halo = np.zeros_like(self.clear)
         self._stroke(halo, path, 2 * (core + coat) + 9, 255)
         np.maximum(self.clear, np.minimum(halo, free), out=self.clear)
@@ -256,7 +256,7 @@ class _Field:
         return True
 
     def build(self, nuclear: float) -> None:
-        """Adds structures until their nuclei cover their part of `nuclear`; the rest is left to `stromal`."""
+        """Add structures until their nuclei cover their part of `nuclear`; `stromal` adds the rest."""
         habit, rng = self.habit, self.rng
         shares = np.array([habit.gland, habit.nest, habit.cord, habit.finger])
         makers = (self.gland, self.nest, self.cord, self.finger)
@@ -265,11 +265,11 @@ class _Field:
             misses += not makers[int(rng.choice(4, p=shares / shares.sum()))]()
 
     def covered(self) -> float:
-        """Share of the image under nuclei."""
+        """Return the fraction of the image that nuclei cover."""
         return np.count_nonzero(self.nuclei > 100) / self.nuclei.size
 
     def stromal(self, nuclear: float) -> None:
-        """Spindle cells along the fibres and a few lymphocytes, alike in both classes."""
+        """Draw spindle cells along the fibres and a few lymphocytes, the same in both classes."""
         rng = self.rng
         missing = (nuclear - self.covered()) * float(self.size.prod())
         n = int(np.clip(missing / 17.0, 4, 4000))
@@ -284,9 +284,9 @@ class _Field:
         self.stamp(at, half, aspect, self.fibre + rng.normal(0, 0.3, n), 0.04)
 
     def whiten(self, white: float) -> None:
-        """Brings the clear share to `white`: by fat cells where it lacks, by secretion where it is over."""
+        """Bring the clear fraction to `white`: add fat cells if it is too small, secretion if it is too large."""
         rng, total = self.rng, self.clear.size
-        np.minimum(self.clear, 255 - self.nuclei, out=self.clear)  # what a nucleus covers is not white
+        np.minimum(self.clear, 255 - self.nuclei, out=self.clear)  # areas under nuclei are not white
         for _ in range(60):
             lack = white - self.clear.sum(dtype=np.int64) / (255.0 * total)
             if lack < 0.004:
@@ -308,7 +308,7 @@ class _Field:
             np.maximum(self.pool, np.rint(255.0 * share * filled).astype(np.uint8), out=self.pool)
 
     def finish(self) -> Tissue:
-        """Adds up the layers: nuclei are blue, cytoplasm and fibres pink, pools pale."""
+        """Combine the layers: nuclei are blue, cytoplasm and fibres pink, pools pale."""
         rng, scale = self.rng, self.scale
         shape = self.nuclei.shape
         nuclei, pool = self.nuclei / 255.0, self.pool / 255.0
@@ -328,7 +328,7 @@ class _Field:
         return Tissue(np.clip(blue, 0, None), np.clip(pink, 0.02, None), tissue)
 
     def _fibres(self, shape: tuple[int, int]) -> Array:
-        """Streaks (h, w) along the fibre direction, bent by a slow warp; sd about 1."""
+        """Draw streaks (h, w) along the fibre direction, bent by a slow warp, with a standard deviation of about 1."""
         rng, scale = self.rng, self.scale
         y, x = np.mgrid[: shape[0], : shape[1]] / scale
         bend = smooth_noise(rng, *shape, cell=40.0 * scale)
@@ -348,8 +348,17 @@ class _Field:
 
 
 def draw_tissue(rng: np.random.Generator, habit: Habit, grade: float, height: int, width: int, scale: float) -> Tissue:
-    """Draws a field of a habit at a grade in 0..1; `scale` in pixels per unit of length."""
-    # Drawn first and from one distribution: the amounts of white and of nuclei must not tell the class.
+    """Draw a field of view.
+
+    Args:
+      rng: draws everything random.
+      habit: the structures.
+      grade: from 0 to 1.
+      height: pixels.
+      width: pixels.
+      scale: pixels per unit of length.
+    """
+    # Drawn first and from one distribution, because the amounts of white and of nuclei must not reveal the class.
     white, nuclear = rng.uniform(0.04, 0.20), rng.uniform(0.14, 0.22)
     field = _Field(rng, habit, float(np.clip(grade, 0.0, 1.0)), height, width, scale)
     field.build(nuclear)

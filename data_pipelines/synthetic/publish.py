@@ -1,4 +1,4 @@
-"""Folders of generated images: whole or not at all, with a marker that says what they are."""
+"""Atomic creation of folders of generated images, with a marker file that describes them."""
 
 import concurrent.futures
 import json
@@ -19,7 +19,7 @@ Job = TypeVar("Job")
 
 
 def write_png(path: pathlib.Path, image: npt.NDArray[np.uint8]) -> None:
-    """Writes RGB uint8 (h, w, 3), and the folders above it."""
+    """Write an image, RGB uint8 (h, w, 3), and create the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encode_png(image))
 
@@ -31,13 +31,23 @@ def publish(
     write: Callable[[pathlib.Path, Job], None],
     finish: Callable[[pathlib.Path], None] = lambda folder: None,
 ) -> pathlib.Path:
-    """Does every job in a new folder and renames that to `root`; a no-op if `root` is there with the same marker.
+    """Run all jobs in a new folder and rename it to `root`; do nothing if `root` exists with the same marker.
 
-    `finish` writes what needs all jobs done. `facts` are what the marker says: generator, version, spec. Raises
-    ValueError if `root` holds anything else.
+    Args:
+      root: the folder to create.
+      facts: content of the marker: generator, version, spec.
+      jobs: the images.
+      write: writes the image of a job below a folder.
+      finish: writes into the folder what needs all jobs to be done.
+
+    Returns:
+      `root`.
+
+    Raises:
+      ValueError: `root` holds anything else.
     """
     marker = _marker(facts)
-    if _is_made(root, marker):
+    if _exists(root, marker):
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
     partial = root.with_name(f".{root.name}.{uuid.uuid4().hex[:12]}.partial")
@@ -49,11 +59,11 @@ def publish(
         finish(partial)
         (partial / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
         if root.is_dir():
-            root.rmdir()  # empty, as checked; a rename replaces an empty folder on POSIX only
+            root.rmdir()  # empty, as checked above; only on POSIX does a rename replace an empty folder
         try:
             partial.rename(root)
         except OSError:
-            if not _is_made(root, marker):  # another process was first: fine if it made the same
+            if not _exists(root, marker):  # another process was first, which is fine if it generated the same images
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -62,11 +72,15 @@ def publish(
 
 def _marker(facts: Mapping[str, Any]) -> dict[str, Any]:
     text = json.dumps({"synthetic": True, **facts, "note": "computer-made images; no patient, no diagnosis"})
-    return dict(json.loads(text))  # through JSON, so that it compares equal to what a file gives back
+    return dict(json.loads(text))  # through JSON, so that it equals what is read from a file
 
 
-def _is_made(root: pathlib.Path, marker: Mapping[str, Any]) -> bool:
-    """Whether `root` holds this very data set; raises ValueError if it holds anything else."""
+def _exists(root: pathlib.Path, marker: Mapping[str, Any]) -> bool:
+    """Return whether `root` holds exactly this dataset.
+
+    Raises:
+      ValueError: it holds anything else.
+    """
     if root.is_dir() and not any(root.iterdir()):
         return False
     if not root.exists() and not root.is_symlink():
@@ -78,4 +92,4 @@ def _is_made(root: pathlib.Path, marker: Mapping[str, Any]) -> bool:
     if found == marker:
         return True
     what = "another version or spec of the synthetic images" if found else f"something without a valid {MARKER}"
-    raise ValueError(f"{root} holds {what}; nothing was changed. Remove it, or generate into another folder.")
+    raise ValueError(f"{root} holds {what}; nothing was changed. Delete it, or generate into another folder.")

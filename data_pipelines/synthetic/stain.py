@@ -1,7 +1,7 @@
-"""Colour of the synthetic slides: Beer-Lambert optical densities, and a scanner, both varying by case.
+"""Colours of the synthetic slides: Beer-Lambert optical densities and a scanner, both varying by case.
 
-All arithmetic is float64 although the result is 8 bits: a last-bit difference between two CPUs' `exp` then
-practically never moves a pixel.
+All arithmetic is float64 although the result has 8 bits, so a last-bit difference between the `exp` of two CPUs
+practically never changes a pixel.
 """
 
 import dataclasses
@@ -11,15 +11,15 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-# Optical-density directions, RGB: hematoxylin as in Ruifrok and Johnston (2001); their eosin comes out magenta on
-# a screen, so that ours takes more of the blue.
+# Optical-density directions, RGB: hematoxylin as in Ruifrok and Johnston (2001); their eosin looks magenta on a
+# screen, so ours absorbs more blue.
 _HEMATOXYLIN = (0.65, 0.70, 0.29)
 _EOSIN = (0.10, 0.91, 0.38)
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """How one case's slides are stained and scanned; densities in OD (base 10), blur in pixels at 175 wide."""
+    """Staining and scanning of one case; densities in OD (base 10), blur in pixels of an image 175 pixels wide."""
 
     vectors: Array  # (2, 3): hematoxylin, eosin
     hematoxylin: float  # OD, mean over the tissue
@@ -31,7 +31,7 @@ class Look:
 
 
 def draw_look(rng: np.random.Generator) -> Look:
-    """One case's look; the distribution knows no class."""
+    """Draw the look of one case; its distribution does not depend on the class."""
     vectors = np.array([_HEMATOXYLIN, _EOSIN]) + rng.normal(0.0, [[0.05, 0.04, 0.04], [0.03, 0.05, 0.04]])
     vectors = np.clip(vectors, 0.02, None)
     vectors /= np.sqrt((vectors**2).sum(axis=1, keepdims=True))
@@ -47,22 +47,22 @@ def draw_look(rng: np.random.Generator) -> Look:
 
 
 def vary(look: Look, rng: np.random.Generator) -> Look:
-    """The same look on another field of view: a little thicker or thinner a section."""
+    """Vary a look for another field of view, where the section is slightly thicker or thinner."""
     thick = rng.normal(1.0, 0.06, 2)
     return dataclasses.replace(look, hematoxylin=look.hematoxylin * thick[0], eosin=look.eosin * thick[1])
 
 
 def calibrate(hematoxylin: Array, eosin: Array, tissue: Array, look: Look, rng: np.random.Generator) -> Array:
-    """Densities (2, h, w) in OD; their means, spreads and correlation over the tissue do not tell the class.
+    """Turn raw maps into densities (2, h, w) in OD whose means, spreads and correlation do not reveal the class.
 
-    The raw maps know the class: large nuclei make an image bluer, pale pools make it flatter. Mean, sd and
-    correlation of the two stains are therefore set to values drawn from one distribution.
+    The raw maps depend on the class: large nuclei make an image bluer, pale pools make it flatter. Mean, standard
+    deviation and correlation of the two stains over the tissue are therefore set to values drawn from one distribution.
     """
     weight = tissue / max(tissue.sum(), 1.0)
     spread = rng.uniform([0.70, 0.32], [0.90, 0.42])
     link = rng.uniform(-0.42, -0.30)
     out = np.stack([hematoxylin, eosin])
-    for _ in range(4):  # clipping moves the moments a little; four rounds bring them back to about a hundredth
+    for _ in range(4):  # clipping changes the moments slightly; four rounds bring them back to about 1 %
         blue, pink = (_standard(x, weight) for x in out)
         pink = _standard(pink - (weight * blue * pink).sum() * blue, weight)
         pink = link * blue + np.sqrt(1 - link**2) * pink
@@ -78,7 +78,7 @@ def _standard(x: Array, weight: Array) -> Array:
 
 
 def develop(density: Array, tissue: Array, look: Look, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """RGB uint8 (h, w, 3) of densities (2, h, w) in OD."""
+    """Render densities (2, h, w) in OD as RGB uint8 (h, w, 3)."""
     od = np.einsum("khw,kc->hwc", density * tissue, look.vectors)
     light = look.white * np.exp(-np.log(10.0) * od)
     light = np.clip(light, 0.0, 1.0) ** look.gamma

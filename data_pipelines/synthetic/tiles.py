@@ -1,4 +1,4 @@
-"""Writes a seeded folder of synthetic H&E-like tiles that carry several of the four liver labels, with their table."""
+"""A seeded generator of H&E-like tiles with some of the four liver labels, and their table."""
 
 import csv
 import dataclasses
@@ -16,11 +16,11 @@ from data_pipelines.synthetic.morphology import Habit, Tissue
 from data_pipelines.synthetic.publish import publish, write_png
 
 VERSION = 1  # raise it whenever a pixel of any tile changes
-MIN_SHARE = 0.05  # of a tile that a tissue must cover to be one of its labels
+MIN_SHARE = 0.05  # fraction of a tile that a tissue must cover to be one of its labels
 TABLE = "tiles.csv"
 
 # The tissues are caricatures: fibres with spindle cells, plates of even cells with round nuclei, ragged nests of
-# uneven ones. Necrosis is drawn as tumour and then decays.
+# uneven ones. Necrosis is drawn as tumor and then decays.
 _HABITS = {
     "interstitial": Habit(stroma=1.0),
     "necrosis": Habit(nest=1.0, gap=1.0, stroma=0.1),
@@ -28,14 +28,21 @@ _HABITS = {
     "tumor": Habit(nest=0.7, gland=0.3, gap=2.0, stroma=0.1),
 }
 _GRADES = {"interstitial": (0.0, 0.2), "necrosis": (0.5, 0.9), "non_tumor": (0.0, 0.15), "tumor": (0.6, 1.0)}
-_FREQUENCY = np.array([1.0, 0.5, 1.0, 1.2])  # how often a tissue is chosen for a tile, in the labels' order
+_FREQUENCY = np.array([1.0, 0.5, 1.0, 1.2])  # relative frequency of the tissues, in the order of the labels
 
 
 @dataclasses.dataclass(frozen=True)
 class TilesSyntheticSpec:
-    """What to generate: patients, of which every fourth has two slides; tiles of a slide; pixels of a tile's side.
+    """What to generate.
 
-    Raises ValueError for what cannot be generated.
+    Attributes:
+      seed: not negative.
+      patients: number of patients; every fourth has two slides.
+      tiles_per_slide: tiles per slide.
+      size: side of a tile in pixels.
+
+    Raises:
+      ValueError: a field has an illegal value.
     """
 
     seed: int = 0
@@ -48,7 +55,7 @@ class TilesSyntheticSpec:
             raise ValueError(f"seed is {self.seed}; it must not be negative")
         if not 1 <= self.patients <= 999 or not 1 <= self.tiles_per_slide <= 999:
             raise ValueError(
-                f"{self.patients} patients with {self.tiles_per_slide} tiles a slide; each must be 1 to 999"
+                f"{self.patients} patients with {self.tiles_per_slide} tiles per slide; each must be 1 to 999"
             )
         if not 32 <= self.size <= 1024:
             raise ValueError(f"size is {self.size}; it must be 32 to 1024")
@@ -85,7 +92,7 @@ def _rng(*key: int) -> np.random.Generator:
 
 
 def _regions(rng: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
-    """The share of each tissue in each pixel, (4, size, size), summing to 1: one to three tissues, softly bordered."""
+    """Draw the fraction of each tissue per pixel, (4, size, size), summing to 1: one to three, soft borders."""
     present = rng.choice(
         4, size=rng.choice([1, 2, 3], p=[0.4, 0.4, 0.2]), replace=False, p=_FREQUENCY / _FREQUENCY.sum()
     )
@@ -98,7 +105,7 @@ def _regions(rng: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
 
 
 def _render(spec: TilesSyntheticSpec, tile: _Tile) -> tuple[npt.NDArray[np.uint8], tuple[bool, ...]]:
-    """RGB uint8 (size, size, 3) of a tile, and which labels it carries; depends on nothing but its arguments."""
+    """Render a tile, RGB uint8 (size, size, 3), and its labels; both depend on nothing but the arguments."""
     look = stain.draw_look(_rng(spec.seed, tile.patient))
     rng = _rng(spec.seed, tile.patient, tile.slide, tile.number)
     scale = spec.size / 112
@@ -114,12 +121,12 @@ def _render(spec: TilesSyntheticSpec, tile: _Tile) -> tuple[npt.NDArray[np.uint8
     look = stain.vary(look, rng)
     hematoxylin, eosin, cover = (cv2.GaussianBlur(x, (0, 0), look.blur * scale) for x in maps)
     density = stain.calibrate(hematoxylin, eosin, cover, look, rng)
-    there = tuple(bool(share.mean() >= MIN_SHARE) for share in shares)
-    return stain.develop(density, cover, look, rng), there
+    present = tuple(bool(share.mean() >= MIN_SHARE) for share in shares)
+    return stain.develop(density, cover, look, rng), present
 
 
 def _decayed(rng: np.random.Generator, tissue: Tissue, scale: float) -> Tissue:
-    """Dead cells: nuclei faded to ghosts and smeared, cytoplasm a coarse pink mass with dust of nuclear debris."""
+    """Turn cells into dead ones: faded, smeared nuclei, and a coarse pink mass with dust of nuclear debris."""
     height, width = tissue.eosin.shape
     dust = (morphology.grain_noise(rng, height, width, 0.9 * scale) > 2.2).astype(np.float64)
     ghosts = cv2.GaussianBlur(tissue.hematoxylin, (0, 0), 3.0 * scale)
@@ -129,9 +136,13 @@ def _decayed(rng: np.random.Generator, tissue: Tissue, scale: float) -> Tissue:
 
 
 def generate_tiles(root: str | os.PathLike[str], spec: TilesSyntheticSpec = TilesSyntheticSpec()) -> pathlib.Path:
-    """Writes the tiles and their table to `root`, whole or not at all, and returns `root`; a no-op if they are there.
+    """Generate the tiles and their table atomically in `root`; do nothing if they already exist there.
 
-    Raises ValueError if `root` holds anything else.
+    Returns:
+      `root`.
+
+    Raises:
+      ValueError: `root` holds anything else.
     """
     tiles = list(_tiles(spec))
     labels: dict[_Tile, tuple[bool, ...]] = {}

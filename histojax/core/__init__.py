@@ -1,1 +1,1 @@
-"""What every room may import: errors, atomic files, locks, retries, tables, facts about the host. Standard library only."""
+"""What every room may import: errors, atomic files, locks, retries, tables, host facts. Standard library only."""

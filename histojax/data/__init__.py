@@ -1,1 +1,1 @@
-"""From a prepared dataset to numpy batches; numpy, grain, TFDS and OpenCV, never jax."""
+"""From a prepared dataset to numpy batches; uses numpy, grain, TFDS and OpenCV, but never jax."""

@@ -1,45 +1,47 @@
-"""Prepared images -> batches: order, share of each process, workers, padding and mask. numpy and grain only.
+"""From a prepared dataset to batches: order, rows of each process, workers, padding and mask.
 
-The training stream is a pure function of (seed, position): shuffling and augmentation are keyed by the
-position in the global stream, a process takes the rows of each global batch that its devices hold, and batches are
-formed last. So neither workers nor threads nor the number of processes change what is seen, and a stream is resumed
-from the number of images consumed alone.
+The training stream is a pure function of (seed, position): shuffling and augmentation are keyed by the position in the
+global stream, each process takes the rows of a global batch that its devices hold, and batches are formed last.
+Therefore neither workers, nor threads, nor the number of processes change the stream, and the number of images consumed
+is enough to resume it.
 """
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grain
 import numpy as np
 
-from data_pipelines.errors import DataError
-from data_pipelines.pixels import DecodeError, decode, resize
+from data_pipelines.errors import BadImageError, DataError
+from data_pipelines.pixels import decode, resize
 from histojax.data import workers
-from histojax.data.sources import Dataset, ImageSource
+from histojax.data.compat import SelectRows
+from histojax.data.image_source import ImageSource
+from histojax.data.sources import Dataset
 from histojax.data.transforms import AugmentSpec, augment
 
 Batch = dict[str, np.ndarray]
 SAMPLINGS = ("natural", "balanced")
 ON_BAD_RECORD = ("error", "mask")
 _GREY = 128
-_KEPT_BYTES = 1 << 30  # 7,000 images of 224×224
+_CACHE_BYTES = 1 << 30  # 7,000 images of 224×224
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class LoaderSpec:
-    """How batches are made; the fields of `config.data` and `config.train` that concern it.
+    """How batches are made, from fields of `config.data` and `config.train`.
 
     Attributes:
-      batch_size: global, over all processes.
-      image_size: height and width of the model's input.
-      seed: of order and augmentation.
+      batch_size: images per global batch, over all processes.
+      image_size: height and width of the model's input in pixels.
+      seed: random seed of order and augmentation.
       sampling: `natural`, or `balanced`: every class equally often.
-      threads: that decode in this process, where there are no workers; more than cores only cost.
-      workers: processes that make whole batches; 0: none, threads of this one decode.
-      on_bad_record: of training: `error`, or `mask`: an image that cannot be read or decoded is named, and masked out.
+      threads: decoding threads in this process if there are no workers; more threads than cores only cost time.
+      workers: processes that make whole batches; 0: threads of this process decode.
+      on_bad_record: in training: `error`, or `mask`: log an image that cannot be read or decoded, and mask it out.
       rows: positions in the global batch of the images that this process loads, ascending; None: all.
     """
 
@@ -75,7 +77,7 @@ class _Augment(grain.transforms.RandomMap):
         except DataError as error:
             if not self._mask_bad:
                 raise
-            _log.warning("not learned from: %s", error)
+            _log.warning("skipping unreadable image: %s", error)
         grey = np.full((self._size, self._size, 3), _GREY, np.uint8)
         return _with_pixels(element | {"mask": np.bool_(False)}, grey)
 
@@ -89,16 +91,16 @@ class _Resize(grain.transforms.Map):
 
 
 def pixels_of(element: Mapping[str, Any]) -> np.ndarray:
-    """Pixels `u8 [h, w, 3]` of what an `ImageSource` gives; they are there already where the dataset is cached.
+    """Return the pixels, `u8 [h, w, 3]`, of an element of an `ImageSource`; decode them if the dataset is not cached.
 
     Raises:
-      DataError: an image that cannot be decoded.
+      DataError: the image cannot be decoded.
     """
     image = element["image"]
     try:
         return decode(image) if isinstance(image, bytes) else image
-    except DecodeError as error:
-        raise DataError(f"image {element['name']} of the prepared dataset: {error}; prepare it anew") from error
+    except BadImageError as error:
+        raise DataError(f"image {element['name']} of the prepared dataset: {error}; prepare the data again") from error
 
 
 def _with_pixels(element: Mapping[str, Any], image: np.ndarray) -> dict[str, Any]:
@@ -108,25 +110,25 @@ def _with_pixels(element: Mapping[str, Any], image: np.ndarray) -> dict[str, Any
 def train_batches(
     dataset: Dataset, indices: np.ndarray, spec: LoaderSpec, augmentation: AugmentSpec, *, start: int = 0
 ) -> grain.DatasetIterator[Batch]:
-    """An endless stream of augmented batches; to be closed, which ends its workers.
+    """Return an endless stream of augmented batches; closing it ends its workers.
 
     Args:
-      dataset: where the images lie.
-      indices: positions in it of the images to train on.
-      spec: how.
-      augmentation: what may change.
-      start: batches already consumed; the stream goes on behind them.
+      dataset: the prepared dataset.
+      indices: positions in it of the training images.
+      spec: how batches are made.
+      augmentation: random changes of the images.
+      start: batches already consumed; the stream resumes after them.
 
     Yields:
-      `image: u8 [b, s, s, 3]`, `label: i32 [b]` or `labels: f32 [b, k]`, `mask: bool [b]`, `index: i64 [b]`; b is this
-      process's share.
+      `image: u8 [b, s, s, 3]`, `label: i32 [b]` or `labels: f32 [b, k]`, `mask: bool [b]`, `index: i64 [b]`; b is the
+      number of rows of this process.
 
     Raises:
-      DataError: balanced sampling of a class that has no image, or where an image may have several labels; too little
-        shared memory for that many workers.
+      DataError: balanced sampling of a class without images, or of multi-label images; or too little shared memory for
+        the workers.
     """
     if spec.sampling == "balanced" and dataset.multilabel:
-        raise DataError("data.sampling=balanced needs one class an image; see loss.positive_weights=balanced")
+        raise DataError("data.sampling=balanced needs one class per image; use loss.positive_weights=balanced instead")
     if spec.sampling == "balanced":
         by_class = [indices[dataset.labels[indices] == k] for k in range(len(dataset.classes))]
         for name, members in zip(dataset.classes, by_class, strict=True):
@@ -137,31 +139,34 @@ def train_batches(
     else:
         stream = _shuffled(dataset, indices, spec, spec.seed)
     stream = stream.seed(spec.seed).random_map(_Augment(spec.image_size, augmentation, spec.on_bad_record == "mask"))
-    return _iterate(_share(stream[start * spec.batch_size :], spec), spec, spec.workers)
+    return _iterate(_local_rows(stream[start * spec.batch_size :], spec), spec, spec.workers)
 
 
 def eval_batches(dataset: Dataset, indices: np.ndarray, spec: LoaderSpec) -> Iterator[Batch]:
-    """Every image exactly once, in order; the last batch is padded and its padding masked out.
+    """Yield every image exactly once, in order; the last batch is padded, and its padding masked out.
 
-    Yields as `train_batches` does; all processes yield equally many batches.
+    Yields:
+      Batches as `train_batches` does; all processes yield the same number of batches.
     """
     padded = np.full(-(-len(indices) // spec.batch_size) * spec.batch_size, -1, dtype=np.int64)
     padded[: len(indices)] = indices
     stream = grain.MapDataset.source(_source(dataset, padded)).map(_Resize(spec.image_size))
-    return _iterate(_share(stream, spec), spec, 0)
+    return _iterate(_local_rows(stream, spec), spec, 0)
 
 
 class CachedBatches:
-    """`eval_batches` that lie in memory once they were read to the end: validation sees the same in every epoch.
+    """`eval_batches` that stay in memory after the first complete pass: validation sees the same images every epoch.
 
     Args:
-      dataset, indices, spec: of `eval_batches`.
+      dataset: as for `eval_batches`.
+      indices: as for `eval_batches`.
+      spec: as for `eval_batches`.
     """
 
     def __init__(self, dataset: Dataset, indices: np.ndarray, spec: LoaderSpec):
-        self._given = dataset, indices, spec
-        # Decoded again each time, a validation side takes longer than a GPU trains in an epoch.
-        self._fits = len(indices) * spec.image_size**2 * 3 <= _KEPT_BYTES
+        self._arguments = dataset, indices, spec
+        # Decoding the validation side in every epoch would take longer than a GPU needs to train one.
+        self._fits = len(indices) * spec.image_size**2 * 3 <= _CACHE_BYTES
         self._batches: list[Batch] = []
 
     def __iter__(self) -> Iterator[Batch]:
@@ -169,32 +174,16 @@ class CachedBatches:
             yield from self._batches
             return
         read = []
-        for batch in eval_batches(*self._given):
+        for batch in eval_batches(*self._arguments):
             if self._fits:
                 read.append(batch)
             yield batch
         self._batches = read
 
 
-class _Rows(grain.MapDataset):
-    """Of every global batch of a stream only some rows."""
-
-    _MUTATES_ELEMENT_SPEC = False
-
-    def __init__(self, parent: grain.MapDataset, batch_size: int, rows: Sequence[int]):
-        super().__init__(parent)
-        self._batch_size, self._rows = batch_size, rows
-
-    def __len__(self) -> int:
-        return len(self._parent) // self._batch_size * len(self._rows)
-
-    def __getitem__(self, index: int) -> Any:
-        batch, row = divmod(index, len(self._rows))
-        return self._parent[batch * self._batch_size + self._rows[row]]
-
-
-def _share(stream: grain.MapDataset, spec: LoaderSpec) -> grain.MapDataset:
-    return stream if spec.rows is None else _Rows(stream, spec.batch_size, spec.rows)
+def _local_rows(stream: grain.MapDataset, spec: LoaderSpec) -> grain.MapDataset:
+    """Keep the rows of each global batch that this process loads."""
+    return stream if spec.rows is None else SelectRows(stream, spec.batch_size, spec.rows)
 
 
 def _source(dataset: Dataset, indices: np.ndarray, mask_bad: bool = False) -> ImageSource:
@@ -208,7 +197,7 @@ def _shuffled(dataset: Dataset, indices: np.ndarray, spec: LoaderSpec, seed: int
 
 
 def _iterate(stream: grain.MapDataset, spec: LoaderSpec, count: int) -> grain.DatasetIterator:
-    """Batches of a stream of images, by `count` workers."""
+    """Form batches from a stream of images, with `count` workers."""
     if count:
         batch_bytes = spec.local_batch_size * spec.image_size**2 * 3
         return workers.iterate(stream.batch(spec.local_batch_size, drop_remainder=True), count, batch_bytes)

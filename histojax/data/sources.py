@@ -1,8 +1,6 @@
-"""A dataset as training sees it: a table, classes, a split, and images by position."""
+"""A dataset as training uses it: a table, classes, labels and a split."""
 
 import dataclasses
-import functools
-import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,13 +12,12 @@ from data_pipelines.breakhis.filenames import CLASSES, DUPLICATE_SLIDES, SUBTYPE
 from data_pipelines.breakhis.scan import describe_missing
 from data_pipelines.errors import DataError
 from data_pipelines.liver_tiles.spec import TilesSpec
-from data_pipelines.prepare import Prepared, open_images, prepare
+from data_pipelines.prepare import Prepared, prepare
 from data_pipelines.records import Records, label_set
+from data_pipelines.split_groups import Member
 from data_pipelines.split_spec import SplitSpec
-from data_pipelines.splits import OTHER_CLASS, Member, Split, make_split, place
-from histojax.core.retries import with_backoff
+from data_pipelines.splits import OTHER_CLASS, Split, make_split, place
 
-_log = logging.getLogger(__name__)
 _TASKS = {"breakhis": ("binary", "subtype"), "liver_tiles": ("multilabel",)}
 
 
@@ -29,10 +26,10 @@ class Dataset:
     """A prepared dataset with the labels of one task.
 
     Attributes:
-      prepared: where it lies and what its scan found.
+      prepared: the dataset on disk and what its scan found.
       classes: names in the order of the labels.
-      labels: one class an image: `int32 [n]`, positions in `classes`, -1 for an image of another class, which stands on
-        no side of a split; any number of them: `float32 [n, k]`, 0 or 1.
+      labels: single-label: `int32 [n]`, positions in `classes`, -1 for an image of another class, which is on no side
+        of a split; multi-label: `float32 [n, k]`, 0 or 1.
       cached: the file of `histojax.data.cache`; None: images are decoded when they are read.
     """
 
@@ -43,33 +40,33 @@ class Dataset:
 
     @property
     def records(self) -> Records:
-        """The table, a row an image."""
+        """The table, one row per image."""
         return self.prepared.records
 
     @property
     def multilabel(self) -> bool:
-        """Whether an image may have several labels, or none."""
+        """Whether an image may have any number of labels."""
         return self.labels.ndim == 2
 
     @property
     def label_names(self) -> list[str]:
-        """The class name of each image, empty where it is of none of them; several joined by "+"."""
+        """Class name of each image, empty if it is of none of the classes; several labels are joined by "+"."""
         if self.multilabel:
             return self.records.column("label").tolist()
         return [self.classes[label] if label >= 0 else "" for label in self.labels]
 
     def counts(self, indices: np.ndarray) -> list[int]:
-        """Images of each class, or with each label, among those at `indices`."""
+        """Count the images of each class, or with each label, among those at `indices`."""
         labels = self.labels[indices]
         if self.multilabel:
             return labels.sum(axis=0).astype(int).tolist()
         return np.bincount(labels, minlength=len(self.classes)).tolist()
 
     def split(self, spec: SplitSpec) -> Split:
-        """Divides the dataset anew.
+        """Make a new split.
 
         Raises:
-          DataError: as `make_split`; a published protocol that divides the whole archive otherwise than published.
+          DataError: as for `make_split`; or a published protocol divides the whole archive differently than published.
         """
         names = self.classes if self.multilabel else ()
         split = make_split(self.records, self.label_names, self._members(), spec, DUPLICATE_SLIDES, names)
@@ -78,7 +75,7 @@ class Dataset:
         return split
 
     def place(self, saved: Split) -> Split:
-        """Divides the dataset as an earlier run did, whatever root this one was prepared from."""
+        """Apply the split of an earlier run, whatever root this dataset was prepared from."""
         placed = place(saved, self.records, DUPLICATE_SLIDES)
         if self.multilabel or (self.labels >= 0).all():
             return placed
@@ -87,14 +84,14 @@ class Dataset:
         return dataclasses.replace(placed, rows=tuple(rows))
 
     def facts(self, split: Split) -> dict[str, Any]:
-        """What results say of the data: where from, how much, what was skipped and left out of the split."""
+        """Return what results say about the data: source, size, skipped images, images left out of the split."""
         summary, left_out = self.prepared.summary, split.left_out()
-        words = [f"{len(self.records)} images"]
+        parts = [f"{len(self.records)} images"]
         if summary["bad_images"]:
-            words.append(f"{len(summary['bad_images'])} bad images skipped")
-        words += [f"{count} left out ({reason})" for reason, count in left_out.items()]
+            parts.append(f"{len(summary['bad_images'])} bad images skipped")
+        parts += [f"{count} left out ({reason})" for reason, count in left_out.items()]
         facts = {
-            "description": f"{self.prepared.description}: {', '.join(words)}",
+            "description": f"{self.prepared.description}: {', '.join(parts)}",
             "synthetic": self.prepared.synthetic,
             "n_images": len(self.records),
             "n_bad_images_skipped": len(summary["bad_images"]),
@@ -110,7 +107,7 @@ class Dataset:
         return facts
 
     def report(self, split: Split) -> list[str]:
-        """The facts in lines for the terminal."""
+        """Return the facts as lines for the terminal."""
         facts = self.facts(split)
         lines = [f"data: {facts['description']}"]
         if "labels" in facts:
@@ -132,22 +129,24 @@ class Dataset:
 
 
 def open_dataset(settings: Mapping[str, Any], classes: Sequence[str] = ()) -> Dataset:
-    """Prepares what is not there yet and opens it.
+    """Open a dataset; prepare it first if necessary.
 
     Args:
-      settings: `pipeline, root, magnification, on_bad_image, prepared_dir, task, tiles` and, if any, `split` of
-        `config.data`; of a protocol that is about some classes of the task, images of the others are left out.
-      classes: those of a trained model; empty: those of the task.
+      settings: `pipeline, root, magnification, on_bad_image, prepared_dir, task, tiles` and optionally `split` of
+        `config.data`. If the protocol of `split` uses only some classes of the task, images of the others are left out.
+      classes: the classes of a trained model; empty: those of the task.
 
     Raises:
-      DataError: anything wrong with the data, in words; a class that the model does not know; a protocol of another
+      DataError: the data have a problem, the model does not know one of their classes, or the protocol is for another
         task.
     """
     pipeline, task = settings["pipeline"], settings["task"]
     if pipeline not in _TASKS:
         raise DataError(f"data.pipeline='{pipeline}' is not one of {', '.join(_TASKS)}")
     if task not in _TASKS[pipeline]:
-        raise DataError(f"data.task='{task}' is not one of {', '.join(_TASKS[pipeline])} of data.pipeline='{pipeline}'")
+        raise DataError(
+            f"data.task='{task}' is not one of {', '.join(_TASKS[pipeline])}, the tasks of data.pipeline='{pipeline}'"
+        )
     if not classes:
         protocols.check_task(settings)
     prepared = prepare(
@@ -161,136 +160,55 @@ def open_dataset(settings: Mapping[str, Any], classes: Sequence[str] = ()) -> Da
     if task == "multilabel":
         return _multilabel(prepared, classes)
     names = prepared.records.column("label" if task == "binary" else "subtype").tolist()
-    limited = protocols.classes_of(settings)
-    if limited:
-        classes = classes or tuple(name for name in limited if name in set(names))
-    elif classes:
-        unknown = sorted(set(names) - set(classes))
-        if unknown:
-            raise DataError(
-                f"{prepared.summary['root']}: images of {', '.join(unknown)}, which the model does not know "
-                f"(its classes: {', '.join(classes)})"
-            )
-    elif task == "subtype":
-        # A part of the dataset may lack a subtype: what nobody can learn or test is no class.
-        classes = tuple(name for name in SUBTYPES if name in set(names))
-    else:
-        classes = CLASSES
+    classes = _single_label_classes(settings, prepared, set(names), classes)
     position = {name: i for i, name in enumerate(classes)}
     return Dataset(prepared, tuple(classes), np.array([position.get(name, -1) for name in names], dtype=np.int32))
 
 
 def tiles_spec(fields: Mapping[str, Any]) -> TilesSpec:
-    """`config.data.tiles`, also as a checkpoint holds it."""
-    # A config read back from JSON has lists where the spec has tuples.
-    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in fields.items()}
-    return TilesSpec(**given)
+    """Build the spec of `config.data.tiles`; a config read from a checkpoint has lists instead of tuples."""
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in fields.items()}
+    return TilesSpec(**values)
+
+
+def _single_label_classes(
+    settings: Mapping[str, Any], prepared: Prepared, present: set[str], classes: Sequence[str]
+) -> Sequence[str]:
+    """Return the classes of a single-label dataset.
+
+    Args:
+      settings: as for `open_dataset`.
+      prepared: the dataset.
+      present: names of the classes that have images.
+      classes: the classes of a trained model; empty: none.
+
+    Raises:
+      DataError: the model does not know a class that has images.
+    """
+    limited = protocols.classes_of(settings)
+    if limited:
+        return classes or tuple(name for name in limited if name in present)
+    if classes:
+        unknown = sorted(present - set(classes))
+        if unknown:
+            raise DataError(
+                f"{prepared.summary['root']}: contains images of {', '.join(unknown)}, which the model does not know "
+                f"(its classes: {', '.join(classes)})"
+            )
+        return classes
+    if settings["task"] == "subtype":
+        # A part of the dataset may lack a subtype; a class without images is dropped.
+        return tuple(name for name in SUBTYPES if name in present)
+    return CLASSES
 
 
 def _multilabel(prepared: Prepared, classes: Sequence[str]) -> Dataset:
     labels = tuple(prepared.summary["labels"])
     if classes and set(classes) != set(labels):
         raise DataError(
-            f"{prepared.summary['root']}: its labels are {', '.join(labels)}, those of the model {', '.join(classes)}; "
-            "a model is evaluated on the labels that it was trained for"
+            f"{prepared.summary['root']}: its labels are {', '.join(labels)}, but the model's are "
+            f"{', '.join(classes)}; evaluate a model on the labels that it was trained for"
         )
     classes = tuple(classes or labels)
-    there = [set(label_set(label)) for label in prepared.records.column("label").tolist()]
-    return Dataset(prepared, classes, np.array([[name in one for name in classes] for one in there], dtype=np.float32))
-
-
-def label_key(labels: np.ndarray) -> str:
-    """The name of the truth in a batch: `label` where an image has one, `labels` where it may have several."""
-    return "labels" if labels.ndim == 2 else "label"
-
-
-class ImageSource:
-    """Random access for grain: position -> bytes or pixels, label(s), index, mask. Picklable; opened where it is used.
-
-    Args:
-      directory: of the prepared dataset.
-      indices: positions in the prepared dataset; -1 is padding, masked out.
-      labels: `int32 [n]` or `float32 [n, k]` of the whole dataset.
-      names: image_id of the whole dataset, for error messages.
-      mask_bad: an image that cannot be read is empty and masked out, with a warning.
-      cached: of the dataset: pixels are read from there.
-
-    Raises:
-      DataError: on access, an image that cannot be read.
-    """
-
-    def __init__(
-        self,
-        directory: pathlib.Path,
-        indices: np.ndarray,
-        labels: np.ndarray,
-        names: Sequence[str],
-        mask_bad: bool = False,
-        cached: pathlib.Path | None = None,
-    ):
-        self._directory = directory
-        self._indices = indices
-        self._labels = labels
-        self._names = names
-        self._mask_bad = mask_bad
-        self._cached = cached
-
-    @functools.cached_property
-    def _images(self) -> Any:
-        return open_images(self._directory)
-
-    @functools.cached_property
-    def _pixels(self) -> "_Pixels":
-        assert self._cached is not None
-        return _Pixels(self._cached)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_images", "_pixels")}
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def _read(self, stored: int) -> bytes | np.ndarray | None:
-        return self._images[stored]["image"] if self._cached is None else self._pixels[stored]
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        index = int(self._indices[position])
-        stored, kept = max(index, 0), self._cached or self._directory
-        try:
-            image = with_backoff(str(kept), lambda: self._read(stored))
-            if image is None:  # behind the end of a file that was cut short
-                raise OSError("no such record")
-        except (RuntimeError, OSError, ValueError) as error:  # ArrayRecord keeps checksums
-            words = f"image {self._names[stored]} of the prepared dataset: {error}; delete {kept} to prepare it anew"
-            if not self._mask_bad:
-                raise DataError(words) from error
-            _log.warning("not learned from: %s", words)
-            image, index = b"", -1
-        return {
-            "image": image,
-            label_key(self._labels): self._labels[stored],
-            "index": np.int64(index),
-            "mask": np.bool_(index >= 0),
-            "name": self._names[stored],
-        }
-
-
-def shapes_path(pixels: pathlib.Path) -> pathlib.Path:
-    """Where the heights and widths lie of the images in a file of pixels."""
-    return pixels.with_suffix(".shapes.npy")
-
-
-class _Pixels:
-    """Images of a file that `histojax.data.cache` has written: one after the other, RGB, mapped into memory."""
-
-    def __init__(self, path: pathlib.Path):
-        self._shapes = np.load(shapes_path(path))
-        self._ends = np.cumsum(self._shapes.prod(axis=1) * 3)
-        self._bytes = np.memmap(path, np.uint8, "r")
-        if len(self._bytes) != self._ends[-1]:
-            raise ValueError(f"{path} was cut short, or has grown")
-
-    def __getitem__(self, position: int) -> np.ndarray:
-        height, width = self._shapes[position]
-        end = self._ends[position]
-        return self._bytes[end - height * width * 3 : end].reshape(height, width, 3)
+    sets = [set(label_set(label)) for label in prepared.records.column("label").tolist()]
+    return Dataset(prepared, classes, np.array([[name in one for name in classes] for one in sets], dtype=np.float32))

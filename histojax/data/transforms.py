@@ -1,4 +1,4 @@
-"""Pixel operations: uint8 RGB in, uint8 RGB out, random ones with an explicit generator."""
+"""Pixel operations: uint8 RGB in, uint8 RGB out; random ones take an explicit generator."""
 
 import dataclasses
 import threading
@@ -15,23 +15,24 @@ cv2.setNumThreads(0)
 _STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], dtype=np.float32)
 _STAINS /= np.linalg.norm(_STAINS, axis=1, keepdims=True)
 _UNMIX = np.linalg.inv(_STAINS)
-_DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)  # of each value
-_kept = threading.local()
+_DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)  # optical density of each pixel value
+_local = threading.local()
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentSpec:
-    """Random changes of a training image; the fields of `config.data.augment`. 0 or False: off.
+    """Random changes of a training image; the fields of `config.data.augment`. 0 or False means off.
 
     Attributes:
-      flips: left-right and up-down, each with probability 1/2.
-      quarter_turns: by 0, 90, 180 or 270 degrees. Tissue has no up; with flips, the dihedral group.
-      crop_scale: least share of the image's area that a random resized crop keeps; 1: no crop.
-      crop_ratio: greatest aspect ratio of the crop relative to the image's own.
-      colour_jitter: brightness, contrast and saturation are scaled by up to ±this.
-      stain_jitter: hematoxylin and eosin densities are scaled by up to ±this and shifted by up to ±this/10
+      flips: flip left-right and up-down, each with probability 1/2.
+      quarter_turns: rotate by 0, 90, 180 or 270 degrees. Tissue has no upright orientation; with flips, this is the
+        dihedral group.
+      crop_scale: smallest fraction of the image's area that a random resized crop keeps; 1: no crop.
+      crop_ratio: largest aspect ratio of the crop relative to the image's.
+      colour_jitter: brightness, contrast and saturation are each scaled by up to 1 ± this.
+      stain_jitter: hematoxylin and eosin densities are scaled by up to 1 ± this and shifted by up to ± this/10
         (Tellez et al. 2018, on Ruifrok & Johnston's stains).
-      blur: greatest sigma in pixels of the result, applied to half of the images.
+      blur: largest sigma of a Gaussian blur, in pixels of the resized image; applied to half of the images.
     """
 
     flips: bool = True
@@ -44,7 +45,7 @@ class AugmentSpec:
 
 
 def augment(image: np.ndarray, size: int, spec: AugmentSpec, rng: np.random.Generator) -> np.ndarray:
-    """Crops, resizes to `[size, size, 3]` and changes a training image at random."""
+    """Crop a training image, resize it to `[size, size, 3]` and change it at random."""
     if spec.crop_scale < 1:
         image = random_crop(image, spec.crop_scale, spec.crop_ratio, rng)
     image = resize(image, size)
@@ -62,26 +63,33 @@ def augment(image: np.ndarray, size: int, spec: AugmentSpec, rng: np.random.Gene
 
 
 def flip(image: np.ndarray, up_down: bool, left_right: bool) -> np.ndarray:
-    """Mirrors; OpenCV copies pixels, numpy bytes, in five times the time."""
+    """Mirror an image. OpenCV copies pixels; numpy copies bytes and takes five times as long."""
     if not (up_down or left_right):
         return image
     return cv2.flip(image, -1 if up_down and left_right else int(left_right))
 
 
 def turn(image: np.ndarray, quarters: int) -> np.ndarray:
-    """Turns counterclockwise by `quarters` of 0 … 3."""
+    """Rotate an image counterclockwise by `quarters` (0 … 3) quarter turns."""
     if not quarters:
         return image
     return cv2.rotate(image, (cv2.ROTATE_90_COUNTERCLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_CLOCKWISE)[quarters - 1])
 
 
 def random_crop(image: np.ndarray, scale: float, ratio: float, rng: np.random.Generator) -> np.ndarray:
-    """A window of `scale` … 1 of the area whose shape departs from the image's by up to `ratio`."""
+    """Cut a random window.
+
+    Args:
+      image: `u8 [h, w, 3]`.
+      scale: smallest fraction of the image's area.
+      ratio: largest aspect ratio relative to the image's.
+      rng: draws area, aspect ratio and position.
+    """
     height, width = image.shape[:2]
     area = rng.uniform(scale, 1)
-    # No further than the window fits in: a side cut off at the border would leave less than `scale`.
-    farthest = min(np.log(ratio), -np.log(area))
-    stretch = np.exp(rng.uniform(-farthest, farthest) / 2)
+    # Limited so that the window fits: a side cut off at the border would leave less than `scale`.
+    limit = min(np.log(ratio), -np.log(area))
+    stretch = np.exp(rng.uniform(-limit, limit) / 2)
     h = max(1, min(height, round(height * np.sqrt(area) * stretch)))
     w = max(1, min(width, round(width * np.sqrt(area) / stretch)))
     top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
@@ -89,9 +97,9 @@ def random_crop(image: np.ndarray, scale: float, ratio: float, rng: np.random.Ge
 
 
 def jitter_colour(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Scales brightness, contrast around the mean and saturation, each by 1 ± strength."""
+    """Scale brightness, contrast around the mean, and saturation, each by up to 1 ± `strength`."""
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3).astype(np.float32)
-    # All three are linear: a product with one matrix, in a thirtieth of the time, and one rounding less.
+    # All three are linear: one product with a matrix takes a thirtieth of the time and rounds once less.
     matrix = np.full((3, 3), (1 - saturation) / 3, np.float32) + saturation * np.eye(3, dtype=np.float32)
     mean = brightness * np.mean(cv2.mean(image)[:3])
     shift = np.full((3, 1), mean * (1 - contrast))
@@ -99,16 +107,16 @@ def jitter_colour(image: np.ndarray, strength: float, rng: np.random.Generator) 
 
 
 def jitter_stain(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Scales and shifts the densities of hematoxylin and eosin; the third channel is left as it is.
+    """Scale and shift the optical densities of hematoxylin and eosin; the third channel is unchanged.
 
-    Densities are natural logarithms, so that the unmixing matrix takes them as they are.
+    Densities are natural logarithms; the unmixing matrix is linear and applies to them as to decadic ones.
     """
     scale = rng.uniform(1 - strength, 1 + strength, 2).astype(np.float32)
     shift = rng.uniform(-strength / 10, strength / 10, 2).astype(np.float32)
-    # Unmixing, change and mixing are one matrix; OpenCV multiplies from the left.
+    # Unmixing, change and mixing combine into one matrix; OpenCV multiplies from the left.
     changed = _UNMIX @ np.diag([*scale, 1]).astype(np.float32) @ _STAINS
     matrix = np.hstack([-changed.T, -(shift @ _STAINS[:2])[:, None]])
-    # New arrays of this size would cost eight times as much as computing what is in them.
+    # Allocating new arrays of this size would take eight times as long as the computation.
     x, y = _buffers(image.shape)
     cv2.LUT(image, _DENSITY, x)
     cv2.transform(x, matrix, y)
@@ -117,8 +125,8 @@ def jitter_stain(image: np.ndarray, strength: float, rng: np.random.Generator) -
 
 
 def _buffers(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Two arrays of this thread's for values on the way: `float32` of `shape`."""
-    if getattr(_kept, "shape", None) != shape:
-        _kept.shape, _kept.arrays = shape, (np.empty(shape, np.float32), np.empty(shape, np.float32))
-    arrays: tuple[np.ndarray, np.ndarray] = _kept.arrays
+    """Return this thread's two buffers for intermediate values, `float32` of `shape`."""
+    if getattr(_local, "shape", None) != shape:
+        _local.shape, _local.arrays = shape, (np.empty(shape, np.float32), np.empty(shape, np.float32))
+    arrays: tuple[np.ndarray, np.ndarray] = _local.arrays
     return arrays

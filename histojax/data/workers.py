@@ -1,4 +1,4 @@
-"""Processes that make whole batches, which come to this one through shared memory."""
+"""Worker processes that make whole batches and pass them to this process through shared memory."""
 
 import contextlib
 import multiprocessing
@@ -9,59 +9,58 @@ import signal
 import threading
 
 import grain
-from absl import flags
 
 from data_pipelines.errors import DataError
+from histojax.data.compat import ensure_flags_parsed
 
 SHARED_MEMORY = "/dev/shm"
 
 
 def iterate(batches: grain.MapDataset, count: int, batch_bytes: int) -> grain.DatasetIterator:
-    """The batches in their order: the n-th is made by the n-th worker, so how many there are changes none of them.
+    """Iterate over batches in order; batch n is made by worker n modulo `count`, so `count` changes no batch.
 
-    Batches and not images, because what this process has to do for each would take as long as a worker takes for an
-    image: with images, 2,000 a second is the most, whatever the number of workers; with batches, 40,000.
+    Workers make batches rather than images, because this process needs as long per item as a worker needs per image:
+    with single images it would be limited to 2,000 images/s whatever the number of workers; with batches, to 40,000.
 
     Args:
-      batches: what is made, by position.
-      count: workers.
-      batch_bytes: of a batch.
+      batches: random access to batches; indexing makes a batch.
+      count: number of workers.
+      batch_bytes: size of a batch in bytes.
 
     Raises:
-      DataError: too little shared memory.
+      DataError: shared memory is too small.
     """
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # grain's workers read a flag of its own; notebooks and tests parse none
+    ensure_flags_parsed()
     _check_shared_memory(count, batch_bytes)
-    alone = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    read_options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     options = grain.MultiprocessingOptions(num_workers=count, per_worker_buffer_size=1)
-    return iter(batches.to_iter_dataset(alone).mp_prefetch(options, worker_init_fn=_begin))
+    return iter(batches.to_iter_dataset(read_options).mp_prefetch(options, worker_init_fn=_begin))
 
 
 def _check_shared_memory(count: int, batch_bytes: int) -> None:
-    """Refuses what would end this process with SIGBUS, without a word, when the file system is full."""
-    needed = (2 * count + 2) * batch_bytes  # each worker has a batch under way and one ready; two are here
-    with contextlib.suppress(OSError):  # no such folder: another operating system
+    """Refuse settings that would end this process with SIGBUS, without a message, when the file system is full."""
+    needed = (2 * count + 2) * batch_bytes  # each worker makes one batch and has one ready; this process holds two
+    with contextlib.suppress(OSError):  # the folder does not exist on other operating systems
         free = shutil.disk_usage(SHARED_MEMORY).free
         if free < needed:
             raise DataError(
                 f"data.workers={count} with batches of {batch_bytes / 1e6:.1f} MB need {needed / 1e6:.0f} MB of shared "
-                f"memory, and {SHARED_MEMORY} has {free / 1e6:.0f} MB free: use fewer workers or, in a container, "
+                f"memory, but {SHARED_MEMORY} has {free / 1e6:.0f} MB free: use fewer workers or, in a container, "
                 "docker run --shm-size=8g"
             )
 
 
 def _begin(worker: int, count: int) -> None:
-    """In a worker: whoever started it ends it, also by dying.
+    """Set up a worker so that only its parent ends it, also by dying.
 
-    A scheduler's signal and Ctrl-C go to all processes; that one still needs batches until it has saved.
+    A scheduler's signal and Ctrl-C reach all processes, but the parent still needs batches until it has saved.
     """
     for which in (signal.SIGTERM, signal.SIGINT):
         signal.signal(which, signal.SIG_IGN)
     if (parent := multiprocessing.parent_process()) is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+        threading.Thread(target=_exit_with, args=(parent.sentinel,), daemon=True).start()
 
 
-def _end_with(sentinel: int) -> None:
+def _exit_with(sentinel: int) -> None:
     multiprocessing.connection.wait([sentinel])
     os._exit(1)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from data_pipelines.pixels import resize
 from histojax.core.errors import RunError
-from histojax.data.sources import label_key
+from histojax.data.image_source import label_key
 from histojax.inference.predict.prediction_table import prediction_columns
 from histojax.training import checkpoint, evaluate
 

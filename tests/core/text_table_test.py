@@ -11,7 +11,7 @@ def test_columns_line_up_and_no_line_ends_in_spaces() -> None:
 
 
 def test_a_row_of_another_length_is_an_error() -> None:
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         text_table([["a", "b"], ["c"]])
 
 

@@ -73,7 +73,7 @@ def test_a_damaged_image_is_named_and_nothing_is_left(dataset: Dataset) -> None:
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(DataError, match=r"image SOB_\S+ of the prepared dataset: .*; delete .* to prepare it anew"):
+    with pytest.raises(DataError, match=r"image SOB_\S+ of the prepared dataset: .*; delete .* to prepare it again"):
         with_cache(dataset, "resized", SIZE, 2)
     assert not list(dataset.prepared.directory.glob("*resized*"))
 
@@ -82,7 +82,7 @@ def test_a_file_cut_short_is_named(dataset: Dataset) -> None:
     small = with_cache(dataset, "resized", SIZE, 2)
     assert small.cached is not None
     small.cached.write_bytes(small.cached.read_bytes()[:-100])
-    with pytest.raises(DataError, match=rf"delete {small.cached} to prepare it anew"):
+    with pytest.raises(DataError, match=rf"delete {small.cached} to prepare it again"):
         list(eval_batches(small, np.arange(4), SPEC))
 
 
@@ -91,7 +91,9 @@ def test_no_room_is_told_with_the_remedy(dataset: Dataset) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
     try:
-        with pytest.raises(DataError, match=rf"{path}: cannot be written \(File too large\): make room.*cache=none"):
+        with pytest.raises(
+            DataError, match=rf"{path}: cannot be written \(File too large\): free disk space.*cache=none"
+        ):
             with_cache(dataset, "resized", SIZE, 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

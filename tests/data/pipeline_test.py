@@ -15,8 +15,9 @@ from data_pipelines import prepare as data_prepare
 from data_pipelines.errors import DataError
 from data_pipelines.pixels import resize
 from histojax.data import pipeline
+from histojax.data.image_source import ImageSource
 from histojax.data.pipeline import LoaderSpec, eval_batches, train_batches
-from histojax.data.sources import Dataset, ImageSource, open_dataset
+from histojax.data.sources import Dataset, open_dataset
 from histojax.data.transforms import AugmentSpec
 
 SIZE = 8
@@ -120,7 +121,7 @@ def test_what_is_kept_was_read_once_and_to_the_end(dataset, everything, monkeypa
     for _ in range(3):
         assert_equal(list(kept), expected)
     assert len(reads) == 2
-    monkeypatch.setattr(pipeline, "_KEPT_BYTES", len(everything) * SIZE**2 * 3 - 1)
+    monkeypatch.setattr(pipeline, "_CACHE_BYTES", len(everything) * SIZE**2 * 3 - 1)
     too_many = pipeline.CachedBatches(dataset, everything, SPEC)
     for _ in range(2):
         assert_equal(list(too_many), expected)
@@ -301,12 +302,12 @@ SPOILT = {
 @pytest.mark.parametrize("side", ["train", "eval"])
 def test_a_damaged_stored_image_is_named(dataset, everything, monkeypatch, name, side):
     images = data_prepare.open_images(dataset.prepared.directory)
-    monkeypatch.setattr("histojax.data.sources.open_images", lambda _: Damaged(images, 5, SPOILT[name]))
+    monkeypatch.setattr("histojax.data.image_source.open_images", lambda _: Damaged(images, 5, SPOILT[name]))
     image_id = dataset.records[5].image_id
     batches = (
         eval_batches(dataset, everything, SPEC) if side == "eval" else train_batches(dataset, everything, SPEC, ON)
     )
-    with pytest.raises(DataError, match=f"image {image_id} of the prepared dataset: .*prepare it anew"):
+    with pytest.raises(DataError, match=f"image {image_id} of the prepared dataset: .*prepare (it|the data) again"):
         take(batches, 3)
 
 
@@ -320,7 +321,7 @@ def test_a_damaged_file_is_told_with_the_remedy(dataset, tmp_path, damage):
     if damage == "deleted":
         file.unlink()
     broken = dataclasses.replace(dataset, prepared=dataclasses.replace(dataset.prepared, directory=copy))
-    message = f"image {dataset.records[0].image_id} of the prepared dataset: .*delete {copy} to prepare it anew"
+    message = f"image {dataset.records[0].image_id} of the prepared dataset: .*delete {copy} to prepare it again"
     with pytest.raises(DataError, match=message):
         take(eval_batches(broken, np.array([0]), SPEC), 1)
 
@@ -335,13 +336,15 @@ def test_a_source_is_what_it_was_made_of(dataset):
 @pytest.mark.parametrize("name", SPOILT)
 def test_a_damaged_image_may_be_left_out_of_the_learning(dataset, everything, monkeypatch, caplog, name):
     images = data_prepare.open_images(dataset.prepared.directory)
-    monkeypatch.setattr("histojax.data.sources.open_images", lambda _: Damaged(images, 5, SPOILT[name]))
+    monkeypatch.setattr("histojax.data.image_source.open_images", lambda _: Damaged(images, 5, SPOILT[name]))
     with caplog.at_level(logging.WARNING, logger="histojax"):
         batches = take(train_batches(dataset, everything, spec(on_bad_record="mask"), ON), 3)
     index, mask, pixels = (joined(batches, key) for key in ("index", "mask", "image"))
     assert sorted(index) == everything.tolist()
     assert index[~mask].tolist() == [5]
     assert (pixels[~mask] == 128).all()
-    assert any(f"not learned from: image {dataset.records[5].image_id}" in record.message for record in caplog.records)
-    with pytest.raises(DataError, match="prepare it anew"):  # what is evaluated is never left out
+    assert any(
+        f"skipping unreadable image: image {dataset.records[5].image_id}" in record.message for record in caplog.records
+    )
+    with pytest.raises(DataError, match=r"prepare (it|the data) again"):  # what is evaluated is never left out
         take(eval_batches(dataset, everything, spec(on_bad_record="mask")), 3)

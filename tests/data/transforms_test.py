@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from data_pipelines.pixels import DecodeError, decode, resize
+from data_pipelines.errors import BadImageError
+from data_pipelines.pixels import decode, resize
 from histojax.data import transforms
 from histojax.data.transforms import AugmentSpec, augment, random_crop
 
@@ -81,13 +82,13 @@ def test_other_pngs_are_read_as_rgb_too(kind):
 
 def test_a_png_cut_short_is_refused():
     data = cv2.imencode(".png", tissue())[1].tobytes()
-    with pytest.raises(DecodeError, match="cannot decode"):
+    with pytest.raises(BadImageError, match="cannot decode"):
         decode(data[: len(data) // 2])
 
 
 @pytest.mark.parametrize("data", [b"no image", b"\x89PNG\r\n\x1a\n", b""])
 def test_bytes_that_are_no_image_are_refused(data):
-    with pytest.raises(DecodeError, match=f"cannot decode {len(data)} bytes"):
+    with pytest.raises(BadImageError, match=f"cannot decode {len(data)} bytes"):
         decode(data)
 
 

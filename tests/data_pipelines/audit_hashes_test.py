@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from data_pipelines.audit import hashes
 from data_pipelines.audit.hashes import VIEWS, grey_of, hash_views, near_pairs, see
 from tests.conftest import SHARED
 
@@ -62,8 +63,8 @@ def test_no_two_of_all_real_images_are_taken_for_one_picture(real_greys: np.ndar
     assert len(real_greys) > 250
     assert near_pairs(real_greys, len(real_greys), max_distance=64) == []
     # By the hash alone, and twice the tolerance: the check on pixels was not even needed.
-    hashes = np.stack([hash_views(grey) for grey in real_greys])
-    assert list(hashes._candidates(hashes, len(hashes), 2 * hashes.MAX_DISTANCE)) == []
+    views = np.stack([hash_views(grey) for grey in real_greys])
+    assert list(hashes._candidates(views, len(views), 2 * hashes.MAX_DISTANCE)) == []
 
 
 @pytest.mark.parametrize(
@@ -104,21 +105,21 @@ def test_nearly_blank_corners_are_told_apart_by_their_pixels() -> None:
         picture = np.full((64, 64), 240, np.uint8)
         picture[:size, :size] = rng.integers(60, 160, (size, size))
         pictures.append(picture)
-    hashes = np.stack([hash_views(picture) for picture in pictures])
+    views = np.stack([hash_views(picture) for picture in pictures])
     assert near_pairs(np.stack(pictures), 2, max_distance=255) == []
-    assert list(hashes._candidates(hashes, 2, 255)) == [(0, 1)]
+    assert list(hashes._candidates(views, 2, 255)) == [(0, 1)]
 
 
 def test_no_pair_is_missed_between_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    hashes = np.random.default_rng(0).integers(0, 2**63, (60, 8, 4), dtype=np.uint64)
+    views = np.random.default_rng(0).integers(0, 2**63, (60, 8, 4), dtype=np.uint64)
     brute = {
-        (i, j): min(int(np.bitwise_count(hashes[i, k] ^ hashes[j, 0]).sum()) for k in range(8))
+        (i, j): min(int(np.bitwise_count(views[i, k] ^ views[j, 0]).sum()) for k in range(8))
         for i in range(60)
         for j in range(i + 1, 60)
     }
     for rows in (7, 60, 100):
         monkeypatch.setattr(hashes, "_BLOCK", 60 * rows)
-        for asked, most in ((60, 115), (11, 115), (60, 104), (11, 0)):
-            expected = {pair for pair, distance in brute.items() if distance <= most and pair[0] < asked}
-            assert set(hashes._candidates(hashes, asked, most)) == expected
+        for n_own, most in ((60, 115), (11, 115), (60, 104), (11, 0)):
+            expected = {pair for pair, distance in brute.items() if distance <= most and pair[0] < n_own}
+            assert set(hashes._candidates(views, n_own, most)) == expected
             assert (len(expected) > 100) == (most == 115)

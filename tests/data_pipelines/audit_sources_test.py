@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from data_pipelines.audit.inputs import departures, find, read_fold_sides, read_split
+from data_pipelines.audit.inputs import find, misnamed, read_fold_sides, read_split
 from data_pipelines.errors import DataError
 from tests.conftest import WriteImages
 
@@ -30,8 +30,8 @@ def test_breakhis_is_known_by_its_names(tmp_path: pathlib.Path, write_images: Wr
     assert (a.case_id, a.magnification) == ("14-22549", "40X")
     assert (b.image_id, b.label, b.patient_id) == ("SOB_M_LC-14-13412-100-002", "malignant/LC", "SOB_M_LC_14-13412")
     assert (c.image_id, c.label, c.patient_id, c.breakhis) == ("odd", "", "", None)
-    assert departures([a, b, c]).keys() == {"odd.png"}
-    assert departures([a, c]) == {}  # half is no BreakHis
+    assert misnamed([a, b, c]).keys() == {"odd.png"}
+    assert misnamed([a, c]) == {}  # half is no BreakHis
 
 
 def test_folders_called_train_and_test_are_sides(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
@@ -63,10 +63,10 @@ def test_a_list(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
         ("path,label\n", "no row below the header"),
         ("path\na.png\n", "line 2: a list needs the columns path and label"),
         ("path,label\n,x\n", "line 2: a list needs"),
-        ("path,label\na.png,x\na.png,y\n", "line 3: 'a.png' stands in an earlier row"),
-        ("path,label\na.png,x,y\n", "line 2: not as many cells as the 2"),
-        ("path,label,label\na.png,x,y\n", "a column stands twice"),
-        ("path,label,split\na.png,x,tset\n", "column split: 'tset' is none of train"),
+        ("path,label\na.png,x\na.png,y\n", "line 3: 'a.png' is already in an earlier row"),
+        ("path,label\na.png,x,y\n", "line 2: 3 cells where the header has 2"),
+        ("path,label,label\na.png,x,y\n", "column names repeat: label"),
+        ("path,label,split\na.png,x,tset\n", "column split: 'tset' is not one of train"),
         ("path,label\na\0.png,x\n", "zero byte"),
     ],
 )
@@ -114,10 +114,10 @@ def test_a_split_names_images_by_id_path_or_file(tmp_path: pathlib.Path, write_i
     ("content", "complaint"),
     [
         ("image_id,split\n1.png,train\n", "may be any of 2 images"),
-        ("image_id,split\na/1,train\na/1.png,test\n", "line 3: 'a/1.png' stands in train"),
+        ("image_id,split\na/1,train\na/1.png,test\n", "line 3: 'a/1.png' is in test, but in train"),
         ("image_id,side\na/1,train\n", "needs the columns image_id"),
         ("image_id,split\nz/9,train\n", "no row names an image of"),
-        ("image_id,split\na/1,middle\n", "'middle' is none of train"),
+        ("image_id,split\na/1,middle\n", "'middle' is not one of train"),
     ],
 )
 def test_a_bad_split_is_told(tmp_path: pathlib.Path, write_images: WriteImages, content: str, complaint: str) -> None:

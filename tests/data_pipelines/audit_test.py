@@ -95,13 +95,13 @@ def test_a_slide_that_is_filed_twice(root: pathlib.Path) -> None:
     assert _pairs(found, "exact") == pairs
     assert len(pairs) == 5
     assert all(entry["label_conflict"] for entry in found.facts["duplicates"])
-    assert "pictures under several labels: 5, as malignant/DC and malignant/LC (5)" in found.facts["warnings"]
+    assert "pictures with several labels: 5, such as malignant/DC and malignant/LC (5)" in found.facts["warnings"]
 
     on_two_sides = audit(root, split=_split(root, lambda name: "test" if "_LC-" in name else "train"))
     assert on_two_sides.facts["splits"]["s.csv"]["exact"] == 5
     assert on_two_sides.facts["duplicates"][0]["crosses"] == {"s.csv": ["train", "test"]}
     assert len(on_two_sides.leaks) == 2  # the pictures; and the slide, which is one under both names
-    assert "5 sets of equal and 0 pairs of nearly equal images (10 images)" in on_two_sides.leaks[0]
+    assert "5 sets of identical and 0 pairs of nearly identical images (10 images)" in on_two_sides.leaks[0]
     assert "SOB_M_LC_14-13412" in on_two_sides.leaks[1]
 
     on_one_side = audit(root, split=_split(root, _by_patient))
@@ -125,10 +125,10 @@ def test_siblings_warn_and_strictly_leak(root: pathlib.Path) -> None:
             "SOB_B_A_14-22549AB": ["train"], "SOB_B_A_14-22549CD": ["test"], "SOB_B_A_14-22549G": ["train"],
         }
     }  # fmt: skip
-    assert any("siblings" in text and "14-22549" in text for text in found.facts["warnings"])
+    assert any("sibling" in text and "14-22549" in text for text in found.facts["warnings"])
     strict = audit(root, split=table, strict_cases=True)
     assert len(strict.leaks) == 1
-    assert "siblings" in strict.leaks[0]
+    assert "sibling" in strict.leaks[0]
 
 
 def test_a_patient_on_two_sides(root: pathlib.Path) -> None:
@@ -177,7 +177,7 @@ def test_turned_and_encoded_copies(root: pathlib.Path) -> None:
         "copies/small.png": (fourth.name, "not turned"),
     }
     assert len(found.leaks) == 1
-    assert "0 sets of equal and 4 pairs of nearly equal images (8 images)" in found.leaks[0]
+    assert "0 sets of identical and 4 pairs of nearly identical images (8 images)" in found.leaks[0]
     assert found.facts["blank"] == ["copies/blank.jpg", "copies/blank.png"]
     assert [row["same_picture_as"] for row in found.rows if row["path"] == "copies/flip.png"] == [second.name]
 
@@ -194,7 +194,8 @@ def test_against_another_dataset(root: pathlib.Path, tmp_path: pathlib.Path) -> 
     ]
     assert (found.facts["images"], found.facts["images_against"]) == (30, 2)
     assert found.leaks == [
-        f"{AGAINST}: one picture on several sides: 0 sets of equal and 1 pairs of nearly equal images (3 images)"
+        f"{AGAINST}: the same picture on several sides: 0 sets of identical and 1 pairs of nearly identical images "
+        "(3 images)"
     ]
     # Of BreakHis's own names patients count between datasets, too.
     shutil.move(taken, other / taken.name)
@@ -229,7 +230,7 @@ def test_lists_with_patients_of_their_own(root: pathlib.Path, tmp_path: pathlib.
     table = _write(tmp_path / "unknown.csv", "path,label,split", [(row[0], row[1], row[3]) for row in rows])
     unknown = audit(table)
     assert unknown.leaks == []
-    assert any("of 6 of 6 images the patient is not known" in text for text in unknown.facts["warnings"])
+    assert any("patient unknown for 6 of 6 images" in text for text in unknown.facts["warnings"])
 
 
 def test_the_split_that_training_writes_is_read_and_clean(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -258,7 +259,7 @@ def test_the_split_that_training_writes_is_read_and_clean(root: pathlib.Path, tm
 
 def test_nothing_readable_is_an_error(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a.png").write_bytes(b"nonsense")
-    with pytest.raises(DataError, match=r"no image of 1 can be read; a\.png: not a PNG"):
+    with pytest.raises(DataError, match=r"none of 1 images can be read; a\.png: not a PNG"):
         audit(tmp_path)
     with pytest.raises(DataError, match="max_distance=99 is not in 0 … 63"):
         audit(tmp_path, max_distance=99)

@@ -75,7 +75,7 @@ def test_without_any_group_the_split_calls_itself_optimistic() -> None:
 
 
 def test_a_protocol_that_needs_what_is_unknown_is_refused() -> None:
-    with pytest.raises(DataError, match=r"protocol='case' needs case_id of every image, and 400 of 400 have none"):
+    with pytest.raises(DataError, match=r"protocol='case' needs case_id for every image, but 400 of 400 have none"):
         split(table(), protocol="case")
     with pytest.raises(DataError, match=r"protocol='given' needs the table's column 'split'"):
         split(table(), protocol="given")
@@ -155,7 +155,7 @@ def given(records: Records, sides: list[str], by: str = "patient_id") -> Records
 def test_a_given_split_is_followed() -> None:
     records = given(table(), ["train", "train", "val", "test"])
     made = split(records, protocol="auto")
-    assert made.protocol == "as the dataset's own table gives it (patient-disjoint)"
+    assert made.protocol == "the dataset's own split (patient-disjoint)"
     assert [row.side for row in made.rows] == records.column("given_split").tolist()
     assert made.group_by == "patient_id"
 
@@ -179,7 +179,7 @@ def test_a_given_split_that_leaks_is_followed_and_named_so() -> None:
 def test_folds_do_not_use_what_is_given() -> None:
     records = given(table(), ["train", "test"])
     assert split(records, protocol="auto", kfolds=3).protocol.startswith("patient-disjoint, fold 0 of 3")
-    with pytest.raises(DataError, match="kfolds and a given split exclude each other"):
+    with pytest.raises(DataError, match="kfolds excludes a given split"):
         SplitSpec("given", kfolds=3)
 
 

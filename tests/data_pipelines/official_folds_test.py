@@ -9,8 +9,9 @@ from data_pipelines.breakhis import filenames
 from data_pipelines.errors import DataError
 from data_pipelines.official_folds import read_folds
 from data_pipelines.records import Record, Records
+from data_pipelines.split_groups import Member
 from data_pipelines.split_spec import SplitSpec
-from data_pipelines.splits import Member, Split, make_split
+from data_pipelines.splits import Split, make_split
 
 PATIENTS = {
     # patient: its side in the made fold
@@ -151,7 +152,7 @@ def test_a_patient_in_train_and_in_test_is_an_error(tmp_path: pathlib.Path) -> N
     assert lines[0].endswith("train")
     lines[0] = lines[0].replace("|train", "|test")
     _write(tmp_path, lines)
-    with pytest.raises(DataError, match=r"dsfold1\.txt: SOB_B_A_14-22549AB .*stands in train and in test"):
+    with pytest.raises(DataError, match=r"dsfold1\.txt: SOB_B_A_14-22549AB .*is in both train and test"):
         _split(NAMES, tmp_path)
 
 
@@ -177,5 +178,5 @@ def test_the_duplicate_slide_on_two_sides_of_a_published_fold_is_dropped(tmp_pat
     sides = {row.image_id: row.side for row in split.rows}
     assert (sides[names[-2]], sides[names[-1]]) == ("", "test")
     assert split.left_out() == {"known duplicate: the pictures of SOB_M_LC_14-13412": 1}
-    with pytest.raises(DataError, match="stands in train and in test"):
+    with pytest.raises(DataError, match="is in both train and test"):
         _split(names, tmp_path, val_fraction=0.0, duplicates="keep")

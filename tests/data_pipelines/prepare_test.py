@@ -293,7 +293,7 @@ def test_nothing_is_left_in_the_folder_of_temporary_files(
 
 def test_the_order_is_the_same_in_many_files(root: pathlib.Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     in_one = prepare("breakhis", str(root), magnification="all", directory=base)
-    monkeypatch.setattr(tfds_builder, "_IMAGES_A_SHARD", 5)
+    monkeypatch.setattr(tfds_builder, "_IMAGES_PER_SHARD", 5)
     in_many = prepare("breakhis", str(root), magnification="all", directory=base + "-many")
     _assert_stored(in_many, root)
     assert list(in_many.records) == list(in_one.records)
@@ -329,7 +329,7 @@ def test_processes_that_come_together_prepare_once(base: str, tmp_path: pathlib.
                 words = [sys.executable, "-c", code, pipeline, magnification, base]
                 both.append(subprocess.Popen(words, stdout=file, stderr=file))
         deadline = time.monotonic() + 60
-        while not all("another process is preparing" in log.read_text() for log in logs):
+        while not all("waiting for another process" in log.read_text() for log in logs):
             assert time.monotonic() < deadline
             time.sleep(0.05)
     assert [process.wait(120) for process in both] == [0, 0], [log.read_text() for log in logs]

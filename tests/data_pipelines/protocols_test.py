@@ -13,8 +13,9 @@ from data_pipelines.breakhis import filenames, published
 from data_pipelines.errors import DataError
 from data_pipelines.official_folds import read_folds, write_fold
 from data_pipelines.records import Record, Records
+from data_pipelines.split_groups import Member
 from data_pipelines.split_spec import SplitSpec
-from data_pipelines.splits import Member, Split, make_split, place
+from data_pipelines.splits import Split, make_split, place
 from histojax.data.sources import open_dataset
 from histojax.training import default_config
 from tests.conftest import WriteImages
@@ -100,10 +101,10 @@ def test_the_hash_is_of_the_recipe_not_of_its_numbers() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"protocol": "images"}, r"protocol='images' is not one of auto, case, .*, eva, nor .* with _with_copies"),
+        ({"protocol": "images"}, r"protocol='images' is not one of auto, case, .*, eva, or .* suffix _with_copies"),
         ({"protocol": "listed"}, "protocol='listed' is not one of"),
-        ({"protocol": "eva", "kfolds": 5}, "kfolds and a given split exclude each other"),
-        ({"protocol": "folds_with_copies"}, "fold=0: the official folds are 1 to 5"),
+        ({"protocol": "eva", "kfolds": 5}, "kfolds excludes a given split"),
+        ({"protocol": "folds_with_copies"}, "fold=0 is not in 1 … 5, the official folds"),
     ],
 )  # fmt: skip
 def test_what_means_nothing_is_told(fields: dict[str, Any], message: str) -> None:
@@ -120,7 +121,7 @@ def test_copies_stand_where_chance_puts_them(kfolds: int) -> None:
     leaked = [row for row in split.rows if row.side == "test" and row.pixel_hash in seen]
     assert leaked
     assert split.warnings[0].startswith(f"{len(leaked)} test images have a copy of identical pixels")
-    assert split.protocol.endswith("copies as they come")
+    assert split.protocol.endswith("duplicates not handled")
     once = _split(rows, _spec("image_deduplicated", kfolds=kfolds))
     assert len(once.indices("test")) + len(once.indices("train")) + len(once.indices("val")) == len(rows) - 10
     assert once.warnings == ()
@@ -217,7 +218,7 @@ def test_eva_tests_on_its_patients(val_fraction: float) -> None:
     assert split.definition is not None
     assert split.definition.name == "eva"
     protocols.check_published("eva", [row.side for row in split.rows if row.side])
-    with pytest.raises(DataError, match="1131 images train and 340 test; published are 1132 and 339"):
+    with pytest.raises(DataError, match="1131 training and 340 test images, but 1132 and 339 are published"):
         protocols.check_published("eva", ["train"] * 1131 + ["test"] * 340)
     protocols.check_published("eva", ["train"] * 10 + ["test"] * 340)  # a part of the archive
 
@@ -228,10 +229,10 @@ def test_eva_as_a_dataset(tmp_path: pathlib.Path, write_images: WriteImages) -> 
     config = default_config.base()
     config.data.root = str(tmp_path / "images")
     config.data.split.protocol = "eva"
-    with pytest.raises(DataError, match=r"data\.task='binary': the protocol 'eva' is of data\.task=subtype"):
+    with pytest.raises(DataError, match=r"data\.task='binary': the protocol 'eva' needs data\.task=subtype"):
         open_dataset(config.data)
     config.data.task = "subtype"
-    with pytest.raises(DataError, match=r"data\.magnification='100X': the protocol 'eva' is of .*=40X"):
+    with pytest.raises(DataError, match=r"data\.magnification='100X': the protocol 'eva' needs .*=40X"):
         open_dataset(config.data)
     config.data.magnification = "40X"
     dataset = open_dataset(config.data)
@@ -275,7 +276,7 @@ def test_a_fold_that_was_written_is_read_as_the_same_split(name: str, tmp_path: 
 
 
 def test_folds_of_other_images_are_not_written(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(DataError, match=r"dsfold1\.txt holds BreakHis's images only: 'tile_1'"):
+    with pytest.raises(DataError, match=r"dsfold1\.txt can only hold BreakHis images: 'tile_1'"):
         write_fold(tmp_path, 1, {"tile_1": "test"})
     assert not list(tmp_path.iterdir())
 

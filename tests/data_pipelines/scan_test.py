@@ -86,7 +86,7 @@ def test_patients_are_known_over_all_magnifications(tree: pathlib.Path, magnific
 
 
 def test_no_such_root(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere: no such folder; data\.root is"):
+    with pytest.raises(DataError, match=r"nowhere: no such folder; set data\.root to"):
         scan(tmp_path / "nowhere", "100X")
 
 
@@ -121,7 +121,7 @@ def _spoil(tree: pathlib.Path) -> dict[str, str]:
     (tree / "figure1.png").write_bytes(b"")
     (tree / "SOB_M_PC-15-190EF-100-013.png").mkdir()  # a folder of that name is no image, and none is missed
     return {
-        NAMES[2]: f"truncated PNG: {cut.stat().st_size} bytes, and the end is missing",
+        NAMES[2]: f"truncated PNG: the end is missing after {cut.stat().st_size} bytes",
         f"{folder}/SOB_B_A-14-22549AB-100-004.png": "empty file",
         f"{folder}/SOB_M_A-14-22549AB-100-005.png": "class M contradicts subtype A (adenosis)",
         f"{folder}/SOB_B_A-14-22549AB-50-001.png": "unknown magnification '50' (known: 40, 100, 200, 400)",
@@ -197,7 +197,7 @@ def test_the_same_image_twice_is_taken_once(tree: pathlib.Path) -> None:
     assert again.read_bytes() != (tree / NAMES[2]).read_bytes()
     found = scan(tree, "100X")
     assert _ids(found) == AT_100X
-    assert found.summary["notes"] == {"the same image under the same name in two folders, taken once": 2}
+    assert found.summary["notes"] == {"the same image under the same name in two folders, used once": 2}
     assert found.summary["patients"][0]["images"] == {"40X": 1, "100X": 2}
     assert found.summary["published"]["A"]["found"] == 2
 
@@ -205,7 +205,7 @@ def test_the_same_image_twice_is_taken_once(tree: pathlib.Path) -> None:
 def test_the_same_name_with_other_pixels_is_bad(tree: pathlib.Path, write_images: WriteImages) -> None:
     twin = f"zz/{pathlib.Path(NAMES[1]).name}"
     write_images(tree, [twin], seed=1)
-    with pytest.raises(DataError, match=f"  {twin}: same name as {NAMES[1]}, but other pixels"):
+    with pytest.raises(DataError, match=f"  {twin}: same name as {NAMES[1]}, but different pixels"):
         scan(tree, "100X")
     assert _ids(scan(tree, "100X", "skip")) == AT_100X
 
@@ -228,7 +228,9 @@ def test_counts_stand_beside_the_published_ones(tree: pathlib.Path) -> None:
 def test_a_whole_dataset_misses_nothing(magnifications: tuple[str, ...], total: int) -> None:
     positions = [MAGNIFICATIONS.index(m) for m in magnifications]
     found = Counter({subtype: sum(counts[p] for p in positions) for subtype, counts in PUBLISHED_COUNTS.items()})
-    assert describe_missing(compare_with_published(found, magnifications)) == f"all {total} published images are there"
+    assert (
+        describe_missing(compare_with_published(found, magnifications)) == f"all {total} published images are present"
+    )
     found["PT"] -= 1
     found["DC"] += 1  # more than published is as odd as less
     line = describe_missing(compare_with_published(found, magnifications))
@@ -272,7 +274,7 @@ def test_another_archive_is_extracted_beside(tree: pathlib.Path, tmp_path: pathl
 def test_several_archives_are_a_question_to_the_user(tree: pathlib.Path, tmp_path: pathlib.Path) -> None:
     for name in ("b.tar.gz", "a.tgz"):
         _pack(tree, tmp_path / "download" / name)
-    with pytest.raises(DataError, match=r"several archives \(a\.tgz, b\.tar\.gz\); name one of them as data\.root"):
+    with pytest.raises(DataError, match=r"several archives \(a\.tgz, b\.tar\.gz\); set data\.root to one of them"):
         archive.unpack(tmp_path / "download", tmp_path / "into")
 
 

@@ -16,8 +16,9 @@ import pytest
 from data_pipelines.breakhis.filenames import DUPLICATE_SLIDES, MAGNIFICATIONS, PUBLISHED_COUNTS
 from data_pipelines.errors import DataError
 from data_pipelines.records import Record, Records
+from data_pipelines.split_groups import Member
 from data_pipelines.split_spec import SplitSpec, describe
-from data_pipelines.splits import Member, Row, Split, check, make_split, place
+from data_pipelines.splits import Row, Split, check, make_split, place
 
 BENIGN = ("A", "F", "PT", "TA")
 PUBLISHED_PATIENTS = {"A": 4, "F": 10, "PT": 3, "TA": 7, "DC": 38, "LC": 5, "MC": 9, "PC": 6}
@@ -540,7 +541,7 @@ def test_placing_drops_an_alias_beside_its_twin() -> None:
     [
         ([Row("a", "train", "1", "p"), Row("a", "test", "1", "p")], "the image 'a'"),
         ([Row("a", "train", "1", "p"), Row("b", "val", "2", "p")], r"the identical image 'p' \(b\)"),
-        ([Row("a", "val", "1", "p"), Row("b", "test", "1", "q")], r"the group '1' \(b\) stands in val and in test"),
+        ([Row("a", "val", "1", "p"), Row("b", "test", "1", "q")], r"the group '1' \(b\) is in both val and test"),
     ],
 )
 def test_check_finds_a_leak(rows: list[Row], what: str) -> None:
@@ -568,10 +569,10 @@ def test_check_finds_a_leak(rows: list[Row], what: str) -> None:
         ({"kfolds": -5}, "kfolds=-5"),
         ({"kfolds": 5, "fold": 5}, "fold=5 is not in 0 … 4"),
         ({"kfolds": 5, "fold": -1}, "fold=-1"),
-        ({"protocol": "folds", "folds_dir": "x", "fold": 0}, "fold=0: the official folds are 1 to 5"),
-        ({"protocol": "folds", "folds_dir": "x", "fold": 6}, "fold=6: the official folds"),
+        ({"protocol": "folds", "folds_dir": "x", "fold": 0}, "fold=0 is not in 1 … 5, the official folds"),
+        ({"protocol": "folds", "folds_dir": "x", "fold": 6}, "fold=6 is not in 1 … 5, the official folds"),
         ({"protocol": "folds", "fold": 1}, "folds_dir is empty"),
-        ({"protocol": "folds", "fold": 1, "folds_dir": "x", "kfolds": 5}, "kfolds and the official folds exclude"),
+        ({"protocol": "folds", "fold": 1, "folds_dir": "x", "kfolds": 5}, "kfolds excludes the official folds"),
     ],
 )
 def test_a_wrong_field_is_named(fields: dict[str, Any], message: str) -> None:

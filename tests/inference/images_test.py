@@ -1,4 +1,4 @@
-"""Every image that is meant is found once, under a name that a table can hold, and read as training reads it."""
+"""Every image is found once, under a name that a table can hold, and is read as in training."""
 
 import io
 import os
@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.images import BadImageError, check_image, decode_rgb
+from data_pipelines.errors import BadImageError
+from data_pipelines.images import check_image, decode_rgb
 from data_pipelines.pixels import decode
 from histojax.core.errors import RunError
-from histojax.inference.predict import pixels
+from histojax.inference.predict.image_reader import ImageReader, UnreadableError, silence_pillow_warnings
 from histojax.inference.predict.images import ImageRef, find, fingerprint
-from histojax.inference.predict.pixels import Reader, UnreadableError
 from tests.conftest import WriteImages
 
 RNG = np.random.default_rng(0)
@@ -36,7 +36,7 @@ def ids(*paths: object) -> list[str]:
 
 
 def read(path: pathlib.Path) -> np.ndarray:
-    with Reader() as reader:
+    with ImageReader() as reader:
         return reader.read(ImageRef(str(path), str(path)))
 
 
@@ -47,7 +47,7 @@ def reason(path: pathlib.Path) -> str:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG whose checksums are right and which holds hardly any pixels."""
+    """A PNG whose checksums are right and which holds almost no pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -57,7 +57,7 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
-def test_folders_globs_and_files_in_order_and_once(
+def test_folders_globs_and_files_are_found_in_order_and_once(
     tmp_path: pathlib.Path, write_images: WriteImages, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_images(tmp_path, ["b/2.png", "b/1.PNG", "b/.hidden.png", "b/.git/x.png", "a.jpg", "b/c/3.bmp"])
@@ -70,14 +70,12 @@ def test_folders_globs_and_files_in_order_and_once(
     with caplog.at_level("INFO"):
         assert ids("b", "b/*.png") == ["b/1.PNG", "b/2.png", "b/c/3.bmp"]
     assert "1 images were given more than once" in caplog.text
-    for wrong, words in ((["c/*.png"], "no image there"), (["c"], "c: no such file or folder")):
+    for wrong, words in ((["c/*.png"], "no image found"), (["c"], "c: no such file or folder")):
         with pytest.raises(RunError, match=words):
             find(wrong)
 
 
-def test_links_that_go_round_end_and_names_of_any_bytes_are_kept(
-    tmp_path: pathlib.Path, write_images: WriteImages
-) -> None:
+def test_circular_links_end_and_names_of_any_bytes_are_kept(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
     write_images(tmp_path, ["a/1.png"])
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     (tmp_path / "a" / "self").symlink_to("self")
@@ -89,13 +87,13 @@ def test_links_that_go_round_end_and_names_of_any_bytes_are_kept(
     found = find([str(tmp_path)])
     names = [ref.image_id.removeprefix(f"{tmp_path}/") for ref in found]
     assert names == ['new\nline <b>&amp;,"x\\xff.png', "a/1.png", "a/lost.png"]
-    with Reader() as reader:
+    with ImageReader() as reader:
         np.testing.assert_array_equal(reader.read(found[0]), COLOURS)
         with pytest.raises(UnreadableError, match="No such file"):
             reader.read(found[2])
 
 
-def test_a_list_is_relative_to_itself_and_keeps_what_it_says(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
+def test_a_list_is_relative_to_itself_and_keeps_its_columns(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
     write_images(tmp_path, ["img/1.png", "img/2.png"])
     table = tmp_path / "list.csv"
     table.write_text("\ufeffpath,patient_id,label,image_id\nimg/1.png,007,malignant,one\nimg/gone.png,8,,\n")
@@ -106,19 +104,19 @@ def test_a_list_is_relative_to_itself_and_keeps_what_it_says(tmp_path: pathlib.P
     for text, words in (
         ("file\n1.png\n", "no column `path`"),
         ("path,prob_a\n1.png,1\n", "does not begin with prob_"),
-        ("path,a,a\n1.png,1,1\n", "a name of its own"),
+        ("path,a,a\n1.png,1,1\n", "a unique name"),
         ("path\n1.png,2\n", "line 2: more values than columns"),
-        ("path,label\n,x\n", "line 2: no path"),
-        ("path,image_id\n1.png,x\n2.png,x\n", "x: two images of this name"),
-        ("path,label\n1.png,x\n1.png,y\n", "two lists say different things"),
-        ("path\n", "no image there"),
+        ("path,label\n,x\n", "line 2: no image path"),
+        ("path,image_id\n1.png,x\n2.png,x\n", "x: two images have this name"),
+        ("path,label\n1.png,x\n1.png,y\n", "two lists describe this image differently"),
+        ("path\n", "no image found"),
     ):
         table.write_text(text)
         with pytest.raises(RunError, match=words):
             find([str(table)])
 
 
-def test_an_archive_s_members_are_read_where_they_are(tmp_path: pathlib.Path) -> None:
+def test_archive_members_are_read_without_unpacking(tmp_path: pathlib.Path) -> None:
     archive = tmp_path / "x.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         for name in ("b/2.png", "1.png", "__MACOSX/b/2.png", "b/.x.png", "read.me", "../out.png", "/root.png"):
@@ -127,7 +125,7 @@ def test_an_archive_s_members_are_read_where_they_are(tmp_path: pathlib.Path) ->
     found = find([str(archive)])
     names = ["../out.png", "/root.png", "1.png", "b/2.png", "bomb.png"]
     assert [ref.image_id for ref in found] == [f"{archive}/{name}" for name in names]
-    with Reader() as reader:
+    with ImageReader() as reader:
         np.testing.assert_array_equal(reader.read(found[2]), COLOURS)
         np.testing.assert_array_equal(reader.read(found[3]), COLOURS)
         for ref in found[:2]:
@@ -137,7 +135,7 @@ def test_an_archive_s_members_are_read_where_they_are(tmp_path: pathlib.Path) ->
             reader.read(found[4])
     assert not list(tmp_path.rglob("out.png"))
     archive.write_bytes(archive.read_bytes()[:-30])
-    with pytest.raises(RunError, match="not readable as a zip archive"):
+    with pytest.raises(RunError, match="cannot be read as a zip archive"):
         find([str(archive)])
 
 
@@ -169,7 +167,7 @@ def test_pixels_are_those_of_training(tmp_path: pathlib.Path, kind: str) -> None
     assert "cut short" in reason(path) or "damaged" in reason(path)
 
 
-def test_turned_photographs_are_turned_as_training_turns_them(tmp_path: pathlib.Path) -> None:
+def test_rotated_photographs_are_rotated_as_in_training(tmp_path: pathlib.Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     path = tmp_path / "1.jpg"
@@ -181,7 +179,7 @@ def test_turned_photographs_are_turned_as_training_turns_them(tmp_path: pathlib.
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_what_is_transparent_lies_on_white(tmp_path: pathlib.Path, kind: str) -> None:
+def test_transparent_pixels_lie_on_white(tmp_path: pathlib.Path, kind: str) -> None:
     alpha = np.full((23, 35), 255, np.uint8)
     alpha[0, 0], alpha[0, 1] = 0, 128
     path = tmp_path / "1"
@@ -200,7 +198,7 @@ def test_a_colour_declared_transparent_lies_on_white(tmp_path: pathlib.Path) -> 
     np.testing.assert_array_equal(found[0], COLOURS[0])
 
 
-def test_what_training_refuses_is_refused(tmp_path: pathlib.Path) -> None:
+def test_images_that_training_rejects_are_rejected(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "1.png"
     grey = COLOURS[..., 0]
     deep = cv2.imencode(".png", COLOURS.astype(np.uint16) * 257)[1].tobytes()
@@ -211,27 +209,27 @@ def test_what_training_refuses_is_refused(tmp_path: pathlib.Path) -> None:
         assert "8-bit RGB is expected: convert it" in reason(path)
     path.write_bytes(encoded(grey, "BMP"))
     assert "BMP of mode L" in reason(path)
-    # Of 16 bits a TIFF gives the upper 8, in training too.
+    # A TIFF of 16 bits is read by its upper 8 bits, in training too.
     path.write_bytes(cv2.imencode(".tif", COLOURS[..., ::-1].astype(np.uint16) * 256 + 7)[1].tobytes())
     check_image(path.read_bytes())
     np.testing.assert_array_equal(read(path), COLOURS)
 
 
-def test_damage_is_told(tmp_path: pathlib.Path) -> None:
+def test_damage_is_reported(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "1.png"
     good = encoded(COLOURS, "PNG")
     flipped = bytearray(good)
     flipped[len(good) // 2] ^= 1
     for data, words in (
         (b"", "empty file"),
-        (b"GIF89a" + bytes(50), "no PNG, JPEG, TIFF, BMP or JPEG 2000 image"),
+        (b"GIF89a" + bytes(50), "not a PNG, JPEG, TIFF, BMP or JPEG 2000 image"),
         (bytes(flipped), "damaged"),
         (png_header(60000, 60000), "more than 89 million pixels"),
         (png_header(9000, 9950), "more than 89 million pixels"),
         (png_header(500, 500), "damaged"),
     ):
         path.write_bytes(data)
-        with pixels.quiet():
+        with silence_pillow_warnings():
             assert words in reason(path)
 
 

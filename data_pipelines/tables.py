@@ -1,0 +1,107 @@
+"""Reading a user's table of images: CSV, TSV or Parquet with a header."""
+
+import csv
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import pyarrow
+import pyarrow.parquet
+
+from data_pipelines.errors import DataError
+
+SUFFIXES = (".csv", ".tsv", ".parquet")
+# The side of a split that a cell, or a folder's name, means.
+SIDES = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
+
+def read_table(path: pathlib.Path, errors: str = "strict") -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
+    """Read a table whose first line names the columns.
+
+    The delimiter of a text file is a comma, semicolon or tab, whichever is most frequent in the header. Cells are
+    stripped of surrounding spaces, and empty lines are skipped.
+
+    Args:
+      path: a `.parquet` file, or a text file in UTF-8.
+      errors: how undecodable bytes are handled, as for `open`; "surrogateescape" keeps paths that are not UTF-8.
+
+    Returns:
+      The column names, and the rows: the place for messages ("FILE, line N") and the cells by column name.
+
+    Raises:
+      DataError: the file cannot be read, is empty, or repeats a column name; while iterating, a row with another number
+        of cells than the header, or with a zero byte.
+    """
+    lines = _parquet_lines(path) if path.suffix.lower() == ".parquet" else _text_lines(path, errors)
+    name = printable(path)
+    header = next(lines, ("", []))[1]
+    if not header:
+        raise DataError(f"{name}: empty")
+    repeated = sorted({column for column in header if header.count(column) > 1})
+    if repeated:
+        raise DataError(f"{name}: column names repeat: {printable(', '.join(repeated))}")
+    return header, _rows(name, header, lines)
+
+
+def read_side(place: str, cell: str) -> str:
+    """Return the side that a cell of the column `split` means: train, val, test, or "" for an empty cell.
+
+    Raises:
+      DataError: the cell means no side.
+    """
+    if cell and cell.lower() not in SIDES:
+        raise DataError(
+            f"{place}, column split: '{printable(cell)}' is not one of {', '.join(SIDES)}, or empty for no side"
+        )
+    return SIDES.get(cell.lower(), "")
+
+
+def printable(name: str | os.PathLike[str]) -> str:
+    """Return a file's name as text that any table can hold: bytes that are not UTF-8 become `\\xff`."""
+    return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _rows(
+    name: str, header: Sequence[str], lines: Iterator[tuple[str, list[str]]]
+) -> Iterator[tuple[str, dict[str, str]]]:
+    for line, cells in lines:
+        place = f"{name}, {line}"
+        if len(cells) != len(header):
+            raise DataError(f"{place}: {len(cells)} cells where the header has {len(header)}")
+        if "\0" in "".join(cells):
+            raise DataError(f"{place}: contains a zero byte")
+        yield place, dict(zip(header, cells, strict=True))
+
+
+def _text_lines(path: pathlib.Path, errors: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield the header and the rows as stripped cells, each with its line number."""
+    try:
+        # utf-8-sig, because spreadsheets start a file with a byte order mark.
+        with open(path, newline="", encoding="utf-8-sig", errors=errors) as file:
+            first = file.readline()
+            file.seek(0)
+            reader = csv.reader(file, delimiter=max(",;\t", key=first.count))
+            for cells in reader:
+                if any(cell.strip() for cell in cells):
+                    yield f"line {reader.line_num}", [cell.strip() for cell in cells]
+    except (UnicodeDecodeError, OSError, csv.Error) as error:
+        raise DataError(f"{printable(path)}: cannot be read as UTF-8 text with cells ({error})") from error
+
+
+def _parquet_lines(path: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield the header and the rows as stripped cells, each with its row number."""
+    try:
+        content = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({error})") from error
+    yield "header", [str(name).strip() for name in content.column_names]
+    for number, row in enumerate(content.to_pylist()):
+        # An integer column with missing values is read as floats: 12.0 is the patient "12".
+        cells = [
+            str(int(v)) if isinstance(v, float) and v.is_integer() else "" if v is None else v for v in row.values()
+        ]
+        yield f"row {number}", [str(cell).strip() for cell in cells]
