@@ -96,8 +96,8 @@ def test_one_unit_has_no_interval_and_nan_is_null():
         bootstrap.intervals(lambda w: {}, 0)
 
 
-def test_patients_widen_the_interval_where_a_patient_is_all_right_or_all_wrong():
-    # Forty patients of ten equal images: the images are not 400 independent ones.
+def test_patients_widen_the_interval_where_all_images_of_a_patient_are_alike():
+    # Forty patients of ten equal images each: these are not 400 independent images.
     right = np.repeat(np.arange(40) % 4 > 0, 10)
     p = np.where(right, 0.9, 0.1)
     common = {"classes": ["a", "b"], "split": "test"}
@@ -114,10 +114,10 @@ def test_patients_widen_the_interval_where_a_patient_is_all_right_or_all_wrong()
 
 
 def test_coverage_of_an_area_over_patients():
-    # 40 patients of five images, whose scores have a part of their patient: images are far from independent.
+    # 40 patients of five images. Scores depend on the patient, so images are far from independent.
     rng = np.random.default_rng(0)
     patient = np.repeat(np.arange(40), 5)
-    truth = stats.norm.cdf(1.2 / np.sqrt(2 * (1 + 0.25)))
+    true_area = stats.norm.cdf(1.2 / np.sqrt(2 * (1 + 0.25)))
     held, trials = np.zeros(2), 200
     for trial in range(trials):
         labels = (np.arange(40) % 2 == 0)[patient]
@@ -130,21 +130,21 @@ def test_coverage_of_an_area_over_patients():
                 n_resamples=300,
                 seed=trial,
             )["a"]
-            held[i] += figure["low"] <= truth <= figure["high"]
-    of_patients, of_images = held / trials
-    assert 0.89 <= of_patients <= 0.98
-    assert of_images < 0.8
+            held[i] += figure["low"] <= true_area <= figure["high"]
+    over_patients, over_images = held / trials
+    assert 0.89 <= over_patients <= 0.98
+    assert over_images < 0.8
 
 
 def test_coverage():
-    # 30 patients of unequal quality, 8 images each: the interval holds the true mean about 95 times of 100.
+    # 30 patients of unequal quality, 8 images each: about 95 of 100 intervals cover the true mean.
     rng = np.random.default_rng(0)
     held, trials = 0, 300
     for trial in range(trials):
         quality = rng.beta(4, 2, size=30)
-        share = rng.binomial(8, quality) / 8
+        fraction = rng.binomial(8, quality) / 8
         figure = bootstrap.intervals(
-            lambda w, share=share: {"m": metrics.weighted_mean(share, w)}, 30, n_resamples=300, seed=trial
+            lambda w, fraction=fraction: {"m": metrics.weighted_mean(fraction, w)}, 30, n_resamples=300, seed=trial
         )["m"]
         held += figure["low"] <= 4 / 6 <= figure["high"]
     assert 0.89 <= held / trials <= 0.98

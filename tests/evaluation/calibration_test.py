@@ -54,8 +54,8 @@ def test_reliability_equals_scikit_learn():
     df = table(900, 2)
     true, p = results.arrays(df, ["benign", "malignant"])
     bins = calibration.reliability(df, p[:, 1], true == 1, n_resamples=50)
-    share, mean = sklearn.calibration.calibration_curve(true, p[:, 1], n_bins=15)
-    np.testing.assert_allclose([one["share"]["value"] for one in bins], share)
+    fraction, mean = sklearn.calibration.calibration_curve(true, p[:, 1], n_bins=15)
+    np.testing.assert_allclose([one["share"]["value"] for one in bins], fraction)
     np.testing.assert_allclose([one["mean_probability"] for one in bins], mean)
     assert sum(one["n_images"] for one in bins) == 900
     assert all(one["share"]["low"] <= one["share"]["value"] <= one["share"]["high"] for one in bins)

@@ -133,7 +133,7 @@ def test_a_label_that_a_split_lacks_is_nan_and_warned_about():
     assert block["image"]["f1_micro"]["value"] is not None
     assert "split 'test': no image carries label 'necrosis'; metrics that need one are nan" in block["warnings"]
     json.dumps(block, allow_nan=False)
-    # To choose a model by, the labels that are there must do.
+    # The scores by which a model is chosen use the labels that are present.
     y, p = arrays(df)
     scores = multilabel.scores(y, p, np.full(3, 0.5))
     assert scores["mean_average_precision"] == pytest.approx(

@@ -64,14 +64,14 @@ def test_delong_equals_its_definition_pair_by_pair(digits):
     assert found.high - found.low == pytest.approx(2 * stats.norm.ppf(0.975) * error, rel=1e-9)
 
 
-def test_clusters_of_one_change_nothing_and_copies_do():
+def test_clusters_of_one_image_change_nothing_and_copies_do():
     labels, first, second = two_models()
     alone = paired.delong(labels, first, second)
     assert paired.delong(labels, first, second, np.arange(len(labels))[::-1]) == pytest.approx(alone)
     three = [np.tile(x, 3) for x in (labels, first, second)]
     clusters = np.tile(np.arange(len(labels)), 3)
     naive, honest = paired.delong(*three), paired.delong(*three, clusters)
-    # Three copies of each image tell nothing new.
+    # Three copies of each image add no information.
     assert naive.standard_error == pytest.approx(alone.standard_error / np.sqrt(3), rel=0.02)
     assert honest.standard_error == pytest.approx(alone.standard_error, rel=0.02)
 
@@ -88,7 +88,7 @@ def test_delong_without_enough_images_has_no_interval():
 
 
 def test_under_the_null_clusters_keep_their_level_and_images_do_not():
-    # Two equally good models whose errors are a matter of the patient, as the label is: 40 patients of ten images.
+    # Two equally good models whose errors depend on the patient, as the label does: 40 patients of ten images.
     rng = np.random.default_rng(0)
     patient = np.repeat(np.arange(40), 10)
     labels = patient % 2 == 0

@@ -88,7 +88,7 @@ def test_a_note_says_where_thresholds_fit_the_reported_split(tmp_path):
 
 
 @pytest.mark.parametrize("content", ['{"accuracy": 1, "splits": [1], "protocol": 1}', '{"splits": {}, "data": "here"}'])
-def test_another_programs_folder_is_a_table(content, tmp_path):
+def test_a_folder_of_another_program_is_read_as_a_table(content, tmp_path):
     predictions.write(with_validation(), tmp_path / "predictions")
     (tmp_path / "results.json").write_text(content)
     (tmp_path / "config.json").write_text("no JSON at all")
