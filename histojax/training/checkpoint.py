@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write
+from histojax.core.quiet import quiet_logger
 from histojax.core.retries import with_backoff
 from histojax.distributed import processes
 from histojax.distributed.sharding import in_memory_as
@@ -262,13 +263,8 @@ def _register_arrays() -> None:
         min_slice_bytes_for_replica_parallel=_SHARED_BYTES,
         array_metadata_store=default._array_metadata_store,  # which knows random keys
     )
-    absl_log = logging.getLogger("absl")
-    level = absl_log.level
-    absl_log.setLevel(logging.ERROR)  # orbax warns of what is done on purpose
-    try:
+    with quiet_logger("absl"):  # orbax warns about this override, which is intended
         ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
-    finally:
-        absl_log.setLevel(level)
 
 
 _register_arrays()
