@@ -1,4 +1,4 @@
-"""A model without a network: what it says of an image are shares of its colours, by corner, so that turning matters."""
+"""A model without a network: its probabilities are fractions of an image's colours, weighted by corner."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,7 +6,10 @@ import numpy as np
 
 
 class ColourModel:
-    """Asked as a `Predictor` is; `asked` counts images."""
+    """Has the interface of a `Predictor`; `num_predicted` counts images.
+
+    One corner weighs more than the others, so that flips and turns change the probabilities.
+    """
 
     def __init__(self, *, batch_size: int = 4, image_size: int = 8, labels: bool = False, weight: float = 1.0):
         self.classes: tuple[str, ...] = ("red", "green", "blue")
@@ -15,22 +18,24 @@ class ColourModel:
         self.thresholds = {"red": 0.2, "green": 0.4, "blue": 0.6} if labels else None
         self.batch_size, self.image_size = batch_size, image_size
         self.digest = f"colours-{weight}"
-        self.asked = 0
+        self.num_predicted = 0
         self._weight = weight
 
     def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        under_way: list[np.ndarray] = []
+        """Yield the probabilities of each batch; like a `Predictor`, take up to two batches ahead."""
+        pending: list[np.ndarray] = []
         for images in batches:
             assert images.shape[1:] == (self.image_size, self.image_size, 3)
             assert 0 < len(images) <= self.batch_size
             assert images.dtype == np.uint8
-            self.asked += len(images)
-            under_way.append(self.say(images))
-            if len(under_way) > 2:
-                yield under_way.pop(0)
-        yield from under_way
+            self.num_predicted += len(images)
+            pending.append(self.probabilities(images))
+            if len(pending) > 2:
+                yield pending.pop(0)
+        yield from pending
 
-    def say(self, images: np.ndarray) -> np.ndarray:
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """Return probabilities `f32 [b, 3]` of images `u8 [b, s, s, 3]`."""
         half = self.image_size // 2
         x = images.astype(np.float64)
         sums = 1 + x.sum((1, 2)) + self._weight * x[:, :half, : half // 2].sum((1, 2))

@@ -1,4 +1,4 @@
-"""Checkpoints of models that nobody trained, with every parameter and statistic drawn at random."""
+"""Checkpoints of untrained models, with every parameter and statistic drawn at random."""
 
 import pathlib
 
@@ -12,7 +12,7 @@ from histojax.training import build
 from histojax.training.checkpoint import BEST, Checkpoints, series
 
 
-def checkpoint_of(
+def random_checkpoint(
     folder: pathlib.Path,
     model: str,
     size: int,
@@ -21,7 +21,19 @@ def checkpoint_of(
     dtype: str = "float32",
     **options: object,
 ) -> pathlib.Path:
-    """A work directory with a checkpoint of `model` for two classes and images of `size` pixels."""
+    """Write a checkpoint of a model with two classes.
+
+    Args:
+      folder: the work directory is created below it.
+      model: name of the model.
+      size: side of the images in pixels.
+      data: facts about the dataset; `mpp` and `root` become fields of the config.
+      dtype: type of the computation.
+      **options: options of the model.
+
+    Returns:
+      The work directory.
+    """
     config = baselines_breakhis.get_config("smoke")
     config.model.name, config.model.dtype, config.data.image_size = model, dtype, size
     with config.unlocked():
@@ -33,7 +45,7 @@ def checkpoint_of(
     abstract = build.program(config, task, Layout(1), optax.identity()).abstract.model
     rng = np.random.default_rng(3)
 
-    def drawn(path, leaf):
+    def draw(path, leaf):
         name, shape = jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             value = jax.random.key(0)
@@ -47,7 +59,7 @@ def checkpoint_of(
             value = 0.2 * rng.normal(size=shape)
         return jax.device_put(value if isinstance(value, jax.Array) else value.astype(leaf.dtype), leaf.sharding)
 
-    state = jax.tree_util.tree_map_with_path(drawn, abstract)
+    state = jax.tree_util.tree_map_with_path(draw, abstract)
     meta = {
         "format": 2, "config": config.to_dict(), "classes": list(classes), "class_counts": [1, 1], "train_images": 2,
         "pretrained": "", "split": {"protocol": "none", "hash": "0" * 16}, "data": facts, "step": 1, "thresholds": None,

@@ -1,4 +1,4 @@
-"""Thresholds, masks and contours of DT Grad-CAM, similarity of maps, pictures: against scikit-image, SciPy, shapely."""
+"""Thresholds, masks and outlines of DT Grad-CAM, similarity of maps, and pictures; against scikit-image and shapely."""
 
 import dataclasses
 import json
@@ -15,17 +15,18 @@ import skimage.filters
 import skimage.metrics
 from flax import nnx
 
+from histojax import models
 from histojax.core.errors import RunError
 from histojax.inference.explain import checks, dt_grad_cam, pictures
 from histojax.inference.explain.dt_grad_cam import Rule, area, mark, otsu, outlines
 from histojax.inference.explain.explain import file_names
-from histojax.inference.explain.grad_cam import default_layer, grad_cam, layers_of, upsample
+from histojax.inference.explain.grad_cam import feature_map_shapes, grad_cam, upsample
 from histojax.models.ops.intermediates import tap
 from histojax.training.step import ModelState
 
 
 def smooth(seed: int, height: int = 40, width: int = 50, sigma: float = 3.0) -> np.ndarray:
-    """A map as Grad-CAM makes them: blobs, zero in many places, 1 where it is greatest."""
+    """A map such as Grad-CAM makes: blobs, zero in many places, with maximum 1."""
     values = cv2.GaussianBlur(
         np.random.default_rng(seed).normal(size=(height, width)).astype(np.float32), (0, 0), sigma
     )
@@ -34,7 +35,7 @@ def smooth(seed: int, height: int = 40, width: int = 50, sigma: float = 3.0) -> 
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_threshold_is_scikit_images_otsu(seed: int) -> None:
+def test_otsu_equals_scikit_image(seed: int) -> None:
     values = smooth(seed)
     # In float32 scikit-image rounds the centres of the bins.
     assert otsu(values) == pytest.approx(float(skimage.filters.threshold_otsu(values)), rel=1e-5)
@@ -42,14 +43,14 @@ def test_the_threshold_is_scikit_images_otsu(seed: int) -> None:
         assert otsu(wide) == skimage.filters.threshold_otsu(wide)
 
 
-def test_otsu_parts_two_groups_and_takes_a_flat_map() -> None:
+def test_otsu_separates_two_groups_and_accepts_a_constant_map() -> None:
     values = np.concatenate([np.full(90, 0.1), np.full(10, 0.9)])
     assert 0.1 <= otsu(values) < 0.9
     assert otsu(np.full((3, 3), 0.25)) == 0.25
     assert not mark(np.zeros((30, 30), np.float32), Rule()).mask.any()
 
 
-def test_other_rules() -> None:
+def test_other_threshold_rules() -> None:
     values = smooth(0)
     assert Rule.parse("percentile:90").threshold(values) == pytest.approx(np.percentile(values, 90))
     assert Rule.parse("mean_sd:1.5").threshold(values) == pytest.approx(values.mean() + 1.5 * values.std(), rel=1e-5)
@@ -62,7 +63,7 @@ def test_other_rules() -> None:
             Rule.parse(text)
 
 
-def test_small_parts_and_holes_go() -> None:
+def test_small_parts_and_holes_are_dropped() -> None:
     values = np.zeros((100, 100), np.float32)
     values[10:50, 10:50] = 1  # stays
     values[20:25, 20:25] = 0  # 25 pixels: filled
@@ -79,7 +80,7 @@ def test_small_parts_and_holes_go() -> None:
 
 
 def test_holes_may_touch_at_corners_and_parts_may_not() -> None:
-    two = np.zeros((100, 100), np.float32)  # of 64 pixels each, where 100 are the least
+    two = np.zeros((100, 100), np.float32)  # 64 pixels each, fewer than the minimum of 100
     two[10:18, 10:18] = two[18:26, 18:26] = 1
     assert not mark(two, Rule(), min_part=0.01).mask.any()
     np.testing.assert_array_equal(mark(1 - two, Rule(), min_part=0.01).mask, two == 0)
@@ -97,7 +98,7 @@ def test_outlines_lie_between_the_pixels(sigma: float) -> None:
         assert sum(map(area, outlines(mask))) == pytest.approx(sum(polygon.area for polygon in polygons))
 
 
-def test_an_outline_at_the_border_has_no_point_to_spare() -> None:
+def test_an_outline_at_the_border_has_no_superfluous_point() -> None:
     mask = np.zeros((20, 30), bool)
     mask[:, 10:] = True
     (ring,) = outlines(mask)[0]
@@ -131,9 +132,9 @@ class Toy(nnx.Module):
         return jnp.square(tap("square", x)).sum((1, 2)) @ self.weights[...]
 
 
-def test_grad_cam_is_its_equations() -> None:
+def test_grad_cam_follows_its_equations() -> None:
     toy, x = Toy(), jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 8, 3)), jnp.float32)
-    assert list(layers_of(toy, x)) == ["half", "square"]
+    assert list(feature_map_shapes(toy, x)) == ["half", "square"]
     found = grad_cam(toy, x, jnp.array([0, 1]), "square")
     for one, image, target in zip(found, np.asarray(x[:, ::2, ::2]), (0, 1), strict=True):
         alpha = (2 * image * np.asarray(toy.weights[...])[:, target]).mean((0, 1))
@@ -143,13 +144,13 @@ def test_grad_cam_is_its_equations() -> None:
 
 
 def test_layers_by_default() -> None:
-    assert default_layer("resnet50", ["layer1", "layer2"]) == "layer2"
-    assert default_layer("vgg16", ["conv4", "conv5", "pool5"]) == "conv5"
-    assert default_layer("dinov2_vitb14", ["block1", "block2", "block3"]) == "block2"
-    assert default_layer("vit", ["block1"]) == "block1"
+    assert models.spec("resnet50").default_layer(["layer1", "layer2"]) == "layer2"
+    assert models.spec("vgg16").default_layer(["conv4", "conv5", "pool5"]) == "conv5"
+    assert models.spec("dinov2_vitb14").default_layer(["block1", "block2", "block3"]) == "block2"
+    assert models.spec("vit").default_layer(["block1"]) == "block1"
 
 
-def test_a_map_over_an_image() -> None:
+def test_a_map_is_resized_to_its_image() -> None:
     cam = np.array([[0, 4], [0, 0]], np.float32)
     values = upsample(cam, 60, 40)
     assert values.shape == (40, 60)
@@ -160,7 +161,7 @@ def test_a_map_over_an_image() -> None:
     assert not upsample(np.zeros((2, 2), np.float32), 60, 40).any()
 
 
-def test_similarities_are_scikit_images_and_scipys() -> None:
+def test_similarities_equal_scikit_image_and_scipy() -> None:
     a, b = smooth(0), smooth(1)
     assert checks.spearman(a, b) == pytest.approx(scipy.stats.spearmanr(a.ravel(), b.ravel()).statistic)
     wanted = skimage.metrics.structural_similarity(
@@ -178,17 +179,17 @@ def test_weights_are_shuffled_within_each_array() -> None:
     model = ModelState(
         nnx.State({"conv": {"kernel": head + 1}, "head": {"kernel": head}}), nnx.State({}), nnx.State({})
     )
-    every = checks.shuffled(model, np.random.default_rng(0))
+    every = checks.shuffle_weights(model, np.random.default_rng(0))
     for name in ("conv", "head"):
         before, after = np.asarray(model.params[name]["kernel"]), np.asarray(every.params[name]["kernel"])
         assert (before != after).mean() > 0.9
         np.testing.assert_array_equal(np.sort(before, axis=None), np.sort(after, axis=None))
-    only = checks.shuffled(model, np.random.default_rng(0), part="head")
+    only = checks.shuffle_weights(model, np.random.default_rng(0), part="head")
     np.testing.assert_array_equal(only.params["conv"]["kernel"], head + 1)
     assert (np.asarray(only.params["head"]["kernel"]) != np.asarray(head)).any()
 
 
-def test_names_of_files() -> None:
+def test_file_names_are_safe_and_unique() -> None:
     assert file_names(["A/b", "a b", "A_B", "..", "c"]) == ["A_b", "a_b_2", "A_B_3", "_", "c"]
 
 
@@ -208,7 +209,7 @@ def test_pictures_of_any_shape_and_name(tmp_path: pathlib.Path) -> None:
             assert cv2.imread(str(tmp_path / path)).std() > 1
 
 
-def test_where_the_map_is_zero_the_image_is_seen() -> None:
+def test_the_image_shows_where_the_map_is_zero() -> None:
     image = np.full((2, 2, 3), (200, 100, 180), np.uint8)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[0, 0]
     values = np.array([[0, 1], [0, 0]], np.float32)

@@ -1,4 +1,4 @@
-"""A thousand files that are not what they say they are: none crashes, hangs or floods the program, each is reported."""
+"""A thousand hostile files: none crashes, hangs or exhausts the program, and each is reported."""
 
 import io
 import json
@@ -23,10 +23,9 @@ FORMATS = {"png": "PNG", "jpg": "JPEG", "tif": "TIFF", "bmp": "BMP", "jp2": "JPE
 PEAK_MIB = 900  # of the whole process: 250 before any image is read, 540 for one of 89 million pixels
 PROGRAM = """
     import json, pathlib, sys
-    from histojax import console
-    from histojax.bench.contestant import memory_peak
-    from histojax.inference import prediction_run
-    from histojax.inference.images import find
+    from histojax.cli.bench.worker import memory_peak
+    from histojax.inference.predict import prediction_run
+    from histojax.inference.predict.images import find
     from tests.helpers.colour_model import ColourModel
     refs = find(sys.argv[2:])
     failed = prediction_run.run(refs, [ColourModel(batch_size=32)], pathlib.Path(sys.argv[1]), thresholds=None)
@@ -35,7 +34,7 @@ PROGRAM = """
 
 
 def pictures(rng: np.random.Generator) -> dict[str, list[bytes]]:
-    """By suffix, files of every kind that a picture may have."""
+    """Valid files by suffix, of every kind of picture."""
     smooth = np.linspace(0, 255, 40 * 30 * 4).reshape(40, 30, 4)
     pixels = np.clip(smooth + rng.normal(0, 20, smooth.shape), 0, 255).astype(np.uint8)
     found: dict[str, list[bytes]] = {}
@@ -149,11 +148,11 @@ def test_a_thousand_hostile_files_are_each_reported(tmp_path: pathlib.Path, seed
     assert len(set(names)) == found
     assert sum("<i>hostile\n/" in name for name in names) == 1002
     assert (failures["reason"] != "").all()
-    assert 100 < len(table) < 600  # some are whole, and some damage does not show
+    assert 100 < len(table) < 600  # some files are intact, and some damage has no effect
     reasons = dict(zip(failures["image_id"], failures["reason"], strict=True))
     assert "zip bomb" in reasons[f"{archive}/zeros.png"]
     assert "outside the archive" in reasons[f"{archive}/../../etc/x.png"]
     assert reasons[f"{folder}/1/pipe.png"] == "not a regular file"
     assert f"{archive}/<b>\n.png" in set(table["image_id"])
     assert peak < PEAK_MIB, f"{peak} MiB"
-    print(f"seed {seed}: {failed} of {found} told, peak RSS {peak} MiB")
+    print(f"seed {seed}: {failed} of {found} reported, peak RSS {peak} MiB")

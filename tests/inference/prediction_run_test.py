@@ -1,4 +1,4 @@
-"""Answers come in order, once, whatever was killed in between; the table is one that can be evaluated."""
+"""Predictions come in order and once each, whatever was killed in between; the table can be evaluated."""
 
 import json
 import pathlib
@@ -16,8 +16,10 @@ import pytest
 from data_pipelines.pixels import resize
 from histojax.core.errors import RunError
 from histojax.evaluation import predictions
-from histojax.inference.predict import pixels, prediction_run, prediction_table
+from histojax.inference.predict import prediction_run, prediction_table
+from histojax.inference.predict.image_reader import ImageReader
 from histojax.inference.predict.images import ImageRef, find
+from histojax.inference.predict.thresholds import combine_thresholds
 from tests.conftest import ROOT, WriteImages
 from tests.helpers.colour_model import ColourModel
 
@@ -27,7 +29,7 @@ PROBABILITIES = ["prob_red", "prob_green", "prob_blue"]
 
 @pytest.fixture
 def folder(tmp_path: pathlib.Path, write_images: WriteImages) -> pathlib.Path:
-    """22 images, of which 003 and 009 are none."""
+    """22 files, of which 003 and 009 are not images."""
     write_images(tmp_path / "images", NAMES)
     (tmp_path / "images" / "003.png").write_text("no image")
     (tmp_path / "images" / "009.png").write_text("")
@@ -38,18 +40,18 @@ def refs_of(folder: pathlib.Path) -> list[ImageRef]:
     return find([str(folder)])
 
 
-def ask(folder: pathlib.Path, *models: ColourModel, output: str = "out.csv", **options: bool) -> pathlib.Path:
+def predict(folder: pathlib.Path, *models: ColourModel, output: str = "out.csv", **options: bool) -> pathlib.Path:
     models = models or (ColourModel(),)
     path = folder.parent / output
-    cuts = prediction_run.thresholds_of(models)
-    prediction_run.run(refs_of(folder), models, path, thresholds=cuts, **options)
+    thresholds = combine_thresholds(models)
+    prediction_run.run(refs_of(folder), models, path, thresholds=thresholds, **options)
     return path
 
 
-def wanted(folder: pathlib.Path, model: ColourModel) -> np.ndarray:
-    with pixels.Reader() as reader:
+def expected(folder: pathlib.Path, model: ColourModel) -> np.ndarray:
+    with ImageReader() as reader:
         images = [reader.read(ref) for ref in refs_of(folder) if ref.path[-7:] not in ("003.png", "009.png")]
-    return model.say(np.stack([resize(image, model.image_size) for image in images]))
+    return model.probabilities(np.stack([resize(image, model.image_size) for image in images]))
 
 
 class Killed(ColourModel):
@@ -63,46 +65,46 @@ class Killed(ColourModel):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_a_row_an_image_and_the_others_with_the_reason(folder: pathlib.Path, suffix: str) -> None:
-    output = ask(folder, output=f"out.{suffix}")
+def test_a_row_per_image_and_a_reason_per_unreadable_file(folder: pathlib.Path, suffix: str) -> None:
+    output = predict(folder, output=f"out.{suffix}")
     table = pd.read_csv(output) if suffix == "csv" else pd.read_parquet(output)
     assert table["image_id"].tolist() == [f"{folder}/{n}" for n in NAMES if n not in ("003.png", "009.png")]
-    np.testing.assert_array_equal(table[PROBABILITIES].to_numpy(np.float32), wanted(folder, ColourModel()))
-    said = table[PROBABILITIES].to_numpy().argmax(1)
-    assert table["predicted"].tolist() == [("red", "green", "blue")[i] for i in said]
-    failed = pd.read_csv(prediction_table.failures_of(output))
+    np.testing.assert_array_equal(table[PROBABILITIES].to_numpy(np.float32), expected(folder, ColourModel()))
+    most_probable = table[PROBABILITIES].to_numpy().argmax(1)
+    assert table["predicted"].tolist() == [("red", "green", "blue")[i] for i in most_probable]
+    failed = pd.read_csv(prediction_table.failures_path(output))
     assert failed["image_id"].tolist() == [f"{folder}/003.png", f"{folder}/009.png"]
     assert failed["reason"].tolist()[1] == "empty file"
     assert sorted(p.name for p in folder.parent.iterdir()) == sorted(["images", "out.failed.csv", output.name])
 
 
 @pytest.mark.parametrize("lost", [1, 5])
-def test_what_was_read_is_not_read_again_and_the_table_is_the_same(folder: pathlib.Path, lost: int) -> None:
-    undisturbed = ask(folder, output="one.csv")
+def test_a_resumed_run_predicts_only_the_rest_and_writes_the_same_table(folder: pathlib.Path, lost: int) -> None:
+    undisturbed = predict(folder, output="one.csv")
     with pytest.raises(KeyboardInterrupt):
-        ask(folder, Killed(), output="two.csv")
+        predict(folder, Killed(), output="two.csv")
     partial = folder.parent / "two.csv.partial"
     lines = partial.read_bytes().splitlines(keepends=True)
     assert len(lines) == 1 + 3 * 4
-    partial.write_bytes(b"".join(lines)[:-lost])  # killed within a line: its batch is asked again
+    partial.write_bytes(b"".join(lines)[:-lost])  # killed within a line: its batch is predicted again
     model = ColourModel()
-    again = ask(folder, model, output="two.csv")
-    assert model.asked == 22 - 8
+    again = predict(folder, model, output="two.csv")
+    assert model.num_predicted == 22 - 8
     assert again.read_bytes() == undisturbed.read_bytes()
     assert (folder.parent / "two.failed.csv").read_bytes() == (folder.parent / "one.failed.csv").read_bytes()
 
 
-def test_a_process_that_is_killed_goes_on_where_it_was(folder: pathlib.Path) -> None:
-    undisturbed = ask(folder, output="one.csv")
+def test_a_killed_process_resumes_where_it_stopped(folder: pathlib.Path) -> None:
+    undisturbed = predict(folder, output="one.csv")
     program = """
         import pathlib, sys, time
-        from histojax.inference import prediction_run
-        from histojax.inference.images import find
+        from histojax.inference.predict import prediction_run
+        from histojax.inference.predict.images import find
         from tests.helpers.colour_model import ColourModel
         class Slow(ColourModel):
-            def say(self, images):
+            def probabilities(self, images):
                 time.sleep(0.3)
-                return super().say(images)
+                return super().probabilities(images)
         prediction_run.run(find([sys.argv[1]]), [Slow()], pathlib.Path(sys.argv[2]), thresholds=None)
     """
     output = folder.parent / "two.csv"
@@ -113,85 +115,85 @@ def test_a_process_that_is_killed_goes_on_where_it_was(folder: pathlib.Path) -> 
         while not partial.exists() or partial.read_bytes().count(b"\n") < 5:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        with pytest.raises(RunError, match="another process is writing it"):
-            ask(folder, output="two.csv")
+        with pytest.raises(RunError, match="another process is writing this file"):
+            predict(folder, output="two.csv")
         process.send_signal(signal.SIGKILL)
     assert not output.exists()
     model = ColourModel()
-    ask(folder, model, output="two.csv")
-    assert model.asked < 22
+    predict(folder, model, output="two.csv")
+    assert model.num_predicted < 22
     assert output.read_bytes() == undisturbed.read_bytes()
 
 
-def test_another_question_is_not_mixed_with_the_one_begun(folder: pathlib.Path, write_images: WriteImages) -> None:
+def test_a_partial_table_of_other_settings_is_rejected(folder: pathlib.Path, write_images: WriteImages) -> None:
     with pytest.raises(KeyboardInterrupt):
-        ask(folder, Killed())
+        predict(folder, Killed())
     for options, model, words in (
-        ({"dihedral": True}, ColourModel(), "tta: 'none' there, 'dihedral' here"),
-        ({}, ColourModel(batch_size=2), "batch_size: 4 there, 2 here"),
+        ({"dihedral": True}, ColourModel(), "tta: saved 'none', now 'dihedral'"),
+        ({}, ColourModel(batch_size=2), "batch_size: saved 4, now 2"),
         ({}, ColourModel(weight=2.0), "runs: "),
     ):
         with pytest.raises(RunError, match=words):
-            ask(folder, model, **options)
+            predict(folder, model, **options)
     write_images(folder, ["100.png"])
-    with pytest.raises(RunError, match=r"files: .*\n  images: 22 there, 23 here\n.*--redo"):
-        ask(folder)
+    with pytest.raises(RunError, match=r"files: .*\n  images: saved 22, now 23\n.*--redo"):
+        predict(folder)
     model = ColourModel()
-    table = pd.read_csv(ask(folder, model, redo=True))
-    assert (model.asked, len(table)) == (23, 21)
+    table = pd.read_csv(predict(folder, model, redo=True))
+    assert (model.num_predicted, len(table)) == (23, 21)
 
 
-def test_a_table_that_is_there_is_kept_unless_told(folder: pathlib.Path) -> None:
-    output = ask(folder)
+def test_an_existing_table_is_kept_without_redo(folder: pathlib.Path) -> None:
+    output = predict(folder)
     before = output.read_bytes()
-    with pytest.raises(RunError, match="is there already"):
-        ask(folder)
+    with pytest.raises(RunError, match="already exists"):
+        predict(folder)
     assert output.read_bytes() == before
     (folder / "003.png").unlink()
     (folder / "009.png").unlink()
-    ask(folder, redo=True)
+    predict(folder, redo=True)
     assert not (folder.parent / "out.failed.csv").exists()  # nothing failed this time
     (folder.parent / "x.csv.partial").write_text("[1]\n")
     with pytest.raises(RunError, match="not written by histojax predict"):
-        ask(folder, output="x.csv")
-    with pytest.raises(RunError, match=r"no file that ends in \.csv or \.parquet"):
-        ask(folder, output="x.txt")
+        predict(folder, output="x.csv")
+    with pytest.raises(RunError, match=r"not a file name that ends in \.csv or \.parquet"):
+        predict(folder, output="x.txt")
 
 
 def test_the_mean_over_eight_views_and_several_models(folder: pathlib.Path) -> None:
     one, other = ColourModel(labels=True), ColourModel(labels=True, weight=3.0, image_size=16)
     other.thresholds = {"red": 0.4, "green": 0.4, "blue": 0.2}
-    table = pd.read_csv(ask(folder, one, other))
-    means = (wanted(folder, one).astype(np.float64) + wanted(folder, other)) / 2
+    table = pd.read_csv(predict(folder, one, other))
+    means = (expected(folder, one).astype(np.float64) + expected(folder, other)) / 2
     np.testing.assert_array_equal(table[PROBABILITIES].to_numpy(), means)
-    for name, cut in (("red", (0.2 + 0.4) / 2), ("green", 0.4), ("blue", 0.4)):
-        there = table[f"predicted_{name}"].tolist()
-        assert there == (table[f"prob_{name}"] >= cut).astype(int).tolist()
-        assert set(there) <= {0, 1}
-    # What a turned image is answered is what the image itself is, and not without turning.
-    with pixels.Reader() as reader:
+    for name, threshold in (("red", (0.2 + 0.4) / 2), ("green", 0.4), ("blue", 0.4)):
+        predicted = table[f"predicted_{name}"].tolist()
+        assert predicted == (table[f"prob_{name}"] >= threshold).astype(int).tolist()
+        assert set(predicted) <= {0, 1}
+    # The mean over all views differs from the prediction for the image alone.
+    with ImageReader() as reader:
         image = resize(reader.read(refs_of(folder)[0]), 8)
     views = [
         np.rot90(picture, turns)
         for picture in (image, image[:, ::-1])
         for turns in range(4)
     ]  # fmt: skip
-    table = pd.read_csv(ask(folder, one, output="tta.csv", dihedral=True))
-    mean = one.say(np.stack(views)).astype(np.float64).mean(0)
+    table = pd.read_csv(predict(folder, one, output="tta.csv", dihedral=True))
+    mean = one.probabilities(np.stack(views)).astype(np.float64).mean(0)
     np.testing.assert_allclose(table[PROBABILITIES].to_numpy()[0], mean, atol=1e-7)
-    assert np.abs(one.say(image[None])[0] - mean).max() > 1e-4
+    assert np.abs(one.probabilities(image[None])[0] - mean).max() > 1e-4
 
 
 def test_calibration_moves_probabilities_and_thresholds_together(folder: pathlib.Path) -> None:
     with pytest.raises(RunError, match=r"--calibrated: run 1 has no temperature"):
-        prediction_run.thresholds_of([ColourModel()], calibrated=True)
+        combine_thresholds([ColourModel()], calibrated=True)
     for model, temperatures in ((ColourModel(), [2.0]), (ColourModel(labels=True), [2.0, 0.5, 3.0])):
         model.temperatures = temperatures
         tables = []
         for calibrated in (False, True):
             output = folder.parent / f"{calibrated}{len(temperatures)}.csv"
-            cuts = prediction_run.thresholds_of([model], calibrated=calibrated)
-            prediction_run.run(refs_of(folder), [model], output, thresholds=cuts, calibrated=calibrated)
+            thresholds = combine_thresholds([model], calibrated=calibrated)
+            prediction_run.run(refs_of(folder), [model], output, thresholds=thresholds, calibrated=calibrated)
             tables.append(pd.read_csv(output))
         raw, moved = (table[PROBABILITIES].to_numpy() for table in tables)
         logits = (np.log(raw) if len(temperatures) == 1 else np.log(raw / (1 - raw))) / temperatures
@@ -201,42 +203,42 @@ def test_calibration_moves_probabilities_and_thresholds_together(folder: pathlib
         np.testing.assert_allclose(moved, expected, rtol=1e-9)
         for column in [name for name in tables[0] if name.startswith("predicted")]:
             assert tables[0][column].tolist() == tables[1][column].tolist()
-    # Of two classes the locked threshold, too; of several runs each by its own temperature.
+    # With two classes the locked threshold moves too, for each run by its own temperature.
     warm, warmer = ColourModel(), ColourModel()
     for model, temperature in ((warm, 2.0), (warmer, 1.0)):
         model.classes, model.decision, model.temperatures = ("cold", "warm"), {"warm": 0.2}, [temperature]
     at_two = 0.2**0.5 / (0.2**0.5 + 0.8**0.5)
-    found = prediction_run.thresholds_of([warm, warmer], calibrated=True)
+    found = combine_thresholds([warm, warmer], calibrated=True)
     assert found == {"warm": pytest.approx((at_two + 0.2) / 2)}
 
 
 def test_thresholds_are_the_runs_or_given() -> None:
     one, other = ColourModel(labels=True), ColourModel(labels=True)
     other.thresholds = {"red": 0.4, "green": 0.4, "blue": 0.2}
-    cuts = prediction_run.thresholds_of([one, other])
-    assert cuts == pytest.approx({"red": 0.3, "green": 0.4, "blue": 0.4})
-    assert prediction_run.thresholds_of([one], "0.5,red=0.1") == {"red": 0.1, "green": 0.5, "blue": 0.5}
-    assert prediction_run.thresholds_of([ColourModel()]) is None
+    thresholds = combine_thresholds([one, other])
+    assert thresholds == pytest.approx({"red": 0.3, "green": 0.4, "blue": 0.4})
+    assert combine_thresholds([one], "0.5,red=0.1") == {"red": 0.1, "green": 0.5, "blue": 0.5}
+    assert combine_thresholds([ColourModel()]) is None
     warm, warmer = ColourModel(), ColourModel()
-    for model, cut in ((warm, 0.4), (warmer, 0.3)):
-        model.classes, model.decision = ("cold", "warm"), {"warm": cut}
-    assert prediction_run.thresholds_of([warm, warmer]) == {"warm": pytest.approx(0.35)}
-    assert prediction_run.thresholds_of([warm], "cold=0.9") == {"cold": 0.9}
-    assert prediction_run.thresholds_of([warm], "0.6") == {"warm": 0.6}
-    with pytest.raises(RunError, match=r"--threshold=hot=0\.9: one class an image is predicted \(cold, warm\)"):
-        prediction_run.thresholds_of([warm], "hot=0.9")
-    warmer.decision = None  # of an older version: half a mean is none
-    assert prediction_run.thresholds_of([warm, warmer]) is None
+    for model, threshold in ((warm, 0.4), (warmer, 0.3)):
+        model.classes, model.decision = ("cold", "warm"), {"warm": threshold}
+    assert combine_thresholds([warm, warmer]) == {"warm": pytest.approx(0.35)}
+    assert combine_thresholds([warm], "cold=0.9") == {"cold": 0.9}
+    assert combine_thresholds([warm], "0.6") == {"warm": 0.6}
+    with pytest.raises(RunError, match=r"--threshold=hot=0\.9: unknown name 'hot'; the names are cold, warm"):
+        combine_thresholds([warm], "hot=0.9")
+    warmer.decision = None  # an older version trained it: there is no mean of one half
+    assert combine_thresholds([warm, warmer]) is None
     for wrong in ("x", "1.1", "nan", "pink=0.5", "red=", ","):
-        with pytest.raises(RunError, match="give 0 … 1 for all labels, or LABEL="):
-            prediction_run.thresholds_of([one], wrong)
-    with pytest.raises(RunError, match="one class an image is predicted"):
-        prediction_run.thresholds_of([ColourModel()], "0.5")
+        with pytest.raises(RunError, match=r"is not a threshold; give NAME=0\.4|unknown name 'pink'"):
+            combine_thresholds([one], wrong)
+    with pytest.raises(RunError, match="one of 3 classes per image"):
+        combine_thresholds([ColourModel()], "0.5")
     foreign = ColourModel(labels=True)
     foreign.classes = ("red", "blue", "green")
     for second in (foreign, ColourModel()):
-        with pytest.raises(RunError, match="runs of different questions: labels red, green, blue in run 1"):
-            prediction_run.thresholds_of([one, second])
+        with pytest.raises(RunError, match="the runs predict different things: labels red, green, blue in run 1"):
+            combine_thresholds([one, second])
 
 
 def test_a_list_with_labels_gives_a_table_that_can_be_evaluated(
@@ -271,7 +273,7 @@ def test_names_of_any_kind_survive_the_table(tmp_path: pathlib.Path, write_image
     write_images(tmp_path / "images", names)
     found = sorted(f"{tmp_path}/images/{name}" for name in names)
     for suffix in ("csv", "parquet"):
-        output = ask(tmp_path / "images", output=f"out.{suffix}")
+        output = predict(tmp_path / "images", output=f"out.{suffix}")
         table = pd.read_csv(output) if suffix == "csv" else pd.read_parquet(output)
         assert table["image_id"].tolist() == found
 
@@ -280,7 +282,7 @@ def test_all_of_a_table_may_fail(tmp_path: pathlib.Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "1.png").write_text("no image")
     for suffix in ("csv", "parquet"):
-        output = ask(tmp_path / "images", output=f"out.{suffix}")
+        output = predict(tmp_path / "images", output=f"out.{suffix}")
         table = pd.read_csv(output) if suffix == "csv" else pd.read_parquet(output)
         assert list(table.columns[:4]) == ["image_id", "patient_id", "magnification", "split"]
         assert len(table) == 0
@@ -288,29 +290,33 @@ def test_all_of_a_table_may_fail(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
-    write_images(tmp_path / "images", [f"{i}.png" for i in range(200)])
-    rows = "".join(f"images/{i % 200}.png,{i}\n" for i in range(12000))
-    (tmp_path / "many.csv").write_text("path,image_id\n" + rows)
-    (tmp_path / "few.csv").write_text("path,image_id\n" + "".join(rows.splitlines(keepends=True)[:2000]))
+    write_images(tmp_path / "images", [f"{i}.png" for i in range(50)])
+    rows = [f"images/{i % 50}.png,{i}\n" for i in range(4000)]
+    (tmp_path / "many.csv").write_text("path,image_id\n" + "".join(rows))
+    (tmp_path / "few.csv").write_text("path,image_id\n" + "".join(rows[:2000]))
+    # Both in one process: its peak is that of the few images first, and may hardly rise with the many.
     program = """
         import json, pathlib, sys
-        from histojax.bench.contestant import memory_peak
-        from histojax.inference import prediction_run
-        from histojax.inference.images import find
+        from histojax.cli.bench.worker import memory_peak
+        from histojax.inference.predict import prediction_run
+        from histojax.inference.predict.images import find
         from tests.helpers.colour_model import ColourModel
-        model = ColourModel(batch_size=32, image_size=224)
-        prediction_run.run(find([sys.argv[1]]), [model], pathlib.Path(sys.argv[2]), thresholds=None)
-        print(json.dumps(memory_peak()))
+        peaks, folder = [], pathlib.Path(sys.argv[1])
+        for name in ("few", "many"):
+            model = ColourModel(batch_size=32, image_size=224)
+            refs = find([str(folder / f"{name}.csv")])
+            prediction_run.run(refs, [model], folder / f"{name}-out.parquet", thresholds=None)
+            peaks.append(memory_peak())
+        print(json.dumps(peaks))
     """
-    peaks = []
-    for name in ("few", "many"):
-        words = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / f"{name}.csv")]
-        done = subprocess.run(
-            [*words, str(tmp_path / f"{name}-out.parquet")], cwd=ROOT, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, done.stderr
-        peaks.append(json.loads(done.stdout) / 2**20)
-    assert len(pd.read_parquet(tmp_path / "many-out.parquet")) == 12000
-    # 10,000 more images, of which 1.5 GB of pixels were asked: names and places of them, about 1 kB each.
-    assert peaks[1] - peaks[0] < 40, peaks
-    print(f"peak RSS: {peaks[0]:.0f} MiB at 2,000 images, {peaks[1]:.0f} MiB at 12,000")
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    few, many = (peak / 2**20 for peak in json.loads(done.stdout))
+    assert len(pd.read_parquet(tmp_path / "many-out.parquet")) == 4000
+    # 2,000 more images have 300 MB of pixels; their names and paths take about 1 kB each.
+    # Below 2,000 images the heap still grows.
+    assert many - few < 40, (few, many)
+    print(f"peak RSS: {few:.0f} MiB at 2,000 images, {many:.0f} MiB at 4,000")

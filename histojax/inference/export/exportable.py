@@ -73,7 +73,7 @@ class ExportableModel:
         """Return the function images -> probabilities `f32 [b, k]`, which contains the weights as constants."""
         trained = self.predictor.trained
         config, task = trained.config, _task(trained)
-        options = build.model_options(config.model.options)
+        options = config.model.options.to_dict()
 
         def make_model() -> nnx.Module:
             return models.create(config.model.name, num_classes=len(task.classes), rngs=seeded(default=0), **options)
