@@ -22,6 +22,7 @@ CONFIG = "configs/baselines_breakhis.py:smoke"
 TINY = "tests/helpers/compare_config.py"
 
 
+@pytest.mark.slow
 def test_models_are_trained_once_and_compared_in_one_table(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -58,6 +58,7 @@ def _hand_counts(rows: pd.DataFrame) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_folds_survive_a_kill_and_stand_in_one_table(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
