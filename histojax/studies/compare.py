@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write, write_json
+from histojax.core.suggestions import did_you_mean
 from histojax.core.text_table import text_table
 from histojax.evaluation import formatting
 from histojax.models.cost import cost
@@ -44,7 +45,8 @@ def configs(path: str, overrides: Mapping[str, Any], names: Sequence[str]) -> di
             raise RunError(f"{file}: compare.models is empty, so there is nothing to compare")
         unknown = [name for name in names if name not in known]
         if unknown:
-            raise RunError(f"--models: {', '.join(unknown)} not among {', '.join(known)} of {file}")
+            hint = did_you_mean(unknown[0], known)
+            raise RunError(f"--models: {', '.join(unknown)} not among {', '.join(known)} of {file}{hint}")
         by_model = {name: module.get_config(",".join(filter(None, (name, variant)))) for name in names or known}
     except ValueError as error:
         raise RunError(f"{path}: {error}") from error

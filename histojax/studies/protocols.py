@@ -1,9 +1,7 @@
 """`histojax protocols`: train one model under several split protocols, k folds each, and tabulate the results."""
 
-import contextlib
 import csv
 import dataclasses
-import io
 import json
 import logging
 import pathlib
@@ -147,8 +145,7 @@ def _train(name: str, position: str, config: ConfigDict, folder: pathlib.Path) -
         _log.info(f"{name} ({position}): already finished")
         return True
     _log.info(f"{name} ({position})")
-    with contextlib.redirect_stdout(io.StringIO()):  # results.json of the run has its own table
-        finished = loop.train_and_evaluate(config, folder)
+    finished = loop.train_and_evaluate(config, folder)
     if finished:
         jax.clear_caches()  # each fold is a program of its own
     return finished
