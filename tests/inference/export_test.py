@@ -11,13 +11,13 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from histojax.inference.export.exmodel import ExmodelModel, ExportedModel
 from ml_collections import ConfigDict
 
 from histojax.core.errors import RunError
 from histojax.inference import compat
 from histojax.inference.export import export, hub, stablehlo
 from histojax.inference.export.export import ExportSpec
+from histojax.inference.export.exportable import ExportableModel, ExportedModel
 from histojax.inference.predictor import Predictor
 from histojax.models.ops import kernels
 from tests.helpers.command import histojax
@@ -57,7 +57,7 @@ def run_snippet(folder: pathlib.Path, images: np.ndarray) -> np.ndarray:
 
 
 def test_no_gpu_kernel_is_exported(ldcsf_run: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = ExmodelModel.load(ldcsf_run, batch_size=8)
+    model = ExportableModel.load(ldcsf_run, batch_size=8)
     monkeypatch.setattr(kernels, "usable_here", lambda: True)
     program, images = model.predictor.trained.program, model.input_struct(2)
     assert "pallas_call" not in str(jax.make_jaxpr(model.function())(images))
