@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> None:
     if not (from_file or from_run):
         raise RunError("give either --weights with --model (or --config), or --checkpoint")
     from histojax.training import experiments, pretrained
+    from histojax.weights import saving
 
     if from_run:
         print(pretrained.export(args.checkpoint, args.output, args.naming, args.dtype))
@@ -66,4 +67,4 @@ def run(args: argparse.Namespace) -> None:
     if args.config is not None:
         model = experiments.read(args.config, args.overrides).model
         name, options = model.name, model.options.to_dict()
-    print(pretrained.rewrite(args.weights, name, args.num_classes, args.output, args.naming, args.dtype, options))
+    print(saving.rewrite(args.weights, name, args.num_classes, args.output, args.naming, args.dtype, options))

@@ -1,18 +1,20 @@
 """DALAResNet50 (arXiv 2308.13150): ResNet50, lightweight attention and a head with two activations.
 
-What the paper's abstract leaves open is marked "choice"; each is a field of `DALAResNetConfig`.
+Points that the paper's abstract leaves open are marked "choice"; each is a field of `DALAResNetConfig`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from histojax.models.naming.resnet import RESNET
 from histojax.models.ops.layers import ChannelAttention, Linear, at_least_float32
+from histojax.models.registry import ModelSpec
 from histojax.models.resnet import ResNet, ResNetConfig
 
 Attention = Literal["none", "layer4", "layer4_blocks"]
@@ -20,31 +22,37 @@ Head = Literal["linear", "dual"]
 
 
 @dataclass(frozen=True)
-class DALAResNetConfig:
-    """Parts and sizes of DALAResNet.
+class DALAResNetConfig(ResNetConfig):
+    """Parts and sizes of DALAResNet: those of its ResNet, and the attention and the head that the paper adds.
 
-    choice: channel attention after `layer4`; "layer4_blocks": on the residual branch of each of its blocks.
-    choice: `reduction` 16 in the attention.
-    choice: head widths (512, 256), dropout 0.2 after each of the two activations.
-    Raises ValueError for a value out of range, naming the legal ones.
+    Attributes:
+      attention: choice: channel attention after `layer4`; "layer4_blocks": on the residual branch of each block of
+        `layer4`; "none".
+      head: "dual": the paper's, with two activations; "linear": one dense layer.
+      reduction: choice: factor by which the attention narrows the channels.
+      head_widths: choice: hidden widths of the dual head.
+      dropout: choice: dropout rate after each of its two activations.
+
+    Raises:
+      ValueError: a value out of range; the message names the legal ones.
     """
 
-    backbone: ResNetConfig = field(default_factory=ResNetConfig.resnet50)
     attention: Attention = "layer4"
     head: Head = "dual"
     reduction: int = 16
-    head_widths: tuple[int, int] = (512, 256)
+    head_widths: tuple[int, ...] = (512, 256)
     dropout: float = 0.2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value, legal in (
             ("attention", self.attention, get_args(Attention)),
             ("head", self.head, get_args(Head)),
         ):
             if value not in legal:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, legal))}")
-        if not 1 <= self.reduction <= self.backbone.num_features:
-            raise ValueError(f"reduction={self.reduction} is not in [1, {self.backbone.num_features}]")
+        if not 1 <= self.reduction <= self.num_features:
+            raise ValueError(f"reduction={self.reduction} is not in [1, {self.num_features}]")
         if len(self.head_widths) != 2 or min(self.head_widths) < 1:
             raise ValueError(f"head_widths={self.head_widths} is not two positive numbers")
         if not 0 <= self.dropout < 1:
@@ -59,7 +67,7 @@ class DualActivationHead(nnx.Module):
         in_features: int,
         num_classes: int,
         *,
-        widths: tuple[int, int] = (512, 256),
+        widths: tuple[int, ...] = (512, 256),
         dropout: float = 0.2,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -82,19 +90,28 @@ class DualActivationHead(nnx.Module):
 class DALAResNet(ResNet):
     """ResNet with attention on `layer4` and the dual-activation head: (b, h, w, 3) -> float32 logits (b, k).
 
-    Every parameter of the attention has `attention` in its path, every one of the head `head`; the rest is
-    the backbone, at the same paths as in `ResNet`. With attention "none" and head "linear" it is that
-    ResNet. `features` is the output of `layer4` before the attention that follows it; see `ResNet` for
-    `remat` and `dtype`.
+    Every parameter of the attention has `attention` in its path, every parameter of the head `head`; the rest is the
+    backbone, at the same paths as in `ResNet`. With attention "none" and head "linear" it is that ResNet. `features` is
+    the output of `layer4` before the attention that follows it. See `ResNet` for the arguments.
     """
 
     def __init__(
-        self, config: DALAResNetConfig, *, dtype: Any = jnp.float32, remat: bool = False, rngs: nnx.Rngs
+        self,
+        config: DALAResNetConfig,
+        *,
+        num_classes: int,
+        dtype: Any = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
     ) -> None:
-        channels, num_classes = config.backbone.num_features, config.backbone.num_classes
+        channels = config.num_features
 
         def make_attention() -> ChannelAttention:
             return ChannelAttention(channels, config.reduction, activation=jax.nn.leaky_relu, dtype=dtype, rngs=rngs)
+
+        def block_attention(stage: int, channels: int) -> ChannelAttention | None:
+            del channels
+            return make_attention() if stage == 3 and config.attention == "layer4_blocks" else None
 
         head = None
         if config.head == "dual":
@@ -107,9 +124,10 @@ class DALAResNet(ResNet):
                 rngs=rngs,
             )
         super().__init__(
-            config.backbone,
+            config,
+            num_classes=num_classes,
             head=head,
-            layer4_attention=make_attention if config.attention == "layer4_blocks" else None,
+            attention=block_attention,
             dtype=dtype,
             remat=remat,
             rngs=rngs,
@@ -121,18 +139,14 @@ class DALAResNet(ResNet):
         return super().classify(features if self.attention is None else self.attention(features))
 
 
-def dala_resnet50(
-    *,
-    num_classes: int,
-    rngs: nnx.Rngs,
-    dtype: Any = jnp.float32,
-    remat: bool = False,
-    attention: Attention = "layer4",
-    head: Head = "dual",
-    reduction: int = 16,
-    head_widths: tuple[int, int] = (512, 256),
-    dropout: float = 0.2,
-) -> DALAResNet:
-    """Build DALAResNet50; see `DALAResNetConfig` for the options and what it raises."""
-    config = DALAResNetConfig(ResNetConfig.resnet50(num_classes), attention, head, reduction, head_widths, dropout)
-    return DALAResNet(config, dtype=dtype, remat=remat, rngs=rngs)
+SPEC = ModelSpec(
+    name="dala_resnet50",
+    builder=DALAResNet,
+    config=DALAResNetConfig(),
+    head_parts=("head", "attention"),
+    drop_options=("dropout",),
+    namings=RESNET,
+    new_parts=("attention/", r"layer4/\d+/attention/", r"head/dense\d/"),
+    compared_with="PyTorch twin",
+    small={"stage_sizes": (1, 2, 1, 1), "width": 16},
+)

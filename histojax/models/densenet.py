@@ -1,7 +1,7 @@
 """DenseNet (Huang et al. 2016, arXiv 1608.06993), equal to torchvision's `densenet121`.
 
-Names are torchvision's below its `features`, but for the lists: `denseblock{i+1}.denselayer{j+1}` is `blocks/{i}/{j}`
-here and `transition{i+1}` is `transitions/{i}`; its `classifier` is `head`.
+Names are torchvision's below its `features`, except for the lists: `denseblock{i+1}.denselayer{j+1}` is
+`blocks/{i}/{j}` here and `transition{i+1}` is `transitions/{i}`. Its `classifier` is `head`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from histojax.models.naming.densenet import DENSENET
 from histojax.models.ops.intermediates import tap
 from histojax.models.ops.layers import Conv, Linear, at_least_float32, global_avg_pool, max_pool_3x3_s2
 from histojax.models.ops.norms import BatchNorm
 from histojax.models.ops.pooling import avg_pool_2x2
+from histojax.models.registry import ModelSpec, TimmModel
 
 _he_normal = jax.nn.initializers.he_normal()
 
@@ -25,18 +27,24 @@ _he_normal = jax.nn.initializers.he_normal()
 class DenseNetConfig:
     """Sizes of a DenseNet-BC; the defaults are DenseNet-121's (table 1 of the paper).
 
-    Each layer adds `growth_rate` channels (k of the paper) to those it gets, `block_sizes` are the layers of the four
-    blocks, `width` is the number of channels after the stem, `bn_size` · k that of a layer's bottleneck; a transition
-    halves the channels (θ = 0.5). `drop_rate` is the dropout after each layer.
-    Raises ValueError for a value out of range, naming the legal ones.
+    A transition halves the channels (θ = 0.5).
+
+    Attributes:
+      growth_rate: channels that each layer adds to its input (k in the paper).
+      block_sizes: number of layers in each of the four blocks.
+      width: channels after the stem.
+      bn_size: channels of a layer's bottleneck, in multiples of `growth_rate`.
+      drop_rate: dropout rate after each layer.
+
+    Raises:
+      ValueError: a value out of range.
     """
 
     growth_rate: int = 32
-    block_sizes: tuple[int, int, int, int] = (6, 12, 24, 16)
+    block_sizes: tuple[int, ...] = (6, 12, 24, 16)
     width: int = 64
     bn_size: int = 4
     drop_rate: float = 0.0
-    num_classes: int = 1000
 
     def __post_init__(self) -> None:
         if len(self.block_sizes) != 4 or min(self.block_sizes) < 1:
@@ -46,11 +54,6 @@ class DenseNetConfig:
                 raise ValueError(f"{name}={getattr(self, name)} is not a positive number")
         if not 0 <= self.drop_rate < 1:
             raise ValueError(f"drop_rate={self.drop_rate} is not in [0, 1)")
-
-    @classmethod
-    def densenet121(cls, num_classes: int = 1000, drop_rate: float = 0.0) -> DenseNetConfig:
-        """Return the 121-layer configuration."""
-        return cls(num_classes=num_classes, drop_rate=drop_rate)
 
     def in_features(self, block: int) -> int:
         """Channels of the input of a block."""
@@ -67,9 +70,9 @@ class DenseNetConfig:
 
 
 class DenseLayer(nnx.Module):
-    """k new channels from all before: BN, ReLU, 1×1, BN, ReLU, 3×3, dropout (section 3, "bottleneck layers").
+    """k new channels from all earlier ones: BN, ReLU, 1×1, BN, ReLU, 3×3, dropout (section 3, "bottleneck layers").
 
-    (b, h, w, c₁), (b, h, w, c₂), … -> (b, h, w, k), the channels of the maps being `in_features` together.
+    (b, h, w, c₁), (b, h, w, c₂), … -> (b, h, w, k), where the maps have `in_features` channels in total.
     """
 
     def __init__(self, config: DenseNetConfig, in_features: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
@@ -80,10 +83,10 @@ class DenseLayer(nnx.Module):
         self.conv2 = Conv(hidden, new, (3, 3), padding=((1, 1), (1, 1)), kernel_init=_he_normal, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(config.drop_rate, rngs=rngs)
 
-    # The maps come apart, so that rematerialisation keeps each of them once: kept concatenated, the memory of a block
-    # would grow with the square of its layers (Pleiss et al. 2017, arXiv 1707.06990).
+    # The maps are separate arguments, so that rematerialisation stores each of them once. Concatenated, a block's
+    # memory would grow with the square of its layers (Pleiss et al. 2017, arXiv 1707.06990).
     def __call__(self, *maps: jax.Array) -> jax.Array:
-        """Map the block's input and the layers' outputs so far to `growth_rate` channels more."""
+        """Map the block's input and the layers' outputs so far to `growth_rate` new channels."""
         x = self.conv1(jax.nn.relu(self.norm1(jnp.concatenate(maps, axis=-1))))
         x = self.conv2(jax.nn.relu(self.norm2(x)))
         return self.dropout(x)
@@ -112,7 +115,13 @@ class DenseNet(nnx.Module):
     """
 
     def __init__(
-        self, config: DenseNetConfig, *, dtype: Any = jnp.float32, remat: bool = False, rngs: nnx.Rngs
+        self,
+        config: DenseNetConfig,
+        *,
+        num_classes: int,
+        dtype: Any = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
     ) -> None:
         self.dtype = dtype
         self.remat = remat
@@ -138,7 +147,7 @@ class DenseNet(nnx.Module):
         self.transitions = nnx.List(transitions)
         self.norm5 = BatchNorm(config.num_features, dtype=dtype, rngs=rngs)
         head_dtype = at_least_float32(dtype)
-        self.head = Linear(config.num_features, config.num_classes, dtype=head_dtype, rngs=rngs)
+        self.head = Linear(config.num_features, num_classes, dtype=head_dtype, rngs=rngs)
 
     def feature_maps(self, x: jax.Array) -> dict[str, jax.Array]:
         """Map images (b, h, w, 3) to the maps `block1` … `block4` and `norm5`, by these names and in this order.
@@ -171,8 +180,13 @@ class DenseNet(nnx.Module):
         return self.classify(self.features(x))
 
 
-def densenet121(
-    *, num_classes: int, rngs: nnx.Rngs, dtype: Any = jnp.float32, remat: bool = False, drop_rate: float = 0.0
-) -> DenseNet:
-    """Build DenseNet-121; raises ValueError for a `drop_rate` outside [0, 1)."""
-    return DenseNet(DenseNetConfig.densenet121(num_classes, drop_rate), dtype=dtype, remat=remat, rngs=rngs)
+SPEC = ModelSpec(
+    name="densenet121",
+    builder=DenseNet,
+    config=DenseNetConfig(),
+    drop_options=("drop_rate",),
+    namings=DENSENET,
+    timm=TimmModel("densenet121", first_conv="features.conv0", classifier="classifier"),
+    compared_with="torchvision densenet121",
+    small={"growth_rate": 8, "block_sizes": (1, 2, 2, 1), "width": 16},
+)

@@ -1,49 +1,50 @@
 """ResNet (He et al. 2015, arXiv 1512.03385) in the torchvision layout: stride in the 3×3 convolution.
 
-Attribute names are torchvision's, so that its weights map onto these paths name by name.
+Attribute names are torchvision's, so its weights map to these paths name by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from histojax.models.naming.resnet import RESNET
 from histojax.models.ops.intermediates import tap
 from histojax.models.ops.layers import Conv, Linear, at_least_float32, global_avg_pool, max_pool_3x3_s2
 from histojax.models.ops.norms import BatchNorm, conv_norm
+from histojax.models.registry import ModelSpec, TimmModel
 
 EXPANSION = 4
 
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """Sizes of a bottleneck ResNet.
+    """Sizes of a bottleneck ResNet; the defaults are ResNet50's (table 1 of the paper).
 
-    `stage_sizes` are the blocks of the four stages, `width` is the number of channels after the stem;
-    `zero_init_residual` starts the last scale of each block at zero, so that each block starts as the
-    identity (Goyal et al. 2017, arXiv 1706.02677, section 5.1), which trains better from scratch.
-    Raises ValueError for anything but four stages of at least one block.
+    Attributes:
+      stage_sizes: number of blocks in each of the four stages.
+      width: channels after the stem.
+      zero_init_residual: start the last scale of each block at zero, so that each block starts as the identity (Goyal
+        et al. 2017, arXiv 1706.02677, section 5.1), which trains better from scratch.
+
+    Raises:
+      ValueError: not four stages of at least one block.
     """
 
-    stage_sizes: tuple[int, int, int, int] = (3, 4, 6, 3)
+    stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
     width: int = 64
-    num_classes: int = 1000
     zero_init_residual: bool = True
 
     def __post_init__(self) -> None:
         if len(self.stage_sizes) != 4 or min(self.stage_sizes) < 1:
-            raise ValueError(f"stage_sizes must be four positive numbers, got {self.stage_sizes}")
-
-    @classmethod
-    def resnet50(cls, num_classes: int = 1000) -> ResNetConfig:
-        """Return the 50-layer configuration (table 1 of the paper)."""
-        return cls(stage_sizes=(3, 4, 6, 3), width=64, num_classes=num_classes)
+            raise ValueError(f"stage_sizes={self.stage_sizes} is not four positive numbers")
+        if self.width < 1:
+            raise ValueError(f"width={self.width} is not a positive number")
 
     @property
     def num_features(self) -> int:
@@ -54,7 +55,7 @@ class ResNetConfig:
 class Bottleneck(nnx.Module):
     """y = relu(shortcut(x) + a(F(x))), F = 1×1, 3×3 (strided), 1×1 with batch norm (figure 5, right).
 
-    `attention`, where given, is the module `a` on the residual branch; else `a` is the identity.
+    `attention` is the module `a` on the residual branch; without it, `a` is the identity.
     """
 
     def __init__(
@@ -105,23 +106,55 @@ class Bottleneck(nnx.Module):
 _rematerialised = nnx.remat(Bottleneck.__call__)
 
 
+def _stage(
+    config: ResNetConfig,
+    index: int,
+    attention: Callable[[int, int], nnx.Module | None] | None,
+    dtype: Any,
+    rngs: nnx.Rngs,
+) -> nnx.List:
+    """Build the blocks of a stage, of which the first halves the map in all stages but stage 0."""
+    features = config.width * 2**index
+    in_features = features * EXPANSION // 2 if index else config.width
+    blocks = []
+    for i in range(config.stage_sizes[index]):
+        block = Bottleneck(
+            in_features,
+            features,
+            stride=2 if i == 0 and index > 0 else 1,
+            attention=attention(index, features * EXPANSION) if attention is not None else None,
+            zero_init_residual=config.zero_init_residual,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        blocks.append(block)
+        in_features = features * EXPANSION
+    return nnx.List(blocks)
+
+
 class ResNet(nnx.Module):
     """Bottleneck ResNet: images (b, h, w, 3), already normalised, to float32 logits (b, num_classes).
 
-    `head` maps the pooled features (b, c) to logits; it defaults to one linear layer. `layer4_attention`
-    makes the attention module of each block of the last stage, `attention` that of each block of the
-    other stages, or of all, from its channels. `remat` recomputes each block in the backward pass instead
-    of storing its activations. The head computes in float32 whatever `dtype` is, because it costs nothing
-    and bfloat16 logits carry three digits; with `dtype=float64` it computes and returns float64.
+    The head computes in float32 whatever `dtype` is, because it costs nothing and bfloat16 logits carry three digits;
+    with `dtype=float64` it computes and returns float64.
+
+    Args:
+      config: sizes.
+      num_classes: width of the logits.
+      head: maps the pooled features (b, c) to logits; one linear layer by default.
+      attention: (stage, channels) -> the attention module of one block of that stage, counted from 0, or None.
+      dtype: type of the computation.
+      remat: recompute each block in the backward pass instead of storing its activations.
+      rngs: random keys of the initial parameters.
     """
 
     def __init__(
         self,
         config: ResNetConfig,
         *,
+        num_classes: int,
         head: nnx.Module | None = None,
-        layer4_attention: Callable[[], nnx.Module] | None = None,
-        attention: Callable[[int], nnx.Module] | None = None,
+        attention: Callable[[int, int], nnx.Module | None] | None = None,
         dtype: Any = jnp.float32,
         remat: bool = False,
         rngs: nnx.Rngs,
@@ -130,36 +163,12 @@ class ResNet(nnx.Module):
         self.remat = remat
         self.conv1 = Conv(3, config.width, (7, 7), strides=(2, 2), padding=((3, 3), (3, 3)), dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm(config.width, dtype=dtype, rngs=rngs)
-        in_features = config.width
-
-        def stage(index: int, make_attention: Callable[[], nnx.Module] | None = None) -> nnx.List:
-            nonlocal in_features
-            features = config.width * 2**index
-            if make_attention is None and attention is not None:
-                make_attention = partial(attention, features * EXPANSION)
-            blocks = []
-            for i in range(config.stage_sizes[index]):
-                blocks.append(
-                    Bottleneck(
-                        in_features,
-                        features,
-                        stride=2 if i == 0 and index > 0 else 1,
-                        attention=make_attention() if make_attention is not None else None,
-                        zero_init_residual=config.zero_init_residual,
-                        dtype=dtype,
-                        rngs=rngs,
-                    )
-                )
-                in_features = features * EXPANSION
-            return nnx.List(blocks)
-
-        self.layer1 = stage(0)
-        self.layer2 = stage(1)
-        self.layer3 = stage(2)
-        self.layer4 = stage(3, layer4_attention)
+        self.layer1 = _stage(config, 0, attention, dtype, rngs)
+        self.layer2 = _stage(config, 1, attention, dtype, rngs)
+        self.layer3 = _stage(config, 2, attention, dtype, rngs)
+        self.layer4 = _stage(config, 3, attention, dtype, rngs)
         if head is None:
-            head_dtype = at_least_float32(dtype)
-            head = Linear(config.num_features, config.num_classes, dtype=head_dtype, rngs=rngs)
+            head = Linear(config.num_features, num_classes, dtype=at_least_float32(dtype), rngs=rngs)
         self.head = head
 
     def feature_maps(self, x: jax.Array) -> dict[str, jax.Array]:
@@ -188,15 +197,12 @@ class ResNet(nnx.Module):
         return self.classify(self.features(x))
 
 
-def resnet50(
-    *,
-    num_classes: int,
-    rngs: nnx.Rngs,
-    dtype: Any = jnp.float32,
-    remat: bool = False,
-    head: Literal["linear"] = "linear",
-) -> ResNet:
-    """Build ResNet50; raises ValueError for a head other than "linear"."""
-    if head != "linear":
-        raise ValueError(f"head={head!r}: resnet50 has only head='linear'; dala_resnet50 has 'dual', too")
-    return ResNet(ResNetConfig.resnet50(num_classes), dtype=dtype, remat=remat, rngs=rngs)
+SPEC = ModelSpec(
+    name="resnet50",
+    builder=ResNet,
+    config=ResNetConfig(),
+    namings=RESNET,
+    timm=TimmModel("resnet50", first_conv="conv1", classifier="fc"),
+    compared_with="torchvision resnet50",
+    small={"stage_sizes": (1, 2, 1, 1), "width": 16},
+)

@@ -17,11 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from histojax.models.naming.swin import SWIN
 from histojax.models.ops import kernels
 from histojax.models.ops.attention import MASKED, attend
+from histojax.models.ops.image_size import check_multiple_of
 from histojax.models.ops.intermediates import tap
 from histojax.models.ops.layers import Conv, Linear, at_least_float32, gelu, global_avg_pool, lecun_normal
 from histojax.models.ops.norms import LayerNorm
+from histojax.models.registry import ModelSpec, TimmModel
 
 PATCH = 4
 MAX_STAGES = 4
@@ -30,23 +33,20 @@ MULTIPLE = 32  # of height and width: patches of 4, then halved three times
 _kernel_init = jax.nn.initializers.truncated_normal(0.02)
 
 
-def check_image_size(*sizes: int) -> None:
-    """Raise ValueError, naming the nearest sizes that work, where a height or width is no multiple of 32."""
-    for size in sizes:
-        if size < 1 or size % MULTIPLE:
-            below = max(size, 0) // MULTIPLE * MULTIPLE
-            nearest = f"{below} or {below + MULTIPLE}" if below else f"{MULTIPLE}"
-            raise ValueError(f"image height and width must be multiples of {MULTIPLE}, not {size}: use {nearest}")
-
-
 @dataclass(frozen=True)
 class SwinConfig:
     """Sizes of a Swin Transformer; the defaults are Swin-T's (section 3.3 and appendix A2 of the paper).
 
-    `embed_dim` channels after the patch embedding, doubled by each merging; `depths` and `heads` say for each stage how
-    many blocks it has and how many attention heads they have; `window` is the side of a window in positions.
-    `stochastic_depth` is the last block's drop rate; the others' grow linearly from zero.
-    Raises ValueError for a value out of range, naming the legal ones.
+    Attributes:
+      embed_dim: channels after the patch embedding; each merging doubles them.
+      depths: number of blocks in each stage.
+      heads: number of attention heads in the blocks of each stage.
+      window: side of a window in positions.
+      mlp_ratio: hidden channels of the MLPs, in multiples of their input's.
+      stochastic_depth: drop rate of the last block; the others' grow linearly from zero.
+
+    Raises:
+      ValueError: a value out of range.
     """
 
     embed_dim: int = 96
@@ -55,7 +55,6 @@ class SwinConfig:
     window: int = 7
     mlp_ratio: float = 4.0
     stochastic_depth: float = 0.2
-    num_classes: int = 1000
 
     def __post_init__(self) -> None:
         for name in ("depths", "heads"):
@@ -76,11 +75,6 @@ class SwinConfig:
             raise ValueError(f"mlp_ratio={self.mlp_ratio} is not positive")
         if not 0 <= self.stochastic_depth < 1:
             raise ValueError(f"stochastic_depth={self.stochastic_depth} is not in [0, 1)")
-
-    @classmethod
-    def tiny(cls, num_classes: int = 1000) -> SwinConfig:
-        """Return Swin-T."""
-        return cls(num_classes=num_classes)
 
     def width(self, stage: int) -> int:
         """Channels of a stage."""
@@ -317,7 +311,7 @@ class SwinStages(nnx.Module):
         The first is (b, h / 4, w / 4, embed_dim); each further one has half the height and width, twice the channels.
         Raises ValueError where h or w is no multiple of 32.
         """
-        check_image_size(*x.shape[1:3])
+        check_multiple_of(MULTIPLE, *x.shape[1:3])
         x = self.patch_embed(x)
         maps = {}
         for i, stage in enumerate(self.stages):
@@ -344,13 +338,19 @@ class Swin(SwinStages):
     last norm and the head compute in float32 whatever `dtype` is; with `dtype=float64` everything is float64.
     """
 
-    def __init__(self, config: SwinConfig, *, dtype: Any = jnp.float32, remat: bool = False, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        config: SwinConfig,
+        *,
+        num_classes: int,
+        dtype: Any = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
         super().__init__(config, dtype=dtype, remat=remat, rngs=rngs)
         head_dtype = at_least_float32(dtype)
         self.norm = LayerNorm(config.num_features, dtype=head_dtype, rngs=rngs)
-        self.head = Linear(
-            config.num_features, config.num_classes, kernel_init=_kernel_init, dtype=head_dtype, rngs=rngs
-        )
+        self.head = Linear(config.num_features, num_classes, kernel_init=_kernel_init, dtype=head_dtype, rngs=rngs)
 
     def classify(self, features: jax.Array) -> jax.Array:
         """Map the output of `features` to float32 logits (b, num_classes)."""
@@ -361,19 +361,39 @@ class Swin(SwinStages):
         return self.classify(self.features(x))
 
 
-def swin_tiny_patch4_window7_224(
-    *,
-    num_classes: int,
-    rngs: nnx.Rngs,
-    dtype: Any = jnp.float32,
-    remat: bool = False,
-    embed_dim: int = 96,
-    depths: tuple[int, ...] = (2, 2, 6, 2),
-    heads: tuple[int, ...] = (3, 6, 12, 24),
-    window: int = 7,
-    mlp_ratio: float = 4.0,
-    stochastic_depth: float = 0.2,
-) -> Swin:
-    """Build Swin-T; see `SwinConfig` for the options and what it raises."""
-    config = SwinConfig(embed_dim, depths, heads, window, mlp_ratio, stochastic_depth, num_classes)
-    return Swin(config, dtype=dtype, remat=remat, rngs=rngs)
+def check_image_size(size: int, config: SwinConfig) -> None:
+    """Raise ValueError, naming the nearest legal sizes, if an image side is not a multiple of 32 pixels."""
+    del config
+    check_multiple_of(MULTIPLE, size)
+
+
+def _tiles_every_map(size: int, config: SwinConfig) -> bool:
+    return size % (PATCH * 2 ** (len(config.depths) - 1) * config.window) == 0
+
+
+SPEC = ModelSpec(
+    name="swin_tiny_patch4_window7_224",
+    builder=Swin,
+    config=SwinConfig(),
+    check_image_size=check_image_size,
+    without_weight_decay=("relative_position_bias_table",),
+    drop_options=("stochastic_depth",),
+    namings=SWIN,
+    timm=TimmModel(
+        "swin_tiny_patch4_window7_224",
+        first_conv="patch_embed.proj",
+        classifier="head.fc",
+        fixed_size=True,
+        arguments={
+            "depths": "depths",
+            "embed_dim": "embed_dim",
+            "heads": "num_heads",
+            "mlp_ratio": "mlp_ratio",
+            "window": "window_size",
+        },
+        fits=_tiles_every_map,
+        sizes="where windows tile every map, as at 224 pixels: it partitions other sizes differently",
+    ),
+    compared_with="torchvision swin_t",
+    small={"embed_dim": 12, "depths": (2, 1, 1, 1), "heads": (1, 2, 2, 2), "window": 2},
+)

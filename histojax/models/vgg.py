@@ -1,26 +1,28 @@
 """VGG16 (Simonyan and Zisserman 2014, arXiv 1409.1556) and VGG16 with Inception blocks.
 
-`vgg16` and `vgg16_bn` equal torchvision's. Its names, `features.{n}`, number convolutions, norms, ReLUs and poolings in
-one row; here convolution j of block i is `blocks/{i}/layers/{j}/conv` and its norm `.../norm`. Its `classifier.0`, `.3`
-and `.6` are `classifier/fc1`, `classifier/fc2` and `head`.
+`vgg16` and `vgg16_bn` equal torchvision's, whose names `features.{n}` number convolutions, norms, ReLUs and poolings
+consecutively. Here convolution j of block i is `blocks/{i}/layers/{j}/conv` and its norm `.../norm`. Torchvision's
+`classifier.0`, `.3` and `.6` are `classifier/fc1`, `classifier/fc2` and `head`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from histojax.models.naming.vgg import VGG16, VGG16_BN, VGG16_CONVOLUTIONS
+from histojax.models.ops.image_size import SMALLEST, check_at_least
 from histojax.models.ops.intermediates import tap
 from histojax.models.ops.layers import Conv, Linear, at_least_float32, global_avg_pool
 from histojax.models.ops.norms import BatchNorm
 from histojax.models.ops.pooling import adaptive_avg_pool, max_pool_2x2, max_pool_3x3_s1
+from histojax.models.registry import ModelSpec, TimmModel
 
-GRID = 7  # of the averages that the classifier sees
-SMALLEST = 32  # pixels, halved five times
+GRID = 7  # side of the grid of averages that the classifier sees
 
 _kernel_init = jax.nn.initializers.normal(0.01)
 
@@ -32,14 +34,19 @@ def _check_dropout(rate: float) -> None:
 
 @dataclass(frozen=True)
 class VGGFeaturesConfig:
-    """Sizes of VGG's convolutions: channels and number of them in each of five blocks; the defaults are VGG16's.
+    """Sizes of VGG's five blocks of convolutions; the defaults are VGG16's (column D of table 1 of the paper).
 
-    With `batch_norm` one follows each convolution. The defaults are column D of table 1 of the paper.
-    Raises ValueError for anything but five blocks of at least one convolution and one channel.
+    Attributes:
+      widths: channels of each block.
+      depths: number of convolutions in each block.
+      batch_norm: whether a batch norm follows each convolution.
+
+    Raises:
+      ValueError: not five blocks of at least one convolution and one channel.
     """
 
-    widths: tuple[int, int, int, int, int] = (64, 128, 256, 512, 512)
-    depths: tuple[int, int, int, int, int] = (2, 2, 3, 3, 3)
+    widths: tuple[int, ...] = (64, 128, 256, 512, 512)
+    depths: tuple[int, ...] = (2, 2, 3, 3, 3)
     batch_norm: bool = False
 
     def __post_init__(self) -> None:
@@ -49,47 +56,54 @@ class VGGFeaturesConfig:
 
 
 @dataclass(frozen=True)
-class VGGConfig:
-    """Sizes of a VGG: its convolutions, the width of its two hidden dense layers, and the dropout after each.
+class VGGConfig(VGGFeaturesConfig):
+    """Sizes of a VGG: its convolutions and its two hidden dense layers.
 
-    Raises ValueError for a value out of range, naming the legal ones.
+    Attributes:
+      hidden: width of the hidden dense layers.
+      dropout: dropout rate after each of them.
+
+    Raises:
+      ValueError: a value out of range.
     """
 
-    features: VGGFeaturesConfig = field(default_factory=VGGFeaturesConfig)
     hidden: int = 4096
     dropout: float = 0.5
-    num_classes: int = 1000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.hidden < 1:
             raise ValueError(f"hidden={self.hidden} is not a positive number")
         _check_dropout(self.dropout)
 
 
 @dataclass(frozen=True)
-class VGGInceptionConfig:
+class VGGInceptionConfig(VGGFeaturesConfig):
     """Sizes of VGG16 with Inception blocks; every field is a choice, because there is no public reference.
 
     choice: all of VGG16's convolutions, without batch norm, up to its last pooling: (b, 7, 7, 512) at 224 pixels.
-    choice: `inceptions` has the widths of each block as in `Inception`: those of GoogLeNet's blocks 5a and 5b, which
-    work on 7×7 maps, too (Szegedy et al. 2014, arXiv 1409.4842, table 1); 832, then 1024 channels.
-    choice: `dropout` 0.4 before the dense layer, as in GoogLeNet.
-    Raises ValueError for a value out of range, naming the legal ones.
+
+    Attributes:
+      inceptions: choice: widths of each block, as in `Inception`. The defaults are those of GoogLeNet's blocks 5a and
+        5b, which also work on 7×7 maps (Szegedy et al. 2014, arXiv 1409.4842, table 1); 832, then 1024 channels.
+      dropout: choice: dropout rate before the dense layer, as in GoogLeNet.
+
+    Raises:
+      ValueError: a value out of range.
     """
 
-    features: VGGFeaturesConfig = field(default_factory=VGGFeaturesConfig)
     inceptions: tuple[tuple[int, ...], ...] = ((256, 160, 320, 32, 128, 128), (384, 192, 384, 48, 128, 128))
     dropout: float = 0.4
-    num_classes: int = 1000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.inceptions or any(len(widths) != 6 or min(widths) < 1 for widths in self.inceptions):
             raise ValueError(f"inceptions={self.inceptions} is not a tuple of blocks of six positive numbers each")
         _check_dropout(self.dropout)
 
 
 class ConvUnit(nnx.Module):
-    """Convolution that keeps the size, batch norm where asked for, ReLU: (b, h, w, i) -> (b, h, w, o)."""
+    """Convolution that keeps the size, optional batch norm, ReLU: (b, h, w, i) -> (b, h, w, o)."""
 
     def __init__(
         self,
@@ -115,9 +129,9 @@ class ConvUnit(nnx.Module):
 
 
 class VGGBlock(nnx.Module):
-    """Pooling, but in the first block, and 3×3 convolutions: (b, h, w, i) -> (b, ⌊h/2⌋, ⌊w/2⌋, o).
+    """Pooling (except in the first block) and 3×3 convolutions: (b, h, w, i) -> (b, ⌊h/2⌋, ⌊w/2⌋, o).
 
-    Biases stay beside batch norm, where they are idle, because torchvision's weights have them.
+    Convolutions keep their biases even before a batch norm, where they are idle: torchvision's weights have them.
     """
 
     def __init__(self, config: VGGFeaturesConfig, index: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
@@ -161,8 +175,7 @@ class VGGFeatures(nnx.Module):
         `conv{i}` is block i's output after its last ReLU and before the pooling: (b, ⌊h/2ⁱ⁻¹⌋, ⌊w/2ⁱ⁻¹⌋, c).
         Raises ValueError where h or w is less than 32.
         """
-        if min(x.shape[1:3]) < SMALLEST:
-            raise ValueError(f"image height and width must be at least {SMALLEST}, not {x.shape[1]}×{x.shape[2]}")
+        check_at_least(SMALLEST, *x.shape[1:3])
         maps = {}
         for index, block in enumerate(self.blocks):
             x = _rematerialised(block, x) if self.remat else block(x)
@@ -200,17 +213,25 @@ class VGG(VGGFeatures):
     everything is float64. See `VGGFeatures` for `remat`.
     """
 
-    def __init__(self, config: VGGConfig, *, dtype: Any = jnp.float32, remat: bool = False, rngs: nnx.Rngs) -> None:
-        super().__init__(config.features, dtype=dtype, remat=remat, rngs=rngs)
-        width, hidden = config.features.widths[-1] * GRID**2, config.hidden
+    def __init__(
+        self,
+        config: VGGConfig,
+        *,
+        num_classes: int,
+        dtype: Any = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
+        super().__init__(config, dtype=dtype, remat=remat, rngs=rngs)
+        width, hidden = config.widths[-1] * GRID**2, config.hidden
         self.classifier = Classifier(width, hidden, config.dropout, dtype=dtype, rngs=rngs)
         head_dtype = at_least_float32(dtype)
-        self.head = Linear(hidden, config.num_classes, kernel_init=_kernel_init, dtype=head_dtype, rngs=rngs)
+        self.head = Linear(hidden, num_classes, kernel_init=_kernel_init, dtype=head_dtype, rngs=rngs)
 
     def classify(self, features: jax.Array) -> jax.Array:
         """Map the output of `features` to float32 logits (b, num_classes)."""
         x = adaptive_avg_pool(features, GRID)
-        # Channels first, as torch flattens them, so that its weights are ours but for the transposition.
+        # Channels first, as torch flattens them, so its weights become ours by transposition alone.
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         return self.head(self.classifier(x))
 
@@ -256,10 +277,16 @@ class VGGInception(VGGFeatures):
     """
 
     def __init__(
-        self, config: VGGInceptionConfig, *, dtype: Any = jnp.float32, remat: bool = False, rngs: nnx.Rngs
+        self,
+        config: VGGInceptionConfig,
+        *,
+        num_classes: int,
+        dtype: Any = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
     ) -> None:
-        super().__init__(config.features, dtype=dtype, remat=remat, rngs=rngs)
-        channels = config.features.widths[-1]
+        super().__init__(config, dtype=dtype, remat=remat, rngs=rngs)
+        channels = config.widths[-1]
         inceptions = []
         for widths in config.inceptions:
             inceptions.append(Inception(channels, widths, dtype=dtype, rngs=rngs))
@@ -267,7 +294,7 @@ class VGGInception(VGGFeatures):
             channels = w1 + w3 + w5 + pool
         self.inceptions = nnx.List(inceptions)
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs)
-        self.head = Linear(channels, config.num_classes, dtype=at_least_float32(dtype), rngs=rngs)
+        self.head = Linear(channels, num_classes, dtype=at_least_float32(dtype), rngs=rngs)
 
     def feature_maps(self, x: jax.Array) -> dict[str, jax.Array]:
         """As `VGGFeatures.feature_maps`, then `inception1`, `inception2`, …, each (b, ⌊h/32⌋, ⌊w/32⌋, c)."""
@@ -290,31 +317,44 @@ class VGGInception(VGGFeatures):
         return self.classify(self.features(x))
 
 
-def vgg16(
-    *, num_classes: int, rngs: nnx.Rngs, dtype: Any = jnp.float32, remat: bool = False, dropout: float = 0.5
-) -> VGG:
-    """Build VGG16; raises ValueError for a `dropout` outside [0, 1)."""
-    return VGG(VGGConfig(dropout=dropout, num_classes=num_classes), dtype=dtype, remat=remat, rngs=rngs)
+def _timm(name: str) -> TimmModel:
+    sizes = "for images below 256 pixels, because it pools larger ones differently"
+    return TimmModel(name, first_conv="features.0", classifier="head.fc", fits=lambda size, _: size < 256, sizes=sizes)
 
 
-def vgg16_bn(
-    *, num_classes: int, rngs: nnx.Rngs, dtype: Any = jnp.float32, remat: bool = False, dropout: float = 0.5
-) -> VGG:
-    """Build VGG16 with batch norm after each convolution; raises ValueError for a `dropout` outside [0, 1)."""
-    config = VGGConfig(VGGFeaturesConfig(batch_norm=True), dropout=dropout, num_classes=num_classes)
-    return VGG(config, dtype=dtype, remat=remat, rngs=rngs)
+_SMALL = {"widths": (16, 16, 32, 32, 32), "depths": (1, 1, 2, 1, 1)}
 
-
-def vgg16_inception(
-    *,
-    num_classes: int,
-    rngs: nnx.Rngs,
-    dtype: Any = jnp.float32,
-    remat: bool = False,
-    batch_norm: bool = False,
-    inceptions: tuple[tuple[int, ...], ...] = ((256, 160, 320, 32, 128, 128), (384, 192, 384, 48, 128, 128)),
-    dropout: float = 0.4,
-) -> VGGInception:
-    """Build VGG16 with Inception blocks; `batch_norm` is that of VGG's part; see `VGGInceptionConfig` for the rest."""
-    config = VGGInceptionConfig(VGGFeaturesConfig(batch_norm=batch_norm), inceptions, dropout, num_classes)
-    return VGGInception(config, dtype=dtype, remat=remat, rngs=rngs)
+SPECS = (
+    ModelSpec(
+        name="vgg16",
+        builder=VGG,
+        config=VGGConfig(),
+        drop_options=("dropout",),
+        grad_cam_layer="conv5",  # the paper's layer, and twice as fine as `pool5`
+        namings=VGG16,
+        timm=_timm("vgg16"),
+        compared_with="torchvision vgg16",
+        small={**_SMALL, "hidden": 32},
+    ),
+    ModelSpec(
+        name="vgg16_bn",
+        builder=VGG,
+        config=VGGConfig(batch_norm=True),
+        drop_options=("dropout",),
+        grad_cam_layer="conv5",
+        namings=VGG16_BN,
+        timm=_timm("vgg16_bn"),
+        compared_with="torchvision vgg16_bn",
+        small={**_SMALL, "hidden": 32},
+    ),
+    ModelSpec(
+        name="vgg16_inception",
+        builder=VGGInception,
+        config=VGGInceptionConfig(),
+        drop_options=("dropout",),
+        namings=VGG16_CONVOLUTIONS,
+        new_parts=("inceptions/", "head/"),
+        compared_with="PyTorch twin",
+        small={**_SMALL, "inceptions": ((16, 8, 16, 8, 8, 8),)},
+    ),
+)

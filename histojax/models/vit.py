@@ -16,10 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from histojax.models.naming import vit as naming
+from histojax.models.naming.rules import Naming
 from histojax.models.ops.attention import attend
+from histojax.models.ops.image_size import check_multiple_of
 from histojax.models.ops.intermediates import tap
 from histojax.models.ops.layers import Conv, Linear, at_least_float32, gelu, lecun_normal
 from histojax.models.ops.norms import LayerNorm
+from histojax.models.registry import ModelSpec, TimmModel
 
 Pool = Literal["token", "mean", "token_mean"]
 Gate = Literal["gelu", "swiglu"]
@@ -27,26 +31,29 @@ Gate = Literal["gelu", "swiglu"]
 _kernel_init = jax.nn.initializers.truncated_normal(0.02)
 
 
-def check_image_size(patch: int, *sizes: int) -> None:
-    """Raise ValueError, naming the nearest sizes that work, where a height or width is no multiple of `patch`."""
-    for size in sizes:
-        if size < 1 or size % patch:
-            below = max(size, 0) // patch * patch
-            nearest = f"{below} or {below + patch}" if below else f"{patch}"
-            raise ValueError(f"image height and width must be multiples of {patch}, not {size}: use {nearest}")
-
-
 @dataclass(frozen=True)
 class ViTConfig:
     """Sizes of a Vision Transformer; the defaults are ViT-B/16's at 224×224 (table 1 of the paper).
 
-    `image_size` is that of the position embedding; images of other sizes see it resampled. `layer_scale` is what the
-    scales of the branches start at (Touvron et al. 2021, arXiv 2103.17239); 0: there are none. `pool` says what the
-    head sees: the class token, the mean of the positions, or both side by side. `registers` are tokens more, which the
-    head does not see; with them only the patches have a position embedding, as in timm's. `mlp="swiglu"` splits the
-    `mlp_ratio` · c hidden channels into gates and values, half each. `epsilon` is the norms'. `stochastic_depth` is the
-    last block's drop rate; the others' grow linearly from zero. Raises ValueError for a value out of range, naming the
-    legal ones.
+    Attributes:
+      image_size: image side of the position embedding, in pixels; it is resampled for images of other sizes.
+      patch: side of a patch in pixels.
+      embed_dim: channels.
+      depth: number of blocks.
+      heads: number of attention heads.
+      mlp_ratio: hidden channels of the MLPs, in multiples of `embed_dim`.
+      mlp: "gelu", or "swiglu", which splits the hidden channels into gates and values, half each.
+      layer_scale: initial value of the scales of the branches (Touvron et al. 2021, arXiv 2103.17239); 0: no scales.
+      registers: number of additional tokens, which the head does not see. With registers only the patches have a
+        position embedding, as in timm.
+      pool: what the head sees: the class token ("token"), the mean over the positions ("mean"), or both concatenated
+        ("token_mean").
+      epsilon: epsilon of the norms.
+      dropout: dropout rate.
+      stochastic_depth: drop rate of the last block; the others' grow linearly from zero.
+
+    Raises:
+      ValueError: a value out of range; the message names the legal ones.
     """
 
     image_size: int = 224
@@ -62,13 +69,12 @@ class ViTConfig:
     epsilon: float = 1e-6
     dropout: float = 0.0
     stochastic_depth: float = 0.0
-    num_classes: int = 1000
 
     def __post_init__(self) -> None:
         for name in ("patch", "embed_dim", "depth", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not a positive number")
-        check_image_size(self.patch, self.image_size)
+        check_multiple_of(self.patch, self.image_size)
         if self.embed_dim % self.heads:
             raise ValueError(f"heads={self.heads} does not divide embed_dim={self.embed_dim}")
         for name, kind in (("pool", Pool), ("mlp", Gate)):
@@ -228,7 +234,15 @@ class ViT(nnx.Module):
     float32 whatever `dtype` is; with `dtype=float64` everything is float64.
     """
 
-    def __init__(self, config: ViTConfig, *, dtype: Any = jnp.float32, remat: bool = False, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        config: ViTConfig,
+        *,
+        num_classes: int,
+        dtype: Any = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
         self.dtype = dtype
         self.remat = remat
         self.patch = config.patch
@@ -248,10 +262,10 @@ class ViT(nnx.Module):
         head_dtype = at_least_float32(dtype)
         self.norm = LayerNorm(channels, epsilon=config.epsilon, dtype=head_dtype, rngs=rngs)
         seen = channels * (2 if config.pool == "token_mean" else 1)
-        self.head = Linear(seen, config.num_classes, kernel_init=_kernel_init, dtype=head_dtype, rngs=rngs)
+        self.head = Linear(seen, num_classes, kernel_init=_kernel_init, dtype=head_dtype, rngs=rngs)
 
     def _run(self, x: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
-        check_image_size(self.patch, *x.shape[1:3])
+        check_multiple_of(self.patch, *x.shape[1:3])
         x = self.patch_embed(x)
         b, h, w, c = x.shape
         positions = resample_positions(self.position_embedding[...], (self.grid, self.grid), (h, w)).astype(x.dtype)
@@ -299,86 +313,64 @@ class ViT(nnx.Module):
         return self.classify(self.features(x))
 
 
-def vit(
-    *,
-    num_classes: int,
-    rngs: nnx.Rngs,
-    dtype: Any = jnp.float32,
-    remat: bool = False,
-    image_size: int = 224,
-    patch: int = 16,
-    embed_dim: int = 768,
-    depth: int = 12,
-    heads: int = 12,
-    mlp_ratio: float = 4.0,
-    mlp: Gate = "gelu",
-    layer_scale: float = 0.0,
-    registers: int = 0,
-    pool: Pool = "token",
-    epsilon: float = 1e-6,
-    dropout: float = 0.0,
-    stochastic_depth: float = 0.0,
-) -> ViT:
-    """Build a Vision Transformer of any size; see `ViTConfig` for the options and what it raises."""
-    config = ViTConfig(
-        image_size=image_size,
-        patch=patch,
-        embed_dim=embed_dim,
-        depth=depth,
-        heads=heads,
-        mlp_ratio=mlp_ratio,
-        mlp=mlp,
-        layer_scale=layer_scale,
-        registers=registers,
-        pool=pool,
-        epsilon=epsilon,
-        dropout=dropout,
-        stochastic_depth=stochastic_depth,
-        num_classes=num_classes,
+def check_image_size(size: int, config: ViTConfig) -> None:
+    """Raise ValueError, naming the nearest legal sizes, if an image side is not a multiple of the patch."""
+    check_multiple_of(config.patch, size)
+
+
+def _timm(name: str) -> TimmModel:
+    return TimmModel(
+        name,
+        first_conv="patch_embed.proj",
+        classifier="head",
+        fixed_size=True,
+        arguments={"image_size": "img_size"},
+        fits=lambda size, config: config.image_size == size,
+        sizes="at the size of its position embedding (model.options.image_size)",
     )
-    return ViT(config, dtype=dtype, remat=remat, rngs=rngs)
 
 
-def vit_base_patch16_224(
-    *,
-    num_classes: int,
-    rngs: nnx.Rngs,
-    dtype: Any = jnp.float32,
-    remat: bool = False,
-    image_size: int = 224,
-    pool: Pool = "token",
-    dropout: float = 0.0,
-    stochastic_depth: float = 0.0,
-) -> ViT:
-    """Build ViT-B/16; see `ViTConfig` for the options and what it raises."""
-    config = ViTConfig(
-        image_size=image_size, pool=pool, dropout=dropout, stochastic_depth=stochastic_depth, num_classes=num_classes
+def _spec(name: str, config: ViTConfig, namings: tuple[Naming, ...], **fields: Any) -> ModelSpec:
+    return ModelSpec(
+        name=name,
+        builder=ViT,
+        config=config,
+        check_image_size=check_image_size,
+        without_weight_decay=("position_embedding", "registers"),
+        position_embedding="position_embedding",
+        drop_options=("dropout", "stochastic_depth"),
+        # The positions that enter the last block. After it only the class token reaches the logits, and the gradient
+        # with respect to every other position is zero.
+        grad_cam_layer=-2,
+        namings=namings,
+        **fields,
     )
-    return ViT(config, dtype=dtype, remat=remat, rngs=rngs)
 
 
-def dinov2_vitb14(
-    *,
-    num_classes: int,
-    rngs: nnx.Rngs,
-    dtype: Any = jnp.float32,
-    remat: bool = False,
-    image_size: int = 224,
-    pool: Pool = "token",
-    dropout: float = 0.0,
-    stochastic_depth: float = 0.0,
-) -> ViT:
-    """Build DINOv2's ViT-B/14; its published position embedding, of 518×518, is resampled where it is loaded.
+_SMALL = {"image_size": 32, "patch": 8, "embed_dim": 32, "depth": 2, "heads": 2}
 
-    See `ViTConfig` for the options and what it raises.
-    """
-    config = ViTConfig(
-        image_size=image_size,
-        patch=14,
-        layer_scale=1e-5,
-        pool=pool,
-        dropout=dropout,
-        stochastic_depth=stochastic_depth,
-        num_classes=num_classes,
-    )
-    return ViT(config, dtype=dtype, remat=remat, rngs=rngs)
+VIT_BASE = _spec(
+    "vit_base_patch16_224",
+    ViTConfig(),
+    naming.VIT_BASE,
+    timm=_timm("vit_base_patch16_224"),
+    compared_with="timm, torchvision vit_b_16",
+    small=_SMALL,
+)
+# DINOv2's ViT-B/14. Its published position embedding, for 518×518, is resampled when it is loaded.
+DINOV2_BASE = _spec(
+    "dinov2_vitb14",
+    ViTConfig(patch=14, layer_scale=1e-5),
+    naming.DINOV2_BASE,
+    timm=_timm("vit_base_patch14_dinov2"),
+    compared_with="timm vit_base_patch14_dinov2",
+    small={**_SMALL, "layer_scale": 0.1},
+)
+# A Vision Transformer of any size.
+VIT = _spec(
+    "vit",
+    ViTConfig(),
+    naming.VIT,
+    compared_with="timm, transformers (UNI, UNI2, GigaPath, H-optimus, Virchow2, Phikon, DINOv2)",
+    small={**_SMALL, "registers": 2, "mlp": "swiglu"},
+)

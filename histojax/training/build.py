@@ -1,7 +1,6 @@
 """From a config to the objects that it describes: the one place where fields meet constructors."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import optax
@@ -144,11 +143,13 @@ def optimizer(config: ConfigDict, steps_per_epoch: int) -> tuple[optax.GradientT
     Raises:
       RunError: an unknown optimizer or schedule.
     """
-    fields = config.optimizer.to_dict()
+    model, fields = model_spec(config), config.optimizer.to_dict()
     spec = OptimizerSpec(
         warmup_steps=round(fields.pop("warmup_epochs") * steps_per_epoch),
         total_steps=config.train.epochs * steps_per_epoch,
         freeze_backbone_steps=config.train.freeze_backbone_epochs * steps_per_epoch,
+        head_parts=model.head_parts,
+        without_weight_decay=model.without_weight_decay,
         **fields,
     )
     try:
@@ -157,9 +158,20 @@ def optimizer(config: ConfigDict, steps_per_epoch: int) -> tuple[optax.GradientT
         raise RunError(str(error)) from error
 
 
-def model_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """`config.model.options` as models take them: a config read back from JSON has lists instead of tuples."""
-    return {name: tuple(value) if isinstance(value, list | tuple) else value for name, value in options.items()}
+def model_spec(config: ConfigDict) -> models.ModelSpec:
+    """Return the specification of `config.model.name`, importing `config.model.module` if it is set.
+
+    Raises:
+      RunError: a module that cannot be imported, or an unknown model.
+    """
+    try:
+        models.import_module(config.model.get("module", ""))  # older checkpoints have no such field
+    except ValueError as error:
+        raise RunError(f"model.module: {error}") from error
+    try:
+        return models.spec(config.model.name)
+    except ValueError as error:
+        raise RunError(f"model.name / model.options: {error}") from error
 
 
 def program(config: ConfigDict, task: Task, layout: Layout, transform: optax.GradientTransformation) -> Program:
@@ -174,11 +186,15 @@ def program(config: ConfigDict, task: Task, layout: Layout, transform: optax.Gra
         raise RunError(f"train.accumulate={config.train.accumulate} is not at least 1")
     if not 0 <= config.train.ema_decay < 1:
         raise RunError(f"train.ema_decay={config.train.ema_decay} is not in [0, 1)")
+    model, options = model_spec(config), config.model.options.to_dict()
     try:
-        models.check_image_size(config.model.name, config.data.image_size, config.model.options)
+        model_config = model.configure(options)
+    except ValueError as error:
+        raise RunError(f"model.name / model.options: {error}") from error
+    try:
+        model.check_image_size(config.data.image_size, model_config)
     except ValueError as error:
         raise RunError(f"data.image_size={config.data.image_size}: {error}") from error
-    options = model_options(config.model.options)
 
     def make_model(rngs: nnx.Rngs) -> nnx.Module:
         return models.create(

@@ -1,40 +1,41 @@
-"""Optimizers and schedules (optax). Knows parameters by their path, and no model.
+"""Optimizers and schedules (optax).
 
-A parameter below a component named `head`, `attention`, `ldc`, `fr` or `resnet` is what a paper adds to a backbone: it
-belongs to the head's group; every other one to the backbone's, which pretrained weights fill.
+Groups of parameters are found by path components, which a model's `ModelSpec` lists: the parts that a paper adds to a
+backbone form the head's group; all others form the backbone's, which pretrained weights fill.
 """
 
 import dataclasses
-import re
+import functools
+from collections.abc import Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-_POSITION = re.compile(r"position|registers")
-_HEAD = re.compile(r"(^|/)(head|attention|ldc|fr|resnet)(/|$)")
-
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSpec:
-    """The fields of `config.optimizer`, in steps where the config has epochs.
+    """The fields of `config.optimizer`, with steps for the config's epochs, and the model's groups of parameters.
 
     Attributes:
       name: `adamw` or `sgd`.
-      learning_rate: greatest, of the backbone.
-      head_multiplier: of the head's learning rate.
+      learning_rate: peak learning rate of the backbone.
+      total_steps: length of the run.
+      head_multiplier: learning rate of the head relative to the backbone's.
       schedule: `cosine` (to 0 at `total_steps`) or `constant`, after a linear warm-up from 0.
       warmup_steps: length of the warm-up.
-      total_steps: length of the run.
-      weight_decay: decoupled from the gradient for adamw and, times the learning rate, for sgd as well;
-        of arrays with two or more axes only, so neither biases nor norms, and not of position tables.
-      momentum: of sgd.
-      beta1: of adamw.
-      beta2: of adamw.
-      clip_norm: greatest global norm of the gradient; 0: off.
-      freeze_backbone_steps: the backbone's updates are 0 that long. Its moments and its BatchNorm statistics
-        are kept up to date meanwhile, so it starts smoothly.
+      weight_decay: strength of the decay, decoupled from the gradient for adamw and, times the learning rate, for sgd
+        as well. It acts on arrays with two or more axes, so neither on biases nor on norms, and not on
+        `without_weight_decay`.
+      momentum: momentum of sgd.
+      beta1: decay of adamw's first moment.
+      beta2: decay of adamw's second moment.
+      clip_norm: largest global norm of the gradient; 0: no clipping.
+      freeze_backbone_steps: number of steps for which the backbone's updates are 0. Its moments and BatchNorm
+        statistics are kept up to date meanwhile, so that it starts smoothly.
+      head_parts: path components of the head's group.
+      without_weight_decay: path components of arrays that weight decay must not shrink, such as position tables.
     """
 
     name: str
@@ -49,10 +50,12 @@ class OptimizerSpec:
     beta2: float = 0.999
     clip_norm: float = 0.0
     freeze_backbone_steps: int = 0
+    head_parts: tuple[str, ...] = ("head",)
+    without_weight_decay: tuple[str, ...] = ()
 
 
 def learning_rate(spec: OptimizerSpec) -> optax.Schedule:
-    """Steps -> learning rate of the backbone.
+    """Return the schedule: step -> learning rate of the backbone.
 
     Raises:
       ValueError: unknown schedule.
@@ -66,13 +69,13 @@ def learning_rate(spec: OptimizerSpec) -> optax.Schedule:
         raise ValueError(f"optimizer.schedule='{spec.schedule}' is neither 'cosine' nor 'constant'")
     if not warmup:
         return after
-    # The first step is already one step up: a step of 0 would be wasted.
+    # The ramp starts one step up, because a first step with learning rate 0 would be wasted.
     ramp = optax.linear_schedule(spec.learning_rate / warmup, spec.learning_rate, max(warmup - 1, 1))
     return optax.join_schedules([ramp, after], [warmup])
 
 
 def make_optimizer(spec: OptimizerSpec) -> optax.GradientTransformation:
-    """Clip, precondition, decay, scale by group, scale by the schedule.
+    """Build the optimizer: clip, precondition, decay, scale by group, scale by the schedule.
 
     Raises:
       ValueError: unknown name or schedule.
@@ -86,27 +89,33 @@ def make_optimizer(spec: OptimizerSpec) -> optax.GradientTransformation:
     steps = [optax.clip_by_global_norm(spec.clip_norm)] if spec.clip_norm else []
     steps.append(precondition)
     if spec.weight_decay:
-        steps.append(optax.add_decayed_weights(spec.weight_decay, mask=decayed))
+        mask = functools.partial(decayed, without=spec.without_weight_decay)
+        steps.append(optax.add_decayed_weights(spec.weight_decay, mask=mask))
     steps += [_scale_groups(spec), optax.scale_by_learning_rate(learning_rate(spec))]
     return optax.chain(*steps)
 
 
-def decayed(params: Any) -> Any:
-    """True for the arrays that weight decay shrinks: kernels, not biases, norms or tables of positions."""
-    return jax.tree_util.tree_map_with_path(lambda path, p: p.ndim > 1 and not _POSITION.search(_name(path)), params)
+def decayed(params: Any, without: Collection[str] = ()) -> Any:
+    """Return a tree of bools: True for arrays that weight decay shrinks.
+
+    Args:
+      params: the parameters.
+      without: path components of arrays that it must not shrink. Biases and norms, with one axis, are never decayed.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, p: p.ndim > 1 and not _lies_in(path, without), params)
 
 
-def in_head(params: Any) -> Any:
-    """True for the arrays of the head's group."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: bool(_HEAD.search(_name(path))), params)
+def in_head(params: Any, parts: Collection[str]) -> Any:
+    """Return a tree of bools: True for the arrays whose path has one of the components `parts`."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: _lies_in(path, parts), params)
 
 
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+def _lies_in(path: Any, parts: Collection[str]) -> bool:
+    return not set(jax.tree_util.keystr(path, simple=True, separator="/").split("/")).isdisjoint(parts)
 
 
 def _scale_groups(spec: OptimizerSpec) -> optax.GradientTransformation:
-    """Updates times the head's multiplier, or times 0 for a backbone that is still frozen."""
+    """Multiply the head's updates by its multiplier, and the backbone's by 0 while it is frozen."""
     if spec.head_multiplier == 1 and not spec.freeze_backbone_steps:
         return optax.identity()
 
@@ -120,7 +129,7 @@ def _scale_groups(spec: OptimizerSpec) -> optax.GradientTransformation:
         scaled = jax.tree.map(
             lambda u, head: u * (spec.head_multiplier if head else backbone.astype(u.dtype)),
             updates,
-            in_head(updates),
+            in_head(updates, spec.head_parts),
         )
         return scaled, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
 

@@ -1,19 +1,14 @@
-"""Weights from elsewhere: files of PyTorch's world to our parameters and back. Imports neither JAX nor PyTorch."""
+"""Weight files of other programs and conversion to and from our parameters. Does not import PyTorch."""
 
 from histojax.weights.errors import MismatchError, WeightsError
 from histojax.weights.files import Contents, inspect, read
-from histojax.weights.names import Naming, Report, Rule, Shapes, Table, convert, export
-from histojax.weights.tables import TABLES
+from histojax.weights.names import Report, Shapes, convert, export
 
 __all__ = [
-    "TABLES",
     "Contents",
     "MismatchError",
-    "Naming",
     "Report",
-    "Rule",
     "Shapes",
-    "Table",
     "WeightsError",
     "convert",
     "export",

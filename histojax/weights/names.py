@@ -1,8 +1,6 @@
-"""From the names of a public implementation to the paths of our parameters, and back.
+"""Conversion of weights between the names of other implementations and our parameter paths.
 
-A `Table` is made for a model, with one `Naming` for each implementation whose files are about. A rule has templates on
-both sides: `features.{i*2+1}.{j}.norm1.weight` and `stages/{i}/{j}/norm1/scale` stand for the same array. The paths are
-strings as `jax.tree_util.keystr(path, simple=True, separator="/")` gives, so that this room needs no JAX.
+The names are those of a model's `ModelSpec`; see `histojax.models.naming`.
 """
 
 from __future__ import annotations
@@ -10,118 +8,36 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from histojax.models import ModelSpec
+from histojax.models.naming.rules import Naming, Rule
 from histojax.weights.errors import MismatchError, WeightsError, short
-from histojax.weights.transforms import SAME, Transform
 
-# What wrappers of modules put before the names; only these are looked for.
+# Prefixes that wrapper modules put before the names; only these are recognised.
 PREFIXES = ("module.", "model.", "backbone.", "encoder.", "teacher.", "student.", "encoder_q.", "base_encoder.", "net.")
-_FIELD = re.compile(r"\{(\w+)(?:\*(\d+))?(?:([+-]\d+))?\}")
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
 
 # Path -> shape and type.
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]
-
-
-@dataclass(frozen=True)
-class Template:
-    """A name with numbers in it: `{i}`, or `{i*2+1}` where the implementation counts otherwise."""
-
-    text: str
-
-    @cached_property
-    def _parts(self) -> tuple[re.Pattern[str], list[tuple[str, int, int]]]:
-        fields = [(m[1], int(m[2] or 1), int(m[3] or 0)) for m in _FIELD.finditer(self.text)]
-        literals = [re.escape(part) for part in _FIELD.sub("\0", self.text).split("\0")]
-        return re.compile(r"(\d{1,6})".join(literals)), fields
-
-    def parse(self, name: str) -> dict[str, int] | None:
-        """The numbers in a name, or None where it is not of this form."""
-        pattern, fields = self._parts
-        match = pattern.fullmatch(name)
-        if match is None:
-            return None
-        numbers: dict[str, int] = {}
-        for (key, factor, offset), text in zip(fields, match.groups(), strict=True):
-            number, rest = divmod(int(text) - offset, factor)
-            if rest or number < 0 or str(int(text)) != text or numbers.setdefault(key, number) != number:
-                return None
-        return numbers
-
-    def format(self, numbers: Mapping[str, int]) -> str:
-        """The name with these numbers."""
-        return _FIELD.sub(lambda m: str(numbers[m[1]] * int(m[2] or 1) + int(m[3] or 0)), self.text)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One array of ours, and the names (one, or several that are joined) that the file has it under."""
-
-    path: str
-    names: str | tuple[str, ...]
-    transform: Transform = SAME
-
-    @cached_property
-    def templates(self) -> tuple[Template, tuple[Template, ...]]:
-        """Path, names."""
-        names = (self.names,) if isinstance(self.names, str) else self.names
-        return Template(self.path), tuple(map(Template, names))
-
-
 # A rule, the names that it takes in the file, and the shapes that they should have.
 _Source = tuple[Rule, tuple[str, ...], list[tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
-class Naming:
-    """The names of one implementation.
-
-    `classifier` begins the names of the classifier in files; `ignored` are expressions for what is no parameter
-    (indices, masks). `derived` makes the arrays that the implementation stores although they follow from the others,
-    for `export`, from the exported ones.
-    """
-
-    title: str
-    rules: tuple[Rule, ...]
-    classifier: tuple[str, ...]
-    ignored: tuple[str, ...] = ()
-    derived: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None
-
-    def rule(self, path: str) -> tuple[Rule, tuple[str, ...], Mapping[str, int]] | None:
-        """Rule, names and numbers for a path of ours; None where no rule has it."""
-        for rule in self.rules:
-            template, names = rule.templates
-            if (numbers := template.parse(path)) is not None:
-                return rule, tuple(name.format(numbers) for name in names), numbers
-        return None
-
-
-@dataclass(frozen=True)
-class Table:
-    """How the weights of a model are called elsewhere.
-
-    `classifier` begins the paths of its classifier. `new` are expressions, matched from the start, for the paths of
-    parts that no public file has: they keep their initial values. `partial`: files hold later stages, too, which the
-    model does not have.
-    """
-
-    model: str
-    namings: tuple[Naming, ...]
-    classifier: str = "head/"
-    new: tuple[str, ...] = ()
-    partial: bool = False
-
-
-@dataclass(frozen=True)
 class Report:
-    """What `convert` did: which naming and prefix the file has, what was loaded, what kept its initial values, and why.
+    """Result of `convert`.
 
-    `initial` maps paths to reasons; `left_out` are names in the file that were not needed.
+    Attributes:
+      model: name of the model.
+      naming: title of the naming that the file uses.
+      prefix: prefix of the names in the file.
+      loaded: number of arrays loaded.
+      initial: path -> reason, for parameters that keep their initial values.
+      left_out: names in the file that were not needed.
     """
 
     model: str
@@ -145,7 +61,7 @@ class Report:
 
 def convert(
     arrays: Mapping[str, np.ndarray],
-    table: Table,
+    spec: ModelSpec,
     expected: Shapes,
     *,
     classifier: str | None = None,
@@ -156,33 +72,34 @@ def convert(
 
     Args:
       arrays: by the file's names, as `files.read` returns them.
-      table: of the model.
+      spec: the model.
       expected: shape and type of every parameter and statistic of the model, by path.
-      classifier: begins the paths of the classifier; the table's own by default. Where the file has none, or one of
-        another shape (another number of classes), its paths are not among the values returned, and the report says so.
-      prefix: of the names in the file, where it holds several networks that fit.
-      source: the file, for messages.
+      classifier: prefix of the classifier's paths; the model's own by default. If the file has no classifier, or one of
+        another shape (another number of classes), its paths are missing from the values and the report says so.
+      prefix: prefix of the names in the file, if it holds several networks that fit.
+      source: name of the file for messages.
 
     Returns:
-      Values by path, contiguous, in the types expected, and the report. Paths without a value keep theirs.
+      Values by path, contiguous and in the expected types, and the report. Paths without a value keep their initial
+      values.
 
     Raises:
-      MismatchError: names are missing, unexpected or misshapen, all at once.
-      WeightsError: the names are of no known naming, or of several networks; or values are NaN or infinite.
+      MismatchError: names are missing, unexpected or misshapen; the error lists all of them.
+      WeightsError: the names match no known naming, or several networks; or values are NaN or infinite.
     """
-    classifier = table.classifier if classifier is None else classifier
-    naming, prefix = _detect(arrays, table, expected, prefix, source)
+    classifier = spec.classifier if classifier is None else classifier
+    naming, prefix = _detect(arrays, spec, expected, prefix, source)
     initial: dict[str, str] = {}
     wanted: dict[str, _Source] = {}
     head: dict[str, _Source] = {}
     for path, (shape, _) in expected.items():
-        if any(re.match(pattern, path) for pattern in table.new):
-            initial[path] = f"{table.model} adds them"
+        if spec.is_new(path):
+            initial[path] = f"{spec.name} adds them"
         elif (found := naming.rule(path)) is None:
             initial[path] = f"{naming.title} files have none"
         else:
             rule, names, _ = found
-            # Only moves of elements, so one element repeated is enough to know the shapes.
+            # Transforms only move elements, so one broadcast element is enough to find the shapes.
             shapes = [part.shape for part in rule.transform.theirs(np.broadcast_to(np.float32(0), shape))]
             target = head if path.startswith(classifier) else wanted
             target[path] = rule, tuple(prefix + name for name in names), shapes
@@ -196,11 +113,11 @@ def convert(
     else:
         wanted.update(head)
     used = {name for _, names, _ in wanted.values() for name in names}
-    left_out, unexpected = _leftover(arrays, used, naming, prefix, table, expected)
+    left_out, unexpected = _leftover(arrays, used, naming, prefix, spec, expected)
     if missing or misshapen or unexpected or unruled:
         behind = f" behind {prefix!r}" if prefix else ""
         raise MismatchError(
-            f"{source}: these are not weights of {table.model} (read as {naming.title} names{behind}):",
+            f"{source}: these are not weights of {spec.name} (read as {naming.title} names{behind}):",
             missing + unruled,
             unexpected,
             misshapen,
@@ -208,35 +125,35 @@ def convert(
         )
     values = {path: _value(arrays, *wanted[path][:2], dtype=expected[path][1]) for path in expected if path in wanted}
     _check_finite(values, {path: names for path, (_, names, _) in wanted.items()}, source)
-    return values, Report(table.model, naming.title, prefix, len(values), initial, tuple(left_out))
+    return values, Report(spec.name, naming.title, prefix, len(values), initial, tuple(left_out))
 
 
 def export(
-    values: Mapping[str, np.ndarray], table: Table, naming: str | None = None, *, leave_out_new: bool = False
+    values: Mapping[str, np.ndarray], spec: ModelSpec, naming: str | None = None, *, leave_out_new: bool = False
 ) -> dict[str, np.ndarray]:
     """Map our arrays to the names and layouts of another implementation: the inverse of `convert`.
 
     Args:
-      values: by path, all parameters and statistics of the model.
-      table: of the model.
-      naming: its title; the table's first by default.
-      leave_out_new: leave out, instead of refusing, what the model adds to that implementation.
+      values: all parameters and statistics of the model, by path.
+      spec: the model.
+      naming: title of the naming; the model's first by default.
+      leave_out_new: leave out the parts that the model adds to that implementation, instead of raising an error.
 
     Returns:
-      Arrays by name, contiguous, because safetensors writes the bytes of others in the wrong order.
+      Arrays by name. They are contiguous, because safetensors writes the bytes of other arrays in the wrong order.
 
     Raises:
-      WeightsError: the naming is not known, or has no names for some of the paths.
+      WeightsError: an unknown naming, or one without names for some of the paths.
     """
-    titles = [known.title for known in table.namings]
+    titles = [known.title for known in spec.namings]
     if naming is not None and naming not in titles:
-        raise WeightsError(f"{table.model} has no naming {naming!r}; known: {', '.join(titles)}")
-    chosen = table.namings[0 if naming is None else titles.index(naming)]
+        raise WeightsError(f"{spec.name} has no naming {naming!r}; known: {', '.join(titles)}")
+    chosen = spec.namings[0 if naming is None else titles.index(naming)]
     arrays: dict[str, np.ndarray] = {}
     without = []
     for path, value in values.items():
         found = chosen.rule(path)
-        if found is None or any(re.match(pattern, path) for pattern in table.new):
+        if found is None or spec.is_new(path):
             without.append(path)
             continue
         rule, names, _ = found
@@ -244,38 +161,38 @@ def export(
         arrays.update((name, np.array(part, order="C")) for name, part in zip(names, parts, strict=True))
     if without and not leave_out_new:
         raise WeightsError(
-            f"{chosen.title} has no names for {_some(without)} of {table.model}; leave_out_new=True leaves them out"
+            f"{chosen.title} has no names for {_some(without)} of {spec.name}; leave_out_new=True leaves them out"
         )
     return arrays | (chosen.derived(arrays) if chosen.derived else {})
 
 
 def _detect(
-    arrays: Mapping[str, np.ndarray], table: Table, expected: Shapes, prefix: str | None, source: str
+    arrays: Mapping[str, np.ndarray], spec: ModelSpec, expected: Shapes, prefix: str | None, source: str
 ) -> tuple[Naming, str]:
-    """The naming and prefix by which the most expected names are there."""
+    """Return the naming and prefix under which the file has the largest fraction of the expected names."""
     prefixes = _prefixes(arrays) if prefix is None else [prefix]
-    paths = [path for path in expected if not any(re.match(pattern, path) for pattern in table.new)]
+    paths = [path for path in expected if not spec.is_new(path)]
     best, choices = 0.0, []
-    for naming in table.namings:
+    for naming in spec.namings:
         names = [name for path in paths for name in (naming.rule(path) or (None, ()))[1]]
         for begin in prefixes:
-            share = sum(begin + name in arrays for name in names) / max(len(names), 1)
-            if share > best:
-                best, choices = share, [(naming, begin)]
-            elif share == best and best:
+            fraction = sum(begin + name in arrays for name in names) / max(len(names), 1)
+            if fraction > best:
+                best, choices = fraction, [(naming, begin)]
+            elif fraction == best and best:
                 choices.append((naming, begin))
     if not choices:
-        known = "; ".join(f"{naming.title} ({_example(naming)} …)" for naming in table.namings)
+        known = "; ".join(f"{naming.title} ({_example(naming)} …)" for naming in spec.namings)
         behind = f" behind {prefix!r}" if prefix else ""
         raise WeightsError(
-            f"{source}: its names{behind}, {_some(arrays)}, are not those of {table.model}. Known are: {known}. "
+            f"{source}: its names{behind}, {_some(arrays)}, are not those of {spec.name}. Known are: {known}. "
             "Name weights of this architecture, or the model that these are for."
         )
     naming, begin = choices[0]
     others = sorted({other for _, other in choices} - {begin})
     if others:
         listed = ", ".join(repr(p) for p in sorted([begin, *others]))
-        raise WeightsError(f"{source}: it holds several networks of the kind; say by `prefix` which one: {listed}")
+        raise WeightsError(f"{source}: it holds several networks of the kind; choose one with `prefix`: {listed}")
     return naming, begin
 
 
@@ -290,7 +207,7 @@ def _prefixes(names: Iterable[str]) -> list[str]:
 
 
 def _example(naming: Naming) -> str:
-    return naming.rules[0].templates[1][0].format(dict.fromkeys("ijkn", 0))
+    return naming.rules[0].name_templates[0].format(dict.fromkeys("ijkn", 0))
 
 
 def _differences(arrays: Mapping[str, np.ndarray], wanted: Mapping[str, _Source]) -> tuple[list[str], list[str]]:
@@ -307,49 +224,48 @@ def _differences(arrays: Mapping[str, np.ndarray], wanted: Mapping[str, _Source]
 
 
 def _leftover(
-    arrays: Mapping[str, np.ndarray], used: set[str], naming: Naming, prefix: str, table: Table, expected: Shapes
+    arrays: Mapping[str, np.ndarray], used: set[str], naming: Naming, prefix: str, spec: ModelSpec, expected: Shapes
 ) -> tuple[list[str], list[str]]:
-    """Names that are not used: those that are not needed, and those that should not be there."""
+    """Return the unused names of the file: those that are not needed, and those that should not be there."""
     left_out, unexpected = [], []
-    beyond = _beyond(naming, table, expected) if table.partial else None
+    in_later_stage = _later_stage_test(naming, spec, expected) if spec.ignores_later_stages else None
     for name in arrays:
         if name in used:
             continue
         bare = name.removeprefix(prefix)
-        # Behind a prefix lies one network; what lies beside it is another, such as the head of a pretext task.
+        # Names without the prefix belong to another network, such as the head of a pretext task.
         beside = not name.startswith(prefix)
-        needless = any(re.search(pattern, bare) for pattern in naming.ignored) or bare.startswith(naming.classifier)
-        if beside or needless or (beyond is not None and beyond(bare)):
+        not_needed = any(re.search(pattern, bare) for pattern in naming.ignored) or bare.startswith(naming.classifier)
+        if beside or not_needed or (in_later_stage is not None and in_later_stage(bare)):
             left_out.append(name)
         else:
             unexpected.append(f"{short(name)} {arrays[name].shape}")
     return left_out, unexpected
 
 
-def _beyond(naming: Naming, table: Table, expected: Shapes) -> Callable[[str], bool]:
-    """Whether a name belongs to a later stage than the model has, or to what follows the last one.
+def _later_stage_test(naming: Naming, spec: ModelSpec, expected: Shapes) -> Callable[[str], bool]:
+    """Return a test whether a name belongs to a later stage than the model has, or to the layers after the last stage.
 
-    Only the stage counts: more blocks in a stage than the model has are those of a larger model.
+    Only the stage counts: additional blocks within a stage belong to a larger model, whose weights do not fit.
     """
     last: dict[Rule, int] = {}
     for path in expected:
-        new = any(re.match(pattern, path) for pattern in table.new)
-        if not new and (found := naming.rule(path)) is not None:
+        if not spec.is_new(path) and (found := naming.rule(path)) is not None:
             last[found[0]] = max(last.get(found[0], -1), found[2].get("i", 0))
 
-    def answer(name: str) -> bool:
+    def in_later_stage(name: str) -> bool:
         for rule in naming.rules:
-            for template in rule.templates[1]:
+            for template in rule.name_templates:
                 if (numbers := template.parse(name)) is not None:
                     return numbers.get("i", 0) > last.get(rule, -1)
         return False
 
-    return answer
+    return in_later_stage
 
 
 def _value(arrays: Mapping[str, np.ndarray], rule: Rule, names: Sequence[str], *, dtype: Any) -> np.ndarray:
     value = rule.transform.ours([arrays[name] for name in names])
-    with np.errstate(over="ignore"):  # an infinity is found below, by name
+    with np.errstate(over="ignore"):  # `_check_finite` reports an infinity by name
         return np.array(value, dtype=dtype, order="C")
 
 

@@ -105,8 +105,8 @@ def test_rows_are_normalised_as_without_the_kernel(shape, dtype, near, monkeypat
 
 
 def small_swin(images):
-    config = swin.SwinConfig(32, (2, 2), (2, 2), 4, stochastic_depth=0.0, num_classes=3)
-    graph, params, rest = nnx.split(swin.Swin(config, rngs=nnx.Rngs(0)), nnx.Param, ...)
+    config = swin.SwinConfig(32, (2, 2), (2, 2), 4, stochastic_depth=0.0)
+    graph, params, rest = nnx.split(swin.Swin(config, num_classes=3, rngs=nnx.Rngs(0)), nnx.Param, ...)
     return with_gradients(lambda params: nnx.merge(graph, params, rest)(images), params, normal(4, 2, 3))
 
 

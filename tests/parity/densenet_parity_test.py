@@ -12,12 +12,13 @@ import pytest
 import torch
 from flax import nnx
 
-from histojax.models.densenet import DenseNet, DenseNetConfig, densenet121
+from histojax import models
+from histojax.models.densenet import DenseNet, DenseNetConfig
 from tests.helpers import torchvision_import  # noqa: F401  (before torchvision, which it makes importable)
 
 pytestmark = pytest.mark.parity
 CLASSES = 7
-SMALL = {"growth_rate": 4, "block_sizes": (2, 3, 2, 2), "width": 8, "bn_size": 2, "num_classes": CLASSES}
+SMALL = {"growth_rate": 4, "block_sizes": (2, 3, 2, 2), "width": 8, "bn_size": 2}
 
 # Our path -> torchvision's name, applied in order.
 NAMES = (
@@ -138,14 +139,14 @@ def stages_and_logits(graphdef, params, rest, x):
 
 
 def test_parameter_count():
-    abstract = nnx.eval_shape(lambda: densenet121(num_classes=1000, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: models.create("densenet121", num_classes=1000, rngs=nnx.Rngs(0)))
     count = sum(int(np.prod(p.shape)) for p in jax.tree.leaves(nnx.state(abstract, nnx.Param)))
     assert count == 7_978_856 == sum(p.numel() for p in reference(num_classes=1000).parameters())
 
 
 @functools.cache
 def full_pair():
-    return pair(lambda: densenet121(num_classes=CLASSES, rngs=nnx.Rngs(0)), reference())
+    return pair(lambda: models.create("densenet121", num_classes=CLASSES, rngs=nnx.Rngs(0)), reference())
 
 
 # 75×97: maps of 19×25, 9×12, 4×6 and 2×3, odd ones cut at the transitions.
@@ -170,7 +171,7 @@ def test_gradients_in_train_mode():
     with jax.enable_x64(True):
 
         def make():
-            return DenseNet(DenseNetConfig(**SMALL), dtype=np.float64, rngs=nnx.Rngs(0))
+            return DenseNet(DenseNetConfig(**SMALL), num_classes=CLASSES, dtype=np.float64, rngs=nnx.Rngs(0))
 
         (graphdef, params, rest), twin = pair(make, reference(**SMALL), training=True, dtype=np.float64)
         x = images(4, 64, 64, np.float64)

@@ -14,7 +14,7 @@ from flax import nnx
 
 from histojax import models
 from histojax.inference.explain.grad_cam import feature_map_shapes, grad_cam, upsample
-from histojax.weights import TABLES, convert
+from histojax.weights import convert
 from tests.helpers import twins
 
 import pytorch_grad_cam  # isort: skip  (after twins, which makes torchvision importable)
@@ -29,7 +29,7 @@ VIT = {"image_size": 64, "patch": 8, "embed_dim": 64, "depth": 3, "heads": 2}
 def ours(name: str, module: torch.nn.Module, x: np.ndarray, targets: np.ndarray, **options: Any) -> np.ndarray:
     model = twins.abstract(name, **options)
     arrays = {key: value.numpy() for key, value in module.state_dict().items() if "num_batches" not in key}
-    values, report = convert(arrays, TABLES[name], twins.expected(model))
+    values, report = convert(arrays, models.spec(name), twins.expected(model))
     assert not report.initial
     model = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
     graphdef, weights, rest = nnx.split(model, (nnx.Param, nnx.BatchStat), ...)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from flax import nnx
 
-from histojax.models.resnet import ResNetConfig
-from histojax.models.seresnet import SEResNet, SEResNetConfig, seresnet50
+from histojax import models
+from histojax.models.seresnet import SEResNet, SEResNetConfig
 from tests.helpers import torchvision_import  # noqa: F401  (timm imports torchvision)
 
 pytestmark = pytest.mark.parity
@@ -79,8 +79,8 @@ def reference(num_classes, layers=(3, 4, 6, 3)):
 @functools.cache
 def pair(layers=(3, 4, 6, 3), *, training=False, dtype=np.float32):
     """Return (graphdef, params, stats) of the model and timm's with the same random values."""
-    config = SEResNetConfig(ResNetConfig(layers, num_classes=CLASSES))
-    model = nnx.eval_shape(lambda: SEResNet(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    config = SEResNetConfig(layers)
+    model = nnx.eval_shape(lambda: SEResNet(config, num_classes=CLASSES, dtype=dtype, rngs=nnx.Rngs(0)))
     model = nnx.view(model, use_running_average=not training)
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     rng = np.random.default_rng(1)
@@ -140,7 +140,7 @@ def stages_and_logits(graphdef, params, rest, x):
 
 
 def test_parameter_count():
-    abstract = nnx.eval_shape(lambda: seresnet50(num_classes=1000, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: models.create("seresnet50", num_classes=1000, rngs=nnx.Rngs(0)))
     count = sum(int(np.prod(p.shape)) for p in jax.tree.leaves(nnx.state(abstract, nnx.Param)))
     assert count == 28_088_024 == sum(p.numel() for p in reference(1000).parameters())
 

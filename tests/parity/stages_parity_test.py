@@ -13,7 +13,8 @@ import pytest
 import torch
 from flax import nnx
 
-from histojax.weights import TABLES, convert
+from histojax import models
+from histojax.weights import convert
 from tests.helpers import dala_resnet_torch, twins
 
 import torchvision  # isort: skip  (after twins, which makes it importable)
@@ -60,7 +61,7 @@ def loaded(name: str, module: torch.nn.Module, **options: Any) -> tuple[Any, dic
     model = twins.abstract(name, **options)
     expected = {path: (shape, options.get("dtype", np.float32)) for path, (shape, _) in twins.expected(model).items()}
     arrays = {key: value.numpy() for key, value in module.state_dict().items() if "num_batches" not in key}
-    values, report = convert(arrays, TABLES[name], expected)
+    values, report = convert(arrays, models.spec(name), expected)
     assert not report.initial
     return model, values
 
@@ -105,7 +106,7 @@ def test_the_gradients_of_resnet50_are_torchvisions() -> None:
         theirs = {key: p.grad.numpy() for key, p in module.named_parameters()}
         theirs |= {key: b.numpy() for key, b in module.named_buffers() if "num_batches" not in key}
         expected = {path: (shape, np.float64) for path, (shape, _) in twins.expected(model).items()}
-        wanted, _ = convert(theirs, TABLES["resnet50"], expected)
+        wanted, _ = convert(theirs, models.spec("resnet50"), expected)
     worst = {}
     for path, found in jax.tree_util.tree_leaves_with_path(grads):
         name = twins.name_of(path)

@@ -13,6 +13,7 @@ import torch
 from flax import nnx
 from torch.nn import functional
 
+from histojax import models
 from histojax.models import vgg
 from histojax.models.ops import pooling
 from tests.helpers import torchvision_import  # noqa: F401  (before torchvision, which it makes importable)
@@ -196,7 +197,7 @@ def stages_and_logits(graphdef, params, rest, x, last):
     ("name", "expected"), [("vgg16", 138_357_544), ("vgg16_bn", 138_365_992), ("vgg16_inception", 18_045_192)]
 )
 def test_parameter_count(name, expected):
-    abstract = nnx.eval_shape(lambda: getattr(vgg, name)(num_classes=1000, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: models.create(name, num_classes=1000, rngs=nnx.Rngs(0)))
     count = sum(int(np.prod(p.shape)) for p in jax.tree.leaves(nnx.state(abstract, nnx.Param)))
     assert count == expected == sum(p.numel() for p in reference(name, 1000).parameters())
 
@@ -214,7 +215,7 @@ CASES = [
 @pytest.mark.parametrize(("name", "size"), CASES, ids=str)
 def test_stages_and_logits(name, size):
     batch_norm, head = name == "vgg16_bn", "head" if name == "vgg16_inception" else "classifier/6"
-    model = nnx.eval_shape(lambda: getattr(vgg, name)(num_classes=CLASSES, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: models.create(name, num_classes=CLASSES, rngs=nnx.Rngs(0)))
     ours = draw(nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False))
     twin = reference(name).eval()
     load(twin, flat(ours[1], ours[2][0]), batch_norm, head)
@@ -242,9 +243,10 @@ def test_gradients_of_a_small_one_with_inception_blocks():
     widths, inceptions = (4, 4, 8, 8, 8), ((4, 2, 6, 2, 4, 4), (6, 4, 6, 2, 4, 2))
     layers = []
     with jax.enable_x64(True):
-        features = vgg.VGGFeaturesConfig(widths)
-        config = vgg.VGGInceptionConfig(features, inceptions, dropout=0.0, num_classes=CLASSES)
-        model = nnx.eval_shape(lambda: vgg.VGGInception(config, dtype=np.float64, rngs=nnx.Rngs(0)))
+        config = vgg.VGGInceptionConfig(widths, inceptions=inceptions, dropout=0.0)
+        model = nnx.eval_shape(
+            lambda: vgg.VGGInception(config, num_classes=CLASSES, dtype=np.float64, rngs=nnx.Rngs(0))
+        )
         graphdef, params, rest = draw(nnx.view(model, deterministic=False, use_running_average=False), np.float64)
         x = images(4, 75, 97, np.float64)
         y = np.array([3, 5, 0, 6])
@@ -258,7 +260,7 @@ def test_gradients_of_a_small_one_with_inception_blocks():
 
     from torchvision.models.vgg import make_layers
 
-    for width, depth in zip(widths, features.depths, strict=True):
+    for width, depth in zip(widths, config.depths, strict=True):
         layers += [width] * depth + ["M"]
     twin = VGGInception(make_layers(layers), widths[-1], inceptions, CLASSES).double()
     load(twin, flat(params, rest[0]), False, "head")

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from histojax.training import pretrained
-from histojax.weights import TABLES, export, inspect
+from histojax import models
+from histojax.weights import export, inspect
+from histojax.weights.fitting import fit
 from tests.helpers import twins
 
 import timm  # isort: skip  (after twins, which makes torchvision importable)
@@ -41,7 +42,7 @@ def ours(**options: Any) -> Any:
 
 def assert_same_logits(module: torch.nn.Module, arrays: dict[str, np.ndarray], model: Any, side: int = 32) -> str:
     expected = twins.expected(model)
-    values, words = pretrained._convert(arrays, "vit", expected, "a file")
+    values, words = fit(arrays, "vit", expected, "a file")
     assert values.keys() == expected.keys()
     x = twins.images(side)
     wanted = twins.torch_logits(module, x)
@@ -83,10 +84,10 @@ def test_registers_are_timms_at_other_sizes_and_from_other_grids() -> None:
 def test_what_goes_out_is_loaded_by_timm() -> None:
     module = from_timm(**REGISTERS, **GATED)
     model = ours(registers=3, mlp="swiglu", mlp_ratio=5.33334)
-    values, _ = pretrained._convert(arrays_of(module), "vit", twins.expected(model), "a file")
+    values, _ = fit(arrays_of(module), "vit", twins.expected(model), "a file")
     back = from_timm(**REGISTERS, **GATED)
     torch.nn.init.zeros_(back.reg_token)
-    back.load_state_dict({name: torch.from_numpy(a) for name, a in export(values, TABLES["vit"]).items()})
+    back.load_state_dict({name: torch.from_numpy(a) for name, a in export(values, models.spec("vit")).items()})
     np.testing.assert_array_equal(
         twins.torch_logits(back, twins.images(32)), twins.torch_logits(module, twins.images(32))
     )
@@ -125,7 +126,7 @@ def test_hugging_faces_dinov2(gated: bool, registers: int, tmp_path: pathlib.Pat
     options = {"mlp": "swiglu", "mlp_ratio": 128 / 24} if gated else {}  # (4·24·2/3 → 64) · 2
     model = ours(registers=registers, **options)
     expected = twins.expected(model)
-    values, words = pretrained._convert(inspect(tmp_path / "model.safetensors").arrays, "vit", expected, "a file")
+    values, words = fit(inspect(tmp_path / "model.safetensors").arrays, "vit", expected, "a file")
     assert "Hugging Face DINOv2" in words
     assert expected.keys() - values.keys() == {"head/kernel", "head/bias"}
     # The head is told to show the first channels of the class token.

@@ -13,7 +13,7 @@ from flax import nnx
 
 from histojax import models
 from histojax.models.vit import resample_positions
-from histojax.weights import TABLES, convert
+from histojax.weights import convert
 
 # It makes torchvision importable, which timm wants.
 from tests.helpers import torchvision_import  # noqa: F401  # isort: skip
@@ -57,7 +57,7 @@ def loaded(name, module, dtype=np.float32, **options):
     params = nnx.as_pure(params)
     expected = {name_of(p): (v.shape, dtype) for p, v in jax.tree_util.tree_leaves_with_path(params)}
     arrays = {key: value.numpy() for key, value in module.state_dict().items()}
-    values, report = convert(arrays, TABLES[name], expected)
+    values, report = convert(arrays, models.spec(name), expected)
     assert not report.initial
     params = jax.tree_util.tree_map_with_path(lambda p, _: jnp.asarray(values[name_of(p)]), params)
     rest = jax.tree.map(lambda leaf: np.zeros((), np.uint32), nnx.as_pure(rest))  # keys, not used at rate 0
@@ -157,7 +157,7 @@ def test_gradients():
         torch.nn.functional.cross_entropy(module(xt), torch.from_numpy(y)).backward()
         arrays = {name: p.grad.numpy() for name, p in module.named_parameters()}
         expected = {name_of(p): (v.shape, np.float64) for p, v in jax.tree_util.tree_leaves_with_path(params)}
-        wanted, _ = convert(arrays, TABLES["vit"], expected)
+        wanted, _ = convert(arrays, models.spec("vit"), expected)
         worst = 0.0
         for path, found in jax.tree_util.tree_leaves_with_path(grads):
             reference = wanted[name_of(path)]

@@ -1,5 +1,7 @@
 """Schedules at hand-picked steps, groups of parameters, and equality with optax's and PyTorch's optimizers."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import optax
 import pytest
 import torch
 
+from histojax import models
+from histojax.models.cost import parameter_shapes
 from histojax.training.optimizer import OptimizerSpec, decayed, in_head, learning_rate, make_optimizer
 
 
@@ -118,7 +122,7 @@ def test_convolutions_are_decayed_and_norms_and_positions_are_not():
         "bn": {"scale": jnp.ones(4), "bias": jnp.ones(4)},
         "attn": {"relative_position_bias_table": jnp.ones((9, 2))},
     }
-    assert decayed(params) == {
+    assert decayed(params, models.spec("swin_tiny_patch4_window7_224").without_weight_decay) == {
         "conv": {"kernel": True},
         "bn": {"scale": False, "bias": False},
         "attn": {"relative_position_bias_table": False},
@@ -137,7 +141,7 @@ def test_the_head_is_told_by_components_of_the_path():
         "fr": leaf,
         "resnet": {0: leaf},
     }
-    assert in_head(params) == {
+    assert in_head(params, ("head", "attention", "ldc", "fr", "resnet")) == {
         "head": {"dense1": {"bias": True}},
         "headless": {"bias": False},
         "ahead": False,
@@ -147,6 +151,27 @@ def test_the_head_is_told_by_components_of_the_path():
         "fr": True,
         "resnet": {0: True},
     }
+
+
+# The groups of all models before their specifications listed them: checkpoints depend on these.
+HEAD = re.compile(r"(^|/)(head|attention|ldc|fr|resnet)(/|$)")
+NOT_DECAYED = re.compile(r"position|registers")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, {}) for name in models.names()), ("dala_resnet50", {"attention": "layer4_blocks", "head": "linear"}),
+     ("ldcsf", {"ldc": "blocks", "fr": False}), ("vit", {"layer_scale": 0.1})],
+)  # fmt: skip
+def test_the_groups_of_each_model(name, options):
+    spec = models.spec(name)
+    shapes = parameter_shapes(name, 3, {**spec.small, **options})
+    params = {path: jax.ShapeDtypeStruct(shape, dtype) for path, (shape, dtype) in shapes.items()}
+    head, decays = in_head(params, spec.head_parts), decayed(params, spec.without_weight_decay)
+    assert head == {path: bool(HEAD.search(path)) for path in params}
+    assert decays == {path: len(p.shape) > 1 and not NOT_DECAYED.search(path) for path, p in params.items()}
+    assert any(head.values())
+    assert not all(head.values())
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])

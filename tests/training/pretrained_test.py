@@ -23,6 +23,8 @@ from histojax.training import pretrained
 from histojax.training.optimizer import OptimizerSpec, make_optimizer
 from histojax.training.step import Program, StepSpec
 from histojax.training.tasks import Multiclass
+from histojax.weights.hub import locate
+from histojax.weights.saving import rewrite
 from tests.helpers.programs import run
 
 # It defines what torchvision misses beside a CPU build of torch.
@@ -104,7 +106,7 @@ def test_what_was_trained_here_is_loaded_by_torchvision(
     words = [
         sys.executable,
         "-m",
-        "histojax.cli",
+        "histojax",
         "convert",
         "--checkpoint",
         str(trained[0]),
@@ -217,12 +219,12 @@ def test_weights_of_another_model_are_named_all_at_once(tmp_path: pathlib.Path, 
     assert not any(name.startswith("head") for name in arrays)
     # What was written by our names is read back, the missing head and all.
     source = str(tmp_path / "out" / "model.safetensors")
-    said = pretrained.rewrite(source, "resnet50", 7, tmp_path / "again")
+    said = rewrite(source, "resnet50", 7, tmp_path / "again")
     assert f"{len(arrays)} arrays loaded by histojax names" in said
     again = safetensors.numpy.load_file(tmp_path / "again" / "model.safetensors")
     assert all(np.array_equal(again[name], array) for name, array in arrays.items())
     with pytest.raises(RunError, match=r"its names, .* are not those of densenet121"):
-        pretrained.rewrite(source, "densenet121", 7, tmp_path / "third")
+        rewrite(source, "densenet121", 7, tmp_path / "third")
     done = run([*words, "--model=resnet18"])
     assert done.returncode == 1
     assert "unknown model 'resnet18' (did you mean 'resnet50'?)" in done.stderr
@@ -230,9 +232,9 @@ def test_weights_of_another_model_are_named_all_at_once(tmp_path: pathlib.Path, 
 
 def test_no_file_and_no_network_are_told_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     with pytest.raises(RunError, match=r"model\.pretrained=none\.pth: no such file"):
-        pretrained.locate("none.pth")
+        locate("none.pth")
     hub = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)  # it has read the environment, perhaps for another test
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(RunError, match=r"hf:timm/none: model\.safetensors could not be downloaded .* Offline, name"):
-        pretrained.locate("hf:timm/none")
+        locate("hf:timm/none")

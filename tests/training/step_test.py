@@ -21,7 +21,7 @@ from histojax.training.tasks import Multiclass, Multilabel
 
 SIZE, B, K = 8, 8, 3
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-TINY = ResNetConfig(stage_sizes=(1, 1, 1, 1), width=4, num_classes=K)
+TINY = ResNetConfig(stage_sizes=(1, 1, 1, 1), width=4)
 TASK = Multiclass(("a", "b", "c"), (1.0, 0.5, 1.5), label_smoothing=0.1)
 SGD = OptimizerSpec("sgd", 0.05, 100, schedule="constant")
 
@@ -60,7 +60,7 @@ class Normed(nnx.Module):
 
 
 def resnet(rngs: nnx.Rngs) -> ResNet:
-    return ResNet(TINY, rngs=rngs)
+    return ResNet(TINY, num_classes=K, rngs=rngs)
 
 
 def narrow(rngs: nnx.Rngs) -> Normed:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from histojax.weights import TABLES, MismatchError, convert, export
+from histojax import models
+from histojax.weights import MismatchError, convert, export
 from tests.helpers import twins
 
 # After twins, which makes torchvision importable.
@@ -47,14 +48,14 @@ def test_logits_are_the_references(
 ) -> None:
     module = twins.randomised(make())
     model = twins.abstract(name)
-    values, report = convert(rename(arrays_of(module)), TABLES[name], twins.expected(model))
+    values, report = convert(rename(arrays_of(module)), models.spec(name), twins.expected(model))
     assert report.naming == naming
     assert not report.initial
     assert not report.left_out
     x = twins.images(64)
     wanted = twins.torch_logits(module, x)
     np.testing.assert_allclose(twins.logits(model, values, x), wanted, atol=1e-4 * np.abs(wanted).max())
-    back = export(values, TABLES[name], naming)
+    back = export(values, models.spec(name), naming)
     again = rename(arrays_of(module))
     assert back.keys() == again.keys()
     for key, array in back.items():
@@ -79,18 +80,18 @@ def shapes_of(make: Callable[[], torch.nn.Module]) -> dict[str, np.ndarray]:
 )
 def test_every_name_of_vgg_has_its_place(name: str, make: Callable[[], torch.nn.Module], naming: str) -> None:
     arrays = shapes_of(make)
-    values, report = convert(arrays, TABLES[name], twins.expected(twins.abstract(name, 7)))
+    values, report = convert(arrays, models.spec(name), twins.expected(twins.abstract(name, 7)))
     assert (report.naming, report.initial, report.left_out) == (naming, {}, ())
-    assert {k: v.shape for k, v in export(values, TABLES[name], naming).items()} == {
+    assert {k: v.shape for k, v in export(values, models.spec(name), naming).items()} == {
         k: v.shape for k, v in arrays.items()
     }
-    _, report = convert(arrays, TABLES[name], twins.expected(twins.abstract(name, 5)))
+    _, report = convert(arrays, models.spec(name), twins.expected(twins.abstract(name, 5)))
     assert set(report.initial) == {"head/kernel", "head/bias"}
 
 
 def test_timms_convolution_of_the_whole_map_is_our_dense_layer() -> None:
     small = np.arange(2 * 3 * 49, dtype=np.float32).reshape(2, 3, 7, 7)
-    table = TABLES["vgg16"]
+    table = models.spec("vgg16")
     rule = next(r for r in table.namings[1].rules if r.path == "classifier/fc1/kernel")
     ours = rule.transform.ours([small])
     x = np.random.default_rng(0).normal(size=(3, 7, 7)).astype(np.float32)
@@ -101,9 +102,9 @@ def test_timms_convolution_of_the_whole_map_is_our_dense_layer() -> None:
 
 def test_vgg_inception_takes_the_convolutions_of_vgg16_alone() -> None:
     arrays = shapes_of(lambda: torchvision.models.vgg16(num_classes=7))
-    values, report = convert(arrays, TABLES["vgg16_inception"], twins.expected(twins.abstract("vgg16_inception")))
+    values, report = convert(arrays, models.spec("vgg16_inception"), twins.expected(twins.abstract("vgg16_inception")))
     assert len(values) == 26
     assert {path.split("/")[0] for path in report.initial} == {"inceptions", "head"}
     with pytest.raises(MismatchError, match=r"missing features\.0\.weight"):
-        convert({k: v for k, v in arrays.items() if k != "features.0.weight"}, TABLES["vgg16_inception"],
+        convert({k: v for k, v in arrays.items() if k != "features.0.weight"}, models.spec("vgg16_inception"),
                 twins.expected(twins.abstract("vgg16_inception")))  # fmt: skip

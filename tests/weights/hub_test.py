@@ -21,10 +21,10 @@ import timm.models.vision_transformer  # isort: skip  (after twins, which makes 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 COMMIT = "1" * 40
 CONFIG = """
-from configs import common
+from histojax.training import default_config
 
 def get_config(variant=""):
-    config = common.base()
+    config = default_config.base()
     config.model.name = "vit"
     config.model.options = dict(image_size=32, patch=8, embed_dim=24, depth=1, heads=2)
     return config

@@ -11,9 +11,9 @@ import pytest
 import safetensors.numpy
 import torch
 
-from histojax import weights
-from histojax.weights import TABLES, MismatchError, WeightsError
-from histojax.weights.names import Template
+from histojax import models, weights
+from histojax.models.naming.rules import Template
+from histojax.weights import MismatchError, WeightsError
 from tests.helpers import twins
 from tests.helpers.torch_files import numpy_of, save
 
@@ -75,7 +75,7 @@ def test_every_public_naming_gives_equal_logits(source, tmp_path):
     if title == "Microsoft":
         arrays = microsoft(arrays)
     expected = twins.expected(model)
-    values, report = weights.convert(arrays, TABLES[name], expected)
+    values, report = weights.convert(arrays, models.spec(name), expected)
     # A bijection: every path has its value, every name is used (but for indices and masks).
     assert values.keys() == expected.keys()
     assert report.naming == title
@@ -99,8 +99,8 @@ def test_there_and_back_is_the_same_array_by_array(source, tmp_path):
     name, kind, title, _ = SOURCES[source]
     arrays = saved_by_transformers(tmp_path) if title == "Hugging Face" else arrays_of(twin(kind))
     arrays = microsoft(arrays) if title == "Microsoft" else arrays
-    values, _ = weights.convert(arrays, TABLES[name], twins.expected(model_of(name)))
-    back = weights.export(values, TABLES[name], title)
+    values, _ = weights.convert(arrays, models.spec(name), twins.expected(model_of(name)))
+    back = weights.export(values, models.spec(name), title)
     kept = {n: a for n, a in arrays.items() if title != "Microsoft" or ("index" not in n and "mask" not in n)}
     assert back.keys() == kept.keys()
     for n, array in kept.items():
@@ -125,7 +125,7 @@ def test_exported_weights_load_strictly_in_torch(name, kind, title, side, tmp_pa
         if path.endswith("var"):
             values[path] = np.abs(values[path])
     path = tmp_path / "w.safetensors"
-    safetensors.numpy.save_file(weights.export(values, TABLES[name], title), path)
+    safetensors.numpy.save_file(weights.export(values, models.spec(name), title), path)
     module = getattr(twins, kind)().eval()
     module.load_state_dict({n: torch.from_numpy(a) for n, a in safetensors.numpy.load_file(path).items()}, strict=True)
     x = twins.images(side)
@@ -137,7 +137,7 @@ def convert_resnet(change=None, model=None, table="resnet50", **options):
     arrays = dict(arrays_of(twin("resnet50")))
     if change:
         arrays = change(arrays) or arrays
-    return weights.convert(arrays, TABLES[table], twins.expected(model or twins.abstract(table)), **options)
+    return weights.convert(arrays, models.spec(table), twins.expected(model or twins.abstract(table)), **options)
 
 
 def test_another_number_of_classes_leaves_the_head():
@@ -182,7 +182,7 @@ def test_ldcsf_takes_the_first_stages_of_a_swin(kind, stages, resnet):
     module = getattr(twins, kind)(depths=(2, 2, 3, 2))
     options = {"embed_dim": 12, "depths": (2, 2, 3)[:stages], "heads": (1, 2, 4)[:stages], "resnet": resnet}
     model = twins.abstract("ldcsf", **options)
-    values, report = weights.convert(arrays_of(module), TABLES["ldcsf"], twins.expected(model))
+    values, report = weights.convert(arrays_of(module), models.spec("ldcsf"), twins.expected(model))
     taken = {p for p in twins.expected(model) if p.startswith(("patch_embed/", "stages/", "merges/"))}
     assert values.keys() == taken
     assert all(p.startswith(("ldc/", "fr/", "resnet/", "head/", "norm/")) for p in report.initial)
@@ -193,7 +193,7 @@ def test_a_larger_swin_is_not_cut_down_for_ldcsf():
     module = twins.torchvision_swin(depths=(2, 2, 5, 2))
     model = twins.abstract("ldcsf", embed_dim=12, depths=(2, 2, 3), heads=(1, 2, 4))
     with pytest.raises(MismatchError) as caught:
-        weights.convert(arrays_of(module), TABLES["ldcsf"], twins.expected(model))
+        weights.convert(arrays_of(module), models.spec("ldcsf"), twins.expected(model))
     assert {name.split(" ")[0][:12] for name in caught.value.unexpected} == {"features.5.3", "features.5.4"}
     assert not caught.value.missing
 
@@ -229,11 +229,13 @@ def test_a_long_list_of_differences_is_cut_in_the_message_only():
 
 def test_another_model_s_weights_are_refused_with_the_names_known():
     with pytest.raises(WeightsError, match=r"are not those of resnet50. Known are: torchvision/timm \(conv1.weight"):
-        weights.convert({"a": np.zeros(1)}, TABLES["resnet50"], twins.expected(twins.abstract("resnet50")))
+        weights.convert({"a": np.zeros(1)}, models.spec("resnet50"), twins.expected(twins.abstract("resnet50")))
     with pytest.raises(WeightsError, match="not those of"):
-        weights.convert(arrays_of(twin("resnet50")), TABLES[SWIN], twins.expected(swin_model()))
+        weights.convert(arrays_of(twin("resnet50")), models.spec(SWIN), twins.expected(swin_model()))
     with pytest.raises(MismatchError):
-        weights.convert(arrays_of(twins.torchvision_swin()), TABLES[SWIN], twins.expected(swin_model(depths=(2, 2, 2))))
+        weights.convert(
+            arrays_of(twins.torchvision_swin()), models.spec(SWIN), twins.expected(swin_model(depths=(2, 2, 2)))
+        )
 
 
 @pytest.mark.parametrize("prefix", ["module.", "backbone.", "encoder.", "module.backbone.", "module.encoder_q."])
@@ -298,11 +300,11 @@ def test_export_refuses_what_has_no_name():
     model = twins.abstract("dala_resnet50")
     values = {path: np.zeros(shape, np.float32) for path, (shape, _) in twins.expected(model).items()}
     with pytest.raises(WeightsError, match=r"no names for attention/fc1/bias.*leave_out_new"):
-        weights.export(values, TABLES["dala_resnet50"])
-    arrays = weights.export(values, TABLES["dala_resnet50"], leave_out_new=True)
+        weights.export(values, models.spec("dala_resnet50"))
+    arrays = weights.export(values, models.spec("dala_resnet50"), leave_out_new=True)
     assert len(arrays) == 265
     with pytest.raises(WeightsError, match="no naming 'keras'; known: torchvision/timm"):
-        weights.export(values, TABLES["dala_resnet50"], "keras")
+        weights.export(values, models.spec("dala_resnet50"), "keras")
 
 
 def test_templates_are_inverted_exactly():
@@ -315,11 +317,11 @@ def test_templates_are_inverted_exactly():
     assert Template("a.{i}.{i}").parse("a.1.2") is None
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", models.names())
 def test_no_two_rules_of_a_naming_are_about_the_same(name):
-    for naming in TABLES[name].namings:
+    for naming in models.spec(name).namings:
         numbers = dict.fromkeys("ij", 1)
-        paths = [rule.templates[0].format(numbers) for rule in naming.rules]
-        names = [template.format(numbers) for rule in naming.rules for template in rule.templates[1]]
+        paths = [rule.path_template.format(numbers) for rule in naming.rules]
+        names = [template.format(numbers) for rule in naming.rules for template in rule.name_templates]
         assert len(set(paths)) == len(paths)
         assert len(set(names)) == len(names), naming.title

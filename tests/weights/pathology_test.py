@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from configs import pathology_breakhis
-from histojax.training import build, pretrained
+from histojax.core.errors import RunError
+from histojax.weights import inspect
+from histojax.weights.fitting import fit
+from histojax.weights.saving import cast_floats
 from tests.helpers import twins
 from tests.helpers.programs import run
 
@@ -56,7 +59,7 @@ def published(name: str, folder: pathlib.Path) -> dict[str, np.ndarray]:
                 transformers.Dinov2Config(hidden_size=1024, num_attention_heads=16, **sizes)
             )
         module.save_pretrained(folder)
-        return dict(pretrained.weights.inspect(folder / "model.safetensors").arrays)
+        return dict(inspect(folder / "model.safetensors").arrays)
     with torch.device("meta"):  # names and shapes without their memory
         if name == "lunit_resnet50":
             module = timm.create_model("resnet50", num_classes=0)
@@ -70,7 +73,7 @@ def published(name: str, folder: pathlib.Path) -> dict[str, np.ndarray]:
 @functools.cache
 def model_of(name: str, depth: int | None = DEPTH) -> Any:
     config = pathology_breakhis.get_config(name)
-    options = build.model_options(config.model.options.to_dict())
+    options = config.model.options.to_dict()
     if depth and config.model.name == "vit":
         options["depth"] = depth
     return twins.abstract(config.model.name, 2, **options)
@@ -80,7 +83,7 @@ def model_of(name: str, depth: int | None = DEPTH) -> Any:
 def test_every_array_of_the_published_file_has_its_place(name: str, tmp_path: pathlib.Path) -> None:
     expected = twins.expected(model_of(name))
     backbone = pathology_breakhis.BACKBONES[name]
-    values, words = pretrained._convert(published(name, tmp_path), backbone.model, expected, "a file")
+    values, words = fit(published(name, tmp_path), backbone.model, expected, "a file")
     assert expected.keys() - values.keys() == {"head/kernel", "head/bias"}
     assert "resampled" not in words
 
@@ -125,7 +128,7 @@ def test_a_backbone_is_converted_by_its_config_and_read_back_in_half(tmp_path: p
     path = tmp_path / "out" / "model.safetensors"
     assert path.stat().st_size == pytest.approx(2 * 21.67e6, rel=0.01)
     expected = twins.expected(model_of("lunit_vit_small16", None))
-    values, _ = pretrained._convert(pretrained.weights.inspect(path).arrays, "vit", expected, str(path))
+    values, _ = fit(inspect(path).arrays, "vit", expected, str(path))
     theirs = module.state_dict()["blocks.11.attn.proj.weight"].numpy().T
     np.testing.assert_allclose(values["blocks/11/attn/proj/kernel"], theirs, atol=1e-3)
     assert values["blocks/11/attn/proj/kernel"].dtype == np.float32
@@ -136,6 +139,6 @@ def test_a_backbone_is_converted_by_its_config_and_read_back_in_half(tmp_path: p
 
 def test_what_does_not_fit_into_half_is_told(tmp_path: pathlib.Path) -> None:
     arrays = {"a": np.array([1e5], np.float32), "b": np.array([1.0], np.float32)}
-    assert pretrained._narrowed(arrays, "bfloat16")["a"].dtype.name == "bfloat16"
-    with pytest.raises(pretrained.RunError, match="values of a are too large for float16; take bfloat16"):
-        pretrained._narrowed(arrays, "float16")
+    assert cast_floats(arrays, "bfloat16")["a"].dtype.name == "bfloat16"
+    with pytest.raises(RunError, match="values of a are too large for float16; use bfloat16"):
+        cast_floats(arrays, "float16")

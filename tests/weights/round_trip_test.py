@@ -9,7 +9,8 @@ import safetensors.torch
 import torch
 
 from histojax import weights
-from histojax.training import pretrained
+from histojax.weights.fitting import fit
+from histojax.weights.saving import rewrite
 from tests.helpers import twins
 
 # After twins, which makes torchvision importable.
@@ -73,7 +74,7 @@ def test_the_reference_reads_what_went_out(case: str, tmp_path: pathlib.Path) ->
     x = twins.images(side)[:1]
     wanted = twins.torch_logits(reference, x)
     torch.save(reference.state_dict(), tmp_path / "theirs.pth")
-    said = pretrained.rewrite(str(tmp_path / "theirs.pth"), name, K, tmp_path / "out", naming)
+    said = rewrite(str(tmp_path / "theirs.pth"), name, K, tmp_path / "out", naming)
     assert "initial values kept" not in said
     path = tmp_path / "out" / "model.safetensors"
     with torch.device("meta"):
@@ -92,6 +93,6 @@ def test_the_reference_reads_what_went_out(case: str, tmp_path: pathlib.Path) ->
         np.testing.assert_array_equal(value, state[key], err_msg=key)
     np.testing.assert_allclose(twins.torch_logits(back.eval(), x), wanted, atol=1e-5 * np.abs(wanted).max())
     model = twins.abstract(name)
-    values, _ = pretrained._convert(weights.inspect(path).arrays, name, twins.expected(model), str(path))
+    values, _ = fit(weights.inspect(path).arrays, name, twins.expected(model), str(path))
     found = twins.logits(model, values, x)
     np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from histojax.training import pretrained
-from histojax.weights import TABLES, convert, export, inspect
+from histojax import models
+from histojax.weights import convert, export, inspect
+from histojax.weights.fitting import fit
 from tests.helpers import twins
 
 import transformers  # isort: skip  (after twins, which makes torchvision importable)
@@ -32,7 +33,7 @@ def test_hugging_faces_vit(tmp_path: pathlib.Path) -> None:
     config = transformers.ViTConfig(**SIZES, intermediate_size=512, num_labels=twins.CLASSES, layer_norm_eps=1e-6)
     module = twins.randomised(transformers.ViTForImageClassification(config))
     model = twins.abstract("vit", **SMALL)
-    values, report = convert(saved(module, tmp_path), TABLES["vit"], twins.expected(model))
+    values, report = convert(saved(module, tmp_path), models.spec("vit"), twins.expected(model))
     assert report.naming == "Hugging Face"
     assert not report.initial
     x = twins.images(32)
@@ -44,7 +45,7 @@ def test_hugging_faces_dinov2_loads_all_but_the_head(tmp_path: pathlib.Path) -> 
     config = transformers.Dinov2Config(**SIZES, mlp_ratio=4, layerscale_value=0.5)
     module = twins.randomised(transformers.Dinov2Model(config))
     model = twins.abstract("vit", **SMALL, layer_scale=0.5)
-    values, report = convert(saved(module, tmp_path), TABLES["vit"], twins.expected(model))
+    values, report = convert(saved(module, tmp_path), models.spec("vit"), twins.expected(model))
     assert report.naming == "Hugging Face DINOv2, without head"
     assert set(report.initial) == {"head/kernel", "head/bias"}
     assert all("mask_token" in name for name in report.left_out)
@@ -63,7 +64,7 @@ def test_the_originals_npz_goes_out_and_comes_back(tmp_path: pathlib.Path) -> No
     expected = twins.expected(twins.abstract("vit", **SMALL))
     rng = np.random.default_rng(0)
     values = {path: rng.normal(size=shape).astype(dtype) for path, (shape, dtype) in expected.items()}
-    table = TABLES["vit"]
+    table = models.spec("vit")
     theirs = export(values, table, "the original's")
     block = "Transformer/encoderblock_1"
     attention = f"{block}/MultiHeadDotProductAttention_1"
@@ -90,7 +91,7 @@ def test_positions_of_another_grid_are_resampled_and_said() -> None:
         )
     )
     expected = twins.expected(twins.abstract("vit", **SMALL))
-    values, words = pretrained._convert(arrays_of(module), "vit", expected, "a file")
+    values, words = fit(arrays_of(module), "vit", expected, "a file")
     assert "position embedding resampled from 7×7 to 4×4" in words
     module.set_input_size((32, 32))  # timm resamples its own
     np.testing.assert_allclose(values["position_embedding"], module.pos_embed.detach().numpy(), atol=1e-5)

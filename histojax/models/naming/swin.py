@@ -1,45 +1,39 @@
-"""Swin: torchvision, timm since 0.9, Microsoft (and timm before), and Hugging Face's two.
+"""Names of Swin weights: torchvision, timm since 0.9, Microsoft (and earlier timm), and two of Hugging Face.
 
 All of them concatenate the four neighbours of a patch merging in the same order, column before row: (0, 0), (1, 0),
-(0, 1), (1, 1). So does `histojax.models.swin`, and nothing is permuted.
+(0, 1), (1, 1). `histojax.models.swin` does the same, so nothing is permuted.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from histojax.weights.names import Naming, Rule, Table
-from histojax.weights.tables.resnet import dense
-from histojax.weights.transforms import CONV, DENSE, SPLIT_BIAS, SPLIT_DENSE
+from histojax.models.naming.rules import Naming, Rule, dense, layer_norm
+from histojax.models.naming.transforms import CONV, DENSE, SPLIT_BIAS, SPLIT_DENSE
 
 _BLOCK = "stages/{i}/{j}"
 _IGNORED = (r"relative_position_index$", r"attn_mask$")
 
 
-def norm(path: str, name: str) -> tuple[Rule, ...]:
-    """Scale and bias of a layer norm."""
-    return Rule(f"{path}/scale", f"{name}.weight"), Rule(f"{path}/bias", f"{name}.bias")
-
-
 def _ends(embed: str, embed_norm: str, merge: str, last_norm: str, head: str) -> tuple[Rule, ...]:
-    """What lies around the blocks."""
+    """Return the rules for everything outside the blocks."""
     return (
         Rule("patch_embed/proj/kernel", f"{embed}.weight", CONV),
         Rule("patch_embed/proj/bias", f"{embed}.bias"),
-        *norm("patch_embed/norm", embed_norm),
-        *norm("merges/{i}/norm", f"{merge}.norm"),
+        *layer_norm("patch_embed/norm", embed_norm),
+        *layer_norm("merges/{i}/norm", f"{merge}.norm"),
         Rule("merges/{i}/reduction/kernel", f"{merge}.reduction.weight", DENSE),
-        *norm("norm", last_norm),
+        *layer_norm("norm", last_norm),
         *dense("head", head),
     )
 
 
 def _block(block: str, fc1: str, fc2: str) -> tuple[Rule, ...]:
-    """A block whose query, key and value are one layer."""
+    """Return the rules for a block whose query, key and value are one layer."""
     table = "attn.relative_position_bias_table"
     return (
-        *norm(f"{_BLOCK}/norm1", f"{block}.norm1"),
-        *norm(f"{_BLOCK}/norm2", f"{block}.norm2"),
+        *layer_norm(f"{_BLOCK}/norm1", f"{block}.norm1"),
+        *layer_norm(f"{_BLOCK}/norm2", f"{block}.norm2"),
         *dense(f"{_BLOCK}/attn/qkv", f"{block}.attn.qkv"),
         *dense(f"{_BLOCK}/attn/proj", f"{block}.attn.proj"),
         Rule(f"{_BLOCK}/attn/relative_position_bias_table", f"{block}.{table}"),
@@ -49,11 +43,11 @@ def _block(block: str, fc1: str, fc2: str) -> tuple[Rule, ...]:
 
 
 def _split_block(block: str, qkv: tuple[str, str, str], table: str, out: str, fc1: str, fc2: str) -> tuple[Rule, ...]:
-    """A block whose query, key and value are layers of their own."""
+    """Return the rules for a block whose query, key and value are separate layers."""
     weights, biases = (tuple(f"{block}.attention.{name}.{leaf}" for name in qkv) for leaf in ("weight", "bias"))
     return (
-        *norm(f"{_BLOCK}/norm1", f"{block}.layernorm_before"),
-        *norm(f"{_BLOCK}/norm2", f"{block}.layernorm_after"),
+        *layer_norm(f"{_BLOCK}/norm1", f"{block}.layernorm_before"),
+        *layer_norm(f"{_BLOCK}/norm2", f"{block}.layernorm_after"),
         Rule(f"{_BLOCK}/attn/qkv/kernel", weights, SPLIT_DENSE),
         Rule(f"{_BLOCK}/attn/qkv/bias", biases, SPLIT_BIAS),
         *dense(f"{_BLOCK}/attn/proj", f"{block}.attention.{out}"),
@@ -64,19 +58,19 @@ def _split_block(block: str, qkv: tuple[str, str, str], table: str, out: str, fc
 
 
 def _position_index(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """torchvision's buffer for each bias table ((2 w - 1)², heads): its row for each pair of positions, (w⁴,)."""
-    made = {}
+    """Compute torchvision's buffers (w⁴,): the row of a bias table ((2w - 1)², heads) for each pair of positions."""
+    indices = {}
     for name, table in arrays.items():
         if name.endswith("attn.relative_position_bias_table"):
             side = round(table.shape[0] ** 0.5)
             window = (side + 1) // 2
             y, x = np.divmod(np.arange(window**2), window)
             dy, dx = (v[:, None] - v[None, :] + window - 1 for v in (y, x))
-            made[name.replace("bias_table", "index")] = (dy * side + dx).reshape(-1).astype(np.int64)
-    return made
+            indices[name.replace("bias_table", "index")] = (dy * side + dx).reshape(-1).astype(np.int64)
+    return indices
 
 
-TORCHVISION = Naming(
+_TORCHVISION = Naming(
     "torchvision",
     _ends("features.0.0", "features.0.2", "features.{i*2+2}", "norm", "head")
     + _block("features.{i*2+1}.{j}", "0", "3"),
@@ -84,14 +78,14 @@ TORCHVISION = Naming(
     _IGNORED,
     _position_index,
 )
-TIMM = Naming(
+_TIMM = Naming(
     "timm",
     _ends("patch_embed.proj", "patch_embed.norm", "layers.{i+1}.downsample", "norm", "head.fc")
     + _block("layers.{i}.blocks.{j}", "fc1", "fc2"),
     ("head.",),
     _IGNORED,
 )
-MICROSOFT = Naming(
+_MICROSOFT = Naming(
     "Microsoft",
     _ends("patch_embed.proj", "patch_embed.norm", "layers.{i}.downsample", "norm", "head")
     + _block("layers.{i}.blocks.{j}", "fc1", "fc2"),
@@ -107,7 +101,7 @@ def _hugging_face(root: str, title: str, blocks: tuple[Rule, ...]) -> Naming:
     return Naming(title, ends + blocks, ("classifier.", "pooler."), _IGNORED)
 
 
-def _saved(root: str) -> tuple[Rule, ...]:
+def _saved_blocks(root: str) -> tuple[Rule, ...]:
     qkv = ("self.query", "self.key", "self.value")
     table = "self.relative_position_bias_table"
     return _split_block(
@@ -115,25 +109,19 @@ def _saved(root: str) -> tuple[Rule, ...]:
     )
 
 
-def _in_memory(root: str) -> tuple[Rule, ...]:
+def _in_memory_blocks(root: str) -> tuple[Rule, ...]:
     qkv = ("q_proj", "k_proj", "v_proj")
     table = "relative_position_bias.relative_position_bias_table"
     return _split_block(f"{root}encoder.layers.{{i}}.blocks.{{j}}", qkv, table, "o_proj", "mlp.fc1", "mlp.fc2")
 
 
-NAMINGS = (
-    TORCHVISION,
-    TIMM,
-    MICROSOFT,
-    # `save_pretrained` writes the first names; transformers 5 has the second ones in memory, for torch.save to write.
-    _hugging_face("swin.", "Hugging Face", _saved("swin.")),
-    _hugging_face("", "Hugging Face, without head", _saved("")),
-    _hugging_face("swin.", "Hugging Face in memory", _in_memory("swin.")),
-    _hugging_face("", "Hugging Face in memory, without head", _in_memory("")),
-)
-
-TABLES = (
-    Table("swin_tiny_patch4_window7_224", NAMINGS),
-    # The first three stages are Swin's; the norm, where there is one, is of another width.
-    Table("ldcsf", NAMINGS, new=("ldc/", "fr/", "resnet/", "head/", "norm/"), partial=True),
+SWIN = (
+    _TORCHVISION,
+    _TIMM,
+    _MICROSOFT,
+    # `save_pretrained` writes the first names. In memory, and so for torch.save, transformers 5 has the second ones.
+    _hugging_face("swin.", "Hugging Face", _saved_blocks("swin.")),
+    _hugging_face("", "Hugging Face, without head", _saved_blocks("")),
+    _hugging_face("swin.", "Hugging Face in memory", _in_memory_blocks("swin.")),
+    _hugging_face("", "Hugging Face in memory, without head", _in_memory_blocks("")),
 )

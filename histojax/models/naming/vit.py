@@ -1,4 +1,4 @@
-"""Vision Transformers: timm (and DINOv2's own, which are called the same), torchvision, Hugging Face, the original."""
+"""Names of Vision Transformer weights: timm and DINOv2, which agree, torchvision, Hugging Face, and the original."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from histojax.weights.names import Naming, Rule, Table
-from histojax.weights.tables.resnet import dense
-from histojax.weights.tables.swin import norm
-from histojax.weights.transforms import CONV, DENSE, SPLIT_BIAS, SPLIT_DENSE, Transform
+from histojax.models.naming.rules import Naming, Rule, dense, layer_norm
+from histojax.models.naming.transforms import CONV, DENSE, SPLIT_BIAS, SPLIT_DENSE, Transform
 
 _BLOCK = "blocks/{i}"
-_HEAD_CHANNELS = 64  # of the original's files, which keep the heads apart; all published sizes have these
+_HEAD_CHANNELS = 64  # the original's files store heads separately; every published size has this width
 # One vector (c,) <-> (1, 1, c); several (r, c) <-> (1, r, c).
 _TOKEN = Transform(lambda a: a[0].reshape(-1), lambda a: (a.reshape(1, 1, -1),))
 _TOKENS = Transform(lambda a: a[0].reshape(a[0].shape[-2:]), lambda a: (a.reshape(1, *a.shape),))
@@ -33,13 +31,13 @@ _OUT = Transform(lambda a: a[0].reshape(-1, a[0].shape[-1]), lambda a: (a.reshap
 
 
 def _ends(token: str, positions: str, patches: str, last: str, head: str) -> tuple[Rule, ...]:
-    """What lies around the blocks."""
+    """Return the rules for everything outside the blocks."""
     return (
         Rule("class_token", token, _TOKEN),
         Rule("position_embedding", positions),
         Rule("patch_embed/proj/kernel", f"{patches}.weight", CONV),
         Rule("patch_embed/proj/bias", f"{patches}.bias"),
-        *norm("norm", last),
+        *layer_norm("norm", last),
         *dense("head", head),
     )
 
@@ -48,7 +46,7 @@ def _timm(title: str, registers: str = "reg_token", mlp: tuple[str, str] = ("fc1
     rules = [*_ends("cls_token", "pos_embed", "patch_embed.proj", "norm", "head")]
     rules.append(Rule("registers", registers, _TOKENS))
     for n in (1, 2):
-        rules += norm(f"{_BLOCK}/norm{n}", f"blocks.{{i}}.norm{n}")
+        rules += layer_norm(f"{_BLOCK}/norm{n}", f"blocks.{{i}}.norm{n}")
         rules += dense(f"{_BLOCK}/mlp/fc{n}", f"blocks.{{i}}.mlp.{mlp[n - 1]}")
         rules.append(Rule(f"{_BLOCK}/scale{n}", f"blocks.{{i}}.ls{n}.gamma"))
     for part in ("qkv", "proj"):
@@ -60,7 +58,7 @@ def _torchvision() -> Naming:
     layer = "encoder.layers.encoder_layer_{i}"
     rules = [*_ends("class_token", "encoder.pos_embedding", "conv_proj", "encoder.ln", "heads.head")]
     for n in (1, 2):
-        rules += norm(f"{_BLOCK}/norm{n}", f"{layer}.ln_{n}")
+        rules += layer_norm(f"{_BLOCK}/norm{n}", f"{layer}.ln_{n}")
         rules += dense(f"{_BLOCK}/mlp/fc{n}", f"{layer}.mlp.{3 * (n - 1)}")
     attention = f"{layer}.self_attention"
     rules += [
@@ -85,13 +83,13 @@ def _hugging_face(title: str, begin: str, names: dict[str, str]) -> Naming:
         Rule("registers", f"{embeddings}.register_tokens", _TOKENS),
     ]
     for n in (1, 2):
-        rules += norm(f"{_BLOCK}/norm{n}", f"{layer}.{names[f'norm{n}']}")
+        rules += layer_norm(f"{_BLOCK}/norm{n}", f"{layer}.{names[f'norm{n}']}")
         rules += dense(f"{_BLOCK}/mlp/fc{n}", f"{layer}.{names[f'fc{n}']}")
         rules.append(Rule(f"{_BLOCK}/scale{n}", f"{layer}.layer_scale{n}.lambda1"))
-    apart = tuple(f"{layer}.attention.attention.{part}" for part in ("query", "key", "value"))
+    separate = tuple(f"{layer}.attention.attention.{part}" for part in ("query", "key", "value"))
     rules += [
-        Rule(f"{_BLOCK}/attn/qkv/kernel", tuple(f"{name}.weight" for name in apart), SPLIT_DENSE),
-        Rule(f"{_BLOCK}/attn/qkv/bias", tuple(f"{name}.bias" for name in apart), SPLIT_BIAS),
+        Rule(f"{_BLOCK}/attn/qkv/kernel", tuple(f"{name}.weight" for name in separate), SPLIT_DENSE),
+        Rule(f"{_BLOCK}/attn/qkv/bias", tuple(f"{name}.bias" for name in separate), SPLIT_BIAS),
         *dense(f"{_BLOCK}/attn/proj", f"{layer}.attention.output.dense"),
     ]
     ignored = (r"embeddings\.mask_token$", r"^(\w+\.)?pooler\.")
@@ -129,6 +127,7 @@ def _original() -> Naming:
     return Naming("the original's", tuple(rules), classifier=("head/", "pre_logits/"))
 
 
+_TIMM = _timm("timm/DINOv2")
 _OF_VIT = (
     _torchvision(),
     _hugging_face("Hugging Face", "vit.", _VIT),
@@ -139,13 +138,13 @@ _OF_DINOV2 = (
     _hugging_face("Hugging Face DINOv2", "dinov2.", _DINOV2),
     _hugging_face("Hugging Face DINOv2, without head", "", _DINOV2),
 )
-# DINOv2's own files have other names than timm's for what only its larger models have.
-_OF_LARGER = (
+# DINOv2's own files differ from timm's names for the parts that only its larger models have.
+_OF_LARGER_DINOV2 = (
     _timm("DINOv2, registers", "register_tokens"),
     _timm("DINOv2, gated", "register_tokens", ("w12", "w3")),
     *(
-        _hugging_face(f"Hugging Face DINOv2, {what}", begin, names)
-        for what, begin, names in (
+        _hugging_face(f"Hugging Face DINOv2, {variant}", begin, names)
+        for variant, begin, names in (
             ("registers", "dinov2_with_registers.", _DINOV2),
             ("gated", "dinov2.", _DINOV2_GATED),
             ("gated, without head", "", _DINOV2_GATED),
@@ -153,10 +152,7 @@ _OF_LARGER = (
         )
     ),
 )
-_TIMM = _timm("timm/DINOv2")
 
-TABLES = (
-    Table("vit_base_patch16_224", (_TIMM, *_OF_VIT)),
-    Table("dinov2_vitb14", (_TIMM, *_OF_DINOV2)),
-    Table("vit", (_TIMM, *_OF_VIT, *_OF_DINOV2, *_OF_LARGER)),
-)
+VIT_BASE = (_TIMM, *_OF_VIT)
+DINOV2_BASE = (_TIMM, *_OF_DINOV2)
+VIT = (_TIMM, *_OF_VIT, *_OF_DINOV2, *_OF_LARGER_DINOV2)

@@ -1,0 +1,56 @@
+"""Locating a file of weights: on disk, or downloaded once from the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import pathlib
+
+from histojax.core.errors import RunError
+
+SAFETENSORS = "model.safetensors"
+_HUB = "hf:"
+_HUB_FILES = (SAFETENSORS, "pytorch_model.bin")
+
+
+def locate(source: str) -> pathlib.Path:
+    """Return the path of a file of weights, downloading it if it is on the hub and not in the cache.
+
+    Args:
+      source: a path, or `hf:OWNER/NAME[/FILE]`. Without FILE it is `model.safetensors`, or `pytorch_model.bin` if the
+        repository does not have that.
+
+    Raises:
+      RunError: no such file, huggingface_hub is not installed, or the download failed.
+    """
+    if not source.startswith(_HUB):
+        path = pathlib.Path(source).expanduser()
+        if not path.is_file():
+            raise RunError(f"model.pretrained={source}: no such file")
+        return path
+    owner, _, rest = source.removeprefix(_HUB).partition("/")
+    name, _, file = rest.partition("/")
+    if not owner or not name:
+        raise RunError(f"model.pretrained={source} is not hf:OWNER/NAME or hf:OWNER/NAME/FILE")
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise RunError(f"model.pretrained={source} needs huggingface_hub: pip install 'histojax[hub]'") from error
+    candidates = [file] if file else list(_HUB_FILES)
+    for candidate in candidates:
+        try:
+            return pathlib.Path(huggingface_hub.hf_hub_download(f"{owner}/{name}", candidate))
+        except huggingface_hub.errors.EntryNotFoundError as error:
+            # Offline, a file missing from the cache raises a subclass of this error: then the connection is missing.
+            if candidate != candidates[-1] and not isinstance(error, huggingface_hub.errors.LocalEntryNotFoundError):
+                continue
+            raise _download_error(source, candidate, error) from error
+        except Exception as error:  # the network, its proxies and the hub raise many kinds of errors
+            raise _download_error(source, candidate, error) from error
+    raise AssertionError(candidates)
+
+
+def _download_error(source: str, file: str, error: Exception) -> RunError:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return RunError(
+        f"model.pretrained={source}: {file} could not be downloaded and is not in the cache ({first}). Offline, name a "
+        "file on this machine; for a repository behind a licence, accept the licence on its page and set HF_TOKEN"
+    )

@@ -1,0 +1,45 @@
+"""Calling models in tests: fixed images, evaluation mode, flat parameters, shapes of feature maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+
+def images(b: int = 4, h: int = 32, w: int = 32, dtype: Any = np.float32) -> np.ndarray:
+    """The same random images in every test, (b, h, w, 3)."""
+    return np.random.default_rng(0).normal(size=(b, h, w, 3)).astype(dtype)
+
+
+def evaluation(model: nnx.Module) -> nnx.Module:
+    return nnx.view(model, use_running_average=True, deterministic=True, raise_if_not_found=False)
+
+
+def call(model: nnx.Module, x: Any, method: Callable[..., Any] = lambda model, x: model(x)) -> Any:
+    """Call a model under jit, which compiles faster than one operation at a time."""
+    graphdef, state = nnx.split(model)
+    return jax.jit(lambda state, x: method(nnx.merge(graphdef, state), x))(nnx.as_pure(state), x)
+
+
+def flat(state: Any) -> dict[str, jax.Array]:
+    """Arrays by path, such as "layer1/0/conv1/kernel"."""
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.as_pure(state))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def map_shapes(model: nnx.Module, height: int, width: int) -> dict[str, tuple[int, ...]]:
+    """Shape (h, w, c) of each feature map of images of this size."""
+    x = jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32)
+    return {name: leaf.shape[1:] for name, leaf in nnx.eval_shape(lambda m, x: m.feature_maps(x), model, x).items()}
+
+
+def checkpoints(model: nnx.Module, x: np.ndarray) -> int:
+    """Number of rematerialised parts in the forward pass."""
+    graphdef, state = nnx.split(model)
+    jaxpr = jax.make_jaxpr(lambda state, x: nnx.merge(graphdef, state)(x))(nnx.as_pure(state), x)
+    return sum(eqn.primitive.name.startswith(("remat", "checkpoint")) for eqn in jaxpr.eqns)
