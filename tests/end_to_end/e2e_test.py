@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data_pipelines.synthetic.generator import SyntheticSpec, generate
 from histojax.distributed.sharding import Layout
-from histojax.evaluation.multilabel import choose_thresholds
+from histojax.evaluation.thresholds import choose_thresholds
 from histojax.training import build, evaluate
 from histojax.training.checkpoint import CheckpointError, find, read_meta
 from tests.helpers.programs import assert_same_run, last_logged_step, run, run_until

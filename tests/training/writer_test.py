@@ -228,11 +228,12 @@ def test_progress_on_a_terminal_says_that_it_compiles_then_how_fast_it_is(capfd,
     progress = Progress(10, 2, 4)
     assert "compiling" in capfd.readouterr().err
     progress.advance()
+    progress.say("a line, below which the bar is drawn again")
+    assert "compiling" not in capfd.readouterr().err.split("\r")[-1]
     progress.show(0.5)
     progress.advance()
     progress.close()
     last = capfd.readouterr().err.split("\r")[-1]
-    assert "compiling" not in last
     assert "16.0/40.0" in last
     assert "img/s" in last
     assert "loss=0.5000" in last
