@@ -71,9 +71,8 @@ def takes_rows(dtype: Any, channels: int) -> bool:
 def call(kernel: Callable[..., None], *, warps: int, stages: int, **given: Any) -> Callable[..., Any]:
     """`pallas_call` of a kernel; where there is no GPU it is interpreted, which is slow, for tests."""
     # Not every jax has Triton.
-    from jax.experimental import pallas
-    from jax.experimental.pallas import triton
+    from histojax.models.ops.compat import pl, triton
 
     parameters = triton.CompilerParams(num_warps=warps, num_stages=stages)
     interpret = jax.local_devices()[0].platform == "cpu"
-    return pallas.pallas_call(kernel, interpret=interpret, compiler_params=parameters, **given)
+    return pl.pallas_call(kernel, interpret=interpret, compiler_params=parameters, **given)

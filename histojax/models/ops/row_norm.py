@@ -11,10 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 
 from histojax.models.ops import kernels
+from histojax.models.ops.compat import pl, triton
 from histojax.models.ops.sharded_call import sharded_call
 
 _ELEMENTS = 4096  # of a program's block

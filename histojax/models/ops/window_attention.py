@@ -13,11 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 
 from histojax.models.ops import kernels
 from histojax.models.ops.attention import MASKED
+from histojax.models.ops.compat import pl, triton
 from histojax.models.ops.sharded_call import sharded_call
 
 _MOST_IMAGES = 16  # of a program
