@@ -1,26 +1,26 @@
-"""Random keys of models: those of `nnx.Rngs`, without what flax's cost where a program is traced."""
+"""Random keys for models: those of `nnx.Rngs`, without the time that flax's streams cost while tracing."""
 
 import jax
 from flax import nnx
 
 
 class Stream(nnx.RngStream):
-    """A stream with the keys of `nnx.RngStream`, which its own streams, such as those of dropouts, are, too.
+    """A stream with the same keys as `nnx.RngStream`; streams forked from it, as dropouts do, are of this class, too.
 
-    Flax counts by `count[...] += 1`, which compares the shardings of the old and the new value. Under tracing they
-    have none, and jax says so in an error of many words, for which it searches all that was traced so far: three
-    quarters of the time in which a ResNet50 or a Swin-T is built.
+    Flax counts with `count[...] += 1`, which compares the shardings of the old and the new value. Tracers have none,
+    and jax reports that in a long error message, for which it searches everything traced so far. This took three
+    quarters of the time to build a ResNet50 or a Swin-T.
     """
 
     def __call__(self) -> jax.Array:
-        """The next key."""
+        """Return the next key."""
         key = jax.random.fold_in(self.key[...], self.count[...])
         self.count.set_value(self.count[...] + 1)
         return key
 
 
 def seeded(**seeds: int) -> nnx.Rngs:
-    """`nnx.Rngs` with a stream for each seed, by name: `seeded(params=0, dropout=1)`."""
+    """Return an `nnx.Rngs` with one stream per seed, by name: `seeded(params=0, dropout=1)`."""
     rngs = nnx.Rngs(**seeds)
     for name, seed in seeds.items():
         setattr(rngs, name, Stream(seed, tag=name))

@@ -150,7 +150,7 @@ def test_a_repository_of_before_safetensors_and_a_file_by_name(module: torch.nn.
     ("source", "said"),
     [
         ("hf:lab/none", "pytorch_model.bin could not be downloaded"),
-        ("hf:gated/uni", "of a repository behind a licence, accept it there and set HF_TOKEN"),
+        ("hf:gated/uni", "for a repository behind a licence, accept the licence on its page and set HF_TOKEN"),
         ("hf:lab", "is not hf:OWNER/NAME or hf:OWNER/NAME/FILE"),
     ],
 )

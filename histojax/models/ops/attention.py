@@ -1,4 +1,4 @@
-"""The product of queries, keys and values, with a gradient that keeps less than autodiff's.
+"""Attention over queries, keys and values, with a gradient that stores less than autodiff's.
 
 The custom gradient supports reverse mode only: `jax.jvp`, `jax.jacfwd` and `jax.hessian` raise TypeError.
 """
@@ -12,15 +12,15 @@ import jax.numpy as jnp
 
 from histojax.models.ops.layers import at_least_float32
 
-MASKED = -100.0  # added to the logits of pairs that shall not see each other, as in the Swin Transformer's code
+MASKED = -100.0  # added to the logits of pairs that must not attend to each other, as in the Swin Transformer's code
 
 
 @jax.custom_vjp
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """softmax(q kᵀ / √d + bias) v (Vaswani et al. 2017, arXiv 1706.03762, equation 1): all (..., heads, n, d).
 
-    `bias` has the shape of the logits, (..., heads, n, n), but for leading axes that are missing or one. Logits and
-    softmax are at least float32. For the gradient the weights are kept, in the type of `v`; autodiff keeps two more
+    `bias` has the shape of the logits, (..., heads, n, n), except for leading axes that are missing or one. Logits and
+    softmax are at least float32. The gradient stores the weights, in the type of `v`; autodiff stores two more
     arrays of their size, in float32.
     """
     return _attend_fwd(q, k, v, bias)[0]
@@ -38,16 +38,16 @@ def _attend_fwd(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None
 def _attend_bwd(res: Any, d: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
     q, k, v, bias, weights = res
     dweights = jnp.einsum("...qd,...kd->...qk", d, v).astype(at_least_float32(v.dtype))
-    share = weights.astype(dweights.dtype)
-    dlogits = share * (dweights - (share * dweights).sum(-1, keepdims=True))
-    dbias = None if bias is None else _summed(dlogits, bias.shape).astype(bias.dtype)
+    wide = weights.astype(dweights.dtype)
+    dlogits = wide * (dweights - (wide * dweights).sum(-1, keepdims=True))
+    dbias = None if bias is None else _sum_broadcast_axes(dlogits, bias.shape).astype(bias.dtype)
     dlogits = (dlogits * q.shape[-1] ** -0.5).astype(q.dtype)
     dq = jnp.einsum("...qk,...kd->...qd", dlogits, k)
     dk = jnp.einsum("...qk,...qd->...kd", dlogits, q)
     return dq, dk, jnp.einsum("...qk,...qd->...kd", weights, d), dbias
 
 
-def _summed(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _sum_broadcast_axes(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Sum `x` over the axes along which an array of this shape was broadcast."""
     missing = x.ndim - len(shape)
     ones = (missing + i for i, size in enumerate(shape) if size < x.shape[missing + i])

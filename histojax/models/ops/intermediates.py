@@ -1,7 +1,7 @@
-"""Feature maps overheard and changed while a model is traced, so that gradients with respect to them can be taken.
+"""Recording and changing feature maps while a model is traced, for gradients with respect to them.
 
-The models hand each map of `feature_maps` through `tap`, by its name there, on the way to the logits. That is the
-identity, and no operation of a compiled program, except within `listening`.
+Models pass each map of `feature_maps` through `tap`, under the same name, on the way to the logits. `tap` is the
+identity, and adds no operation to a compiled program, except within `listening`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,14 @@ _active: ContextVar[_Taps | None] = ContextVar("taps", default=None)
 
 @contextmanager
 def listening(added: Mapping[str, jax.Array] | None = None) -> Iterator[dict[str, jax.Array]]:
-    """The maps of the models called within, (b, h, w, c), by name, in the order in which they are made.
+    """Record the feature maps of models called within.
 
-    `added` has what is added to a map after it was overheard, by its name: of zeros, the logits' gradient with respect
-    to them is that with respect to the map.
+    Args:
+      added: by name, arrays to add to a map after it was recorded. The gradient of the logits with respect to an array
+        of zeros is the gradient with respect to the map.
+
+    Yields:
+      The maps (b, h, w, c) by name, in the order of the forward pass.
     """
     heard: dict[str, jax.Array] = {}
     token = _active.set((added or {}, heard))
@@ -32,7 +36,7 @@ def listening(added: Mapping[str, jax.Array] | None = None) -> Iterator[dict[str
 
 
 def tap(name: str, x: jax.Array, grid: tuple[int, int] | None = None) -> jax.Array:
-    """Hand on a map (b, h, w, c); or, with `grid` (h, w), tokens (b, n, c) of which the last h·w are that map."""
+    """Pass on a map (b, h, w, c); or, with `grid` (h, w), tokens (b, n, c) of which the last h·w are the map."""
     if (taps := _active.get()) is None:
         return x
     added, heard = taps

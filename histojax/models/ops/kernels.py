@@ -1,7 +1,7 @@
-"""Kernels of our own for NVIDIA GPUs: where they are used, and how they are called.
+"""Custom kernels for NVIDIA GPUs: when they are used, and how they are called.
 
-They are written in Pallas and compiled by its Triton backend. jax does not divide them among devices: whoever calls one
-does so by `sharded_call.sharded_call`.
+They are written in Pallas and compiled by its Triton backend. jax does not split them across devices, so every call
+goes through `sharded_call.sharded_call`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _portable: ContextVar[bool] = ContextVar("portable", default=False)
 
 @contextmanager
 def disable_custom_kernels() -> Iterator[None]:
-    """What is traced here calls no kernel: it is to run elsewhere than on this process's default devices."""
+    """Trace without custom kernels, for a program that will run on other devices than this process's default ones."""
     token = _portable.set(True)
     try:
         yield
@@ -36,40 +36,41 @@ def disable_custom_kernels() -> Iterator[None]:
 
 
 def usable() -> bool:
-    """Whether models shall call kernels: found anew whenever a call is traced.
+    """Return whether models call custom kernels; evaluated each time a call is traced.
 
-    Raises RunError where the environment's `SWITCH` is neither "on" nor "off".
+    Raises:
+      RunError: the environment variable `SWITCH` is neither "on" nor "off".
     """
     return not _portable.get() and usable_here()
 
 
 def usable_here() -> bool:
-    """Whether this process's default devices run kernels, and the environment does not forbid it."""
+    """Return whether this process's default devices can run the kernels and the environment allows them."""
     if jax.default_backend() != "gpu":
         return False
     if (switch := os.environ.get(SWITCH, "on")) not in ("on", "off"):
         raise RunError(f"environment: {SWITCH}={switch!r} is not one of on, off")
-    capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))  # AMD's are words
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))  # not a number on AMD GPUs
     return switch == "on" and capability.replace(".", "", 1).isdigit() and float(capability) >= _LEAST_CAPABILITY
 
 
 def window_kernel_supports(dtype: Any, window: int, size: int) -> bool:
-    """Whether `window_attention` is for windows of this side and heads of this size.
+    """Return whether `window_attention` supports windows of this side and heads of this size.
 
-    Of 16 bits only: the units that multiply would round float32 to TF32. The logits of one head stay in registers;
-    sizes are powers of two, as Triton's blocks.
+    It supports 16-bit types only, because the matrix units would round float32 to TF32. The logits of one head stay in
+    registers, and sizes are powers of two, like Triton's blocks.
     """
     fits = window**2 <= _MOST_POSITIONS and size in _SIZES
     return fits and jnp.dtype(dtype).itemsize == 2 and usable()
 
 
 def takes_rows(dtype: Any, channels: int) -> bool:
-    """Whether `row_norm` is for rows of this type and length."""
+    """Return whether `row_norm` supports rows of this type and length."""
     return channels <= _MOST_CHANNELS and jnp.dtype(dtype).itemsize <= 4 and usable()
 
 
 def call(kernel: Callable[..., None], *, warps: int, stages: int, **given: Any) -> Callable[..., Any]:
-    """`pallas_call` of a kernel; where there is no GPU it is interpreted, which is slow, for tests."""
+    """Wrap a kernel in `pallas_call`. Without a GPU it is interpreted, which is slow and meant for tests."""
     # Not every jax has Triton.
     from histojax.models.ops.compat import pl, triton
 

@@ -1,6 +1,6 @@
-"""How a function that jax would not divide among devices by itself runs on each device's share of a batch.
+"""Running a function that jax cannot split across devices on each device's part of a batch.
 
-Who lays the batch out says so around the tracing of a model; models need not know of devices.
+The code that shards the batch wraps the tracing of a model in `sharded_calls`; models do not know about devices.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ _divide: ContextVar[Divide | None] = ContextVar("divide", default=None)
 
 @contextmanager
 def sharded_calls(divide: Divide) -> Iterator[None]:
-    """While models are traced here, `sharded_call` is what `divide` makes of its arguments."""
+    """Make `sharded_call` return `divide(function, divided)` while models are traced within."""
     token = _divide.set(divide)
     try:
         yield
@@ -24,9 +24,10 @@ def sharded_calls(divide: Divide) -> Iterator[None]:
 
 
 def sharded_call(function: Function, *divided: bool) -> Function:
-    """`function` of each device's share: of arguments that are `divided` along their leading axis, else the whole.
+    """Return a function that runs `function` on each device's part of the batch.
 
-    All results are divided, too. Outside `sharded_calls` it is `function` itself.
+    Arguments marked as `divided` are split along their leading axis; the others are passed whole. All results are split
+    as well. Outside `sharded_calls` this returns `function` itself.
     """
     divide = _divide.get()
     return function if divide is None else divide(function, divided)
