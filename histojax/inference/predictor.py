@@ -2,7 +2,6 @@
 
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -10,9 +9,8 @@ import pandas as pd
 
 from data_pipelines.pixels import resize
 from histojax.core.errors import RunError
-from histojax.data.image_source import label_key
 from histojax.inference.predict.prediction_table import prediction_columns
-from histojax.training import checkpoint, evaluate
+from histojax.training import checkpoint, loading
 
 _AHEAD = 2  # batches under way on the device while the host prepares the next
 
@@ -30,7 +28,7 @@ class Predictor:
       batch_size: images that are asked about at a time.
     """
 
-    def __init__(self, trained: evaluate.LoadedModel, batch_size: int):
+    def __init__(self, trained: loading.LoadedModel, batch_size: int):
         try:
             trained.layout.check_batch("batch size", batch_size)
         except RunError as error:
@@ -56,7 +54,7 @@ class Predictor:
         Raises:
           RunError: no or a damaged checkpoint, a batch that does not divide.
         """
-        return cls(evaluate.load(pathlib.Path(run)), batch_size)
+        return cls(loading.load(pathlib.Path(run)), batch_size)
 
     def predict(self, images: Iterable[np.ndarray]) -> np.ndarray:
         """Probabilities `f32 [n, k]` of images `u8 [h, w, 3]`, RGB, of any size: they are resized as in training.
@@ -91,13 +89,13 @@ class Predictor:
         """
         under_way: list[tuple[jax.Array, int]] = []
         for images in batches:
-            under_way.append((self._ask(images), len(images)))
+            under_way.append((self._predict_batch(images), len(images)))
             if len(under_way) > _AHEAD:
                 yield _fetch(under_way.pop(0))
         for one in under_way:
             yield _fetch(one)
 
-    def _ask(self, images: np.ndarray) -> jax.Array:
+    def _predict_batch(self, images: np.ndarray) -> jax.Array:
         n, size = len(images), self.image_size
         if not 0 < n <= self.batch_size or images.shape[1:] != (size, size, 3):
             raise ValueError(
@@ -105,13 +103,8 @@ class Predictor:
             )
         if n < self.batch_size:
             images = np.concatenate([images, np.zeros((self.batch_size - n, size, size, 3), np.uint8)])
-        # The very program that evaluation runs: it wants a truth, which the mask says to be none.
-        truth = np.zeros((self.batch_size, len(self.classes)), np.float32)
-        if self.thresholds is None:
-            truth = truth[:, 0].astype(np.int32)
-        batch: dict[str, Any] = {"image": images, label_key(truth): truth, "mask": np.zeros(self.batch_size, bool)}
-        asked = self.trained.program.evaluate(self.trained.model, self.trained.layout.to_device(batch))
-        return asked["probabilities"]
+        on_device = self.trained.layout.to_device({"image": images})["image"]
+        return self.trained.program.predict(self.trained.model, on_device)
 
     def _batches(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         batch: list[np.ndarray] = []

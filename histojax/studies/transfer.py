@@ -20,7 +20,7 @@ from histojax.core.errors import RunError
 from histojax.core.text_table import text_table
 from histojax.data.sources import open_dataset
 from histojax.evaluation import formatting, predictions, results
-from histojax.training import build, evaluate
+from histojax.training import build, evaluate, loading
 
 _log = logging.getLogger(__name__)
 _METRICS = {"accuracy": "accuracy", "gmean": "GMean"}  # key -> heading
@@ -77,7 +77,7 @@ def _predict_test_cases(run: pathlib.Path) -> pd.DataFrame:
     path = run / "transfer"
     if path.with_suffix(".parquet").is_file():
         return predictions.read(path)
-    trained = evaluate.load(run)
+    trained = loading.load(run)
     config = trained.config
     config.data.magnification = "all"
     dataset = open_dataset(config.data, trained.meta["classes"])

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 import pandas as pd
 from ml_collections import ConfigDict
 
@@ -28,7 +27,9 @@ from histojax.evaluation import (
     thresholds,
 )
 from histojax.training import build, checkpoint
-from histojax.training.step import ModelState, Program
+from histojax.training.loading import load
+from histojax.training.state import ModelState
+from histojax.training.step import Program
 
 POSITIVE = "malignant"
 
@@ -208,55 +209,6 @@ def write_results(
     results.write_json(summary, workdir / "results.json")
     with atomic_write(workdir / "results.txt") as temporary:
         temporary.write_text(terminal.table(summary), encoding="utf-8")
-
-
-def restore_model(path: pathlib.Path, program: Program) -> ModelState:
-    """The model of a checkpoint, its moving average where it has one; no optimizer is read."""
-    name = "ema" if program.abstract.ema is not None else "model"
-    abstract = program.abstract.ema or program.abstract.model
-    return ModelState(**checkpoint.restore(path, {name: abstract.as_dict()})[name])
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadedModel:
-    """A model as a checkpoint holds it, ready to be asked.
-
-    Attributes:
-      path: of the checkpoint.
-      meta: what it holds beside arrays: `classes`, `thresholds`, `split`, `data`, `step`, …
-      config: the run's, with the image size that was asked for.
-      layout: all devices, data-parallel.
-      program: its compiled functions.
-      model: its state.
-    """
-
-    path: pathlib.Path
-    meta: dict[str, Any]
-    config: ConfigDict
-    layout: Layout
-    program: Program
-    model: ModelState
-
-
-def load(path: pathlib.Path, *, image_size: int = 0) -> LoadedModel:
-    """Builds and restores the model of a checkpoint from it alone.
-
-    Args:
-      path: a work directory, a series of checkpoints, or one checkpoint.
-      image_size: height and width of the model's input; 0: the run's.
-
-    Raises:
-      RunError: no or a damaged checkpoint, a size that the model does not take.
-    """
-    path = checkpoint.find(path)
-    meta = checkpoint.read_meta(path)
-    config = ConfigDict(meta["config"])
-    if image_size:
-        config.data.image_size = image_size
-    layout = Layout(1)
-    task = build.task(config, meta["classes"], meta["class_counts"], meta["train_images"])
-    program = build.program(config, task, layout, optax.identity())
-    return LoadedModel(path, meta, config, layout, program, restore_model(path, program))
 
 
 def evaluate_checkpoint(

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from histojax import weights
-from histojax.training import evaluate
-from histojax.training.step import ModelState, TrainState
+from histojax.training import loading
+from histojax.training.state import ModelState, TrainState
 from histojax.weights.fitting import fit
 from histojax.weights.hub import locate
 from histojax.weights.saving import save
@@ -74,7 +74,7 @@ def export(source: pathlib.Path, output: pathlib.Path, naming: str = "", dtype: 
     Raises:
       RunError: a missing or damaged checkpoint, or a naming without names for some of the model's parameters.
     """
-    trained = evaluate.load(source)
+    trained = loading.load(source)
     meta, config = trained.meta, trained.config
     values = {name: np.asarray(leaf) for name, leaf in _leaves(trained.model)}
     facts = {

@@ -14,48 +14,13 @@ from flax import nnx
 from histojax.distributed.sharding import Layout
 from histojax.models.ops.sharded_call import sharded_calls
 from histojax.models.rngs import seeded
+from histojax.training.state import ModelState, TrainState, split_module
 from histojax.training.tasks import Task
 
 Batch = dict[str, jax.Array]
 MakeModel = Callable[[nnx.Rngs], nnx.Module]
 
 BATCH_NORMS = ("global", "device")
-# No catch-all: a Variable of another kind in a model raises instead of being lost.
-_KINDS = (nnx.Param, nnx.BatchStat, nnx.RngState)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class ModelState:
-    """What a model is made of, as pure arrays: parameters, batch statistics, state of its random streams."""
-
-    params: nnx.State
-    stats: nnx.State
-    rng: nnx.State
-
-    def as_dict(self) -> dict[str, nnx.State]:
-        """The parts by name, for a checkpoint."""
-        return {"params": self.params, "stats": self.stats, "rng": self.rng}
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class TrainState:
-    """Everything that a step changes; only pure arrays, so that dispatch is cheap.
-
-    Attributes:
-      step: updates done, `i32 []`.
-      model: the model's state.
-      opt: the optimizer's.
-      key: of mixup and cutmix; constant, folded with the step.
-      ema: exponential moving averages of parameters and statistics; None without EMA.
-    """
-
-    step: jax.Array
-    model: ModelState
-    opt: optax.OptState
-    key: jax.Array
-    ema: ModelState | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +77,7 @@ class Program:
 
         self._train_graph = graph(use_running_average=False, deterministic=False)
         self._eval_graph = graph(use_running_average=True, deterministic=True)
-        shapes = jax.eval_shape(self._fresh, _split(template))
+        shapes = jax.eval_shape(self._fresh, split_module(template))
         formats = layout.formats(shapes)
         self.abstract: TrainState = jax.tree.map(
             lambda leaf, form: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=form), shapes, formats
@@ -128,11 +93,14 @@ class Program:
             # Given, because the compiler would otherwise re-shard parameters as it likes.
             out_shardings=(formats, layout.replicated),
         )
-        self._jit_eval = jax.jit(
-            self._eval,
+        self._jit_predict = jax.jit(
+            self._predict,
             # Of no memory layout: models also come from elsewhere.
             in_shardings=(jax.tree.map(lambda leaf: leaf.sharding, self.abstract.model), batch),
-            out_shardings=layout.replicated,
+            out_shardings=(batch, layout.replicated),
+        )
+        self._jit_sums = jax.jit(
+            task.evaluation_sums, in_shardings=(batch, batch, batch), out_shardings=layout.replicated
         )
         self._ahead: threading.Thread | None = None
 
@@ -169,17 +137,23 @@ class Program:
             self._ahead = None
         return self._jit_train(state, batch)
 
+    def predict(self, model: ModelState, images: jax.Array) -> jax.Array:
+        """Return `probabilities: f32 [b, k]` of a global batch of images `u8 [b, s, s, 3]`."""
+        return self._jit_predict(model, images)[1]
+
     def evaluate(self, model: ModelState, batch: Batch) -> dict[str, jax.Array]:
-        """`probabilities: f32 [b, k]` of the global batch, and the task's sums over its unmasked images."""
-        return self._jit_eval(model, batch)
+        """Return what `predict` does as `probabilities`, and the task's sums over the unmasked images."""
+        logits, probabilities = self._jit_predict(model, batch["image"])
+        sums = self._jit_sums(logits, batch[self._task.batch_key], batch["mask"])
+        return {"probabilities": probabilities, **sums}
 
     def compiled_train(self, state: TrainState, batch: Mapping[str, Any]) -> jax.stages.Compiled:
         """What `train` runs, for its text, costs and memory; nothing is compiled twice. Shapes are enough."""
         return self._jit_train.lower(state, batch).compile()
 
-    def compiled_evaluate(self, model: ModelState, batch: Mapping[str, Any]) -> jax.stages.Compiled:
-        """As `compiled_train`, of `evaluate`."""
-        return self._jit_eval.lower(model, batch).compile()
+    def compiled_predict(self, model: ModelState, images: Any) -> jax.stages.Compiled:
+        """As `compiled_train`, of `predict`."""
+        return self._jit_predict.lower(model, images).compile()
 
     def logits(self, model: ModelState, images: jax.Array) -> jax.Array:
         """`f32 [b, k]` of images `u8 [b, s, s, 3]` as evaluation computes them; not compiled by itself."""
@@ -190,7 +164,7 @@ class Program:
         return self._make_model(seeded(params=self._spec.seed, dropout=self._spec.seed + 1))
 
     def _init(self) -> TrainState:
-        return self._fresh(_split(self._new_model()))
+        return self._fresh(split_module(self._new_model()))
 
     def _fresh(self, model: ModelState) -> TrainState:
         return TrainState(
@@ -217,7 +191,7 @@ class Program:
                 module = nnx.merge(self._train_graph, self._layout.gathered(params), model.stats, model.rng)
                 logits = module(images)
                 right = self._task.right(logits, targets, mask)
-                return self._task.loss_sum(logits, targets, mask) / weight, (_split(module), right)
+                return self._task.loss_sum(logits, targets, mask) / weight, (split_module(module), right)
 
             (loss, (after, right)), grads = jax.value_and_grad(loss_fn, has_aux=True)(model.params)
             return dataclasses.replace(after, params=model.params), grads, loss, right
@@ -307,17 +281,10 @@ class Program:
             model.rng,
         )
 
-    def _eval(self, model: ModelState, batch: Batch) -> dict[str, jax.Array]:
+    def _predict(self, model: ModelState, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         with sharded_calls(self._layout.shard_map_batch):
-            logits = self.logits(model, batch["image"])
-        sums = self._task.evaluation_sums(logits, batch[self._task.batch_key], batch["mask"])
-        return {"probabilities": self._task.probabilities(logits), **sums}
-
-
-def _split(model: nnx.Module) -> ModelState:
-    """A module's Variables by kind, as pure arrays."""
-    _, *parts = nnx.split(model, *_KINDS)
-    return ModelState(*(nnx.as_pure(part) for part in parts))
+            logits = self.logits(model, images)
+        return logits, self._task.probabilities(logits)
 
 
 def _is_key(leaf: jax.Array) -> bool:

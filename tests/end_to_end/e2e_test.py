@@ -19,8 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data_pipelines.synthetic.generator import SyntheticSpec, generate
 from histojax.distributed.sharding import Layout
 from histojax.evaluation.thresholds import choose_thresholds
-from histojax.training import build, evaluate
+from histojax.training import build
 from histojax.training.checkpoint import CheckpointError, find, read_meta
+from histojax.training.state import restore_model
 from tests.helpers.programs import assert_same_run, last_logged_step, run, run_until
 
 pytestmark = pytest.mark.slow
@@ -250,7 +251,7 @@ def test_a_checkpoint_of_another_model_names_what_differs(finished: pathlib.Path
     task = build.task(config, ("benign", "malignant"), (1, 1), 2)
     program = build.program(config, task, layout, optax.identity())
     with pytest.raises(CheckpointError) as caught:
-        evaluate.restore_model(find(finished), program)
+        restore_model(find(finished), program.abstract)
     message = str(caught.value)
     assert str(finished) in message
     assert "missing params/head/kernel (2048, 2)" in message

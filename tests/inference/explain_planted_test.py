@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from histojax import models
 from histojax.distributed.sharding import Layout
 from histojax.inference.explain.grad_cam import GradCAM, upsample
-from histojax.training.evaluate import LoadedModel
+from histojax.training.loading import LoadedModel
 from histojax.training.optimizer import OptimizerSpec, make_optimizer
 from histojax.training.step import Program, StepSpec
 from histojax.training.tasks import Multiclass

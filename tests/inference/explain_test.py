@@ -22,7 +22,7 @@ from histojax.inference.explain.dt_grad_cam import Rule, area, mark, otsu, outli
 from histojax.inference.explain.explain import file_names
 from histojax.inference.explain.grad_cam import feature_map_shapes, grad_cam, upsample
 from histojax.models.ops.intermediates import tap
-from histojax.training.step import ModelState
+from histojax.training.state import ModelState
 
 
 def smooth(seed: int, height: int = 40, width: int = 50, sigma: float = 3.0) -> np.ndarray:

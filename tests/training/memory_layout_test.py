@@ -8,8 +8,7 @@ import pytest
 
 from histojax.distributed.sharding import Layout
 from histojax.training import checkpoint
-from histojax.training.loop import all_trees, model_trees, restore
-from histojax.training.step import ModelState
+from histojax.training.state import ModelState, all_trees, model_trees, restore
 from tests.training import step_test
 from tests.training.checkpoint_test import META
 from tests.training.step_test import Normed, assert_close, batch, host, train
@@ -95,7 +94,7 @@ def test_checkpoints_are_the_same_from_and_to_any(tmp_path: pathlib.Path, writte
     with checkpoint.Checkpoints(tmp_path, keep=1) as series:
         series.save(1, all_trees(state), META)
     made = program(layouts[read])
-    back, _ = restore(tmp_path / "1", made)
+    back, _ = restore(tmp_path / "1", made.abstract)
     jax.tree.map(np.testing.assert_array_equal, host(back), before)
     assert bool(orders(back)) == read
     alone = checkpoint.restore(tmp_path / "1", {"ema": model_trees(made.abstract)["ema"]})["ema"]

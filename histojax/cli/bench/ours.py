@@ -148,10 +148,10 @@ class _Infer(_Compiled):
     """Predictions."""
 
     def _start(self) -> Any:
-        return self._program.evaluate(self._state.model, self._batch)["probabilities"]
+        return self._program.predict(self._state.model, self._batch["image"])
 
     def _compiled(self) -> jax.stages.Compiled:
-        return self._program.compiled_evaluate(self._state.model, self._batch)
+        return self._program.compiled_predict(self._state.model, self._batch["image"])
 
 
 class _Input:
@@ -205,7 +205,7 @@ class _Fit:
         compiled = (
             self._program.compiled_train(state, batch)
             if self._training
-            else self._program.compiled_evaluate(state.model, batch)
+            else self._program.compiled_predict(state.model, batch["image"])
         )
         sizes = compiled.memory_analysis()
         if sizes is None:

@@ -21,7 +21,7 @@ from histojax.core.text_table import text_table
 from histojax.inference.batching import batched
 from histojax.inference.explain.explain import Explainer, Explanation
 from histojax.inference.explain.grad_cam import upsample
-from histojax.training.step import ModelState
+from histojax.training.state import ModelState
 
 STEPS = 20  # steps of a curve, of 5 % of the pixels each
 _SHUFFLES = 3  # shuffled maps of the baseline

@@ -15,8 +15,8 @@ import numpy as np
 from histojax import models
 from histojax.core.errors import RunError
 from histojax.models.ops.intermediates import listening
-from histojax.training.evaluate import LoadedModel
-from histojax.training.step import ModelState
+from histojax.training.loading import LoadedModel
+from histojax.training.state import ModelState
 
 Logits = Callable[[jax.Array], jax.Array]
 

@@ -18,7 +18,7 @@ from histojax.models.ops import kernels
 from histojax.models.ops.eval_view import eval_view
 from histojax.models.ops.normalise import normalise
 from histojax.models.rngs import seeded
-from histojax.training import build, evaluate
+from histojax.training import build, loading
 
 BAKED, SEPARATE = "baked", "separate"
 PREPROCESSING = (BAKED, SEPARATE)
@@ -51,7 +51,7 @@ class ExportableModel:
         Raises:
           RunError: missing or damaged checkpoint.
         """
-        trained = evaluate.load(run)
+        trained = loading.load(run)
         if trained.config.model.dtype != "float32":
             config = trained.config.copy_and_resolve_references()
             config.model.dtype = "float32"
@@ -167,6 +167,6 @@ class ExportedModel:
     head: str = ""
 
 
-def _task(trained: evaluate.LoadedModel) -> Any:
+def _task(trained: loading.LoadedModel) -> Any:
     meta = trained.meta
     return build.task(trained.config, meta["classes"], meta["class_counts"], meta["train_images"])

@@ -18,7 +18,7 @@ from histojax.inference.export.exportable import ExportableModel, ExportedModel
 from histojax.inference.predictor import Predictor
 from histojax.models import TimmModel
 from histojax.training import pretrained
-from histojax.training.step import ModelState, TrainState
+from histojax.training.state import ModelState, TrainState
 from histojax.weights.fitting import OWN
 
 FILE, CONFIG = "model.safetensors", "config.json"

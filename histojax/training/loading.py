@@ -1,0 +1,55 @@
+"""Load a trained model from its checkpoint alone."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import optax
+from ml_collections import ConfigDict
+
+from histojax.distributed.sharding import Layout
+from histojax.training import build, checkpoint
+from histojax.training.state import ModelState, restore_model
+from histojax.training.step import Program
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A trained model, ready for inference.
+
+    Attributes:
+      path: folder of the checkpoint.
+      meta: what the checkpoint holds besides arrays: `classes`, `thresholds`, `split`, `data`, `step`, …
+      config: the run's config, with the image size that was asked for.
+      layout: all devices, data-parallel.
+      program: the compiled functions.
+      model: the model's state.
+    """
+
+    path: pathlib.Path
+    meta: dict[str, Any]
+    config: ConfigDict
+    layout: Layout
+    program: Program
+    model: ModelState
+
+
+def load(path: pathlib.Path, *, image_size: int = 0) -> LoadedModel:
+    """Build and restore the model of a checkpoint.
+
+    Args:
+      path: a work directory, a series of checkpoints, or one checkpoint.
+      image_size: height and width of the model's input in pixels; 0: the run's.
+
+    Raises:
+      RunError: no checkpoint or a damaged one; an image size that the model does not accept.
+    """
+    path = checkpoint.find(path)
+    meta = checkpoint.read_meta(path)
+    config = ConfigDict(meta["config"])
+    if image_size:
+        config.data.image_size = image_size
+    layout = Layout(1)
+    task = build.task(config, meta["classes"], meta["class_counts"], meta["train_images"])
+    program = build.program(config, task, layout, optax.identity())
+    return LoadedModel(path, meta, config, layout, program, restore_model(path, program.abstract))
