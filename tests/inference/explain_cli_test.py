@@ -109,7 +109,7 @@ def test_checks_depend_on_the_seed_alone(ldcsf_run: pathlib.Path, images: list[p
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layer": "layer9"}, r"--layer=layer9: ldcsf has no such feature map: choose stage1 \(8×8\)"),
+        ({"layer": "layer9"}, r"--layer=layer9: ldcsf has no such feature map; choose one of stage1 \(8×8\)"),
         ({"target": "tumour"}, "--target=tumour is not one of all, predicted, "),
         ({"min_part": 1.0}, r"--min_part=1\.0 is not a fraction"),
     ],

@@ -144,7 +144,7 @@ PyTorch writes:
 import timm
 import torch
 
-model = timm.create_model("local-dir:.", pretrained=True, exmodel=True).eval()
+model = timm.create_model("local-dir:.", pretrained=True, exportable=True).eval()
 torch.jit.trace(model, torch.zeros(1, 3, {size}, {size})).save("{TORCHSCRIPT}")
 ```
 """
