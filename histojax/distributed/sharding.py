@@ -1,8 +1,8 @@
-"""Where arrays live. The only file that names mesh axes.
+"""The device mesh and the sharding of every array. The only file that names mesh axes.
 
-Two axes, both of which divide the batch: `data`, over which parameters are replicated, and `fsdp`, over which
-parameters and optimizer are sharded. Axes are `Auto`: the compiler inserts the collectives, and BatchNorm's
-statistics are those of the global batch.
+The mesh has two axes, both of which divide the batch. Parameters are replicated over `data`; parameters and optimizer
+state are sharded over `fsdp`. Axes are `Auto`: the compiler inserts the collectives, and BatchNorm's statistics are
+those of the global batch.
 """
 
 import os
@@ -19,14 +19,17 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from histojax.core.errors import RunError
 
 _DATA, _FSDP = "data", "fsdp"
-_OUTPUTS_FIRST = MemoryLayout(major_to_minor=(3, 0, 1, 2))  # of HWIO
+_OUTPUTS_FIRST = MemoryLayout(major_to_minor=(3, 0, 1, 2))  # axes of a kernel stored as HWIO
 
 
 def use_cpu_devices(count: int) -> None:
-    """Divides the CPU into virtual devices; to be called before jax computes anything.
+    """Divide the CPU into virtual devices. Call it before jax computes anything.
 
-    On two cores, two devices train faster than one, because convolutions with few channels run on one core
-    only. An environment that already asks for a number of devices is left alone.
+    On two cores, two devices train faster than one, because convolutions with few channels run on a single core.
+    A number of devices that is set in `XLA_FLAGS` takes precedence.
+
+    Args:
+      count: number of virtual devices.
     """
     if count > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", count)
@@ -36,18 +39,18 @@ class Layout:
     """A mesh over devices, and the shardings of batch and state.
 
     Args:
-      fsdp: devices over which parameters are sharded; 1: pure data parallelism.
-      devices: of the mesh; None: all of them.
-      rules: exceptions from how a state is sharded, see `state`.
+      fsdp: number of devices over which parameters are sharded; 1 is pure data parallelism.
+      devices: devices of the mesh; None: all of them.
+      rules: exceptions to the default sharding of a state, see `state`.
 
     Attributes:
       mesh: the devices, by axis.
       batch: sharding of a batch's arrays.
-      replicated: sharding of what all devices hold.
-      outputs_first: whether kernels of convolutions lie in memory as cuDNN reads them, see `formats`; on GPUs.
+      replicated: sharding of arrays that all devices hold in full.
+      outputs_first: whether convolution kernels are stored in the order that cuDNN reads, see `formats`; True on GPUs.
 
     Raises:
-      RunError: `fsdp` does not divide the number of devices; a rule that is none.
+      RunError: `fsdp` does not divide the number of devices, or a rule is malformed.
     """
 
     def __init__(self, fsdp: int = 1, devices: Sequence[jax.Device] | None = None, rules: Sequence[str] = ()):
@@ -63,10 +66,15 @@ class Layout:
         self._rules = [_rule(text) for text in rules]
 
     def check_batch(self, field: str, size: int, parts: int = 1) -> None:
-        """Verifies that a global batch divides among the devices.
+        """Verify that a global batch divides among the devices.
+
+        Args:
+          field: name of the setting, for the error message.
+          size: images per global batch.
+          parts: micro-batches per batch.
 
         Raises:
-          RunError: it does not; names the field and the nearest sizes that do.
+          RunError: it does not divide; the message names the field and the nearest valid sizes.
         """
         unit = self.mesh.size * parts
         if size % unit or size < unit:
@@ -75,7 +83,7 @@ class Layout:
             raise RunError(f"{field}={size} does not divide among {among}; use {near}")
 
     def rows(self, size: int) -> tuple[int, ...] | None:
-        """Positions in a global batch of `size` images that this process's devices hold; None: all."""
+        """Return the positions in a global batch of `size` images that this process's devices hold; None: all."""
         if all(device.process_index == jax.process_index() for device in self.mesh.devices.flat):
             return None
         shards = self.batch.addressable_devices_indices_map((size,)).values()
@@ -83,13 +91,16 @@ class Layout:
         return tuple(row for start, stop in sorted(held) for row in range(start, stop))
 
     def state(self, abstract: Any) -> Any:
-        """Shardings of a state: each array along its largest axis that `fsdp` divides, else replicated.
+        """Return the shardings of a state: each array along its largest axis that `fsdp` divides, else replicated.
 
-        Rules "REGEX=AXIS" and "REGEX=none" are exceptions: the first whose expression is found in an array's path
-        (as `path_of` has it; those of optimizer and moving average end as the parameter's) names its axis.
+        Rules "REGEX=AXIS" and "REGEX=none" are exceptions. The first rule whose expression matches part of an array's
+        path (see `path_of`) names the axis. Paths in the optimizer and the moving average end as the parameter's do.
+
+        Args:
+          abstract: pytree of arrays or of their shapes.
 
         Raises:
-          RunError: a rule for an axis that the array does not have or `fsdp` does not divide.
+          RunError: a rule names an axis that the array does not have or that `fsdp` does not divide.
         """
         fsdp = self.mesh.shape[_FSDP]
 
@@ -104,8 +115,8 @@ class Layout:
                         return self.replicated
                     if wanted not in axes:
                         raise RunError(
-                            f"sharding.rules: '{expression.pattern}={wanted}' meets {path_of(path)} of shape "
-                            f"{leaf.shape}, of which sharding.fsdp={fsdp} divides the axes {axes}"
+                            f"sharding.rules: '{expression.pattern}={wanted}' matches {path_of(path)} of shape "
+                            f"{leaf.shape}, but sharding.fsdp={fsdp} divides only its axes {axes}"
                         )
                     largest = wanted
                     break
@@ -114,10 +125,10 @@ class Layout:
         return jax.tree_util.tree_map_with_path(sharding, abstract)
 
     def formats(self, abstract: Any) -> Any:
-        """Shardings as `state`, and how arrays lie in memory: shapes and values are the same, whatever it is.
+        """Return the shardings of `state` with the arrays' memory layouts, which change neither shapes nor values.
 
-        Kernels of convolutions, `[h, w, in, out]`, lie with the output channels first on GPUs, and what the optimizer
-        keeps of them, too: otherwise each step transposes all of them three times, 2.5 % of a ResNet50's on an H200.
+        On GPUs, convolution kernels, `[h, w, in, out]`, and their optimizer state are stored with the output channels
+        first. Otherwise each step transposes all of them three times: 2.5 % of a ResNet50's step on an H200.
         """
         shardings = self.state(abstract)
         if not self.outputs_first:
@@ -127,20 +138,25 @@ class Layout:
         )
 
     def gathered(self, tree: Any) -> Any:
-        """Parameters that FSDP has divided, whole on each device: for the time that the program needs them.
+        """Gather parameters that FSDP has divided, so that each device holds them in full while it needs them.
 
-        Left alone, the compiler sends images' activations instead, which are many times larger.
+        Without this, the compiler sends the images' activations instead, which are many times larger.
         """
         if self.mesh.shape[_FSDP] == 1:
             return tree
         return jax.lax.with_sharding_constraint(tree, self.replicated)
 
     def map_over_devices(self, function: Callable[..., tuple[Any, Any, Any]]) -> Callable[..., tuple[Any, Any, Any]]:
-        """`function(device, state, arrays)` for each device's rows alone, as one function of all of them.
+        """Run a function on each device's rows separately and combine the results.
 
-        `device` is the device's number, `i32 []`; `state` is the same on all, `arrays` a pytree of a batch's arrays.
-        Of what it returns, the first tree comes out as the mean over devices, the second as their sum; the third must
-        be the same on all.
+        Args:
+          function: called as `function(device, state, arrays)` on each device. `device` is its number, `i32 []`;
+            `state` is the same on all devices; `arrays` is a pytree of the device's rows of a batch. It returns three
+            trees.
+
+        Returns:
+          A function of `state` and the global `arrays`. It returns the mean over devices of the first tree, the sum
+          of the second, and the third, which must be the same on all devices.
         """
         axes = (_DATA, _FSDP)
 
@@ -152,7 +168,12 @@ class Layout:
         return jax.shard_map(local, mesh=self.mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
 
     def shard_map_batch(self, function: Callable[..., Any], divided: tuple[bool, ...]) -> Callable[..., Any]:
-        """`function` of each device's share of the arguments that are `divided`, for `division.sharded_calls`."""
+        """Run a function on each device's part of the arguments, for `histojax.models.ops.sharded_call`.
+
+        Args:
+          function: called on each device with its rows of the divided arguments and all of the others.
+          divided: per argument, whether it is divided along its first axis.
+        """
         if self.mesh.size == 1:
             return function
         rows = self.batch.spec
@@ -160,16 +181,16 @@ class Layout:
         return jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=rows, check_vma=False)
 
     def to_device(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """This process's share of a batch -> global arrays on the devices; returns before the copy is done."""
+        """Copy this process's rows of a batch to global arrays on the devices; returns before the copy is done."""
         return {
             key: jax.make_array_from_process_local_data(self.batch, value)
             for key, value in batch.items()
-            if key != "index"  # for hosts only; jax would cut it to 32 bits
+            if key != "index"  # used on the host only; jax would cut it to 32 bits
         }
 
 
 def in_memory_as(abstract: Any, tree: Any) -> Any:
-    """Arrays (which are consumed) in the memory layouts that `abstract` gives, see `Layout.formats`."""
+    """Move arrays into the memory layouts of `abstract`, see `Layout.formats`. The given arrays are consumed."""
     formats = jax.tree.map(lambda leaf: leaf.format, abstract)
     if all(form.layout is None for form in jax.tree.leaves(formats)):
         return tree
@@ -177,15 +198,16 @@ def in_memory_as(abstract: Any, tree: Any) -> Any:
 
 
 def path_of(path: Any) -> str:
-    """An array's path in a state, such as `model/params/layer1/0/conv1/kernel`."""
+    """Return an array's path in a state, such as `model/params/layer1/0/conv1/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _rule(text: str) -> tuple[re.Pattern[str], int | None]:
+    """Parse a rule; the axis is None for `none`."""
     expression, equals, axis = text.rpartition("=")
     if not equals or not expression or not (axis == "none" or axis.isdigit()):
         raise RunError(f"sharding.rules: '{text}' is not REGEX=AXIS or REGEX=none")
     try:
         return re.compile(expression), None if axis == "none" else int(axis)
     except re.error as error:
-        raise RunError(f"sharding.rules: '{expression}' is no regular expression: {error}") from error
+        raise RunError(f"sharding.rules: '{expression}' is not a regular expression: {error}") from error

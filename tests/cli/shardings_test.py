@@ -71,7 +71,10 @@ def test_without_fsdp_all_is_replicated() -> None:
     ("overrides", "message"),
     [
         (["--config.sharding.fsdp=3"], "sharding.fsdp=3 does not divide the 4 devices"),
-        (["--config.sharding.fsdp=2", "--config.sharding.rules=('[=0',)"], "error: sharding.rules: '[' is no regular"),
+        (
+            ["--config.sharding.fsdp=2", "--config.sharding.rules=('[=0',)"],
+            "error: sharding.rules: '[' is not a regular",
+        ),
     ],
 )
 def test_rules_that_do_not_fit(overrides: list[str], message: str) -> None:

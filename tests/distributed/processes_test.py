@@ -70,9 +70,9 @@ def test_flags_win_over_the_environment_and_that_over_slurm() -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"coordinator": "a:1"}, r"needs also --num_processes \(or HISTOJAX_NUM_PROCESSES\), --process_id"),
+        ({"coordinator": "a:1"}, r"also needs --num_processes \(or HISTOJAX_NUM_PROCESSES\), --process_id"),
         ({"coordinator": "a", "num_processes": "2", "process_id": "0"}, "coordinator 'a' is not HOST:PORT"),
-        ({"coordinator": "a:1", "num_processes": "2", "process_id": "2"}, "process_id=2 of num_processes=2"),
+        ({"coordinator": "a:1", "num_processes": "2", "process_id": "2"}, "process_id=2 of num_processes=2: both must"),
         ({"coordinator": "a:1", "num_processes": "two", "process_id": "0"}, "num_processes=two"),
     ],
 )
@@ -152,7 +152,7 @@ def test_who_waits_for_a_killed_process_ends_and_says_so(
     if dead == 1:
         assert codes[0] == 75
         assert "error: process 1 of 2 (" in words
-        assert "the same command goes on from the last one" in words
+        assert "rerun the same command to resume from the last one" in words
     else:  # the coordinator lives in process 0, and jax ends whoever cannot reach it
         assert codes[1] == -signal.SIGABRT
         assert "the leader task was preempted/died" in words
@@ -179,4 +179,4 @@ def test_processes_that_do_not_come_are_named(tmp_path: pathlib.Path) -> None:
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "error: process 1 of 2: nobody answers at localhost:1 within 2 s" in done.stderr
+    assert "error: process 1 of 2: no answer from localhost:1 within 2 s" in done.stderr

@@ -1,4 +1,4 @@
-"""Where arrays live, on four fake devices."""
+"""Mesh and shardings on four fake devices."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.devices
 
 @pytest.fixture(autouse=True)
 def _four_devices():
-    assert jax.device_count() == 4, "conftest.py asks for four"
+    assert jax.device_count() == 4, "conftest.py requests four"
 
 
 @pytest.mark.parametrize("fsdp", [3, 8, 0, -1])
@@ -54,7 +54,7 @@ def test_a_batch_that_divides_is_accepted(size):
         (-5, 1, "train.batch_size=-5 does not divide among 4 devices; use 4"),
     ],
 )
-def test_a_batch_that_does_not_divide_is_told_the_nearest_that_do(size, parts, message):
+def test_the_error_for_a_batch_that_does_not_divide_names_the_nearest_sizes(size, parts, message):
     with pytest.raises(RunError) as caught:
         Layout().check_batch("train.batch_size", size, parts)
     assert str(caught.value) == message
@@ -70,7 +70,7 @@ def abstract():
         "scalar": (),
     }
     tree = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-    # Eight keys would divide, but nothing is gained, and not everything can be done to a sharded key.
+    # Eight keys would divide, but sharding them gains nothing, and sharded keys do not support every operation.
     return tree | {"keys": jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 8))}
 
 
@@ -90,12 +90,12 @@ def test_fsdp_shards_the_largest_axis_that_divides():
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 3, 4, 4)}
 
 
-def test_without_fsdp_all_is_replicated():
+def test_without_fsdp_everything_is_replicated():
     assert {sharding.spec for sharding in Layout().state(abstract()).values()} == {P()}
 
 
 @pytest.mark.parametrize("fsdp", [1, 2, 4])
-def test_put_divides_the_batch_among_all_devices_and_leaves_the_index_out(fsdp):
+def test_to_device_divides_the_batch_among_all_devices_and_drops_the_index(fsdp):
     layout = Layout(fsdp)
     images = np.arange(8 * 2 * 2 * 3, dtype=np.uint8).reshape(8, 2, 2, 3)
     batch = {"image": images, "mask": np.ones(8, bool), "index": np.arange(8, dtype=np.int64)}
@@ -108,9 +108,11 @@ def test_put_divides_the_batch_among_all_devices_and_leaves_the_index_out(fsdp):
 
 
 @pytest.mark.parametrize(("flags", "expected"), [("", "3"), ("--xla_force_host_platform_device_count=2", "2")])
-def test_virtual_devices_unless_the_environment_asks_for_others(flags, expected):
-    # In a process of its own, because it must come before the first computation.
-    program = "import jax; from histojax import sharding; sharding.use_cpu_devices(3); print(jax.device_count())"
+def test_virtual_devices_unless_the_environment_sets_their_number(flags, expected):
+    # In a process of its own, because it must run before the first computation.
+    program = (
+        "import jax; from histojax.distributed import sharding; sharding.use_cpu_devices(3); print(jax.device_count())"
+    )
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=True
@@ -118,7 +120,7 @@ def test_virtual_devices_unless_the_environment_asks_for_others(flags, expected)
     assert done.stdout.strip() == expected
 
 
-def test_rules_are_exceptions_for_arrays_by_path():
+def test_rules_override_the_axis_of_arrays_by_path():
     tree = {"head": {"kernel": jax.ShapeDtypeStruct((8, 4), jnp.float32)}}
     tree |= {
         "body": {"kernel": jax.ShapeDtypeStruct((8, 4), jnp.float32), "bias": jax.ShapeDtypeStruct((8,), jnp.float32)}
@@ -127,7 +129,7 @@ def test_rules_are_exceptions_for_arrays_by_path():
     assert found["head"]["kernel"].spec == P(None, "fsdp")
     assert found["body"]["kernel"].spec == P("fsdp")
     assert found["body"]["bias"].spec == P()
-    # Without FSDP there is nothing to make exceptions from.
+    # Without FSDP, rules have no effect.
     assert Layout(1, rules=("head/kernel=1",)).state(tree)["head"]["kernel"].spec == P()
 
 
@@ -136,14 +138,14 @@ def test_rules_are_exceptions_for_arrays_by_path():
     [
         ("head", r"sharding\.rules: 'head' is not REGEX=AXIS or REGEX=none"),
         ("head=one", "'head=one' is not REGEX=AXIS"),
-        ("(=1", "is no regular expression"),
+        ("(=1", "is not a regular expression"),
         (
             "kernel=2",
-            r"'kernel=2' meets head/kernel of shape \(8, 4\), of which sharding\.fsdp=2 divides the axes \[0, 1\]",
+            r"'kernel=2' matches head/kernel of shape \(8, 4\), but sharding\.fsdp=2 divides only its axes \[0, 1\]",
         ),
     ],
 )
-def test_a_rule_that_cannot_be_is_refused(rule, message):
+def test_an_invalid_rule_is_rejected(rule, message):
     tree = {"head": {"kernel": jax.ShapeDtypeStruct((8, 4), jnp.float32)}}
     with pytest.raises(RunError, match=message):
         Layout(2, rules=(rule,)).state(tree)
