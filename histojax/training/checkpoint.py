@@ -28,6 +28,7 @@ from histojax.core.quiet import quiet_logger
 from histojax.core.retries import with_backoff
 from histojax.distributed import processes
 from histojax.distributed.sharding import in_memory_as
+from histojax.training import compat
 
 LAST, BEST = "last", "best"
 FORMAT = 2  # of what a checkpoint holds; 1 had no thresholds
@@ -261,7 +262,7 @@ def _register_arrays() -> None:
     default = ocp.type_handlers.get_type_handler(jax.Array)
     handler = ocp.type_handlers.ArrayHandler(
         min_slice_bytes_for_replica_parallel=_SHARED_BYTES,
-        array_metadata_store=default._array_metadata_store,  # which knows random keys
+        array_metadata_store=compat.array_metadata_store(default),
     )
     with quiet_logger("absl"):  # orbax warns about this override, which is intended
         ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)

@@ -4,23 +4,20 @@ import dataclasses
 import logging
 import os
 import pathlib
-import re
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.profiler import ProfileData, ProfileOptions
 
 from histojax.core.errors import RunError
+from histojax.training import compat
 
 COUNT = 5  # steps that are traced
 _BEFORE = 3  # steps that are not
 _BUFFERS = "xla_gpu_enable_command_buffer"
-# They contain others, whose time would count twice.
-_CONTAINERS = ("while", "call", "conditional")
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.+?) ([\w-]+)\(")
 _log = logging.getLogger(__name__)
 
 
@@ -122,16 +119,12 @@ def operations(folder: pathlib.Path, hlo: str = "") -> list[Operation]:
         raise RunError(f"{folder}: no trace (plugins/profile/*/*.xplane.pb)")
     seconds: dict[str, float] = defaultdict(float)
     runs: dict[str, int] = defaultdict(int)
-    planes = [plane for file in files for plane in ProfileData.from_file(str(file)).planes]
-    devices = [plane for plane in planes if plane.name.startswith("/device:")]
-    for plane in devices or planes:
-        for name, duration in _events(plane):
-            if name.partition(".")[0] not in _CONTAINERS:
-                seconds[name] += duration
-                runs[name] += 1
+    for name, duration in compat.traced_operations(ProfileData.from_file(str(file)) for file in files):
+        seconds[name] += duration
+        runs[name] += 1
     if not seconds:
         raise RunError(f"{folder}: no operation of a compiled program in the trace")
-    described, total = _descriptions(hlo), sum(seconds.values())
+    described, total = compat.describe_instructions(hlo), sum(seconds.values())
     return [
         Operation(name, *described.get(name, (name.partition(".")[0], "")), seconds[name], runs[name], took / total)
         for name, took in sorted(seconds.items(), key=lambda item: -item[1])
@@ -157,47 +150,3 @@ def table(found: list[Operation], steps: int, most: int = 10) -> str:
 
 def _time(seconds: float, total: float, steps: int) -> tuple[str, str]:
     return f"{seconds / steps * 1e3:.2f}", f"{seconds / total:.1%}"
-
-
-def _events(plane: Any) -> Iterable[tuple[str, float]]:
-    """Name and seconds of each run of an operation: XLA marks them on CPUs and GPUs, on TPUs a line holds them."""
-    for line in plane.lines:
-        for event in line.events:
-            if event.duration_ns > 0:
-                name = dict(event.stats).get("hlo_op", "")
-                if not name and line.name == "XLA Ops":
-                    name = event.name.partition(" = ")[0].removeprefix("%")
-                if name:
-                    yield str(name), event.duration_ns / 1e9
-
-
-def _descriptions(hlo: str) -> dict[str, tuple[str, str]]:
-    """Kind and result's shape of each instruction of a program's text."""
-    described: dict[str, tuple[str, str]] = {}
-    roots: dict[str, str] = {}  # of a fused computation, where its result comes from
-    computation = ""
-    for line in hlo.splitlines():
-        found = _INSTRUCTION.match(line)
-        if found is None:
-            if line.endswith("{"):
-                computation = line.removeprefix("ENTRY ").lstrip("%").partition(" ")[0]
-            continue
-        name, shape, opcode = found.groups()
-        source = re.search(r'op_name="([^"]*)"', line)
-        origin = _origin(source.group(1)) if source else ""
-        if origin:
-            roots[computation] = origin
-        elif called := re.search(r"calls=%?([\w.-]+)", line):
-            origin = roots.get(called.group(1), "")
-        shape = re.sub(r"\{[^}]*\}|/\*.*?\*/", "", shape)
-        if shape.count("[") > 3:
-            shape = f"{shape.count('[')} arrays"
-        described[name] = f"{opcode}: {origin}" if origin else opcode, shape
-    return described
-
-
-def _origin(op_name: str) -> str:
-    """Of "jit(_train)/transpose(jvp())/dot_general:…" only "dot_general, backward"."""
-    path = op_name.partition(":")[0]
-    way = ", backward" if "transpose(" in path else ", forward" if "jvp(" in path else ""
-    return path.rpartition("/")[2] + way

@@ -1,0 +1,87 @@
+"""Every use in this room of interfaces that are private or undocumented; an upgrade breaks here or nowhere.
+
+These are one attribute of orbax, the names that XLA gives to the parts of a trace, and the text of a compiled program.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+
+# These contain other operations, whose time would count twice.
+_CONTAINERS = ("while", "call", "conditional")
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.+?) ([\w-]+)\(")
+
+
+def array_metadata_store(handler: Any) -> Any:
+    """Return what an orbax handler of arrays uses to store their kinds; without it, random keys cannot be restored.
+
+    Args:
+      handler: an `orbax.checkpoint.type_handlers.ArrayHandler`.
+    """
+    return handler._array_metadata_store
+
+
+def traced_operations(profiles: Iterable[jax.profiler.ProfileData]) -> Iterable[tuple[str, float]]:
+    """Yield the name and the seconds of each run of an operation, on devices where there are any, else on the host.
+
+    Operations that only contain others, such as loops, are left out.
+
+    Args:
+      profiles: the files of one trace.
+    """
+    planes = [plane for profile in profiles for plane in profile.planes]
+    devices = [plane for plane in planes if plane.name.startswith("/device:")]
+    for plane in devices or planes:
+        for name, seconds in _events(plane):
+            if name.partition(".")[0] not in _CONTAINERS:
+                yield name, seconds
+
+
+def describe_instructions(hlo: str) -> dict[str, tuple[str, str]]:
+    """Return the kind and the result's shape of each instruction of a compiled program, by the instruction's name.
+
+    Args:
+      hlo: the program's text, from `jax.stages.Compiled.as_text`.
+    """
+    described: dict[str, tuple[str, str]] = {}
+    roots: dict[str, str] = {}  # per fused computation, where its result comes from
+    computation = ""
+    for line in hlo.splitlines():
+        match = _INSTRUCTION.match(line)
+        if match is None:
+            if line.endswith("{"):
+                computation = line.removeprefix("ENTRY ").lstrip("%").partition(" ")[0]
+            continue
+        name, shape, opcode = match.groups()
+        source = re.search(r'op_name="([^"]*)"', line)
+        origin = _origin(source.group(1)) if source else ""
+        if origin:
+            roots[computation] = origin
+        elif called := re.search(r"calls=%?([\w.-]+)", line):
+            origin = roots.get(called.group(1), "")
+        shape = re.sub(r"\{[^}]*\}|/\*.*?\*/", "", shape)
+        if shape.count("[") > 3:
+            shape = f"{shape.count('[')} arrays"
+        described[name] = f"{opcode}: {origin}" if origin else opcode, shape
+    return described
+
+
+def _events(plane: Any) -> Iterable[tuple[str, float]]:
+    """Yield operations of a plane: on CPUs and GPUs events carry their name, on TPUs a line of the plane holds them."""
+    for line in plane.lines:
+        for event in line.events:
+            if event.duration_ns > 0:
+                name = dict(event.stats).get("hlo_op", "")
+                if not name and line.name == "XLA Ops":
+                    name = event.name.partition(" = ")[0].removeprefix("%")
+                if name:
+                    yield str(name), event.duration_ns / 1e9
+
+
+def _origin(op_name: str) -> str:
+    """Shorten "jit(_train)/transpose(jvp())/dot_general:…" to "dot_general, backward"."""
+    path = op_name.partition(":")[0]
+    direction = ", backward" if "transpose(" in path else ", forward" if "jvp(" in path else ""
+    return path.rpartition("/")[2] + direction
