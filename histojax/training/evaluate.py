@@ -28,8 +28,8 @@ from histojax.evaluation import (
 )
 from histojax.training import build, checkpoint
 from histojax.training.loading import load
+from histojax.training.program import Program
 from histojax.training.state import ModelState
-from histojax.training.step import Program
 
 POSITIVE = "malignant"
 

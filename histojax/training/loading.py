@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from histojax.distributed.sharding import Layout
 from histojax.training import build, checkpoint
+from histojax.training.program import Program
 from histojax.training.state import ModelState, restore_model
-from histojax.training.step import Program
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,8 +25,8 @@ from histojax.training.checkpoint import BEST, LAST, Checkpoints
 from histojax.training.monitoring import BestTracker, MetricsBuffer, Signals, Watchdog, input_advice
 from histojax.training.optimizer import OptimizerSpec, learning_rate
 from histojax.training.profiling import Profile
+from histojax.training.program import Program
 from histojax.training.state import TrainState, all_trees, model_trees, restore, restore_model
-from histojax.training.step import Program
 from histojax.training.tasks import Task
 from histojax.training.writer import MetricsWriter, Progress, RunFile
 

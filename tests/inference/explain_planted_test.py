@@ -18,7 +18,7 @@ from histojax.distributed.sharding import Layout
 from histojax.inference.explain.grad_cam import GradCAM, upsample
 from histojax.training.loading import LoadedModel
 from histojax.training.optimizer import OptimizerSpec, make_optimizer
-from histojax.training.step import Program, StepSpec
+from histojax.training.program import Program, StepSpec
 from histojax.training.tasks import Multiclass
 
 pytestmark = pytest.mark.slow

@@ -21,7 +21,7 @@ from histojax.core.errors import RunError
 from histojax.distributed.sharding import Layout
 from histojax.training import pretrained
 from histojax.training.optimizer import OptimizerSpec, make_optimizer
-from histojax.training.step import Program, StepSpec
+from histojax.training.program import Program, StepSpec
 from histojax.training.tasks import Multiclass
 from histojax.weights.hub import locate
 from histojax.weights.saving import rewrite

@@ -22,7 +22,7 @@ from histojax.distributed import runtime
 from histojax.distributed.sharding import Layout
 from histojax.models.cost import cost
 from histojax.training import build, default_config, profiling
-from histojax.training.step import Program
+from histojax.training.program import Program
 from histojax.training.tasks import Multiclass
 
 CLASSES = ("benign", "malignant")

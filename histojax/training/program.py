@@ -1,0 +1,250 @@
+"""The compiled functions of a run: initialisation, one training step, prediction, evaluation."""
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from histojax.distributed.sharding import Layout
+from histojax.models.ops.eval_view import eval_view
+from histojax.models.ops.normalise import normalise
+from histojax.models.ops.sharded_call import sharded_calls
+from histojax.models.rngs import seeded
+from histojax.training.accumulate import StepSums, accumulate
+from histojax.training.ema import update_average
+from histojax.training.mixing import mix
+from histojax.training.per_device import per_device_step
+from histojax.training.state import ModelState, TrainState, split_module
+from histojax.training.tasks import Task
+
+Batch = dict[str, jax.Array]
+MakeModel = Callable[[nnx.Rngs], nnx.Module]
+
+BATCH_NORMS = ("global", "device")
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSpec:
+    """Settings of a training step.
+
+    Attributes:
+      mean: mean of each input channel, for values in 0 … 1.
+      std: standard deviation of each input channel, for values in 0 … 1.
+      accumulate: number of micro-batches per batch; BatchNorm sees one micro-batch at a time.
+      ema_decay: upper limit of the moving average's decay, see `ema.decay_at`; 0 switches the average off.
+      mixup: α of mixup, see `mixing.mix`; 0 switches it off.
+      cutmix: α of cutmix, see `mixing.mix`; 0 switches it off.
+      batch_norm: images over which BatchNorm computes its statistics: the `global` batch, or those of each `device`;
+        the running statistics are then the mean over devices.
+      seed: seed of initialisation, dropout and mixing.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    accumulate: int = 1
+    ema_decay: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    batch_norm: str = "global"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_norm not in BATCH_NORMS:
+            raise ValueError(f"batch_norm='{self.batch_norm}' is not one of {', '.join(BATCH_NORMS)}")
+
+
+class Program:
+    """The functions of one run, each compiled once. It holds no arrays: states come in and go out.
+
+    Args:
+      make_model: builds the model from its random streams.
+      task: targets, loss and probabilities.
+      optimizer: the gradient transformation.
+      spec: settings of the training step.
+      layout: the devices, and how states and batches are sharded.
+
+    Attributes:
+      abstract: the state's shapes, types, shardings and memory layouts, without values.
+    """
+
+    def __init__(
+        self,
+        make_model: MakeModel,
+        task: Task,
+        optimizer: optax.GradientTransformation,
+        spec: StepSpec,
+        layout: Layout,
+    ):
+        self._make_model, self._task, self._optimizer, self._spec = make_model, task, optimizer, spec
+        self._layout = layout
+        template = nnx.eval_shape(self._new_model)
+        # Not every model has BatchNorm and dropout, so these modes may find nothing to switch.
+        training = nnx.view(template, use_running_average=False, deterministic=False, raise_if_not_found=False)
+        self._train_graph, self._eval_graph = nnx.graphdef(training), nnx.graphdef(eval_view(template))
+        shapes = jax.eval_shape(self._initial_state, split_module(template))
+        formats = layout.formats(shapes)
+        self.abstract: TrainState = jax.tree.map(
+            lambda leaf, form: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=form), shapes, formats
+        )
+        batch = layout.batch
+        # Initialisation runs once: on CPUs, full optimization would take far longer than it saves.
+        init_options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+        self._jit_init = jax.jit(self._init, out_shardings=formats, compiler_options=init_options)
+        self._jit_train = jax.jit(
+            self._train,
+            donate_argnums=0,
+            in_shardings=(formats, batch),
+            # Without these, the compiler would re-shard parameters as it likes.
+            out_shardings=(formats, layout.replicated),
+        )
+        self._jit_predict = jax.jit(
+            self._predict,
+            # Shardings without memory layouts, because models also come from elsewhere.
+            in_shardings=(jax.tree.map(lambda leaf: leaf.sharding, self.abstract.model), batch),
+            out_shardings=(batch, layout.replicated),
+        )
+        self._jit_sums = jax.jit(
+            task.evaluation_sums, in_shardings=(batch, batch, batch), out_shardings=layout.replicated
+        )
+        self._compiling: threading.Thread | None = None
+
+    def init(self) -> TrainState:
+        """Return a fresh state, sharded from the start."""
+        return self._jit_init()
+
+    def compile_ahead(self, batch_size: int, image_size: int) -> None:
+        """Start compiling `train` in a thread, while a state is initialised or restored.
+
+        `train` waits for the thread. An error in it is dropped: `train` then compiles again and raises it.
+
+        Args:
+          batch_size: images per global batch.
+          image_size: height and width of the images in pixels.
+        """
+
+        def compile_train() -> None:
+            with contextlib.suppress(Exception):
+                self.compiled_train(self.abstract, self.batch(batch_size, image_size))
+
+        self._compiling = threading.Thread(target=compile_train, name="compile-ahead")
+        self._compiling.start()
+
+    def batch(self, batch_size: int, image_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return shapes, types and shardings of a global batch, without values."""
+        label, pixels = self._task.label_spec, (image_size, image_size, 3)
+        arrays = {"image": (pixels, jnp.uint8), self._task.batch_key: (label.shape, label.dtype), "mask": ((), bool)}
+        return {
+            key: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=self._layout.batch)
+            for key, (shape, dtype) in arrays.items()
+        }
+
+    def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Make one update.
+
+        Args:
+          state: the state before the update; it is consumed (donated).
+          batch: arrays of a global batch, as `batch` describes them.
+
+        Returns:
+          The state after the update, and the metrics `loss`, `accuracy` and `grad_norm`, each `f32 []` on the device.
+        """
+        if self._compiling is not None:
+            self._compiling.join()
+            self._compiling = None
+        return self._jit_train(state, batch)
+
+    def predict(self, model: ModelState, images: jax.Array) -> jax.Array:
+        """Return `probabilities: f32 [b, k]` of a global batch of images `u8 [b, s, s, 3]`."""
+        return self._jit_predict(model, images)[1]
+
+    def evaluate(self, model: ModelState, batch: Batch) -> dict[str, jax.Array]:
+        """Return the result of `predict` as `probabilities`, and the task's sums over the unmasked images."""
+        logits, probabilities = self._jit_predict(model, batch["image"])
+        sums = self._jit_sums(logits, batch[self._task.batch_key], batch["mask"])
+        return {"probabilities": probabilities, **sums}
+
+    def compiled_train(self, state: TrainState, batch: Mapping[str, Any]) -> jax.stages.Compiled:
+        """Return the executable of `train`, for its text, costs and memory.
+
+        Nothing is compiled twice. Arguments may be shapes instead of arrays.
+        """
+        return self._jit_train.lower(state, batch).compile()
+
+    def compiled_predict(self, model: ModelState, images: Any) -> jax.stages.Compiled:
+        """Return the executable of `predict`, see `compiled_train`."""
+        return self._jit_predict.lower(model, images).compile()
+
+    def logits(self, model: ModelState, images: jax.Array) -> jax.Array:
+        """Return the logits `f32 [b, k]` of images `u8 [b, s, s, 3]` in evaluation mode; not compiled by itself."""
+        module = nnx.merge(self._eval_graph, self._layout.gathered(model.params), model.stats, model.rng)
+        return module(normalise(images, self._spec.mean, self._spec.std))
+
+    def _new_model(self) -> nnx.Module:
+        return self._make_model(seeded(params=self._spec.seed, dropout=self._spec.seed + 1))
+
+    def _init(self) -> TrainState:
+        return self._initial_state(split_module(self._new_model()))
+
+    def _initial_state(self, model: ModelState) -> TrainState:
+        return TrainState(
+            step=jnp.zeros([], jnp.int32),
+            model=model,
+            opt=self._optimizer.init(model.params),
+            key=jax.random.key(self._spec.seed + 2),
+            ema=model if self._spec.ema_decay else None,
+        )
+
+    def _train(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        spec, mask = self._spec, batch["mask"]
+        images = normalise(batch["image"], spec.mean, spec.std)
+        targets = self._task.targets(batch[self._task.batch_key])
+        images, targets = mix(
+            images, targets, jax.random.fold_in(state.key, state.step), mixup=spec.mixup, cutmix=spec.cutmix
+        )
+        weight = self._task.loss_weight(targets, mask)
+
+        def micro_step(model: ModelState, *arrays: jax.Array) -> tuple[ModelState, StepSums]:
+            if spec.batch_norm == "device":
+                return per_device_step(self._loss_and_grads, self._layout.map_over_devices, model, weight, *arrays)
+            with sharded_calls(self._layout.shard_map_batch):
+                return self._loss_and_grads(model, weight, *arrays)
+
+        model, sums = accumulate(micro_step, state.model, (images, targets, mask), spec.accumulate)
+        updates, opt = self._optimizer.update(sums.grads, state.opt, state.model.params)
+        model = dataclasses.replace(model, params=optax.apply_updates(state.model.params, updates))
+        ema = None if state.ema is None else update_average(state.ema, model, state.step, spec.ema_decay)
+        metrics = {
+            "loss": sums.loss,
+            "accuracy": sums.num_correct / jnp.sum(mask),
+            "grad_norm": optax.tree.norm(sums.grads),
+        }
+        return TrainState(state.step + 1, model, opt, state.key, ema), metrics
+
+    def _loss_and_grads(
+        self, model: ModelState, weight: jax.Array, images: jax.Array, targets: jax.Array, mask: jax.Array
+    ) -> tuple[ModelState, StepSums]:
+        """Differentiate the loss of a (micro-)batch, whose sum is divided by `weight`.
+
+        Returns:
+          The model with new batch statistics and random streams and the old parameters, and the sums.
+        """
+
+        def loss_fn(params: nnx.State) -> tuple[jax.Array, tuple[ModelState, jax.Array]]:
+            module = nnx.merge(self._train_graph, self._layout.gathered(params), model.stats, model.rng)
+            logits = module(images)
+            num_correct = self._task.num_correct(logits, targets, mask)
+            return self._task.loss_sum(logits, targets, mask) / weight, (split_module(module), num_correct)
+
+        (loss, (after, num_correct)), grads = jax.value_and_grad(loss_fn, has_aux=True)(model.params)
+        return dataclasses.replace(after, params=model.params), StepSums(grads, loss, num_correct)
+
+    def _predict(self, model: ModelState, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        with sharded_calls(self._layout.shard_map_batch):
+            logits = self.logits(model, images)
+        return logits, self._task.probabilities(logits)
