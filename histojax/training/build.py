@@ -1,8 +1,9 @@
-"""From a config to the objects that it describes: the one place where fields meet constructors."""
+"""Building the objects that a config describes: the one place that maps config fields to constructors."""
 
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from ml_collections import ConfigDict
@@ -18,44 +19,44 @@ from histojax.distributed.sharding import Layout
 from histojax.evaluation import thresholds
 from histojax.training import losses
 from histojax.training.optimizer import OptimizerSpec, make_optimizer
-from histojax.training.step import Program, StepSpec
+from histojax.training.program import Program, StepSpec
 from histojax.training.tasks import Multiclass, Multilabel, Task
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def split_spec(config: ConfigDict) -> SplitSpec:
-    """`config.data.split`, its protocol by name."""
+    """Build the specification of the split from `config.data.split`, whose protocol is a name."""
     return protocols.split_spec(config.data.split)
 
 
 def augment_spec(config: ConfigDict) -> AugmentSpec:
-    """`config.data.augment`.
+    """Build the specification of the augmentations from `config.data.augment`.
 
     Raises:
-      RunError: a strength out of range.
+      RunError: a strength is out of range.
     """
     spec = AugmentSpec(**config.data.augment)
     if not 0 < spec.crop_scale <= 1:
         raise RunError(f"data.augment.crop_scale={spec.crop_scale} is not in (0, 1]")
     if not (0 <= spec.colour_jitter < 1 and 0 <= spec.stain_jitter < 1 and spec.blur >= 0 and spec.crop_ratio >= 1):
-        raise RunError("data.augment: jitters are in [0, 1), blur is at least 0, crop_ratio at least 1")
+        raise RunError("data.augment: the jitters must be in [0, 1), blur at least 0 and crop_ratio at least 1")
     return spec
 
 
 def cache(config: ConfigDict) -> str:
-    """`data.cache`.
+    """Return `data.cache`.
 
     Raises:
-      RunError: unknown, or one that cannot have what is asked for.
+      RunError: an unknown kind, or one that does not allow the other settings.
     """
     kind = str(config.data.get("cache", "none"))  # older checkpoints have no such field
     if kind not in CACHES:
         raise RunError(f"data.cache='{kind}' is not one of {', '.join(CACHES)}")
     if kind == "resized" and config.data.augment.crop_scale < 1:
         raise RunError(
-            f"data.cache=resized keeps whole images of {config.data.image_size} pixels, and "
-            f"data.augment.crop_scale={config.data.augment.crop_scale} cuts from the original ones: use crop_scale=1.0 "
+            f"data.cache=resized keeps images resized to {config.data.image_size} pixels, but "
+            f"data.augment.crop_scale={config.data.augment.crop_scale} crops the original images: use crop_scale=1.0 "
             "or cache=decoded"
         )
     if kind != "none" and config.data.get("on_bad_record", "error") == "mask":
@@ -64,10 +65,10 @@ def cache(config: ConfigDict) -> str:
 
 
 def loader_spec(config: ConfigDict, layout: Layout, *, training: bool) -> LoaderSpec:
-    """How batches are made, for training or for evaluation.
+    """Build the specification of the batches, for training or for evaluation.
 
     Raises:
-      RunError: a batch that does not divide among the devices.
+      RunError: the devices cannot divide the batch evenly.
     """
     if training:
         batch_size, field, parts = config.train.batch_size, "train.batch_size", config.train.accumulate
@@ -87,47 +88,70 @@ def loader_spec(config: ConfigDict, layout: Layout, *, training: bool) -> Loader
 
 
 def task(config: ConfigDict, classes: Sequence[str], counts: Sequence[int], images: int) -> Task:
-    """The task with its weights from the training images.
+    """Build the task, with loss weights computed from the training images.
 
     Args:
-      config: `data.task`, `loss`.
+      config: `data.task` and `loss` are read.
       classes: names of the classes or labels.
       counts: training images of each class, or with each label.
-      images: all training images.
+      images: number of training images.
 
     Raises:
-      RunError: an unknown loss or weighting.
+      RunError: an unknown loss or weighting, or a weighting that does not fit the task or the images.
     """
     loss, multilabel = config.loss, config.data.task == "multilabel"
-    foreign = "class_weights" if multilabel else "positive_weights"
-    if loss[foreign] != "none":
-        right = "positive_weights" if multilabel else "class_weights"
+    unused, used = "class_weights", "positive_weights"
+    if not multilabel:
+        unused, used = used, unused
+    if loss[unused] != "none":
         raise RunError(
-            f"loss.{foreign} has no meaning for data.task='{config.data.task}': set it to none; see loss.{right}"
+            f"loss.{unused} has no meaning for data.task='{config.data.task}': set it to none; see loss.{used}"
         )
+    weights = _positive_weights(loss, counts, images) if multilabel else _class_weights(loss, counts)
+    fields = (tuple(classes), tuple(weights.tolist()), loss.name, loss.label_smoothing, loss.focal_gamma)
     try:
         if multilabel:
-            weights = losses.positive_weights(loss.positive_weights, counts, images)
-            asymmetric = (loss.asymmetric_gamma_positive, loss.asymmetric_gamma_negative, loss.asymmetric_margin)
-            return Multilabel(
-                tuple(classes),
-                tuple(weights.tolist()),
-                loss.name,
-                loss.label_smoothing,
-                loss.focal_gamma,
-                asymmetric,
-            )
-        weights = losses.class_weights(loss.class_weights, counts, loss.class_balanced_beta)
-        return Multiclass(tuple(classes), tuple(weights.tolist()), loss.name, loss.label_smoothing, loss.focal_gamma)
+            shape = (loss.asymmetric_gamma_positive, loss.asymmetric_gamma_negative, loss.asymmetric_margin)
+            return Multilabel(*fields, shape)
+        return Multiclass(*fields)
     except ValueError as error:
         raise RunError(str(error)) from error
 
 
+def _class_weights(loss: ConfigDict, counts: Sequence[int]) -> np.ndarray:
+    """Compute the weights of the classes, `f32 [k]`, with mean 1, as `loss.class_weights` says."""
+    kind, beta = loss.class_weights, loss.class_balanced_beta
+    if kind == "none":
+        return np.ones(len(counts), np.float32)
+    if kind == "inverse":
+        return losses.inverse_frequency_weights(counts)
+    if kind != "class_balanced":
+        raise RunError(f"loss.class_weights='{kind}' is not one of none, inverse, class_balanced")
+    if not 0 < beta < 1:
+        raise RunError(f"loss.class_balanced_beta={beta} is not in (0, 1)")
+    return losses.class_balanced_weights(counts, beta)
+
+
+def _positive_weights(loss: ConfigDict, positives: Sequence[int], images: int) -> np.ndarray:
+    """Compute the weights of each label's positive images, `f32 [k]`, as `loss.positive_weights` says."""
+    kind = loss.positive_weights
+    if kind == "none":
+        return np.ones(len(positives), np.float32)
+    if kind != "balanced":
+        raise RunError(f"loss.positive_weights='{kind}' is neither 'none' nor 'balanced'")
+    if any(n in (0, images) for n in positives):
+        raise RunError(
+            f"loss.positive_weights=balanced: of {images} training images, {[int(n) for n in positives]} carry the "
+            "labels; each label needs images with it and images without it. Use 'none', or more data"
+        )
+    return losses.balanced_positive_weights(positives, images)
+
+
 def threshold_rule(config: ConfigDict) -> str:
-    """`train.thresholds`.
+    """Return `train.thresholds`.
 
     Raises:
-      RunError: no such rule.
+      RunError: an unknown rule.
     """
     try:
         thresholds.check_rule(config.train.thresholds)
@@ -138,7 +162,7 @@ def threshold_rule(config: ConfigDict) -> str:
 
 
 def optimizer(config: ConfigDict, steps_per_epoch: int) -> tuple[optax.GradientTransformation, OptimizerSpec]:
-    """The optimizer, and what it was made of.
+    """Build the optimizer, and the specification that describes it.
 
     Raises:
       RunError: an unknown optimizer or schedule.
@@ -162,7 +186,7 @@ def model_spec(config: ConfigDict) -> models.ModelSpec:
     """Return the specification of `config.model.name`, importing `config.model.module` if it is set.
 
     Raises:
-      RunError: a module that cannot be imported, or an unknown model.
+      RunError: the module cannot be imported, or the model is unknown.
     """
     try:
         models.import_module(config.model.get("module", ""))  # older checkpoints have no such field
@@ -175,10 +199,10 @@ def model_spec(config: ConfigDict) -> models.ModelSpec:
 
 
 def program(config: ConfigDict, task: Task, layout: Layout, transform: optax.GradientTransformation) -> Program:
-    """The compiled functions of a run.
+    """Build the compiled functions of a run.
 
     Raises:
-      RunError: an unknown model, option or type; an image size that the model does not take.
+      RunError: an unknown model, option or type, or an image size that the model does not accept.
     """
     if config.model.dtype not in _DTYPES:
         raise RunError(f"model.dtype='{config.model.dtype}' is not one of {', '.join(_DTYPES)}")

@@ -1,6 +1,7 @@
-"""Losses: each takes soft targets and a mask and returns a weighted sum and its weight; the caller divides once.
+"""Losses per image and the weights in them, as equations on arrays.
 
-Shapes: b images, k classes or labels. Padding has mask False and contributes to neither.
+Shapes: b images, k classes or labels. A loss returns one value per image; the task masks padding, sums, and divides
+the sum once by the sum of the images' weights.
 """
 
 from collections.abc import Sequence
@@ -8,61 +9,119 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
+
+# --- One class per image ------------------------------------------------------------------------------------
 
 
-def smooth_one_hot(labels: jax.Array, k: int, smoothing: float = 0.0) -> jax.Array:
-    """Labels `i32 [b]` -> targets `f32 [b, k]`: 1 - ε on the label and ε/k everywhere (Szegedy et al. 2016)."""
+def smooth_one_hot(labels: Int[Array, " b"], k: int, smoothing: float = 0.0) -> Float[Array, "b k"]:
+    """Return soft targets: 1 - ε + ε/k for the label and ε/k for the other classes (Szegedy et al. 2016).
+
+    Args:
+      labels: the class of each image.
+      k: number of classes.
+      smoothing: ε.
+    """
     return jax.nn.one_hot(labels, k, dtype=jnp.float32) * (1 - smoothing) + smoothing / k
 
 
-def target_weight(targets: jax.Array, mask: jax.Array, class_weights: jax.Array) -> jax.Array:
-    """The denominator of the mean: sum over images of their targets' class weight."""
-    return jnp.sum(jnp.sum(targets * class_weights[None], axis=-1) * mask)
+def target_weight(targets: Float[Array, "b k"], class_weights: Float[Array, " k"]) -> Float[Array, " b"]:
+    """Return each image's weight in the mean: Σ_k w_k t_k."""
+    return jnp.sum(targets * class_weights[None], axis=-1)
 
 
-def cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array, class_weights: jax.Array) -> jax.Array:
-    """Sum over images of -Σ_k w_k t_k log p_k.
+def cross_entropy(
+    logits: Float[Array, "b k"], targets: Float[Array, "b k"], class_weights: Float[Array, " k"]
+) -> Float[Array, " b"]:
+    """Return -Σ_k w_k t_k log p_k of each image.
 
-    Divided by `target_weight` it is PyTorch's weighted mean for hard labels.
+    The sum divided by the sum of `target_weight` is PyTorch's weighted mean for hard labels.
+
+    Args:
+      logits: the model's outputs; narrower types are computed in float32.
+      targets: probabilities, hard or soft.
+      class_weights: w.
     """
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
-    return -jnp.sum(jnp.sum(targets * class_weights[None] * log_p, axis=-1) * mask)
+    return -jnp.sum(targets * class_weights[None] * log_p, axis=-1)
 
 
-def focal(logits: jax.Array, targets: jax.Array, mask: jax.Array, class_weights: jax.Array, gamma: float) -> jax.Array:
-    """Sum over images of -Σ_k w_k t_k (1 - p_k)^γ log p_k (Lin et al. 2017); γ = 0 is `cross_entropy`."""
+def focal(
+    logits: Float[Array, "b k"],
+    targets: Float[Array, "b k"],
+    class_weights: Float[Array, " k"],
+    gamma: float,
+) -> Float[Array, " b"]:
+    """Return -Σ_k w_k t_k (1 - p_k)^γ log p_k of each image (Lin et al. 2017); γ = 0 is `cross_entropy`.
+
+    Args:
+      logits: the model's outputs; narrower types are computed in float32.
+      targets: probabilities, hard or soft.
+      class_weights: w.
+      gamma: γ.
+    """
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
-    # 1 - p by expm1, and away from 0 where the power's derivative is infinite for γ < 1
-    rest = jnp.maximum(-jnp.expm1(log_p), 1e-12)
-    return -jnp.sum(jnp.sum(targets * class_weights[None] * rest**gamma * log_p, axis=-1) * mask)
+    # expm1 keeps the digits of 1 - p. The bound avoids 0, where the power's derivative is infinite for γ < 1.
+    one_minus_p = jnp.maximum(-jnp.expm1(log_p), 1e-12)
+    return -jnp.sum(targets * class_weights[None] * one_minus_p**gamma * log_p, axis=-1)
 
 
-def smooth_labels(labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
-    """Labels 0 or 1 `f32 [b, k]` -> targets: ε/2 and 1 - ε/2."""
+def inverse_frequency_weights(counts: Sequence[int]) -> np.ndarray:
+    """Return class weights proportional to 1/n, `f32 [k]`, with mean 1.
+
+    Args:
+      counts: n, the training images of each class; none is 0.
+    """
+    return _with_mean_one(1 / np.asarray(counts, np.float64))
+
+
+def class_balanced_weights(counts: Sequence[int], beta: float) -> np.ndarray:
+    """Return class weights proportional to (1 - β)/(1 - βⁿ), `f32 [k]`, with mean 1 (Cui et al. 2019, equation 4).
+
+    Args:
+      counts: n, the training images of each class; none is 0.
+      beta: β, in (0, 1).
+    """
+    return _with_mean_one((1 - beta) / -np.expm1(np.asarray(counts, np.float64) * np.log(beta)))
+
+
+def _with_mean_one(weights: np.ndarray) -> np.ndarray:
+    return np.asarray(weights / weights.mean(), np.float32)
+
+
+# --- Any number of labels per image -------------------------------------------------------------------------
+
+
+def smooth_labels(labels: Float[Array, "b k"], smoothing: float = 0.0) -> Float[Array, "b k"]:
+    """Return soft targets for labels that are 0 or 1: ε/2 and 1 - ε/2.
+
+    Args:
+      labels: 0 or 1.
+      smoothing: ε.
+    """
     return labels * (1 - smoothing) + smoothing / 2
 
 
-def label_weight(targets: jax.Array, mask: jax.Array) -> jax.Array:
-    """The denominator of a mean over images and labels: k times the images that count.
-
-    Weights of the positives are not in it, as in PyTorch's `BCEWithLogitsLoss`.
-    """
-    return targets.shape[-1] * jnp.sum(mask, dtype=jnp.float32)
-
-
 def asymmetric(
-    logits: jax.Array,
-    targets: jax.Array,
-    mask: jax.Array,
-    positive_weights: jax.Array,
+    logits: Float[Array, "b k"],
+    targets: Float[Array, "b k"],
+    positive_weights: Float[Array, " k"],
     gamma_positive: float = 0.0,
     gamma_negative: float = 0.0,
     margin: float = 0.0,
-) -> jax.Array:
-    """Sum over images and labels of -[w t (1 - p)^γ₊ log p + (1 - t) q^γ₋ log(1 - q)], p = sigmoid, q = max(p - m, 0).
+) -> Float[Array, " b"]:
+    """Return -Σ_k [w t (1 - p)^γ₊ log p + (1 - t) q^γ₋ log(1 - q)] of each image, p = sigmoid, q = max(p - m, 0).
 
-    Ridnik et al. 2021 (arXiv 2009.14119), equations 4 to 6. Equal γ and m = 0 make it the focal loss of every
-    label, γ = 0 the sigmoid cross-entropy with positive weights w.
+    Ridnik et al. 2021 (arXiv 2009.14119), equations 4 to 6. With equal γ and m = 0 it is the focal loss of each
+    label, and with γ = 0 and m = 0 the sigmoid cross-entropy with positive weights w.
+
+    Args:
+      logits: the model's outputs; narrower types are computed in float32.
+      targets: probability of each label, hard or soft.
+      positive_weights: w, the weight of each label's positive images.
+      gamma_positive: γ₊.
+      gamma_negative: γ₋.
+      margin: m.
     """
     logits = logits.astype(jnp.float32)
     log_p, log_not_p = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
@@ -73,59 +132,21 @@ def asymmetric(
         negative = -jnp.log1p(-shifted)
     else:
         shifted = p
-    # Away from 0, where the derivative of a power below 1 is infinite; and sigmoid(-x), for 1 - p loses its digits.
+    # The bounds avoid 0, where the derivative of a power below 1 is infinite. sigmoid(-x) keeps the digits of 1 - p.
     if gamma_positive:
         positive = positive * jnp.maximum(jax.nn.sigmoid(-logits), 1e-12) ** gamma_positive
     if gamma_negative:
         negative = negative * jnp.maximum(shifted, 1e-12) ** gamma_negative
     terms = targets * positive_weights[None] * positive + (1 - targets) * negative
-    return jnp.sum(jnp.sum(terms, axis=-1) * mask)
+    return jnp.sum(terms, axis=-1)
 
 
-def positive_weights(kind: str, positives: Sequence[int], images: int) -> np.ndarray:
-    """Weights of the positives of each label, `f32 [k]`.
+def balanced_positive_weights(positives: Sequence[int], images: int) -> np.ndarray:
+    """Return negatives / positives of each label, `f32 [k]`, so that both sides of a label weigh the same.
 
     Args:
-      kind: `none`: 1; `balanced`: negatives / positives, so that both sides of a label weigh the same.
-      positives: training images that carry each label.
+      positives: training images that carry each label; none is 0.
       images: all training images.
-
-    Raises:
-      ValueError: unknown kind; `balanced` with a label that no or every image carries.
     """
-    n = np.asarray(positives, dtype=np.float64)
-    if kind == "none":
-        return np.ones(len(n), np.float32)
-    if kind != "balanced":
-        raise ValueError(f"loss.positive_weights='{kind}' is neither 'none' nor 'balanced'")
-    if (n == 0).any() or (n == images).any():
-        raise ValueError(
-            f"loss.positive_weights=balanced: {images} training images carry the labels {n.astype(int).tolist()} "
-            "times; each needs images with it and without: use 'none', or more data"
-        )
+    n = np.asarray(positives, np.float64)
     return ((images - n) / n).astype(np.float32)
-
-
-def class_weights(kind: str, counts: Sequence[int], beta: float) -> np.ndarray:
-    """Weights of the classes from their training counts, `f32 [k]`, on average 1.
-
-    Args:
-      kind: `none`; `inverse`: ∝ 1/n; `class_balanced`: ∝ (1 - β)/(1 - βⁿ), Cui et al. 2019, equation 4.
-      counts: training images of each class, none of them 0.
-      beta: β.
-
-    Raises:
-      ValueError: unknown kind, β out of (0, 1).
-    """
-    n = np.asarray(counts, dtype=np.float64)
-    if kind == "none":
-        weights = np.ones_like(n)
-    elif kind == "inverse":
-        weights = 1 / n
-    elif kind == "class_balanced":
-        if not 0 < beta < 1:
-            raise ValueError(f"loss.class_balanced_beta={beta} is not in (0, 1)")
-        weights = (1 - beta) / -np.expm1(n * np.log(beta))
-    else:
-        raise ValueError(f"loss.class_weights='{kind}' is not one of none, inverse, class_balanced")
-    return (weights / weights.mean()).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What is learned: targets, loss, what validation sums up, what a prediction holds."""
+"""Tasks: training targets, the loss, and what a batch adds to the sums that validation divides."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,17 +6,18 @@ from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Num
 
-from histojax.training import losses, metrics
+from histojax.training import losses
 
 
 class Task(Protocol):
-    """What a step asks of a task; b images, k classes or labels.
+    """What a training or evaluation step needs; b images, k classes or labels. Padding has mask False.
 
     Attributes:
       classes: names in the order of the logits.
-      batch_key: of the truth in a batch.
-      METRICS: what validation measures; the terminal shows the first three.
+      batch_key: key of the labels in a batch.
+      METRICS: names of the validation metrics; the terminal shows the first three.
     """
 
     METRICS: ClassVar[tuple[str, ...]]
@@ -28,50 +29,56 @@ class Task(Protocol):
     def batch_key(self) -> str: ...  # noqa: D102
 
     @property
-    def truth(self) -> jax.ShapeDtypeStruct:
-        """Shape and type of an image's truth in a batch."""
+    def label_spec(self) -> jax.ShapeDtypeStruct:
+        """Shape and type of one image's label in a batch."""
         ...
 
-    def targets(self, labels: jax.Array) -> jax.Array:
-        """Training targets `f32 [b, k]` of a batch's truth."""
+    def targets(self, labels: Num[Array, "b ..."]) -> Float[Array, "b k"]:
+        """Return the training targets for a batch's labels."""
         ...
 
-    def loss_weight(self, targets: jax.Array, mask: jax.Array) -> jax.Array:
-        """What the loss sum is divided by."""
+    def loss_weight(self, targets: Float[Array, "b k"], mask: Bool[Array, " b"]) -> Float[Array, ""]:
+        """Return the divisor of `loss_sum`."""
         ...
 
-    def loss_sum(self, logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
-        """The weighted sum of the images' losses."""
+    def loss_sum(
+        self, logits: Float[Array, "b k"], targets: Float[Array, "b k"], mask: Bool[Array, " b"]
+    ) -> Float[Array, ""]:
+        """Return the sum of the images' weighted losses."""
         ...
 
-    def right(self, logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
-        """How many images were answered right, `f32 []`; an image with several labels counts by their share."""
+    def num_correct(
+        self, logits: Float[Array, "b k"], targets: Float[Array, "b k"], mask: Bool[Array, " b"]
+    ) -> Float[Array, ""]:
+        """Return the number of correct images; with several labels, an image counts by its fraction of correct ones."""
         ...
 
-    def evaluation_sums(self, logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-        """Sums over the images of a batch; `loss_sum` and `loss_weight` are among them."""
+    def evaluation_sums(
+        self, logits: Float[Array, "b k"], labels: Num[Array, "b ..."], mask: Bool[Array, " b"]
+    ) -> dict[str, Array]:
+        """Return sums over the images of a batch, `loss_sum` and `loss_weight` among them."""
         ...
 
-    def probabilities(self, logits: jax.Array) -> jax.Array:
-        """`f32 [b, k]`."""
+    def probabilities(self, logits: Float[Array, "b k"]) -> Float[Array, "b k"]:
+        """Return the probabilities in float32."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Multiclass:
-    """One class an image; `label: i32 [b]`.
+    """One class per image; a batch holds `label: i32 [b]`.
 
     Attributes:
       classes: names in the order of the logits.
-      class_weights: one a class.
+      class_weights: the weight of each class in the loss.
       loss_name: one of `LOSSES`.
-      label_smoothing: ε of the training targets; validation has none.
+      label_smoothing: ε of the training targets; validation does not smooth.
       focal_gamma: γ of the focal loss.
     """
 
-    LOSSES: ClassVar = ("cross_entropy", "focal")
+    LOSSES: ClassVar[tuple[str, ...]] = ("cross_entropy", "focal")
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "gmean", "balanced_accuracy", "f1")
-    batch_key: ClassVar = "label"
+    batch_key: ClassVar[str] = "label"
 
     classes: tuple[str, ...]
     class_weights: tuple[float, ...]
@@ -83,59 +90,67 @@ class Multiclass:
         _check_loss(self.loss_name, self.LOSSES, self.label_smoothing)
 
     @property
-    def truth(self) -> jax.ShapeDtypeStruct:
-        """The number of its class."""
+    def label_spec(self) -> jax.ShapeDtypeStruct:
+        """Shape and type of one image's label: the number of its class."""
         return jax.ShapeDtypeStruct((), jnp.int32)
 
-    def targets(self, labels: jax.Array) -> jax.Array:
-        """Training targets `f32 [b, k]` of `labels: i32 [b]`."""
+    def targets(self, labels: Int[Array, " b"]) -> Float[Array, "b k"]:
+        """Return the smoothed one-hot targets of class numbers."""
         return losses.smooth_one_hot(labels, len(self.classes), self.label_smoothing)
 
-    def loss_weight(self, targets: jax.Array, mask: jax.Array) -> jax.Array:
-        """What the loss sum is divided by."""
-        return losses.target_weight(targets, mask, jnp.asarray(self.class_weights))
+    def loss_weight(self, targets: Float[Array, "b k"], mask: Bool[Array, " b"]) -> Float[Array, ""]:
+        """Return the divisor of `loss_sum`: the sum of the targets' class weights."""
+        return jnp.sum(losses.target_weight(targets, jnp.asarray(self.class_weights)) * mask)
 
-    def loss_sum(self, logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
-        """The weighted sum of the images' losses."""
+    def loss_sum(
+        self, logits: Float[Array, "b k"], targets: Float[Array, "b k"], mask: Bool[Array, " b"]
+    ) -> Float[Array, ""]:
+        """Return the sum of the images' weighted losses."""
         weights = jnp.asarray(self.class_weights)
         if self.loss_name == "focal":
-            return losses.focal(logits, targets, mask, weights, self.focal_gamma)
-        return losses.cross_entropy(logits, targets, mask, weights)
+            values = losses.focal(logits, targets, weights, self.focal_gamma)
+        else:
+            values = losses.cross_entropy(logits, targets, weights)
+        return jnp.sum(values * mask)
 
-    def right(self, logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
-        """Images whose greatest logit is that of the greatest target."""
+    def num_correct(
+        self, logits: Float[Array, "b k"], targets: Float[Array, "b k"], mask: Bool[Array, " b"]
+    ) -> Float[Array, ""]:
+        """Return the number of images whose largest logit is at the largest target."""
         return jnp.sum((logits.argmax(-1) == targets.argmax(-1)) * mask, dtype=jnp.float32)
 
-    def evaluation_sums(self, logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-        """Sums over the images of a batch: `loss_sum`, `loss_weight`, `confusion [k, k]`."""
-        hard = losses.smooth_one_hot(labels, len(self.classes))
+    def evaluation_sums(
+        self, logits: Float[Array, "b k"], labels: Int[Array, " b"], mask: Bool[Array, " b"]
+    ) -> dict[str, Array]:
+        """Return sums over the images of a batch: `loss_sum`, `loss_weight`, `confusion [k, k]`."""
+        targets = losses.smooth_one_hot(labels, len(self.classes))
         return {
-            "loss_sum": self.loss_sum(logits, hard, mask),
-            "loss_weight": self.loss_weight(hard, mask),
-            "confusion": metrics.confusion(logits, labels, mask),
+            "loss_sum": self.loss_sum(logits, targets, mask),
+            "loss_weight": self.loss_weight(targets, mask),
+            "confusion": _confusion(logits, labels, mask),
         }
 
-    def probabilities(self, logits: jax.Array) -> jax.Array:
-        """`f32 [b, k]`, summing to 1."""
+    def probabilities(self, logits: Float[Array, "b k"]) -> Float[Array, "b k"]:
+        """Return the softmax in float32; each row sums to 1."""
         return jax.nn.softmax(logits.astype(jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
 class Multilabel:
-    """Any number of labels an image; `labels: f32 [b, k]`, 0 or 1.
+    """Any number of labels per image; a batch holds `labels: f32 [b, k]`, each 0 or 1.
 
     Attributes:
       classes: names of the labels in the order of the logits.
-      positive_weights: of the positives, one a label.
-      loss_name: one of `LOSSES`, each of them of a sigmoid a label.
-      label_smoothing: ε of the training targets; validation has none.
+      positive_weights: the weight of each label's positive images in the loss.
+      loss_name: one of `LOSSES`; each applies to the sigmoid of every label.
+      label_smoothing: ε of the training targets; validation does not smooth.
       focal_gamma: γ of the focal loss.
       asymmetric: γ₊, γ₋ and margin of the asymmetric loss (Ridnik et al. 2021).
     """
 
-    LOSSES: ClassVar = ("cross_entropy", "focal", "asymmetric")
+    LOSSES: ClassVar[tuple[str, ...]] = ("cross_entropy", "focal", "asymmetric")
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "mean_average_precision", "f1", "subset_accuracy")
-    batch_key: ClassVar = "labels"
+    batch_key: ClassVar[str] = "labels"
 
     classes: tuple[str, ...]
     positive_weights: tuple[float, ...]
@@ -147,41 +162,61 @@ class Multilabel:
     def __post_init__(self) -> None:
         _check_loss(self.loss_name, self.LOSSES, self.label_smoothing)
         if min(self.asymmetric[:2]) < 0 or not 0 <= self.asymmetric[2] < 1:
-            raise ValueError(f"loss.asymmetric_*={self.asymmetric}: the γ are at least 0 and the margin is in [0, 1)")
+            raise ValueError(
+                f"loss.asymmetric_*={self.asymmetric}: both gammas must be at least 0 and the margin in [0, 1)"
+            )
 
     @property
-    def truth(self) -> jax.ShapeDtypeStruct:
-        """0 or 1 for each label."""
+    def label_spec(self) -> jax.ShapeDtypeStruct:
+        """Shape and type of one image's labels: 0 or 1 for each."""
         return jax.ShapeDtypeStruct((len(self.classes),), jnp.float32)
 
-    def targets(self, labels: jax.Array) -> jax.Array:
-        """Training targets `f32 [b, k]` of `labels: f32 [b, k]`."""
+    def targets(self, labels: Float[Array, "b k"]) -> Float[Array, "b k"]:
+        """Return the smoothed targets."""
         return losses.smooth_labels(labels, self.label_smoothing)
 
-    def loss_weight(self, targets: jax.Array, mask: jax.Array) -> jax.Array:
-        """What the loss sum is divided by: images times labels."""
-        return losses.label_weight(targets, mask)
+    def loss_weight(self, targets: Float[Array, "b k"], mask: Bool[Array, " b"]) -> Float[Array, ""]:
+        """Return the divisor of `loss_sum`: k times the number of images.
 
-    def loss_sum(self, logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
-        """The sum over images and labels."""
+        The positive weights do not enter it, as in PyTorch's `BCEWithLogitsLoss`.
+        """
+        return targets.shape[-1] * jnp.sum(mask, dtype=jnp.float32)
+
+    def loss_sum(
+        self, logits: Float[Array, "b k"], targets: Float[Array, "b k"], mask: Bool[Array, " b"]
+    ) -> Float[Array, ""]:
+        """Return the sum of the losses over images and labels."""
         shape: Mapping[str, tuple[float, float, float]] = {
             "cross_entropy": (0.0, 0.0, 0.0),
             "focal": (self.focal_gamma, self.focal_gamma, 0.0),
             "asymmetric": self.asymmetric,
         }
-        return losses.asymmetric(logits, targets, mask, jnp.asarray(self.positive_weights), *shape[self.loss_name])
+        weights = jnp.asarray(self.positive_weights)
+        return jnp.sum(losses.asymmetric(logits, targets, weights, *shape[self.loss_name]) * mask)
 
-    def right(self, logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
-        """Images, each counted by the share of its labels that a threshold of 0.5 gets right."""
+    def num_correct(
+        self, logits: Float[Array, "b k"], targets: Float[Array, "b k"], mask: Bool[Array, " b"]
+    ) -> Float[Array, ""]:
+        """Return the sum of each image's fraction of labels that are correct at a threshold of 0.5."""
         return jnp.sum(jnp.mean((logits >= 0) == (targets >= 0.5), axis=-1, dtype=jnp.float32) * mask)
 
-    def evaluation_sums(self, logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-        """Sums over the images of a batch: `loss_sum`, `loss_weight`; metrics need the probabilities themselves."""
+    def evaluation_sums(
+        self, logits: Float[Array, "b k"], labels: Float[Array, "b k"], mask: Bool[Array, " b"]
+    ) -> dict[str, Array]:
+        """Return sums over the images of a batch: `loss_sum`, `loss_weight`; metrics need the probabilities."""
         return {"loss_sum": self.loss_sum(logits, labels, mask), "loss_weight": self.loss_weight(labels, mask)}
 
-    def probabilities(self, logits: jax.Array) -> jax.Array:
-        """`f32 [b, k]`, each in 0 … 1 by itself."""
+    def probabilities(self, logits: Float[Array, "b k"]) -> Float[Array, "b k"]:
+        """Return the sigmoid of each logit in float32."""
         return jax.nn.sigmoid(logits.astype(jnp.float32))
+
+
+def _confusion(logits: Float[Array, "b k"], labels: Int[Array, " b"], mask: Bool[Array, " b"]) -> Float[Array, "k k"]:
+    """Count images by true class (rows) and class of the largest logit (columns); padding is not counted."""
+    k = logits.shape[-1]
+    true = jax.nn.one_hot(labels, k, dtype=jnp.float32) * mask[:, None]
+    predicted = jax.nn.one_hot(logits.argmax(-1), k, dtype=jnp.float32)
+    return true.T @ predicted
 
 
 def _check_loss(name: str, known: tuple[str, ...], smoothing: float) -> None:

@@ -44,7 +44,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "slides": _TABLES | _PIXELS | {"jinja2", "matplotlib", "openslide", "scipy", "shapely", "tifffile", "tqdm"},
     "training": _JAX
     | _TABLES
-    | {"optax", "orbax", "tensorboardX", "tqdm", "absl"}
+    | {"jaxtyping", "optax", "orbax", "tensorboardX", "tqdm", "absl"}
     | {"safetensors", "ml_dtypes", "huggingface_hub"},
     "inference": _JAX
     | _TABLES
