@@ -1,21 +1,24 @@
 """Conversion of weights between the names of other implementations and our parameter paths.
 
-The names are those of a model's `ModelSpec`; see `histojax.models.naming`.
+The names are those of a model's `ModelSpec`; see `histojax.models.naming`. This module imports models for annotations
+only, because reading and converting weights does not need jax.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from histojax.models import ModelSpec
-from histojax.models.naming.rules import Naming, Rule
 from histojax.weights.errors import MismatchError, WeightsError, short
+
+if TYPE_CHECKING:
+    from histojax.models.naming.rules import Naming, Rule
+    from histojax.models.registry import ModelSpec
 
 # Prefixes that wrapper modules put before the names; only these are recognised.
 PREFIXES = ("module.", "model.", "backbone.", "encoder.", "teacher.", "student.", "encoder_q.", "base_encoder.", "net.")
@@ -23,8 +26,31 @@ _FLOATS = ("float16", "float32", "float64", "bfloat16")
 
 # Path -> shape and type.
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]
-# A rule, the names that it takes in the file, and the shapes that they should have.
-_Source = tuple[Rule, tuple[str, ...], list[tuple[int, ...]]]
+
+
+class _Source(NamedTuple):
+    """Where one of our arrays comes from: its rule, its names in the file, and the shapes that those should have."""
+
+    rule: Rule
+    names: tuple[str, ...]
+    shapes: list[tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Where the arrays of a model come from, if the file uses one naming.
+
+    Attributes:
+      backbone: path -> source, for arrays that the file must have.
+      head: path -> source, for the classifier.
+      initial: path -> reason, for arrays that no file with this naming has.
+      uncovered: paths outside the classifier for which the naming has no rule: the file is for another model.
+    """
+
+    backbone: dict[str, _Source] = field(default_factory=dict)
+    head: dict[str, _Source] = field(default_factory=dict)
+    initial: dict[str, str] = field(default_factory=dict)
+    uncovered: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -87,44 +113,29 @@ def convert(
       MismatchError: names are missing, unexpected or misshapen; the error lists all of them.
       WeightsError: the names match no known naming, or several networks; or values are NaN or infinite.
     """
-    classifier = spec.classifier if classifier is None else classifier
     naming, prefix = _detect(arrays, spec, expected, prefix, source)
-    initial: dict[str, str] = {}
-    wanted: dict[str, _Source] = {}
-    head: dict[str, _Source] = {}
-    for path, (shape, _) in expected.items():
-        if spec.is_new(path):
-            initial[path] = f"{spec.name} adds them"
-        elif (found := naming.rule(path)) is None:
-            initial[path] = f"{naming.title} files have none"
-        else:
-            rule, names, _ = found
-            # Transforms only move elements, so one broadcast element is enough to find the shapes.
-            shapes = [part.shape for part in rule.transform.theirs(np.broadcast_to(np.float32(0), shape))]
-            target = head if path.startswith(classifier) else wanted
-            target[path] = rule, tuple(prefix + name for name in names), shapes
-    unruled = [path for path, why in initial.items() if why.endswith("have none") and not path.startswith(classifier)]
-
-    missing, misshapen = _differences(arrays, wanted)
-    head_missing, head_misshapen = _differences(arrays, head)
+    plan = _plan(naming, prefix, spec, expected, spec.classifier if classifier is None else classifier)
+    initial, sources = dict(plan.initial), dict(plan.backbone)
+    missing, misshapen = _differences(arrays, plan.backbone)
+    head_missing, head_misshapen = _differences(arrays, plan.head)
     if head_missing or head_misshapen:
         why = "the file has no classifier" if head_missing else "the classifier in the file has another shape"
-        initial.update(dict.fromkeys(head, why))
+        initial.update(dict.fromkeys(plan.head, why))
     else:
-        wanted.update(head)
-    used = {name for _, names, _ in wanted.values() for name in names}
+        sources.update(plan.head)
+    used = {name for origin in sources.values() for name in origin.names}
     left_out, unexpected = _leftover(arrays, used, naming, prefix, spec, expected)
-    if missing or misshapen or unexpected or unruled:
+    if missing or misshapen or unexpected or plan.uncovered:
         behind = f" behind {prefix!r}" if prefix else ""
         raise MismatchError(
             f"{source}: these are not weights of {spec.name} (read as {naming.title} names{behind}):",
-            missing + unruled,
+            missing + plan.uncovered,
             unexpected,
             misshapen,
             "Name weights of this architecture and size, or the model that these are for.",
         )
-    values = {path: _value(arrays, *wanted[path][:2], dtype=expected[path][1]) for path in expected if path in wanted}
-    _check_finite(values, {path: names for path, (_, names, _) in wanted.items()}, source)
+    values = {path: _value(arrays, sources[path], expected[path][1]) for path in expected if path in sources}
+    _check_finite(values, sources, source)
     return values, Report(spec.name, naming.title, prefix, len(values), initial, tuple(left_out))
 
 
@@ -148,11 +159,11 @@ def export(
     titles = [known.title for known in spec.namings]
     if naming is not None and naming not in titles:
         raise WeightsError(f"{spec.name} has no naming {naming!r}; known: {', '.join(titles)}")
-    chosen = spec.namings[0 if naming is None else titles.index(naming)]
+    target = spec.namings[0 if naming is None else titles.index(naming)]
     arrays: dict[str, np.ndarray] = {}
     without = []
     for path, value in values.items():
-        found = chosen.rule(path)
+        found = target.rule(path)
         if found is None or spec.is_new(path):
             without.append(path)
             continue
@@ -161,9 +172,29 @@ def export(
         arrays.update((name, np.array(part, order="C")) for name, part in zip(names, parts, strict=True))
     if without and not leave_out_new:
         raise WeightsError(
-            f"{chosen.title} has no names for {_some(without)} of {spec.name}; leave_out_new=True leaves them out"
+            f"{target.title} has no names for {_some(without)} of {spec.name}; leave_out_new=True leaves them out"
         )
-    return arrays | (chosen.derived(arrays) if chosen.derived else {})
+    return arrays | (target.derived(arrays) if target.derived else {})
+
+
+def _plan(naming: Naming, prefix: str, spec: ModelSpec, expected: Shapes, classifier: str) -> _Plan:
+    """Find the source of every expected path under a naming and a prefix."""
+    plan = _Plan()
+    for path, (shape, _) in expected.items():
+        in_head = path.startswith(classifier)
+        if spec.is_new(path):
+            plan.initial[path] = f"{spec.name} adds them"
+        elif (found := naming.rule(path)) is None:
+            plan.initial[path] = f"{naming.title} files have none"
+            if not in_head:
+                plan.uncovered.append(path)
+        else:
+            rule, names, _ = found
+            # Transforms only move elements, so one broadcast element is enough to find the shapes.
+            shapes = [part.shape for part in rule.transform.theirs(np.broadcast_to(np.float32(0), shape))]
+            target = plan.head if in_head else plan.backbone
+            target[path] = _Source(rule, tuple(prefix + name for name in names), shapes)
+    return plan
 
 
 def _detect(
@@ -189,7 +220,7 @@ def _detect(
             "Name weights of this architecture, or the model that these are for."
         )
     naming, begin = choices[0]
-    others = sorted({other for _, other in choices} - {begin})
+    others = {other for _, other in choices} - {begin}
     if others:
         listed = ", ".join(repr(p) for p in sorted([begin, *others]))
         raise WeightsError(f"{source}: it holds several networks of the kind; choose one with `prefix`: {listed}")
@@ -197,6 +228,7 @@ def _detect(
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:
+    """Return the empty prefix and every chain of known prefixes that begins one of the names."""
     found = {"": None}
     for name in names:
         begin = ""
@@ -207,12 +239,14 @@ def _prefixes(names: Iterable[str]) -> list[str]:
 
 
 def _example(naming: Naming) -> str:
+    """Return one name of a naming, for messages."""
     return naming.rules[0].name_templates[0].format(dict.fromkeys("ijkn", 0))
 
 
-def _differences(arrays: Mapping[str, np.ndarray], wanted: Mapping[str, _Source]) -> tuple[list[str], list[str]]:
+def _differences(arrays: Mapping[str, np.ndarray], sources: Mapping[str, _Source]) -> tuple[list[str], list[str]]:
+    """Describe the names that are missing from the file, and those of another shape or of integers."""
     missing, misshapen = [], []
-    for _, names, shapes in wanted.values():
+    for _, names, shapes in sources.values():
         for name, shape in zip(names, shapes, strict=True):
             if name not in arrays:
                 missing.append(f"{name} {shape}")
@@ -263,26 +297,29 @@ def _later_stage_test(naming: Naming, spec: ModelSpec, expected: Shapes) -> Call
     return in_later_stage
 
 
-def _value(arrays: Mapping[str, np.ndarray], rule: Rule, names: Sequence[str], *, dtype: Any) -> np.ndarray:
-    value = rule.transform.ours([arrays[name] for name in names])
+def _value(arrays: Mapping[str, np.ndarray], source: _Source, dtype: Any) -> np.ndarray:
+    value = source.rule.transform.ours([arrays[name] for name in source.names])
     with np.errstate(over="ignore"):  # `_check_finite` reports an infinity by name
         return np.array(value, dtype=dtype, order="C")
 
 
-def _check_finite(values: Mapping[str, np.ndarray], names: Mapping[str, Sequence[str]], source: str) -> None:
+def _check_finite(values: Mapping[str, np.ndarray], sources: Mapping[str, _Source], file: str) -> None:
+    """Raise WeightsError, naming the arrays in the file, if a value is NaN or infinite."""
+
     def finite(value: np.ndarray) -> bool:
         wide = value.astype(np.float32) if value.dtype in (np.float16, ml_dtypes.bfloat16) else value
         return bool(np.isfinite(wide).all())
 
-    bad = [name for path, value in values.items() if not finite(value) for name in names[path]]
+    bad = [name for path, value in values.items() if not finite(value) for name in sources[path].names]
     if bad:
         raise WeightsError(
-            f"{source}: NaN or infinite values in {_some(bad)}. The training that wrote them diverged, or the file is "
+            f"{file}: NaN or infinite values in {_some(bad)}. The training that wrote them diverged, or the file is "
             "damaged: use an earlier one."
         )
 
 
 def _some(names: Iterable[str]) -> str:
+    """Join the first eight names, and count the others."""
     listed = list(names)
     more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
     return ", ".join(short(name) for name in listed[:8]) + more

@@ -143,12 +143,12 @@ def test_gradients_are_finite_and_reach_the_head_and_the_backbone(name):
 def test_rematerialisation_changes_nothing_but_memory(name):
     loss, grads, state = train_pass(name)
     loss_remat, grads_remat, state_remat = train_pass(name, remat=True)
-    np.testing.assert_allclose(loss_remat, loss, rtol=1e-5)
+    # Without batch statistics, rounding is the only difference.
+    loss_rtol, rtol, atol = (1e-6, 1e-4, 1e-6) if name.startswith("swin") else (1e-5, 1e-3, 2e-5)
+    np.testing.assert_allclose(loss_remat, loss, rtol=loss_rtol)
     assert state_remat.keys() == state.keys()
-    norm = np.sqrt(sum(np.sum(np.square(grad)) for grad in grads.values()))
     for path, value in (grads | state).items():
-        found = (grads_remat | state_remat)[path]
-        np.testing.assert_allclose(found, value, rtol=1e-3, atol=max(2e-5, 1e-5 * norm), err_msg=path)
+        np.testing.assert_allclose((grads_remat | state_remat)[path], value, rtol=rtol, atol=atol, err_msg=path)
 
 
 # Blocks, units or modules that are recomputed one by one in the small models.
@@ -213,6 +213,10 @@ def test_options_are_the_fields_of_a_frozen_config_read_back_from_json_as_well(n
         models.create(name, num_classes=0, rngs=nnx.Rngs(0))
 
 
+# Their convolutions and poolings have a result for every image; only `check_image_size` refuses small ones.
+RUN_AT_ANY_SIZE = ("resnet50", "dala_resnet50", "seresnet50", "densenet121")
+
+
 @every_model
 def test_image_sizes_are_refused_before_and_while_the_model_runs(name):
     spec = models.spec(name)
@@ -220,6 +224,14 @@ def test_image_sizes_are_refused_before_and_while_the_model_runs(name):
     models.check_image_size(name, spec.config.image_size if "image_size" in spec.options else 224)
     with pytest.raises(ValueError, match=r"image height and width must be .*, not 20"):
         models.check_image_size(name, 20, spec.small)
+    model = nnx.eval_shape(lambda: build(name))
+    for h, w in ((20, 64), (64, 20)):
+        x = jax.ShapeDtypeStruct((1, h, w, 3), jnp.float32)
+        if name in RUN_AT_ANY_SIZE:
+            assert nnx.eval_shape(lambda m, x: m(x), model, x).shape == (1, K)
+        else:
+            with pytest.raises(ValueError, match=rf"image height and width must be .*, not (20|{h}×{w})"):
+                nnx.eval_shape(lambda m, x: m(x), model, x)
 
 
 @every_model
