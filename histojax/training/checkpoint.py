@@ -1,11 +1,11 @@
 """Checkpoints: the only file that imports orbax.
 
-A run keeps its last states in `checkpoints/last/<step>` and the best one in `checkpoints/best/<step>`. Orbax
-writes in the background to a temporary name and renames; behind that we write `sha256.json`, the checksum of
-every file, because orbax restores a flipped byte without a word. So:
+A run keeps its last states in `checkpoints/last/<step>` and the best one in `checkpoints/best/<step>`. Orbax writes
+in the background to a temporary name and renames it. After that we write `sha256.json`, the checksum of every file,
+because orbax restores a flipped byte without an error. So:
 
-* no `sha256.json`: the save was cut short; the checkpoint is ignored with a warning.
-* a file that differs from it: the checkpoint is damaged; an error names the file and says what to do.
+* without `sha256.json`, the save was interrupted: the checkpoint is ignored with a warning.
+* a file differs from its checksum: the checkpoint is damaged, and an error names the file and says what to do.
 """
 
 import concurrent.futures
@@ -31,7 +31,7 @@ from histojax.distributed.sharding import in_memory_as
 from histojax.training import compat
 
 LAST, BEST = "last", "best"
-FORMAT = 2  # of what a checkpoint holds; 1 had no thresholds
+FORMAT = 2  # version of a checkpoint's content; 1 had no thresholds
 _log = logging.getLogger(__name__)
 _FOLDER, _MANIFEST = "checkpoints", "sha256.json"
 _MODEL, _EMA, _TRAIN, _META = "model", "ema", "train", "meta"
@@ -39,23 +39,23 @@ _SHARED_BYTES = 1 << 20
 
 
 class CheckpointError(RunError):
-    """A checkpoint that cannot be written or read; the message names it and the remedy."""
+    """A checkpoint cannot be written or read; the message names the checkpoint and the remedy."""
 
 
 class Checkpoints:
-    """One series of checkpoints in a folder; use it in a `with`, which waits for a save under way.
+    """One series of checkpoints in a folder. Use it in a `with` statement, which waits for a save in progress.
 
     Args:
       folder: `<workdir>/checkpoints/last` or `…/best`.
-      keep: how many to keep; older ones are deleted.
+      keep: number of checkpoints to keep; older ones are deleted.
 
     Raises:
-      CheckpointError: the folder cannot be made.
+      CheckpointError: the folder cannot be created.
     """
 
     def __init__(self, folder: pathlib.Path, keep: int):
         self.folder = folder.absolute()
-        # Orbax leaves an unhandled save under way waiting for five minutes at exit; close() prevents it.
+        # At exit, orbax would wait five minutes for an unhandled save in progress; close() prevents that.
         try:
             self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep))
         except OSError as error:
@@ -69,44 +69,44 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and processes.count() > 1:
             self._pool.shutdown(wait=False, cancel_futures=True)
-            return  # this process ends; the others may be gone, and a save would wait for them
+            return  # this process is ending; the others may be gone, and a save would wait for them
         try:
             self.wait()
         finally:
             self._pool.shutdown()
-            # A save that failed fails here once more, in orbax's words; `wait` has told it in ours.
+            # A failed save fails here again with orbax's message; `wait` has already raised ours.
             with contextlib.suppress(Exception):
                 self._manager.close()
 
     def save(self, step: int, trees: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Starts saving; returns once the arrays have left the devices, so that the next step may donate them.
+        """Start saving; return once the arrays have left the devices, so that the next step may donate them.
 
         Args:
           step: updates done.
           trees: `model`, `train` and, with EMA, `ema`: pytrees of arrays.
-          meta: JSON-able; everything else that makes the run the run.
+          meta: everything else that defines the run, as values that JSON can hold.
 
         Raises:
-          CheckpointError: this save, or the one before it, could not be written.
+          CheckpointError: this save or the previous one could not be written.
         """
         self.wait()
         if step in self.steps():
-            return  # a run that was killed behind this save came here again, with the same state
+            return  # a run that was killed after this save has reached it again, with the same state
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         try:
-            # Orbax's threads wait for five minutes, at exit too, for a folder that cannot be made.
+            # If the folder cannot be created, orbax's threads wait for five minutes, and again at exit.
             tempfile.TemporaryDirectory(prefix=".", dir=self.folder).cleanup()
             arguments = ocp.args.Composite(**items, **{_META: ocp.args.JsonSave(meta)})
             with_backoff(str(self.folder), lambda: self._manager.save(step, args=arguments, force=True))
-        except Exception as error:  # orbax and tensorstore raise many kinds
+        except Exception as error:  # orbax and tensorstore raise many types
             raise self._cannot_write(error) from error
         self._sealing = self._pool.submit(self._seal, step)
 
     def wait(self) -> None:
-        """Blocks until the save under way is on disk with its checksums.
+        """Block until the save in progress is on disk with its checksums.
 
         Raises:
-          CheckpointError: it could not be written.
+          CheckpointError: the checkpoint could not be written.
         """
         sealing, self._sealing = self._sealing, None
         if sealing is not None:
@@ -114,19 +114,19 @@ class Checkpoints:
                 sealing.result()
             except Exception as error:
                 raise self._cannot_write(error) from error
-            processes.barrier(f"sealed in {self.folder}")  # so that all see the same checkpoints
+            processes.barrier(f"sealed in {self.folder}")  # so that all processes see the same checkpoints
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, ascending."""
+        """Return the steps of the complete checkpoints, ascending."""
         return complete_steps(self.folder)
 
     def discard_incomplete(self) -> None:
-        """Deletes what a killed process left half-written, with a warning each."""
+        """Delete the checkpoints that a killed process left incomplete, with a warning for each."""
         self.wait()
         complete = {str(step) for step in self.steps()}
         for path in sorted(self.folder.iterdir()):
             if path.is_dir() and path.name not in complete and jax.process_index() == 0:
-                _log.warning("%s: this save was cut short; ignored and deleted", path)
+                _log.warning("%s: this save was interrupted; deleting it", path)
                 shutil.rmtree(path, ignore_errors=True)
         processes.barrier(f"discarded in {self.folder}")
         self._manager.reload()
@@ -141,83 +141,87 @@ class Checkpoints:
     def _cannot_write(self, error: Exception) -> CheckpointError:
         return CheckpointError(
             f"{self.folder}: the checkpoint could not be written ({_first_line(error)}). "
-            "Earlier checkpoints are untouched: make room or fix the folder, and start the same command again."
+            "Earlier checkpoints are intact: free some space or fix the folder, then rerun the same command to resume."
         )
 
 
 def series(workdir: pathlib.Path, name: str) -> pathlib.Path:
-    """The folder of the series `last` or `best` of a work directory."""
+    """Return the folder of the series `last` or `best` of a work directory."""
     return workdir / _FOLDER / name
 
 
 def complete_steps(folder: pathlib.Path) -> list[int]:
-    """Steps of the complete checkpoints in a series' folder, ascending."""
+    """Return the steps of the complete checkpoints in the folder of a series, ascending."""
     if not folder.is_dir():
         return []
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / _MANIFEST).is_file())
 
 
 def find(path: pathlib.Path) -> pathlib.Path:
-    """The checkpoint that a user means: one itself, or the newest of the best ones, else of the last ones.
+    """Return the checkpoint that a path refers to: the newest best checkpoint, else the newest last one.
 
     Args:
-      path: a checkpoint, a series, a `checkpoints` folder or a work directory.
+      path: a checkpoint, which is returned itself, or a series, a `checkpoints` folder or a work directory.
 
     Raises:
-      CheckpointError: there is none.
+      CheckpointError: the path has no complete checkpoint.
     """
     path = path.expanduser().absolute()
     if (path / _MANIFEST).is_file():
         return path
     for folder in (path, path / BEST, path / LAST, series(path, BEST), series(path, LAST)):
         if folder.is_dir():
-            for cut in sorted(p for p in folder.iterdir() if p.name.isdigit() and not (p / _MANIFEST).is_file()):
-                _log.warning("%s: this save was cut short; ignored", cut)
+            for incomplete in sorted(p for p in folder.iterdir() if p.name.isdigit() and not (p / _MANIFEST).is_file()):
+                _log.warning("%s: this save was interrupted; ignoring it", incomplete)
         if steps := complete_steps(folder):
             return folder / str(steps[-1])
-    what = "has no checkpoint that is complete" if path.exists() else "does not exist"
-    raise CheckpointError(f"{path} {what}; name a work directory of a histojax run, or one of its checkpoints")
+    problem = "has no complete checkpoint" if path.exists() else "does not exist"
+    raise CheckpointError(f"{path} {problem}; give the work directory of a histojax run, or one of its checkpoints")
 
 
 def run_of(checkpoint: pathlib.Path) -> pathlib.Path | None:
-    """The work directory that a checkpoint lies in; None for a copy elsewhere."""
+    """Return the work directory that contains a checkpoint; None for a copy elsewhere."""
     return checkpoint.parents[2] if checkpoint.parents[1].name == _FOLDER else None
 
 
 def digest(checkpoint: pathlib.Path) -> str:
-    """Sixteen hexadecimal digits that tell a checkpoint from any other: of the list of its files' checksums."""
+    """Return sixteen hexadecimal digits that identify a checkpoint: a hash of its files' checksums."""
     return hashlib.sha256((checkpoint / _MANIFEST).read_bytes()).hexdigest()[:16]
 
 
 def verify(checkpoint: pathlib.Path, item: str = "") -> None:
-    """Compares every file of a checkpoint, or of one item in it, with its checksum.
+    """Compare every file of a checkpoint, or of one item in it, with its checksum.
+
+    Args:
+      checkpoint: folder of the checkpoint.
+      item: prefix of the files to compare; empty: all.
 
     Raises:
-      CheckpointError: a file is missing or differs; or it is no checkpoint.
+      CheckpointError: a file is missing or differs, or the folder is not a checkpoint.
     """
     if jax.process_index() != 0:
-        return  # one reads it all; if it raises, the others end with it
+        return  # one process reads all files; if it raises, the others end with it
     try:
         recorded: dict[str, str] = json.loads((checkpoint / _MANIFEST).read_text())
     except OSError as error:
         raise _unreadable(checkpoint, error) from error
     except ValueError as error:
-        raise _damaged(checkpoint, _MANIFEST, "is damaged: it cannot be read") from error
-    found = _checksums(checkpoint, item)
-    for name in sorted(recorded.keys() | found.keys()):
-        if name not in found:
+        raise _damaged(checkpoint, _MANIFEST, "is damaged: it is not valid JSON") from error
+    actual = _checksums(checkpoint, item)
+    for name in sorted(recorded.keys() | actual.keys()):
+        if name not in actual:
             if name.startswith(item):
                 raise _damaged(checkpoint, name, "is missing")
-        elif name in recorded and found[name] != recorded[name]:
+        elif name in recorded and actual[name] != recorded[name]:
             problem = "is damaged: its content differs from the checksum taken when it was written"
             raise _damaged(checkpoint, name, problem)
 
 
 def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
-    """What a checkpoint holds beside arrays: config, classes, normalisation, split, progress.
+    """Read what a checkpoint holds besides arrays: config, classes, normalisation, split, progress.
 
     Raises:
-      CheckpointError: it is not a checkpoint of this program, or a damaged one.
+      CheckpointError: the folder is not a checkpoint of histojax, or the checkpoint is damaged.
     """
     verify(checkpoint, f"{_META}/")
     try:
@@ -228,17 +232,23 @@ def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
         raise _unreadable(checkpoint, error) from error
     if meta.get("format") != FORMAT:
         raise CheckpointError(
-            f"{checkpoint}: written by another version of histojax (format {meta.get('format')}, this one reads "
-            f"{FORMAT}): use that version, or train anew"
+            f"{checkpoint}: written by another version of histojax (format {meta.get('format')}; this version reads "
+            f"{FORMAT}): use that version, or train again"
         )
     return meta
 
 
 def restore(checkpoint: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any]:
-    """Reads the named trees as `abstract` has them sharded and lying in memory; `ema`, `train` may be left out.
+    """Read trees of a checkpoint.
+
+    Args:
+      checkpoint: folder of the checkpoint.
+      abstract: shapes, types, shardings and memory layouts of the trees to read, by name; `ema` and `train` may be
+        left out.
 
     Raises:
-      CheckpointError: damaged, or of another model: every missing, unexpected and misshapen array is named.
+      CheckpointError: the checkpoint is damaged, or holds another model; the message names every array that is
+        missing, unexpected or of another shape.
     """
     verify(checkpoint)
     with _reader() as reader:
@@ -254,10 +264,10 @@ def restore(checkpoint: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any
 
 
 def _register_arrays() -> None:
-    """Arrays are cut among the devices that hold them only where the parts are of a MiB and more.
+    """Make orbax divide an array among the devices that hold it only if each part has at least one MiB.
 
-    Orbax cuts all arrays that several devices hold, so that each writes a part: of a ResNet50 on eight devices,
-    thousands of slices of a few bytes, for each of which a save waits.
+    By default orbax divides every array that several devices hold, so that each device writes a part. For a ResNet50
+    on eight devices these are thousands of slices of a few bytes, and a save waits for each of them.
     """
     default = ocp.type_handlers.get_type_handler(jax.Array)
     handler = ocp.type_handlers.ArrayHandler(
@@ -283,18 +293,19 @@ def _reader() -> ocp.Checkpointer:
 
 
 def _compare(checkpoint: pathlib.Path, name: str, stored: Any, wanted: Any) -> None:
-    there = {} if stored is None else _shapes(stored.tree if hasattr(stored, "tree") else stored)
-    here = _shapes(wanted)
-    problems = [f"missing {path} {here[path]}" for path in here if path not in there]
-    problems += [f"unexpected {path} {there[path]}" for path in there if path not in here]
+    """Raise if the arrays that a tree should have and those that are stored differ in name or shape."""
+    saved = {} if stored is None else _shapes(stored.tree if hasattr(stored, "tree") else stored)
+    expected = _shapes(wanted)
+    problems = [f"missing {path} {expected[path]}" for path in expected if path not in saved]
+    problems += [f"unexpected {path} {saved[path]}" for path in saved if path not in expected]
     problems += [
-        f"{path} is {there[path]}, the model has {here[path]}"
-        for path in here
-        if path in there and there[path] != here[path]
+        f"{path} is {saved[path]}, the model has {expected[path]}"
+        for path in expected
+        if path in saved and saved[path] != expected[path]
     ]
     if problems:
         shown = "\n  ".join(problems[:20] + [f"… and {len(problems) - 20} more"] * (len(problems) > 20))
-        raise CheckpointError(f"{checkpoint}: its '{name}' is of another model or optimizer:\n  {shown}")
+        raise CheckpointError(f"{checkpoint}: its '{name}' belongs to another model or optimizer:\n  {shown}")
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -307,16 +318,16 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _is_key(leaf: Any) -> bool:
-    """Random keys are stored as plain integers with one more axis."""
+    """Return whether a leaf may be a random key: those are stored as plain integers with one more axis."""
     dtype = getattr(leaf, "dtype", None)
     return dtype is None or jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or np.dtype(dtype) == np.uint32
 
 
 def _damaged(checkpoint: pathlib.Path, name: str, problem: str) -> CheckpointError:
-    # A copy may have a name of its own, and no series around it.
+    # A copy may have any name, and need not lie in a series.
     step = int(checkpoint.name) if checkpoint.name.isdigit() else 0
     earlier = [other for other in complete_steps(checkpoint.parent) if other < step]
-    remedy = f"go on from step {earlier[-1]}" if earlier else "start anew"
+    remedy = f"resume from step {earlier[-1]}" if earlier else "start from scratch"
     return CheckpointError(
         f"{checkpoint}: the file {name} {problem}. Restore the folder from a copy, or delete it to {remedy}."
     )
@@ -338,5 +349,5 @@ def _checksums(folder: pathlib.Path, item: str = "") -> dict[str, str]:
 def _first_line(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0] if lines else ''}"
-    # The operating system's word, such as "No space left on device", comes last.
+    # The operating system's message, such as "No space left on device", comes last.
     return text if len(text) <= 300 else f"{text[:140]} … {text[-150:]}"

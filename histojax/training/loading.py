@@ -20,7 +20,7 @@ class LoadedModel:
     Attributes:
       path: folder of the checkpoint.
       meta: what the checkpoint holds besides arrays: `classes`, `thresholds`, `split`, `data`, `step`, …
-      config: the run's config, with the image size that was asked for.
+      config: the run's config, with the requested image size.
       layout: all devices, data-parallel.
       program: the compiled functions.
       model: the model's state.
@@ -39,10 +39,10 @@ def load(path: pathlib.Path, *, image_size: int = 0) -> LoadedModel:
 
     Args:
       path: a work directory, a series of checkpoints, or one checkpoint.
-      image_size: height and width of the model's input in pixels; 0: the run's.
+      image_size: height and width of the model's input in pixels; 0: as in training.
 
     Raises:
-      RunError: no checkpoint or a damaged one; an image size that the model does not accept.
+      RunError: the path has no checkpoint, the checkpoint is damaged, or the model does not accept the image size.
     """
     path = checkpoint.find(path)
     meta = checkpoint.read_meta(path)

@@ -199,8 +199,8 @@ def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
         if key not in _FREE_FIELDS and not key.startswith(_FREE_GROUPS)
     ]
     if differing:
-        lines = [f"{workdir} belongs to a run of another config:", *differing]
-        raise RunError("\n".join([*lines, "Go on with that config, or choose a new --workdir."]))
+        lines = [f"{workdir} belongs to a run with another config:", *differing]
+        raise RunError("\n".join([*lines, "Use that config, or choose a new --workdir."]))
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -219,7 +219,7 @@ def _open_run(config: ConfigDict, workdir: pathlib.Path) -> _Setup:
     layout = Layout(config.sharding.fsdp, rules=config.sharding.rules)
     train_spec = build.loader_spec(config, layout, training=True)
     eval_spec = build.loader_spec(config, layout, training=False)
-    build.augment_spec(config)  # these two fail before the data are read
+    build.augment_spec(config)  # these two check the config before the data are read
     build.threshold_rule(config)
     cache = build.cache(config)
     dataset = with_cache(open_dataset(config.data), cache, config.data.image_size, config.data.threads)
@@ -333,7 +333,7 @@ def _run_epochs(run: _Run, tools: _Tools, workers: contextlib.ExitStack) -> None
                 tools.buffer.close()
             if run.step % setup.steps_per_epoch:
                 continue
-        tools.buffer.flush()  # so that nothing that is not finite gets into a checkpoint
+        tools.buffer.flush()  # raises if a loss is not finite, before it gets into a checkpoint
         if not advised:
             cache, workers_used = build.cache(config), setup.train_spec.workers
             if advice := input_advice(tools.buffer.input_wait, workers=workers_used, cache=cache):
@@ -369,7 +369,7 @@ def _end_of_epoch(run: _Run, tools: _Tools) -> bool:
             line += "  *"
     tools.progress.say(line)
     if epoch % config.checkpoint.every_epochs == 0 or run.step == setup.total_steps or run.watch.stopped:
-        run.best.wait()  # a last checkpoint must not refer to a best one that a kill then takes away
+        run.best.wait()  # a last checkpoint must not refer to a best one that a kill could still prevent
         run.save_last()
     return True
 

@@ -55,13 +55,13 @@ def split_module(module: nnx.Module) -> ModelState:
 
 
 def model_trees(state: TrainState) -> dict[str, Any]:
-    """Return what predicts as the named trees of a checkpoint: the model and, with EMA, its average."""
+    """Return the trees that inference needs, by name: the model and, with EMA, its average."""
     trees = {"model": state.model.as_dict()}
     return trees if state.ema is None else trees | {"ema": state.ema.as_dict()}
 
 
 def all_trees(state: TrainState) -> dict[str, Any]:
-    """Return a complete state as the named trees of a checkpoint."""
+    """Return all trees of a checkpoint by name: the model, its average and the state of training."""
     return model_trees(state) | {"train": {"step": state.step, "opt": state.opt, "key": state.key}}
 
 

@@ -117,7 +117,7 @@ def test_an_ensemble_with_turned_views_and_unreadable_images(
         (["run", "nowhere"], "nowhere: no such file or folder"),
         (["run", "empty"], "empty: no image found"),
         (["run", "1.png", "--output=x.txt"], "--output=x.txt is not a file name that ends in .csv or .parquet"),
-        (["run", "1.png"], "run does not exist; name a work directory"),
+        (["run", "1.png"], "run does not exist; give the work directory"),
         ([",", "1.png"], "no run is named"),
         (["run", "1.png", "--threads=0"], "--threads"),
     ],

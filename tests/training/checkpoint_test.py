@@ -1,4 +1,4 @@
-"""Checkpoints through real orbax: bit for bit back, and in words when they are damaged, cut short or another's."""
+"""Checkpoints through real orbax: bitwise round trips, and errors for damaged, incomplete or foreign ones."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ MANIFEST = "sha256.json"
 
 
 def trees(seed=0, features=4):
-    """Named trees as a run has them: int keys, optax's tuples, typed random keys, scalars, narrow types."""
+    """Return named trees like those of a run: int keys, optax's tuples, typed random keys, scalars, narrow types."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape):
@@ -72,7 +72,7 @@ def save(folder, *steps, keep=9, **options):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A work directory with the last steps 1, 2 and the best step 1; to be copied before it is damaged."""
+    """A work directory with the last steps 1 and 2 and the best step 1. Copy it before damaging it."""
     workdir = tmp_path_factory.mktemp("run")
     save(checkpoint.series(workdir, LAST), 1, 2)
     save(checkpoint.series(workdir, BEST), 1)
@@ -88,17 +88,19 @@ def last(workdir, step) -> pathlib.Path:
     return checkpoint.series(workdir, LAST) / str(step)
 
 
-def test_what_another_version_wrote_is_refused_in_words(tmp_path):
+def test_a_checkpoint_of_another_version_is_rejected(tmp_path):
     with Checkpoints(checkpoint.series(tmp_path, LAST), 2) as series:
         series.save(1, trees(), META | {"format": 1})
-    with pytest.raises(CheckpointError, match=r"another version of histojax \(format 1, this one reads 2\): use that"):
+    with pytest.raises(
+        CheckpointError, match=r"another version of histojax \(format 1; this version reads 2\)"
+    ):
         read_meta(last(tmp_path, 1))
 
 
-# ---- There and back -------------------------------------------------------------------------------------------------
+# ---- Round trips -----------------------------------------------------------------------------------------------------
 
 
-def test_all_comes_back_bit_for_bit(saved):
+def test_a_round_trip_is_bitwise_exact(saved):
     expected = trees(2)
     got = restore(last(saved, 2), abstract(expected))
     assert_equal(got, expected)
@@ -108,13 +110,13 @@ def test_all_comes_back_bit_for_bit(saved):
 
 
 @pytest.mark.parametrize("names", [("model",), ("ema",), ("model", "train")])
-def test_trees_may_be_left_out(saved, names):
+def test_a_restore_may_leave_trees_out(saved, names):
     expected = {name: trees(1)[name] for name in names}
     assert_equal(restore(last(saved, 1), abstract(expected)), expected)
 
 
 @pytest.mark.devices
-def test_saved_in_shards_and_restored_whole_and_back(tmp_path):
+def test_saved_in_shards_and_restored_replicated_or_in_shards(tmp_path):
     expected, layout = {"model": trees()["model"]}, Layout(2)
     shardings = layout.state(expected)
     assert any("fsdp" in sharding.spec for sharding in jax.tree.leaves(shardings))
@@ -134,7 +136,7 @@ def test_saved_in_shards_and_restored_whole_and_back(tmp_path):
     assert jax.tree.map(lambda a: a.sharding, got) == shardings
 
 
-def test_only_the_newest_are_kept(tmp_path):
+def test_only_the_newest_checkpoints_stay(tmp_path):
     folder = save(tmp_path / "last", 1, 2, 3, 4, keep=2)
     with Checkpoints(folder, 2) as series:
         assert series.steps() == [3, 4]
@@ -144,7 +146,7 @@ def test_only_the_newest_are_kept(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["10", "4"]
 
 
-def test_a_step_that_is_there_is_not_saved_again(tmp_path):
+def test_an_existing_step_is_not_saved_again(tmp_path):
     folder = save(tmp_path / "last", 1)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     with Checkpoints(folder, 2) as series:
@@ -162,7 +164,7 @@ def test_saving_copies_so_that_the_next_step_may_donate(tmp_path):
     assert_equal(restore(tmp_path / "last" / "1", abstract(expected)), expected)
 
 
-def test_a_save_under_way_is_finished_when_the_run_fails(tmp_path):
+def test_a_save_in_progress_is_finished_when_the_run_fails(tmp_path):
     def fail():
         with Checkpoints(tmp_path / "last", 1) as series:
             series.save(1, trees(), META)
@@ -192,25 +194,25 @@ def test_find_takes_relative_paths(saved, monkeypatch):
     assert find(pathlib.Path(saved.name)) == checkpoint.series(saved, BEST) / "1"
 
 
-def test_finding_nothing_says_what_to_name(tmp_path):
-    for path, fact in ((tmp_path, "has no checkpoint that is complete"), (tmp_path / "no", "does not exist")):
-        with pytest.raises(CheckpointError, match=f"^{path} {fact}; name a work directory"):
+def test_the_error_without_a_checkpoint_says_what_to_give(tmp_path):
+    for path, fact in ((tmp_path, "has no complete checkpoint"), (tmp_path / "no", "does not exist")):
+        with pytest.raises(CheckpointError, match=f"^{path} {fact}; give the work directory"):
             find(path)
 
 
-# ---- Cut short ------------------------------------------------------------------------------------------------------
+# ---- Interrupted -----------------------------------------------------------------------------------------------------
 
 
-def cut(workdir, step):
+def remove_checksums(workdir, step):
     (last(workdir, step) / MANIFEST).unlink()
 
 
 def test_a_save_without_checksums_is_ignored_and_deleted(copy, caplog):
-    cut(copy, 2)
+    remove_checksums(copy, 2)
     folder = checkpoint.series(copy, LAST)
     with caplog.at_level(logging.WARNING):
         assert find(folder) == last(copy, 1)
-    assert [r.getMessage() for r in caplog.records] == [f"{last(copy, 2)}: this save was cut short; ignored"]
+    assert [r.getMessage() for r in caplog.records] == [f"{last(copy, 2)}: this save was interrupted; ignoring it"]
     caplog.clear()
     with Checkpoints(folder, 2) as series:
         assert series.steps() == [1]
@@ -218,14 +220,14 @@ def test_a_save_without_checksums_is_ignored_and_deleted(copy, caplog):
         with caplog.at_level(logging.WARNING, logger="histojax"):
             series.discard_incomplete()
         ours = [r.getMessage() for r in caplog.records if r.name.startswith("histojax")]
-        assert ours == [f"{last(copy, 2)}: this save was cut short; ignored and deleted"]
+        assert ours == [f"{last(copy, 2)}: this save was interrupted; deleting it"]
         assert not last(copy, 2).exists()
-        # And the run that comes here again saves it anew.
+        # When the run reaches this step again, it saves it again.
         series.save(2, trees(2), META)
     assert_equal(restore(find(folder), abstract(trees(2))), trees(2))
 
 
-def test_what_orbax_leaves_of_a_killed_save_is_ignored_and_discarded(copy, caplog):
+def test_leftovers_of_a_killed_save_are_ignored_and_discarded(copy, caplog):
     folder = checkpoint.series(copy, LAST)
     left = folder / "3.orbax-checkpoint-tmp"
     shutil.copytree(last(copy, 2), left, ignore=shutil.ignore_patterns(MANIFEST, "_CHECKPOINT_METADATA"))
@@ -234,13 +236,13 @@ def test_what_orbax_leaves_of_a_killed_save_is_ignored_and_discarded(copy, caplo
         assert series.steps() == [1, 2]
         with caplog.at_level(logging.WARNING, logger="histojax"):
             series.discard_incomplete()
-        assert f"{left}: this save was cut short; ignored and deleted" in caplog.text
+        assert f"{left}: this save was interrupted; deleting it" in caplog.text
         assert not left.exists()
         series.save(3, trees(3), META)
     assert find(folder) == last(copy, 3)
 
 
-def test_with_nothing_cut_short_nothing_is_discarded(copy, caplog):
+def test_complete_saves_are_not_discarded(copy, caplog):
     with Checkpoints(checkpoint.series(copy, LAST), 2) as series:
         with caplog.at_level(logging.WARNING, logger="histojax"):
             series.discard_incomplete()
@@ -285,7 +287,7 @@ def damage(path, how):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("how", DAMAGES)
 def test_a_damaged_file_is_named_with_the_remedy(copy, kind, how):
-    for step, remedy in ((2, "go on from step 1"), (1, "start anew")):
+    for step, remedy in ((2, "resume from step 1"), (1, "start from scratch")):
         folder = last(copy, step)
         name, path = next((name, path) for name, path in files_of(folder).items() if KINDS[kind](name))
         damage(path, how)
@@ -296,8 +298,8 @@ def test_a_damaged_file_is_named_with_the_remedy(copy, kind, how):
         assert message.endswith(f"Restore the folder from a copy, or delete it to {remedy}."), message
 
 
-def test_every_file_is_guarded(saved):
-    # What the kinds above do not sample: no file is left out of the checksums.
+def test_every_file_has_a_checksum(saved):
+    # The kinds above are a sample; this checks that the checksums leave no file out.
     recorded = json.loads((last(saved, 2) / MANIFEST).read_text())
     assert recorded.keys() == files_of(last(saved, 2)).keys()
     for kind, matches in KINDS.items():
@@ -305,13 +307,13 @@ def test_every_file_is_guarded(saved):
 
 
 @pytest.mark.parametrize("how", ["cut in half", "empty"])
-def test_damaged_checksums_are_told_too(copy, how):
+def test_damaged_checksums_are_reported(copy, how):
     damage(last(copy, 2) / MANIFEST, how)
-    with pytest.raises(CheckpointError, match=f"^{last(copy, 2)}: the file {MANIFEST} is damaged.*go on from step 1"):
+    with pytest.raises(CheckpointError, match=f"^{last(copy, 2)}: the file {MANIFEST} is damaged.*resume from step 1"):
         restore(last(copy, 2), abstract({"model": trees()["model"]}))
 
 
-def test_a_damaged_checkpoint_under_another_name_is_told_too(copy, tmp_path):
+def test_a_damaged_copy_under_another_name_is_reported(copy, tmp_path):
     elsewhere = shutil.copytree(last(copy, 2), tmp_path / "my-model")
     assert find(elsewhere) == elsewhere
     assert_equal(restore(elsewhere, abstract(trees(2))), trees(2))
@@ -320,20 +322,20 @@ def test_a_damaged_checkpoint_under_another_name_is_told_too(copy, tmp_path):
         restore(elsewhere, abstract(trees(2)))
 
 
-def test_a_file_more_does_no_harm(copy):
+def test_an_additional_file_is_ignored(copy):
     (last(copy, 2) / ".DS_Store").write_bytes(b"x")
     assert_equal(restore(last(copy, 2), abstract(trees(2))), trees(2))
 
 
 @pytest.mark.parametrize("how", ["flipped byte", "cut in half", "empty", "deleted"])
-def test_damaged_facts_are_not_read(copy, how):
+def test_damaged_metadata_is_not_read(copy, how):
     damage(next(path for name, path in files_of(last(copy, 2)).items() if KINDS["meta"](name)), how)
     with pytest.raises(CheckpointError, match=f"^{last(copy, 2)}: "):
         read_meta(last(copy, 2))
 
 
 @pytest.mark.parametrize("content", [None, {"a.txt": "x"}, {"meta/metadata": "[]"}])
-def test_a_foreign_folder_is_no_checkpoint(tmp_path, content):
+def test_a_foreign_folder_is_rejected(tmp_path, content):
     folder = tmp_path / "foreign"
     for name, text in (content or {}).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -344,10 +346,10 @@ def test_a_foreign_folder_is_no_checkpoint(tmp_path, content):
         restore(folder, abstract({"model": trees()["model"]}))
 
 
-# ---- Of another model -----------------------------------------------------------------------------------------------
+# ---- Another model --------------------------------------------------------------------------------------------------
 
 
-def test_every_array_that_does_not_fit_is_named_at_once(saved):
+def test_every_mismatch_of_an_array_is_named_at_once(saved):
     wanted = trees(2)["model"]
     params = nnx.to_pure_dict(wanted["params"])
     params["layer1"][2] = params["layer1"].pop(1)
@@ -356,7 +358,7 @@ def test_every_array_that_does_not_fit_is_named_at_once(saved):
     with pytest.raises(CheckpointError) as caught:
         restore(last(saved, 2), abstract({"model": wanted}))
     first, *problems = str(caught.value).splitlines()
-    assert first == f"{last(saved, 2)}: its 'model' is of another model or optimizer:"
+    assert first == f"{last(saved, 2)}: its 'model' belongs to another model or optimizer:"
     assert sorted(line.strip() for line in problems) == [
         "missing params/layer1/2/bias (4,)",
         "missing params/layer1/2/kernel (8, 4)",
@@ -366,21 +368,23 @@ def test_every_array_that_does_not_fit_is_named_at_once(saved):
     ]
 
 
-def test_another_optimizer_is_told(saved):
+def test_another_optimizer_is_reported(saved):
     wanted = trees(2)["train"]
     wanted["opt"] = optax.sgd(0.1, momentum=0.9).init(trees(2)["model"]["params"])
-    with pytest.raises(CheckpointError, match=r"its 'train' is of another model or optimizer:\n  missing opt/"):
+    with pytest.raises(CheckpointError, match=r"its 'train' belongs to another model or optimizer:\n  missing opt/"):
         restore(last(saved, 2), abstract({"train": wanted}))
 
 
-def test_a_tree_that_was_not_saved_is_told(tmp_path):
+def test_a_tree_that_was_not_saved_is_reported(tmp_path):
     with Checkpoints(tmp_path / "last", 1) as series:
         series.save(1, {"model": trees()["model"]}, META)
-    with pytest.raises(CheckpointError, match=r"its 'ema' is of another model or optimizer:\n  missing params/head"):
+    with pytest.raises(
+        CheckpointError, match=r"its 'ema' belongs to another model or optimizer:\n  missing params/head"
+    ):
         restore(tmp_path / "last" / "1", abstract({"ema": trees()["ema"]}))
 
 
-def test_a_long_list_is_cut(saved):
+def test_a_long_list_of_mismatches_is_shortened(saved):
     wanted = {"model": {"params": {f"layer{i}": jnp.zeros(1) for i in range(40)}}}
     with pytest.raises(CheckpointError) as caught:
         restore(last(saved, 2), abstract(wanted))
@@ -389,16 +393,16 @@ def test_a_long_list_is_cut(saved):
     assert re.fullmatch(r"  … and \d+ more", lines[-1])
 
 
-# ---- Where nothing can be written -----------------------------------------------------------------------------------
+# ---- Folders that cannot be written ---------------------------------------------------------------------------------
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(CheckpointError, match=f"^{tmp_path}/file/last: the checkpoint could not be written"):
         save(tmp_path / "file" / "last", 1)
 
 
-def test_a_folder_that_is_taken_away_is_told(tmp_path):
+def test_a_folder_that_disappears_is_reported(tmp_path):
     folder = tmp_path / "last"
     before = threading.enumerate()
     series = Checkpoints(folder, 2)
@@ -410,16 +414,18 @@ def test_a_folder_that_is_taken_away_is_told(tmp_path):
             series.save(1, trees(), META)
 
     start = time.monotonic()
-    with pytest.raises(CheckpointError, match=f"^{folder}: the checkpoint could not be written .*make room or fix"):
+    with pytest.raises(
+        CheckpointError, match=f"^{folder}: the checkpoint could not be written .*free some space"
+    ):
         write()
-    # No thread of orbax's stays behind: it would wait for five minutes, and the process with it.
+    # No thread of orbax stays behind: it would wait for five minutes and keep the process alive.
     assert time.monotonic() - start < 60
     assert not [thread for thread in threading.enumerate() if thread not in before and not thread.daemon]
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of a megabyte."""
+    """A file system of one megabyte."""
     mount = tmp_path / "disk"
     mount.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)]
@@ -429,7 +435,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(mount)], check=True)
 
 
-def test_a_full_disk_is_told_and_the_earlier_checkpoint_is_untouched(small_disk):
+def test_a_full_disk_is_reported_and_the_earlier_checkpoint_is_intact(small_disk):
     folder = save(small_disk / "last", 1)
     large = {"model": {"params": {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(1024, 1024)))}}}
 
@@ -438,7 +444,7 @@ def test_a_full_disk_is_told_and_the_earlier_checkpoint_is_untouched(small_disk)
             series.save(2, large, META)
 
     with pytest.raises(
-        CheckpointError, match=f"^{folder}: the checkpoint could not be written .*No space left.*make room"
+        CheckpointError, match=f"^{folder}: the checkpoint could not be written .*No space left.*free some space"
     ):
         write()
     assert find(folder) == folder / "1"

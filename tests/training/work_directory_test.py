@@ -1,4 +1,4 @@
-"""A work directory belongs to one config; fields that were added later do not change that."""
+"""A work directory belongs to one config, also if it is older than some fields of the config."""
 
 import json
 import pathlib
