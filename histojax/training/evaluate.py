@@ -1,4 +1,4 @@
-"""From a model's state to predictions, and from predictions to results."""
+"""Predictions of a trained model, the decision rule chosen on them, and their results."""
 
 import dataclasses
 import pathlib
@@ -36,11 +36,11 @@ POSITIVE = "malignant"
 
 @dataclasses.dataclass(frozen=True)
 class EvalOutput:
-    """What a model said of a set of images.
+    """A model's output for a set of images.
 
     Attributes:
       probabilities: `f32 [n, k]`, in the order of the images.
-      sums: the task's sums over them (loss, confusion).
+      sums: the task's sums over the images (`Task.evaluation_sums`).
     """
 
     probabilities: np.ndarray
@@ -48,7 +48,7 @@ class EvalOutput:
 
 
 class Stopped(Exception):
-    """An evaluation was asked to stop; nothing is lost but its time."""
+    """An evaluation stopped on request; only its time is lost."""
 
 
 def run_model(
@@ -59,25 +59,25 @@ def run_model(
     layout: Layout,
     stop: Callable[[], bool] = lambda: False,
 ) -> EvalOutput:
-    """Every image exactly once, on all devices of all processes.
+    """Evaluate every image exactly once, on all devices of all processes.
 
     Args:
-      program: what computes.
+      program: the compiled functions.
       model: the model's state.
       batches: as `eval_batches` yields them.
-      count: images in all of them.
-      layout: where they go.
-      stop: asked before each batch.
+      count: number of images in all batches, without padding.
+      layout: the devices.
+      stop: called before each batch; True stops the evaluation.
 
     Raises:
-      Stopped: `stop` said so.
+      Stopped: `stop` returned True.
     """
     outputs = []
     for batch in batches:
         if stop():
             raise Stopped
         outputs.append(program.evaluate(model, layout.to_device(batch)))
-        if len(outputs) > 2:  # keeps the host ahead of the device, but not by a whole dataset
+        if len(outputs) > 2:  # the host runs ahead of the device, but not by a whole dataset
             jax.block_until_ready(outputs[-3])
     probabilities: list[np.ndarray] = []
     sums: dict[str, np.ndarray] = {}
@@ -87,17 +87,22 @@ def run_model(
     return EvalOutput(np.concatenate(probabilities)[:count], sums)
 
 
-def validation_metrics(outcome: EvalOutput, dataset: Dataset, indices: np.ndarray) -> dict[str, float]:
-    """Loss and the task's metrics of the images at `indices`.
+def validation_metrics(output: EvalOutput, dataset: Dataset, indices: np.ndarray) -> dict[str, float]:
+    """Compute the loss and the task's metrics.
 
-    One class an image: of the confusion matrix; F1 is that of the positive class, else the macro mean. Several
-    labels: at thresholds of 0.5, since the chosen ones fit these very images.
+    With one class per image they come from the confusion matrix; F1 is the positive class's, or the macro mean if the
+    data has no such class. With several labels the thresholds are 0.5, because fitted ones were chosen on these images.
+
+    Args:
+      output: the model's output for the images.
+      dataset: the images.
+      indices: rows of the evaluated images in `dataset`.
     """
-    loss = {"loss": float(outcome.sums["loss_sum"] / outcome.sums["loss_weight"])}
+    loss = {"loss": float(output.sums["loss_sum"] / output.sums["loss_weight"])}
     if dataset.multilabel:
         halves = np.full(len(dataset.classes), 0.5)
-        return loss | multilabel.scores(dataset.labels[indices], outcome.probabilities, halves)
-    confusion = outcome.sums["confusion"]
+        return loss | multilabel.scores(dataset.labels[indices], output.probabilities, halves)
+    confusion = output.sums["confusion"]
     f1 = metrics.f1(confusion)
     classes = dataset.classes
     return loss | {
@@ -109,64 +114,94 @@ def validation_metrics(outcome: EvalOutput, dataset: Dataset, indices: np.ndarra
 
 
 def default_decision_rule(dataset: Dataset) -> dict[str, Any]:
-    """What a checkpoint holds of `chosen` where there is no validation side."""
+    """Return the decision rule of a checkpoint without validation images; see `fit_decision_rule`."""
     halves = [0.5] * len(dataset.classes) if dataset.multilabel else None
     return {"thresholds": halves, "confusion": None, "decision": None, "temperatures": None}
 
 
-def fit_decision_rule(outcome: EvalOutput, dataset: Dataset, indices: np.ndarray, rule: str) -> dict[str, Any]:
-    """What is chosen on validation images, those at `indices`, and locked in the checkpoint.
+def fit_decision_rule(output: EvalOutput, dataset: Dataset, indices: np.ndarray, rule: str) -> dict[str, Any]:
+    """Choose thresholds and temperatures on validation images; the checkpoint then locks them.
 
-    `thresholds` of several labels, by the rule, and how often each label is right at its own (`confusion`: true
-    negatives, false positives, false negatives, true positives; they say how far a count of predicted labels can be
-    off); of two classes the `decision` of the positive one; `temperatures` that calibrate.
+    Args:
+      output: the model's output for the images.
+      dataset: the images.
+      indices: rows of the validation images in `dataset`.
+      rule: how thresholds are chosen, as `train.thresholds`.
+
+    Returns:
+      `thresholds`: one per label, with several labels.
+      `confusion`: true negatives, false positives, false negatives and true positives of each label at its threshold.
+      They bound the error of a count of predicted labels.
+      `decision`: threshold of the positive class, with two classes.
+      `temperatures`: the calibration, one per label, or one in all.
     """
-    truth, said = dataset.labels[indices], outcome.probabilities
+    labels, probabilities = dataset.labels[indices], output.probabilities
     if not dataset.multilabel:
-        temperatures = [calibration.fit_temperature(truth, said)]
-        decision = _decision(truth, said, dataset.classes, rule) if len(dataset.classes) == 2 else None
+        temperatures = [calibration.fit_temperature(labels, probabilities)]
+        decision = _decision(labels, probabilities, dataset.classes, rule) if len(dataset.classes) == 2 else None
         return default_decision_rule(dataset) | {"decision": decision, "temperatures": temperatures}
-    cuts = thresholds.choose_thresholds(truth, said, rule)
-    there, yes = truth > 0.5, thresholds.is_positive(said, cuts)
-    cells = (~there & ~yes, ~there & yes, there & ~yes, there & yes)
-    pairs = zip(there.astype(int).T, said.T, strict=True)
+    chosen = thresholds.choose_thresholds(labels, probabilities, rule)
+    true, predicted = labels > 0.5, thresholds.is_positive(probabilities, chosen)
+    cells = (~true & ~predicted, ~true & predicted, true & ~predicted, true & predicted)
     return {
-        "thresholds": cuts.tolist(),
+        "thresholds": chosen.tolist(),
         "confusion": {name: [int(cell[:, i].sum()) for cell in cells] for i, name in enumerate(dataset.classes)},
         "decision": None,
-        "temperatures": [calibration.fit_temperature(one, np.stack([1 - p, p], axis=1)) for one, p in pairs],
+        "temperatures": [
+            calibration.fit_temperature(label, np.stack([1 - p, p], axis=1))
+            for label, p in zip(true.astype(int).T, probabilities.T, strict=True)
+        ],
     }
 
 
-def _decision(truth: np.ndarray, said: np.ndarray, classes: Sequence[str], rule: str) -> dict[str, Any]:
+def _decision(labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], rule: str) -> dict[str, Any]:
+    """Choose the threshold of the positive of two classes."""
     positive = classes.index(POSITIVE) if POSITIVE in classes else 1
-    (cut,) = thresholds.choose_thresholds((truth == positive)[:, None], said[:, [positive]], rule).tolist()
-    return {"class": classes[positive], "threshold": cut, "rule": rule}
+    is_positive, scores = (labels == positive)[:, None], probabilities[:, [positive]]
+    (threshold,) = thresholds.choose_thresholds(is_positive, scores, rule).tolist()
+    return {"class": classes[positive], "threshold": threshold, "rule": rule}
 
 
 def predict_split(
     program: Program, model: ModelState, dataset: Dataset, split: Split, sides: Sequence[str], spec: LoaderSpec,
     layout: Layout, stop: Callable[[], bool] = lambda: False,
 ) -> pd.DataFrame:  # fmt: skip
-    """The table of predictions over the given sides of a split, a row an image; `stop` as of `run_model`."""
+    """Predict the images of a split's sides.
+
+    Args:
+      program: the compiled functions.
+      model: the model's state.
+      dataset: the images.
+      split: their split.
+      sides: the sides to predict, such as `val` and `test`; an empty side adds no rows.
+      spec: how batches are made.
+      layout: the devices.
+      stop: called before each batch; True stops the evaluation.
+
+    Returns:
+      The table of predictions, one row per image.
+
+    Raises:
+      Stopped: `stop` returned True.
+    """
     tables = []
     for side in sides:
         indices = split.indices(side)
         if not len(indices):
             continue
-        outcome = run_model(program, model, eval_batches(dataset, indices, spec), len(indices), layout, stop)
+        output = run_model(program, model, eval_batches(dataset, indices, spec), len(indices), layout, stop)
         rows = dataset.records.take(indices)
-        further = ("slide_id", "source_id") if dataset.multilabel else ("case_id", "subtype")
+        more_columns = ("slide_id", "source_id") if dataset.multilabel else ("case_id", "subtype")
         tables.append(
             predictions.make_table(
                 rows.column("image_id"),
                 dataset.labels[indices],
-                outcome.probabilities,
+                output.probabilities,
                 dataset.classes,
                 split=side,
                 patient_id=rows.column("patient_id"),
                 magnification=rows.column("magnification"),
-                **{name: rows.column(name) for name in further},
+                **{name: rows.column(name) for name in more_columns},
             )
         )
     return pd.concat(tables, ignore_index=True)
@@ -175,36 +210,37 @@ def predict_split(
 def write_results(
     workdir: pathlib.Path, table: pd.DataFrame, facts: Mapping[str, Any], config: ConfigDict, meta: Mapping[str, Any]
 ) -> None:
-    """Write `predictions.parquet`, `predictions.csv`, `results.json` and, for people, `results.txt`.
+    """Write `predictions.parquet`, `predictions.csv`, `results.json` and its text `results.txt`.
 
     Args:
-      workdir: where to.
-      table: of predictions.
-      facts: `protocol`, `split_hash`, `checkpoint_step`, `data`, … as results.json has them at the top.
-      config: `evaluation`, `seed`, `paper`.
-      meta: of the checkpoint: `classes`, `thresholds`.
+      workdir: the folder to write to.
+      table: the predictions.
+      facts: the head of results.json: `protocol`, `split_hash`, `checkpoint_step`, `data`, …
+      config: `evaluation`, `seed` and `paper` are read.
+      meta: metadata of the checkpoint: `classes`, `thresholds`, `decision`.
     """
     predictions.write(table, workdir / "predictions")
-    classes, cuts = meta["classes"], meta["thresholds"]
+    classes, locked = meta["classes"], meta["thresholds"]
     summary = dict(facts)
-    if cuts is not None and set(config.paper.label_accuracy) == set(classes):  # else it is another question
+    # A paper's figures for other labels answer another question.
+    if locked is not None and set(config.paper.label_accuracy) == set(classes):
         summary["reported"] = config.paper.to_dict()
     options = {"n_resamples": config.evaluation.resamples, "seed": config.seed}
     summary["splits"] = results.summarise(
         table,
         positive=POSITIVE if POSITIVE in classes else None,
-        thresholds=None if cuts is None else dict(zip(classes, cuts, strict=True)),
+        thresholds=None if locked is None else dict(zip(classes, locked, strict=True)),
         **options,
     )
-    if locked := meta.get("decision"):  # older checkpoints have none
-        summary["thresholds"] = {locked["class"]: locked["threshold"]}
-        summary["threshold_rule"] = locked["rule"]
+    if decision := meta.get("decision"):  # older checkpoints have none
+        summary["thresholds"] = {decision["class"]: decision["threshold"]}
+        summary["threshold_rule"] = decision["rule"]
         for split, block in summary["splits"].items():
             rows = table[table["split"] == split]
-            there, scores = rows["label"] == locked["class"], rows[predictions.PREFIX + locked["class"]]
+            positive, scores = rows["label"] == decision["class"], rows[predictions.PREFIX + decision["class"]]
             block["decisions"] = {
-                name: decisions.at_threshold(rows, there.to_numpy(), scores.to_numpy(), cut, **options)
-                for name, cut in (("half", 0.5), ("locked", locked["threshold"]))
+                name: decisions.at_threshold(rows, positive.to_numpy(), scores.to_numpy(), threshold, **options)
+                for name, threshold in (("half", 0.5), ("locked", decision["threshold"]))
             }
     results.write_json(summary, workdir / "results.json")
     with atomic_write(workdir / "results.txt") as temporary:
@@ -219,60 +255,75 @@ def evaluate_checkpoint(
     magnification: str = "",
     image_size: int = 0,
 ) -> pathlib.Path:
-    """`histojax eval`: rebuilds model, preprocessing and split from a checkpoint alone and evaluates it.
+    """Evaluate a checkpoint, with model, preprocessing and split rebuilt from it alone.
+
+    Images other than the run's own are tested only if the model was neither trained nor selected on them: such
+    images, their copies, and the other images of their groups are left out.
 
     Args:
       path: a work directory, a series of checkpoints, or one checkpoint.
-      output: where results go; None: into the run's own folder. Results on other images than the run's own
-        go to a subfolder `eval/<root>-<magnification>` of it.
-      data_root: other images than the run's; empty: the run's. Nothing that the model was trained or selected
-        on is tested: such images, their copies and other images of their groups are left out.
-      magnification: another one than the run's; empty: the run's.
+      output: folder for the results; None: a folder in the run's work directory. Results on images other than the
+        run's own go to its subfolder `eval/<root>-<magnification>`.
+      data_root: dataset root; empty: the run's.
+      magnification: magnification of the images; empty: the run's.
       image_size: height and width of the model's input; 0: the run's.
 
     Returns:
       The folder with the results, which the first process writes.
 
     Raises:
-      RunError, DataError: no or a damaged checkpoint, no images.
+      RunError: the checkpoint is missing or damaged, or no image is left to test.
+      DataError: the images are missing or damaged.
     """
     path = checkpoint.find(path)
     if output is None:
-        run = checkpoint.run_of(path)
-        if run is None:
-            raise RunError(f"{path} lies in no work directory: say with --workdir=DIR where results go")
-        size = f"-{image_size}px" if image_size else ""
-        output = run / "eval" / f"{path.parent.name}-{path.name}{size}"
+        output = _default_output(path, image_size)
     trained = load(path, image_size=image_size)
     meta, config = trained.meta, trained.config
-    if data_root:
-        config.data.root = str(pathlib.Path(data_root).expanduser().resolve())
-    if magnification:
-        config.data.magnification = magnification
-    dataset = open_dataset(config.data, meta["classes"])
     saved = Split.from_json(meta["split"])
-    split = dataset.place(saved)
+    dataset, split = _open_images(config, meta["classes"], saved, data_root, magnification)
     same = split.hash == saved.hash
     sides = [side for side in ("val", "test") if len(split.indices(side))] if same else ["test"]
-    if not len(split.indices("test")):
-        raise RunError(
-            f"{dataset.prepared.description}: every image belongs to patients that the model was trained or "
-            "selected on, so nothing is left to test"
-        )
     spec = build.loader_spec(config, trained.layout, training=False)
     table = predict_split(trained.program, trained.model, dataset, split, sides, spec, trained.layout)
     protocol = saved.protocol
     if not same:
         seen = len(dataset.records) - len(split.indices("test"))
         protocol = f"other images than the run's; {seen} of patients seen in training left out; model: {protocol}"
-    facts = result_facts(config, dataset, split, protocol, path, meta)
-    if not same:
         names = (pathlib.Path(config.data.root).name or "synthetic", config.data.magnification)
         output = output / "eval" / "-".join(name for name in names if name)
+    facts = result_facts(config, dataset, split, protocol, path, meta)
     if jax.process_index() == 0:
         output.mkdir(parents=True, exist_ok=True)
         write_results(output, table, facts, config, meta)
     return output
+
+
+def _default_output(path: pathlib.Path, image_size: int) -> pathlib.Path:
+    """Return the folder for a checkpoint's results in the work directory that holds the checkpoint."""
+    run = checkpoint.run_of(path)
+    if run is None:
+        raise RunError(f"{path} is not in a work directory: give the folder for the results with --workdir=DIR")
+    size = f"-{image_size}px" if image_size else ""
+    return run / "eval" / f"{path.parent.name}-{path.name}{size}"
+
+
+def _open_images(
+    config: ConfigDict, classes: Sequence[str], saved: Split, data_root: str, magnification: str
+) -> tuple[Dataset, Split]:
+    """Open the images to evaluate and place the run's split on them; `config.data` is changed to describe them."""
+    if data_root:
+        config.data.root = str(pathlib.Path(data_root).expanduser().resolve())
+    if magnification:
+        config.data.magnification = magnification
+    dataset = open_dataset(config.data, classes)
+    split = dataset.place(saved)
+    if not len(split.indices("test")):
+        raise RunError(
+            f"{dataset.prepared.description}: no image is left to test, because every image belongs to patients that "
+            "the model was trained or selected on"
+        )
+    return dataset, split
 
 
 def result_facts(
@@ -283,11 +334,21 @@ def result_facts(
     path: pathlib.Path,
     meta: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The head of results.json; `path` and `meta` are the checkpoint's."""
-    own = split.definition if split.hash == meta["split"]["hash"] else None
+    """Return the head of results.json.
+
+    Args:
+      config: the run's config.
+      dataset: the images.
+      split: their split.
+      protocol: the split's protocol, in words.
+      path: the checkpoint.
+      meta: its metadata.
+    """
+    definition = split.definition if split.hash == meta["split"]["hash"] else None
     return {
         "protocol": protocol,
-        "protocol_id": own.tag if own else None,  # other images follow no protocol by name, nor do older checkpoints
+        # Neither other images than the run's nor older checkpoints follow a named protocol.
+        "protocol_id": definition.tag if definition else None,
         "split_hash": split.hash,
         "model": config.model.name,
         "image_size": config.data.image_size,

@@ -175,7 +175,7 @@ def test_eval_needs_the_checkpoint_alone(tmp_path: pathlib.Path, finished: pathl
     copy = shutil.copytree(find(finished), tmp_path / "copy")
     done = run([*words, f"--checkpoint={copy}"])
     assert done.returncode == 1
-    assert "say with --workdir" in done.stderr
+    assert "give the folder for the results with --workdir" in done.stderr
     done = run([*words, f"--checkpoint={copy}", f"--workdir={tmp_path}"])
     assert done.returncode == 0, done.stderr
     again = json.loads((tmp_path / "results.json").read_text())
