@@ -1,4 +1,4 @@
-"""Reading a user's table of images: CSV, TSV or Parquet with a header."""
+"""Reading a user's table or list of images or slides: CSV, TSV or Parquet with a header."""
 
 import csv
 import os
@@ -19,7 +19,9 @@ SIDES = {
 }  # fmt: skip
 
 
-def read_table(path: pathlib.Path, errors: str = "strict") -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
+def read_table(
+    path: pathlib.Path, errors: str = "strict", *, pad: bool = False
+) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
     """Read a table whose first line names the columns.
 
     The delimiter of a text file is a comma, semicolon or tab, whichever is most frequent in the header. Cells are
@@ -28,6 +30,7 @@ def read_table(path: pathlib.Path, errors: str = "strict") -> tuple[list[str], I
     Args:
       path: a `.parquet` file, or a text file in UTF-8.
       errors: how undecodable bytes are handled, as for `open`; "surrogateescape" keeps paths that are not UTF-8.
+      pad: whether cells missing at the end of a row are empty, as in a list with optional columns, not an error.
 
     Returns:
       The column names, and the rows: the place for messages ("FILE, line N") and the cells by column name.
@@ -43,8 +46,8 @@ def read_table(path: pathlib.Path, errors: str = "strict") -> tuple[list[str], I
         raise DataError(f"{name}: empty")
     repeated = sorted({column for column in header if header.count(column) > 1})
     if repeated:
-        raise DataError(f"{name}: column names repeat: {printable(', '.join(repeated))}")
-    return header, _rows(name, header, lines)
+        raise DataError(f"{name}: column names repeat: {printable(', '.join(repeated))}; make each unique")
+    return header, _rows(name, header, lines, pad)
 
 
 def read_side(place: str, cell: str) -> str:
@@ -66,12 +69,15 @@ def printable(name: str | os.PathLike[str]) -> str:
 
 
 def _rows(
-    name: str, header: Sequence[str], lines: Iterator[tuple[str, list[str]]]
+    name: str, header: Sequence[str], lines: Iterator[tuple[str, list[str]]], pad: bool
 ) -> Iterator[tuple[str, dict[str, str]]]:
     for line, cells in lines:
         place = f"{name}, {line}"
+        if pad:
+            cells = [*cells, *[""] * (len(header) - len(cells))]
         if len(cells) != len(header):
-            raise DataError(f"{place}: {len(cells)} cells where the header has {len(header)}")
+            remedy = "; quote cells that contain the delimiter" if len(cells) > len(header) else ""
+            raise DataError(f"{place}: {len(cells)} cells where the header has {len(header)}{remedy}")
         if "\0" in "".join(cells):
             raise DataError(f"{place}: contains a zero byte")
         yield place, dict(zip(header, cells, strict=True))

@@ -6,7 +6,7 @@ import math
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from histojax.core.csv_rows import csv_rows
+from data_pipelines.tables import read_table
 from histojax.core.errors import RunError
 
 SUFFIXES = (
@@ -46,8 +46,9 @@ def find(paths: Sequence[str], mpp: float | None = None, roi: pathlib.Path | Non
       One job per slide.
 
     Raises:
-      RunError: a folder has no slides, a list is malformed, two slides share both file and folder name, or a slide is
-        given twice.
+      RunError: a folder has no slides, a list has no or unknown columns or bad values, two slides share both file and
+        folder name, or a slide is given twice.
+      DataError: a list cannot be read.
     """
     jobs: list[Job] = []
     for text in paths:
@@ -70,10 +71,11 @@ def find(paths: Sequence[str], mpp: float | None = None, roi: pathlib.Path | Non
 
 def _from_list(path: pathlib.Path, mpp: float | None) -> Iterator[Job]:
     """The jobs of a CSV list; `mpp` is for rows without a value."""
-    rows = list(csv_rows(path, "list of slides"))
-    if not rows or "slide" not in rows[0][1]:
+    columns, lines = read_table(path, pad=True)
+    rows = list(lines)
+    if not rows or "slide" not in columns:
         raise RunError(f"{path}: no rows, or no column `slide`; a list of slides has the columns slide[,mpp[,roi]]")
-    unknown = [name for name in rows[0][1] if name not in _COLUMNS]
+    unknown = [name for name in columns if name not in _COLUMNS]
     if unknown:
         raise RunError(f"{path}: unknown column {', '.join(unknown)}; the columns are {', '.join(_COLUMNS)}")
     for place, row in rows:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.errors import BadImageError
+from data_pipelines.errors import BadImageError, DataError
 from data_pipelines.images import check_image, decode_rgb
 from data_pipelines.pixels import decode
 from histojax.core.errors import RunError
@@ -104,15 +104,16 @@ def test_a_list_is_relative_to_itself_and_keeps_its_columns(tmp_path: pathlib.Pa
     for text, words in (
         ("file\n1.png\n", "no column `path`"),
         ("path,prob_a\n1.png,1\n", "does not begin with prob_"),
-        ("path,a,a\n1.png,1,1\n", "a unique name"),
-        ("path\n1.png,2\n", "line 2: more values than columns"),
+        ("path,a,a\n1.png,1,1\n", "column names repeat: a; make each unique"),
+        ("path\n1.png,2\n", "line 2: 2 cells where the header has 1; quote cells"),
+        ("path,\n1.png,1\n", "each needs a name"),
         ("path,label\n,x\n", "line 2: no image path"),
         ("path,image_id\n1.png,x\n2.png,x\n", "x: two images have this name"),
         ("path,label\n1.png,x\n1.png,y\n", "two lists describe this image differently"),
         ("path\n", "no image found"),
     ):
         table.write_text(text)
-        with pytest.raises(RunError, match=words):
+        with pytest.raises((RunError, DataError), match=words):
             find([str(table)])
 
 

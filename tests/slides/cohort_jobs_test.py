@@ -4,6 +4,7 @@ import pathlib
 
 import pytest
 
+from data_pipelines.errors import DataError
 from histojax.core import shards
 from histojax.core.errors import RunError
 from histojax.slides import cohort_jobs
@@ -19,7 +20,7 @@ def touch(folder: pathlib.Path, *names: str) -> list[pathlib.Path]:
 
 def test_files_folders_and_lists_keep_their_order(tmp_path: pathlib.Path) -> None:
     touch(tmp_path, "s/b.svs", "s/deep/a.TIFF", "s/notes.txt", "one.ndpi", "listed/x.svs", "listed/x.geojson")
-    (tmp_path / "listed" / "cohort.csv").write_text("slide,mpp,roi\nx.svs,0.5,x.geojson\nmissing.svs,,\n")
+    (tmp_path / "listed" / "cohort.csv").write_text("slide,mpp,roi\nx.svs,0.5,x.geojson\nmissing.svs\n")
     found = cohort_jobs.find(
         [str(tmp_path / "one.ndpi"), str(tmp_path / "s"), str(tmp_path / "listed/cohort.csv")], mpp=0.25
     )
@@ -54,20 +55,20 @@ def test_regions_of_interest(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no rows, or no column `slide`"),
+        ("", "empty"),
         ("path\na.svs\n", "no rows, or no column `slide`"),
         ("slide,mmp\na.svs,1\n", "unknown column mmp"),
         ("slide,mpp\n,1\n", "line 2: the column `slide` is empty"),
         ("slide,mpp\na.svs,1\nb.svs,zero\n", "line 3: mpp 'zero' must be a number"),
         ("slide,mpp\na.svs,0\n", "line 2: mpp '0' must be a number"),
         ("slide,mpp\na.svs,nan\n", "line 2: mpp 'nan' must be a number"),
-        ("slide,mpp\na.svs,1\nb,c.svs,1\n", "line 3: more values than columns"),
+        ("slide,mpp\na.svs,1\nb,c.svs,1\n", "line 3: 3 cells where the header has 2; quote cells"),
     ],
 )
 def test_malformed_lists_are_refused(tmp_path: pathlib.Path, text: str, message: str) -> None:
     path = tmp_path / "cohort.csv"
     path.write_text(text)
-    with pytest.raises(RunError, match=message):
+    with pytest.raises((RunError, DataError), match=message):
         cohort_jobs.find([str(path)])
 
 

@@ -1,6 +1,5 @@
 """Find the images that a command line names: files, folders, globs, lists and zip archives."""
 
-import csv
 import dataclasses
 import functools
 import glob
@@ -11,6 +10,7 @@ import pathlib
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from data_pipelines.tables import printable, read_table
 from histojax.core.errors import RunError
 
 _log = logging.getLogger(__name__)
@@ -44,8 +44,9 @@ def find(paths: Sequence[str]) -> list[ImageRef]:
         list may name files that do not exist: like damaged files, they are reported as unreadable later.
 
     Raises:
-      RunError: no image found, a path that does not exist, an invalid list or archive, or two different images with
-        the same name.
+      RunError: no image found, a path that does not exist, a list without a column `path` or with reserved columns, an
+        invalid archive, or two different images with the same name.
+      DataError: a list cannot be read.
     """
     refs: dict[str, ImageRef] = {}
     num_repeated = 0
@@ -59,7 +60,7 @@ def find(paths: Sequence[str]) -> list[ImageRef]:
                     "give each image once (a column image_id in a list renames images)"
                 )
     if not refs:
-        raise RunError(f"{', '.join(map(_printable, paths))}: no image found ({', '.join(SUFFIXES)})")
+        raise RunError(f"{', '.join(map(printable, paths))}: no image found ({', '.join(SUFFIXES)})")
     if num_repeated:
         _log.info("%d images were given more than once; each is used once", num_repeated)
     return list(refs.values())
@@ -83,7 +84,7 @@ def open_archive(path: str) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
-        raise RunError(f"{_printable(path)}: cannot be read as a zip archive ({error})") from error
+        raise RunError(f"{printable(path)}: cannot be read as a zip archive ({error})") from error
 
 
 def _stamp(path: str) -> str:
@@ -92,11 +93,6 @@ def _stamp(path: str) -> str:
     except OSError as error:
         return str(error.strerror)
     return f"{stat.st_size} {stat.st_mtime_ns}"
-
-
-def _printable(path: str) -> str:
-    """Return the path with bytes that are not UTF-8 written as `\\xff`, so that a table can hold it."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _expand(text: str) -> Iterator[ImageRef]:
@@ -112,16 +108,16 @@ def _expand(text: str) -> Iterator[ImageRef]:
 
 def _expand_path(path: str) -> Iterator[ImageRef]:
     if not os.path.lexists(path):
-        raise RunError(f"{_printable(path)}: no such file or folder")
+        raise RunError(f"{printable(path)}: no such file or folder")
     if os.path.isdir(path):
         for image in _walk(path):
-            yield ImageRef(_printable(image), image)
+            yield ImageRef(printable(image), image)
     elif path.lower().endswith(".csv"):
         yield from _read_list(path)
     elif path.lower().endswith(".zip"):
         yield from _archive_members(path)
     else:
-        yield ImageRef(_printable(path), path)
+        yield ImageRef(printable(path), path)
 
 
 def _walk(root: str) -> Iterator[str]:
@@ -129,7 +125,7 @@ def _walk(root: str) -> Iterator[str]:
     seen = {_identity(root)}
 
     def log_skipped(error: OSError) -> None:
-        _log.warning("%s: skipped (%s)", _printable(str(error.filename)), error.strerror)
+        _log.warning("%s: skipped (%s)", printable(str(error.filename)), error.strerror)
 
     for folder, subfolders, files in os.walk(root, followlinks=True, onerror=log_skipped):
         yield from (
@@ -152,35 +148,26 @@ def _identity(folder: str) -> tuple[int, int]:
 
 
 def _read_list(path: str) -> Iterator[ImageRef]:
-    name = _printable(path)
-    try:
-        # Paths need not be UTF-8: surrogateescape keeps their bytes.
-        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            reserved = [column for column in columns if column.startswith(_RESERVED)]
-            if "path" not in columns:
-                raise RunError(f"{name}: no column `path`; a list of images has path[,patient_id][,label][,…]")
-            if reserved or len(set(columns)) < len(columns) or "" in columns:
-                raise RunError(
-                    f"{name}: columns {', '.join(map(_printable, columns))}: each needs a unique name that does not "
-                    f"begin with {' or '.join(_RESERVED)}"
-                )
-            for row in reader:
-                yield _ref_from_row(path, row, f"{name}, line {reader.line_num}")
-    except (OSError, csv.Error) as error:
-        raise RunError(f"{name}: cannot be read as a list of images ({error})") from error
+    name = printable(path)
+    # Paths need not be UTF-8: surrogateescape keeps their bytes.
+    columns, rows = read_table(pathlib.Path(path), errors="surrogateescape", pad=True)
+    if "path" not in columns:
+        raise RunError(f"{name}: no column `path`; a list of images has path[,patient_id][,label][,…]")
+    if "" in columns or any(column.startswith(_RESERVED) for column in columns):
+        raise RunError(
+            f"{name}: columns {', '.join(map(printable, columns))}: each needs a name that does not begin with "
+            f"{' or '.join(_RESERVED)}"
+        )
+    for place, row in rows:
+        yield _ref_from_row(path, row, place)
 
 
-def _ref_from_row(path: str, row: dict[str | None, str | None], where: str) -> ImageRef:
-    if None in row:  # csv stores surplus values under this key
-        raise RunError(f"{where}: more values than columns; quote paths that contain a comma")
-    facts = {_printable(key or ""): _printable(value or "") for key, value in row.items() if key != "path"}
-    image = row["path"]
-    if not image or "\0" in image:
-        raise RunError(f"{where}: no image path is given")
-    image = os.path.join(os.path.dirname(path), os.path.expanduser(image))
-    return ImageRef(facts.pop("image_id", "") or _printable(image), image, "", facts)
+def _ref_from_row(path: str, row: Mapping[str, str], place: str) -> ImageRef:
+    facts = {printable(column): printable(cell) for column, cell in row.items() if column != "path"}
+    if not row["path"]:
+        raise RunError(f"{place}: no image path is given")
+    image = os.path.join(os.path.dirname(path), os.path.expanduser(row["path"]))
+    return ImageRef(facts.pop("image_id", "") or printable(image), image, "", facts)
 
 
 def _archive_members(path: str) -> Iterator[ImageRef]:
@@ -189,4 +176,4 @@ def _archive_members(path: str) -> Iterator[ImageRef]:
             parts = pathlib.PurePosixPath(name).parts
             hidden = any(part.startswith((".", "__MACOSX")) and part != ".." for part in parts)
             if name.lower().endswith(SUFFIXES) and not hidden:
-                yield ImageRef(_printable(f"{path}/{name}"), path, name)
+                yield ImageRef(printable(f"{path}/{name}"), path, name)
