@@ -1,4 +1,4 @@
-"""Tiles as GeoJSON for QuPath 0.4 and later: one closed square per tile with its class, color and probabilities.
+"""Tiles as GeoJSON for QuPath 0.4 and later: one closed square per tile with its class, colour and probabilities.
 
 Coordinates are level-0 pixels with the origin in the upper left corner, as in QuPath. The rest follows QuPath's own
 files: a class is `{"name": "tumor", "color": [r, g, b]}`, a class of several labels
@@ -20,7 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from histojax.core.files import atomic_write
-from histojax.slides.labels import PREFIX, blend, carried_labels, label_colors, label_names
+from histojax.slides.labels import PREFIX, blend, carried_labels, label_colours, label_names
 from histojax.slides.tile_table import BOX
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "histojax:tiles")
@@ -81,7 +81,7 @@ def _classification(names: tuple[str, ...], carried: NDArray[np.bool_]) -> str:
     present = [name for name, is_carried in zip(names, carried, strict=True) if is_carried]
     if not present:
         return ""
-    colors = label_colors(names)
+    colours = label_colours(names)
     title = {"name": present[0]} if len(present) == 1 else {"names": present}
-    value = title | {"color": list(blend([colors[name] for name in present]))}
+    value = title | {"color": list(blend([colours[name] for name in present]))}
     return f'"classification":{json.dumps(value, ensure_ascii=False, separators=(",", ":"))},'

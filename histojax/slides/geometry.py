@@ -12,7 +12,7 @@ class Geometry:
       height: height of the slide.
       mpp: µm per level-0 pixel.
       tile: side of a tile.
-      stride: distance between neighboring tiles; less than `tile` if they overlap.
+      stride: distance between neighbouring tiles; less than `tile` if they overlap.
     """
 
     width: int

@@ -23,7 +23,7 @@ class GridSpec:
     Attributes:
       size: side of a tile in pixels, at `mpp`.
       mpp: µm per pixel of a tile.
-      overlap: fraction of a side shared by neighboring tiles, at least 0 and below 1.
+      overlap: fraction of a side shared by neighbouring tiles, at least 0 and below 1.
       min_tissue: smallest fraction of tissue in a tile.
     """
 
@@ -127,7 +127,7 @@ def read_tiles(
         for start in range(0, len(boxes), batch):
             batch_boxes = boxes[start : start + batch]
             out = np.empty((len(batch_boxes), out_size, out_size, 3), np.uint8)
-            # Neighbors go to the same thread, since they share tiles of the file.
+            # Neighbours go to the same thread, since they share tiles of the file.
             parts = np.array_split(np.arange(len(batch_boxes)), min(threads, len(batch_boxes)))
             yield out, [pool.submit(read, batch_boxes[p], out[p[0] : p[-1] + 1]) for p in parts]
 

@@ -1,4 +1,4 @@
-"""Labels on a slide: which ones a tile carries, and each label's color and file name."""
+"""Labels on a slide: which ones a tile carries, and each label's colour and file name."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,19 +9,19 @@ from numpy.typing import NDArray
 
 from histojax.evaluation.thresholds import is_positive
 
-Color = tuple[int, int, int]
+Colour = tuple[int, int, int]
 
 PREFIX = "prob_"
-UNLABELLED: Color = (128, 128, 128)
-# QuPath's own colors for its default classes, so that maps look the same in both programs.
-_QUPATH_COLORS: dict[str, Color] = {
+UNLABELLED: Colour = (128, 128, 128)
+# QuPath's own colours for its default classes, so that maps look the same in both programs.
+_QUPATH_COLOURS: dict[str, Colour] = {
     "tumor": (200, 0, 0),
     "stroma": (150, 200, 150),
     "necrosis": (50, 50, 50),
     "immune cells": (160, 90, 160),
 }
-# Okabe and Ito (2008), distinguishable with color blindness; without black and the two hues used above.
-_OTHER_COLORS: tuple[Color, ...] = (
+# Okabe and Ito (2008), distinguishable with colour blindness; without black and the two hues used above.
+_OTHER_COLOURS: tuple[Colour, ...] = (
     (86, 180, 233),
     (230, 159, 0),
     (0, 114, 178),
@@ -58,18 +58,18 @@ def carried_labels(table: pd.DataFrame, thresholds: Mapping[str, float] | None) 
     return np.arange(len(names)) == probabilities.argmax(axis=1, keepdims=True)
 
 
-def label_colors(names: Sequence[str]) -> dict[str, Color]:
-    """A color (red, green, blue in 0 … 255) per label; depends only on the labels and their order."""
-    others = [name for name in names if name.lower() not in _QUPATH_COLORS]
-    colors = {name: _OTHER_COLORS[i % len(_OTHER_COLORS)] for i, name in enumerate(others)}
-    return {name: _QUPATH_COLORS.get(name.lower()) or colors[name] for name in names}
+def label_colours(names: Sequence[str]) -> dict[str, Colour]:
+    """A colour (red, green, blue in 0 … 255) per label; depends only on the labels and their order."""
+    others = [name for name in names if name.lower() not in _QUPATH_COLOURS]
+    colours = {name: _OTHER_COLOURS[i % len(_OTHER_COLOURS)] for i, name in enumerate(others)}
+    return {name: _QUPATH_COLOURS.get(name.lower()) or colours[name] for name in names}
 
 
-def blend(colors: Sequence[Color]) -> Color:
-    """The mean color, for a tile with several labels; `UNLABELLED` for none."""
-    if not colors:
+def blend(colours: Sequence[Colour]) -> Colour:
+    """The mean colour, for a tile with several labels; `UNLABELLED` for none."""
+    if not colours:
         return UNLABELLED
-    red, green, blue = np.mean(colors, axis=0).round().astype(int).tolist()
+    red, green, blue = np.mean(colours, axis=0).round().astype(int).tolist()
     return red, green, blue
 
 

@@ -1,6 +1,6 @@
 """Maps of a slide's probabilities: PNG pictures for people, and an OME-TIFF that lies over the slide.
 
-A grid pixel is the cell that a tile represents: stride × stride around the tile's center. If tiles overlap, the cells
+A grid pixel is the cell that a tile represents: stride × stride around the tile's centre. If tiles overlap, the cells
 therefore start (tile - stride) / 2 to the right of and below the slide's corner.
 """
 
@@ -25,13 +25,13 @@ from shapely.geometry.base import BaseGeometry
 from histojax.core.files import atomic_write
 from histojax.evaluation import fonts
 from histojax.slides.geometry import Geometry
-from histojax.slides.labels import PREFIX, UNLABELLED, Color, blend, carried_labels, label_colors, label_names
+from histojax.slides.labels import PREFIX, UNLABELLED, Colour, blend, carried_labels, label_colours, label_names
 
 _MAX_SIDE, _MIN_SIDE = 6.0, 1.5  # inches of the map itself
 _LEFT, _RIGHT, _BELOW, _ABOVE = 0.9, 1.9, 0.7, 0.5  # margins in inches
 _DPI = 150
 _OPACITY = 0.55
-_NO_TILE = "0.85"  # gray
+_NO_TILE = "0.85"  # grey
 _MAX_LEGEND = 12  # entries in the overlay's legend; many labels can combine in hundreds of ways
 _OUTLINES = ("#0033ff", "#ff00ff", "#000000")
 _RASTER_UM = 8.0  # approximate pixel size of the OME-TIFF: a tile of 112 µm has 14 × 14 pixels
@@ -50,7 +50,7 @@ def grid_of(table: pd.DataFrame, geometry: Geometry, column: str) -> NDArray[np.
 def write_heatmap(
     path: str | os.PathLike[str], table: pd.DataFrame, geometry: Geometry, label: str, *, slide: str
 ) -> None:
-    """Draw the probability of a label as PNG, with a color bar and axes in mm; gray without a tile."""
+    """Draw the probability of a label as PNG, with a colour bar and axes in mm; grey without a tile."""
     figure, axes = _canvas(geometry, f"{label}: {slide}")
     image = axes.imshow(
         grid_of(table, geometry, PREFIX + label),
@@ -92,7 +92,7 @@ def write_overlay(
     styles = [_legend_entry(label_names(table), carried) for carried in kinds]
     layer = np.zeros((*grid_of(table, geometry, "tissue").shape, 4), np.float32)
     if styles:
-        tints = np.array([[channel / 255 for channel in color] + [_OPACITY] for _, color in styles])
+        tints = np.array([[channel / 255 for channel in colour] + [_OPACITY] for _, colour in styles])
         layer[table["row"].to_numpy(), table["column"].to_numpy()] = tints[kind.reshape(-1)]
 
     figure, axes = _canvas(geometry, slide)
@@ -103,15 +103,15 @@ def write_overlay(
     if len(common) > _MAX_LEGEND:
         common = [
             *common[:_MAX_LEGEND],
-            (f"{len(common) - _MAX_LEGEND} rarer combinations: mean of their colors", UNLABELLED),
+            (f"{len(common) - _MAX_LEGEND} rarer combinations: mean of their colours", UNLABELLED),
         ]
-    handles = [Patch(facecolor=_hex(color), alpha=_OPACITY, label=fonts.drawable(name)) for name, color in common]
+    handles = [Patch(facecolor=_hex(colour), alpha=_OPACITY, label=fonts.drawable(name)) for name, colour in common]
     for number, (name, outline) in enumerate((outlines or {}).items()):
-        color = _OUTLINES[number % len(_OUTLINES)]
-        handles.append(Patch(facecolor="none", edgecolor=color, label=fonts.drawable(name)))
+        colour = _OUTLINES[number % len(_OUTLINES)]
+        handles.append(Patch(facecolor="none", edgecolor=colour, label=fonts.drawable(name)))
         for line in shapely.get_parts(shapely.boundary(outline)):
             xs, ys = shapely.get_coordinates(line).T * (geometry.mpp / 1000)
-            axes.plot(xs, ys, color=color, linewidth=1.2)
+            axes.plot(xs, ys, color=colour, linewidth=1.2)
     _set_limits(axes, geometry)
     if handles:
         shown = axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=8)
@@ -135,7 +135,7 @@ def write_ome_tiff(path: str | os.PathLike[str], table: pd.DataFrame, geometry: 
     levels = [raster]
     while max(levels[-1].shape[1:]) > _SMALLEST_LEVEL:
         levels.append(np.stack([_halve(channel) for channel in levels[-1]]))
-    colors = label_colors(names)
+    colours = label_colours(names)
     metadata = {
         "axes": "CYX",
         "Name": fonts.printable(slide),
@@ -148,7 +148,7 @@ def write_ome_tiff(path: str | os.PathLike[str], table: pd.DataFrame, geometry: 
         "PhysicalSizeYUnit": "µm",
         "Channel": {
             "Name": [fonts.printable(name) for name in names],
-            "Color": [_ome_color(colors[name]) for name in names],
+            "Color": [_ome_colour(colours[name]) for name in names],
         },
     }
     with atomic_write(path) as temporary, tifffile.TiffWriter(temporary, ome=True) as file:
@@ -165,9 +165,9 @@ def write_ome_tiff(path: str | os.PathLike[str], table: pd.DataFrame, geometry: 
 
 
 def _cells(length: int, side: float, geometry: Geometry) -> NDArray[np.int64]:
-    """The grid row (or column) that holds the center of each pixel; -1 before the first one."""
-    centers = (np.arange(math.ceil(length / side)) + 0.5) * side
-    return np.maximum(np.floor((centers - _offset(geometry)) / geometry.stride).astype(np.int64), -1)
+    """The grid row (or column) that holds the centre of each pixel; -1 before the first one."""
+    centres = (np.arange(math.ceil(length / side)) + 0.5) * side
+    return np.maximum(np.floor((centres - _offset(geometry)) / geometry.stride).astype(np.int64), -1)
 
 
 def _resample(grid: NDArray[np.float32], rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -182,9 +182,9 @@ def _halve(channel: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return half.astype(np.uint8, copy=False)
 
 
-def _ome_color(color: Color) -> int:
+def _ome_colour(colour: Colour) -> int:
     """Red, green, blue and an opaque alpha as a signed 32-bit integer, as OME-XML requires."""
-    red, green, blue = color
+    red, green, blue = colour
     return int(np.uint32(red << 24 | green << 16 | blue << 8 | 255).view(np.int32))
 
 
@@ -230,13 +230,13 @@ def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
         figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})
 
 
-def _legend_entry(names: Sequence[str], carried: NDArray[np.bool_]) -> tuple[str, Color]:
-    """Legend text and color of tiles that carry the labels `carried`, bool [k]."""
+def _legend_entry(names: Sequence[str], carried: NDArray[np.bool_]) -> tuple[str, Colour]:
+    """Legend text and colour of tiles that carry the labels `carried`, bool [k]."""
     present = [name for name, is_carried in zip(names, carried, strict=True) if is_carried]
-    colors = label_colors(names)
-    return " + ".join(present) or "no label", blend([colors[name] for name in present])
+    colours = label_colours(names)
+    return " + ".join(present) or "no label", blend([colours[name] for name in present])
 
 
-def _hex(color: Color) -> str:
-    red, green, blue = color
+def _hex(colour: Colour) -> str:
+    red, green, blue = colour
     return f"#{red:02x}{green:02x}{blue:02x}"

@@ -65,7 +65,7 @@ class Settings:
 
     Attributes:
       tissue: what counts as tissue.
-      overlap: fraction of a tile's side shared with its neighbor, in [0, 1).
+      overlap: fraction of a tile's side shared with its neighbour, in [0, 1).
       min_tissue: smallest fraction of tissue in a tile.
       tsr: how the tumor-to-stroma ratio is measured; None if the model lacks the labels.
       threads: threads that read the slide.

@@ -2,7 +2,7 @@
 
 * Tissue is separated from glass by Otsu's threshold on saturation (Otsu 1979).
 * Ink is separated from stain by its absorption. Hematoxylin and eosin absorb green most (Ruifrok & Johnston 2001).
-  Pixels that absorb red more are blue or green ink. Pixels that absorb all colors equally and strongly are black.
+  Pixels that absorb red more are blue or green ink. Pixels that absorb all colours equally and strongly are black.
   Pixels that absorb green and blue equally but no red are red ink.
 * A fold is tissue on top of tissue. It is darker and more saturated than the rest of the slide's tissue (saturation
   minus intensity, after Bautista & Yagi 2009).
@@ -34,10 +34,10 @@ _FOLD_ABOVE_MEDIAN, _MIN_FOLD = 0.4, 0.1  # saturation minus intensity, both in 
 _MIN_FOLD_MM2 = 0.01
 _BLUR_MPP, _BLUR_WINDOW_UM, _MIN_BLUR_MM2 = 2.0, 100.0, 0.02
 _FINE_SIGMA, _COARSE_SIGMA = 1.0, 4.0  # in pixels of _BLUR_MPP
-_NOISE, _MIN_DETAIL = 0.5, 0.1  # squared gray levels: added by rounding and JPEG; too little to judge
+_NOISE, _MIN_DETAIL = 0.5, 0.1  # squared grey levels: added by rounding and JPEG; too little to judge
 _BLOCK, _THREADS = 128, 4  # side in mask pixels of the blocks read to judge sharpness, and blocks read at a time
 
-_OPTICAL_DENSITY = np.log(np.float32(255) / np.maximum(np.arange(256, dtype=np.float32), 1))  # by gray level
+_OPTICAL_DENSITY = np.log(np.float32(255) / np.maximum(np.arange(256, dtype=np.float32), 1))  # by grey level
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _find_pen(rgb: np.ndarray, min_pixels: int, reach: int) -> np.ndarray:
     blue_or_green = (red > 1.25 * green) & (red > 0.25) | (red > green) & (red > 1.2)  # on glass, on tissue
     black = (lowest > 0.9) & (lowest > 0.75 * highest)
     red_ink = (green > 1.0) & (blue > 0.7 * green) & (red < 0.25 * green)
-    # Opening removes what is thinner than a stroke: pigment, margin dye, color fringes that scanners add to edges.
+    # Opening removes what is thinner than a stroke: pigment, margin dye, colour fringes that scanners add to edges.
     strokes = cv2.morphologyEx((blue_or_green | black | red_ink).astype(np.uint8), cv2.MORPH_OPEN, _disc(2))
     return cv2.dilate(_remove_small(strokes > 0, min_pixels).astype(np.uint8), _disc(reach)) > 0
 
@@ -210,11 +210,11 @@ def _find_blur(slide: Slide, tissue: np.ndarray, mask_mpp: float, sharpness: flo
             return
         h, w = tissue[part].shape
         box = (round(corner[1] * scale_x), round(corner[0] * scale_y), round(w * scale_x), round(h * scale_y))
-        gray = cv2.cvtColor(slide.read(*box, w * finer, h * finer), cv2.COLOR_RGB2GRAY).astype(np.float32)
-        smooth = cv2.GaussianBlur(gray, (0, 0), _FINE_SIGMA)
+        grey = cv2.cvtColor(slide.read(*box, w * finer, h * finer), cv2.COLOR_RGB2GRAY).astype(np.float32)
+        smooth = cv2.GaussianBlur(grey, (0, 0), _FINE_SIGMA)
         half = cv2.resize(smooth, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
         smoother = cv2.GaussianBlur(half, (0, 0), _COARSE_SIGMA / 2)
-        for energy, detail in ((fine, gray - smooth), (coarse, half - smoother)):
+        for energy, detail in ((fine, grey - smooth), (coarse, half - smoother)):
             energy[part] = cv2.resize(cv2.multiply(detail, detail), (w, h), interpolation=cv2.INTER_AREA)
 
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:

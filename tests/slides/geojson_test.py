@@ -16,7 +16,7 @@ import shapely
 import shapely.geometry
 
 from histojax.slides.geojson import write_tiles
-from histojax.slides.labels import carried_labels, label_colors, unique_file_names
+from histojax.slides.labels import carried_labels, label_colours, unique_file_names
 from tests.helpers.tile_tables import make_table
 
 THRESHOLDS = {"tumor": 0.5, "stroma": 0.25}
@@ -113,10 +113,10 @@ def test_the_geojson_package_and_shapely_find_every_polygon_valid(tmp_path: path
     np.testing.assert_array_equal(shapely.area(shapes), 100 * 100)
 
 
-def test_classes_colors_and_measurements_match_the_table(tmp_path: pathlib.Path) -> None:
+def test_classes_colours_and_measurements_match_the_table(tmp_path: pathlib.Path) -> None:
     table = make_table(1, 4).assign(prob_tumor=[0.5, 0.4999, 0.9, 0.1], prob_stroma=[0.1, 0.25, 0.9, 0.1], tissue=1.0)
     features = write(table, tmp_path / "tiles.geojson")["features"]
-    colour = label_colors(["tumor", "stroma"])
+    colour = label_colours(["tumor", "stroma"])
     assert [feature["properties"].get("classification") for feature in features] == [
         {"name": "tumor", "color": list(colour["tumor"])},
         {"name": "stroma", "color": list(colour["stroma"])},
@@ -177,10 +177,10 @@ def test_the_text_is_never_held_in_memory(tmp_path: pathlib.Path) -> None:
     assert peak < size / 2
 
 
-def test_colors_and_file_names_of_labels_do_not_collide() -> None:
-    colors = label_colors(["Tumor", "stroma", "fat", "vessel"])
-    assert colors["Tumor"] == (200, 0, 0)  # QuPath's
-    assert len(set(colors.values())) == 4
+def test_colours_and_file_names_of_labels_do_not_collide() -> None:
+    colours = label_colours(["Tumor", "stroma", "fat", "vessel"])
+    assert colours["Tumor"] == (200, 0, 0)  # QuPath's
+    assert len(set(colours.values())) == 4
     names = unique_file_names(["a/b", "a b", "A_B", "../x", "..", "ü", "y" * 300])
     assert names["a/b"] == "a_b"
     assert len({name.casefold() for name in names.values()}) == 7

@@ -42,7 +42,7 @@ def test_tiles_cover_the_slide_at_the_models_resolution(slide: Slide) -> None:
     np.testing.assert_allclose(table["tissue"].to_numpy().reshape(3, 4)[-1], [0.5, 0.5, 0.5, 0.125])
 
 
-def test_overlap_moves_neighbors_together(slide: Slide) -> None:
+def test_overlap_moves_neighbours_together(slide: Slide) -> None:
     geometry, table = make_grid(slide, everywhere(slide), GridSpec(200, 0.5, overlap=0.25, min_tissue=1))
     assert (geometry.tile, geometry.stride) == (200, 150)
     assert geometry.cell_mm2 == pytest.approx(0.075**2)

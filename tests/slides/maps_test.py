@@ -68,7 +68,7 @@ def test_the_tiff_lies_over_the_slide(tmp_path: pathlib.Path, geometry: Geometry
     side = float(pixels.get("PhysicalSizeX") or "nan") / geometry.mpp  # level-0 pixels of a pixel
     assert pixels.get("PhysicalSizeX") == pixels.get("PhysicalSizeY")
     assert channel.shape == (math.ceil(geometry.height / side), math.ceil(geometry.width / side))
-    for tile in table.itertuples():  # the center of the tile's cell, and just within its corners
+    for tile in table.itertuples():  # the centre of the tile's cell, and just within its corners
         for share in (-0.49, 0, 0.49):
             x = float(tile.minx) + geometry.tile / 2 + share * geometry.stride  # type: ignore[arg-type]
             y = float(tile.miny) + geometry.tile / 2 + share * geometry.stride  # type: ignore[arg-type]

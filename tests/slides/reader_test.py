@@ -196,7 +196,7 @@ REFUSED = {
     "text": (_file("a.svs", b"not a slide at all\n"), "is not a slide or image"),
     "TIFF of 16 bits": (_tiff(SMALL.astype(np.uint16), photometric="rgb"), "has uint16 pixels.*convert it"),
     "TIFF of floats": (_tiff(SMALL.astype(np.float32), photometric="rgb"), "has float32 pixels"),
-    "grayscale TIFF": (_tiff(SMALL[..., 0]), "grayscale"),
+    "greyscale TIFF": (_tiff(SMALL[..., 0]), "greyscale"),
     "TIFF in planes": (
         _tiff(np.moveaxis(SMALL, 2, 0).copy(), photometric="rgb", planarconfig="separate"),
         "is not one RGB image",
@@ -215,7 +215,7 @@ REFUSED = {
         lambda folder: truncate(write_svs(folder / "a.svs", PICTURE, 0.5, "aperio_jp2000_rgb"), 0.9),
         "truncated: has",
     ),
-    "grayscale PNG": (_plain(Image.new("L", (9, 9)), "a.png"), "mode L: grayscale"),
+    "greyscale PNG": (_plain(Image.new("L", (9, 9)), "a.png"), "mode L: greyscale"),
     "CMYK JPEG": (_plain(Image.new("CMYK", (9, 9)), "a.jpg"), "mode CMYK"),
     "PNG of 16 bits": (_file("a.png", _deep_png()), "PNG image of 16 bits"),
     "JPEG 2000 of 16 bits": (_file("a.jp2", imagecodecs.jpeg2k_encode(SMALL.astype(np.uint16) * 257)), "of 16 bits"),

@@ -183,8 +183,8 @@ def test_a_region_that_touches_the_slide_leaves_no_line(tmp_path: pathlib.Path) 
     assert kept[0].shape.area == 25
 
 
-def test_a_tile_is_inside_if_its_center_is() -> None:
-    table = make_table(3, 4)  # centers at 50, 150, 250, 350
+def test_a_tile_is_inside_if_its_centre_is() -> None:
+    table = make_table(3, 4)  # centres at 50, 150, 250, 350
     ring = shapely.box(0, 0, 299, 299).difference(shapely.box(101, 101, 199, 199))
     expected = [[1, 1, 1, 0], [1, 0, 1, 0], [1, 1, 1, 0]]
     np.testing.assert_array_equal(regions.inside(table, ring).reshape(3, 4), np.array(expected, bool))

@@ -127,7 +127,7 @@ def union(regions: Sequence[Region]) -> BaseGeometry:
 
 
 def inside(table: pd.DataFrame, shape: BaseGeometry) -> NDArray[np.bool_]:
-    """Whether each tile's center lies in a shape of level-0 pixels: bool [n]; holes are outside."""
+    """Whether each tile's centre lies in a shape of level-0 pixels: bool [n]; holes are outside."""
     shapely.prepare(shape)
     x = table["minx"].to_numpy(np.float64) + table["width"].to_numpy(np.float64) / 2
     y = table["miny"].to_numpy(np.float64) + table["height"].to_numpy(np.float64) / 2

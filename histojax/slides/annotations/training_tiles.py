@@ -62,7 +62,7 @@ class CutSpec:
       labels: label names, in the order of the model's outputs.
       size: side of a stored tile in pixels.
       mpp: µm per pixel of a stored tile.
-      overlap: fraction of a tile's side shared with its neighbor, at least 0 and below 1.
+      overlap: fraction of a tile's side shared with its neighbour, at least 0 and below 1.
       min_share: fraction of a tile that the annotations of a label must cover for the tile to get that label.
       min_annotated: fraction of a tile that all annotations together must cover, since the rest is unknown. 0 keeps
         every tile, which assumes that everything with a label is annotated.

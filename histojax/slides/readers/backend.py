@@ -70,7 +70,7 @@ def package(name: str) -> Any:
 
 
 def on_white(pixels: np.ndarray, *, premultiplied: bool = False) -> np.ndarray:
-    """Blend pixels `uint8 [h, w, 3 or 4]` onto white, `uint8 [h, w, 3]`; `premultiplied`: color is scaled by alpha."""
+    """Blend pixels `uint8 [h, w, 3 or 4]` onto white, `uint8 [h, w, 3]`; `premultiplied`: colour is scaled by alpha."""
     if pixels.shape[2] == 3:
         return pixels
     rgb, alpha = np.ascontiguousarray(pixels[..., :3]), pixels[..., 3]
@@ -78,6 +78,6 @@ def on_white(pixels: np.ndarray, *, premultiplied: bool = False) -> np.ndarray:
         return rgb
     clear = alpha < 255
     opacity = alpha[clear].astype(np.uint16)[:, None]
-    color = rgb[clear].astype(np.uint16) * (255 if premultiplied else opacity)
-    rgb[clear] = np.minimum((color + 255 * (255 - opacity) + 127) // 255, 255)
+    colour = rgb[clear].astype(np.uint16) * (255 if premultiplied else opacity)
+    rgb[clear] = np.minimum((colour + 255 * (255 - opacity) + 127) // 255, 255)
     return rgb

@@ -62,7 +62,7 @@ class PlainImage:
 def _unsupported(image: Any, data: bytes) -> str:
     """Why the pixels of a plain image are not supported; empty if they are."""
     if image.mode not in _COLOR_MODES:
-        return f"is a {image.format} image of mode {image.mode}: grayscale or not RGB"
+        return f"is a {image.format} image of mode {image.mode}: greyscale or not RGB"
     has_16_bits = image.format == "PNG" and data[24] == 16  # Pillow silently reduces 16 bits to 8
     if image.format == "JPEG2000":
         has_16_bits = package("imagecodecs").jpeg2k_decode(data).dtype != np.uint8

@@ -16,7 +16,7 @@ _MAX_SEGMENT_BYTES = 512 << 20
 _ORIENTATION, _RESOLUTIONS = 0x0112, (0x011A, 0x011B)
 _UNIT_UM = {2: 25400.0, 3: 10000.0}  # ResolutionUnit: inch, cm; 1 means no unit
 _PREMULTIPLIED_ALPHA, _ALPHA = 1, 2
-_OLD_JPEG, _JPEG, _APERIO_YCBC = 6, 7, 33003  # 33003 is JPEG 2000 without its color transform in the codestream
+_OLD_JPEG, _JPEG, _APERIO_YCBC = 6, 7, 33003  # 33003 is JPEG 2000 without its colour transform in the codestream
 # With µ as the micro sign and as the Greek letter.
 _TO_UM = {
     "m": 1e6,
@@ -114,7 +114,7 @@ class TiffTiles:
         return on_white(pixels, premultiplied=extra == _PREMULTIPLIED_ALPHA)
 
     def _pyramid(self) -> tuple[Any, list[Any]]:
-        """The series of the largest color image, and the pages of its levels."""
+        """The series of the largest colour image, and the pages of its levels."""
         nonempty = [series for series in self._file.series if 0 not in series.shape]
         if not nonempty:
             raise SlideError("has no image: it is damaged or truncated")
@@ -191,7 +191,7 @@ def _unsupported(series: Any, page: Any) -> str:
         return f"has {series.dtype} pixels"
     if series.axes != "YXS" or len(series.pages) != 1:
         return (
-            f"is not one RGB image (axes {series.axes}, shape {series.shape}): grayscale, channels, planes or a stack"
+            f"is not one RGB image (axes {series.axes}, shape {series.shape}): greyscale, channels, planes or a stack"
         )
     if page.photometric.name not in ("RGB", "YCBCR") or page.samplesperpixel not in (3, 4):
         return f"has {page.photometric.name} pixels of {page.samplesperpixel} samples"

@@ -78,7 +78,7 @@ class TSRSpec:
       min_tissue_mm2: an area with less tissue is not evaluated; also our choice.
       hot_spot_um: side in µm of the square hot-spot field. The literature scores a round field at x10, about 2 mm in
         diameter depending on the eyepiece.
-      tumor_distance_um: stroma counts only in tiles whose center is at most this many µm from the center of a tumor
+      tumor_distance_um: stroma counts only in tiles whose centre is at most this many µm from the centre of a tumor
         tile; 0 counts all stroma.
     """
 
@@ -157,7 +157,7 @@ class TSRSpec:
             )
         if self.tumor_distance_um:
             out.append(
-                f"stroma counts only in tiles whose center is at most {self.tumor_distance_um:g} µm from the center of "
+                f"stroma counts only in tiles whose centre is at most {self.tumor_distance_um:g} µm from the centre of "
                 "a tumor tile"
             )
         return out

@@ -144,7 +144,7 @@ def _tiles(table: pd.DataFrame, geometry: Geometry, spec: TSRSpec) -> _Tiles:
 
 
 def _near_tumor(row: Array, column: Array, is_tumor: Array, reach: float) -> Array:
-    """Whether each tile has a tumor tile at most `reach` cells away, center to center, (n,)."""
+    """Whether each tile has a tumor tile at most `reach` cells away, centre to centre, (n,)."""
     if not is_tumor.any():
         return np.zeros(len(row), bool)
     positions = np.stack([row, column], 1)
@@ -179,7 +179,7 @@ def _hot_spot(
     out = _counts(tiles, context) | {"reason": reason, "searched": searched, "box": None}
     if field:
         out["status"] = "evaluated"
-        # A cell lies in the center of its tile, which is larger than the cell if tiles overlap.
+        # A cell lies in the centre of its tile, which is larger than the cell if tiles overlap.
         margin = (geometry.tile - geometry.stride) // 2
         out["box"] = {
             "minx": field.column * geometry.stride + margin,
