@@ -1,4 +1,4 @@
-"""What the loop looks at while it runs: arriving metrics, the best epoch so far, signals to stop."""
+"""Monitoring of a running loop: step metrics, the best epoch, stop signals, the watchdog."""
 
 import contextlib
 import faulthandler
@@ -19,68 +19,79 @@ from histojax.core.machine import cores
 from histojax.distributed import processes
 from histojax.training.writer import MetricsWriter, Progress
 
-_LEAST = 1e-6  # a smaller gain is rounding
-_MUCH_WAITING = 0.1
+_MIN_GAIN = 1e-6  # a smaller gain is rounding
+_MIN_WAIT = 0.1  # fraction of the time from which advice is given
+Window = list[tuple[int, dict[str, jax.Array]]]  # steps with their metrics, still on the device
 
 
 class MetricsBuffer:
-    """Metrics of steps, fetched a window later than they were computed, so that the device is never waited for.
+    """Metrics of steps, fetched one window after they were computed, so that the host never waits for the device.
+
+    Args:
+      writer: writes the means of each window.
+      progress: shows the loss.
+      learning_rate: the schedule.
+      batch_size: images per step.
 
     Attributes:
       loss: mean over the newest window that has arrived.
-      input_wait: share of the time since the clock was started, up to the newest window's end, in which this process
-        waited for images.
+      input_wait: fraction of the time from the clock's start to the newest window's end in which this process waited
+        for images.
     """
 
     def __init__(self, writer: MetricsWriter, progress: Progress, learning_rate: Callable[[int], Any], batch_size: int):
         self._writer, self._progress = writer, progress
         self._learning_rate, self._batch_size = learning_rate, batch_size
-        self._open: list[tuple[int, dict[str, jax.Array]]] = []
-        self._closed: list[tuple[list[tuple[int, dict[str, jax.Array]]], float]] = []
-        self._arrived: float | None = None  # when the newest window did
+        self._open: Window = []
+        self._closed: list[tuple[Window, float]] = []  # each with the fraction of its time spent waiting for images
+        self._arrived: float | None = None  # time at which the newest window arrived
         self.loss = math.nan
         self.input_wait = 0.0
         self.restart_clock()
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes a step's metrics, still on the device."""
+        """Add a step's metrics, still on the device."""
         self._open.append((step, metrics))
         self._steps += 1
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around what waits for images."""
+        """Count the time of the body as waiting for images."""
         began = time.perf_counter()
         yield
         self._waited += time.perf_counter() - began
 
     def close(self) -> None:
-        """Ends a window and writes the one before it.
+        """End a window and write the one before it.
 
         Raises:
-          RunError: a loss that is not finite, with its step.
+          RunError: a loss or gradient norm is not finite; the message names the step.
         """
         self._end_window()
         while len(self._closed) > 1:
             window, waited = self._closed.pop(0)
             values, now = self._fetch(window), time.perf_counter()
-            # Steps of the next window are under way, as they were when the one before arrived. For the first there
-            # is nothing to count from.
+            # Steps of the next window are in progress, as they were when the previous window arrived. The first window
+            # has no previous one to count from.
             rate = None if self._arrived is None else len(window) / (now - self._arrived)
             self._arrived = now
             self._write(window, values, waited, rate)
 
     def flush(self) -> None:
-        """Waits for all steps so far and writes them; raises as `close` does."""
+        """Wait for all steps so far and write them.
+
+        Raises:
+          RunError: a loss or gradient norm is not finite; the message names the step.
+        """
         self._end_window()
         while self._closed:
             window, waited = self._closed.pop(0)
             values, seconds = self._fetch(window), time.perf_counter() - self._since
-            # Nothing is under way any more: the rate of all steps since the clock was started.
+            # No step is in progress any more, so the rate is that of all steps since the clock's start.
             self._write(window, values, waited, None if self._closed else self._steps / seconds)
 
     def restart_clock(self) -> None:
-        """Leaves out what was not training from the next images/s."""
+        """Restart the clock, so that the next images/s leave out time that was not training."""
         self._since, self._steps = time.perf_counter(), 0
         self._arrived = None
         self._ended, self._waited, self._waited_before = self._since, 0.0, 0.0
@@ -93,21 +104,26 @@ class MetricsBuffer:
             self.input_wait = self._waited_before / (now - self._since)
             self._open, self._ended, self._waited = [], now, 0.0
 
-    def _fetch(self, window: list[tuple[int, dict[str, jax.Array]]]) -> list[dict[str, Any]]:
-        values = jax.device_get([metrics for _, metrics in window])
+    def _fetch(self, window: Window) -> list[dict[str, Any]]:
+        values: list[dict[str, Any]] = jax.device_get([metrics for _, metrics in window])
         for (step, _), metrics in zip(window, values, strict=True):
             if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
                 raise RunError(
                     f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}. Training stops; "
-                    "the checkpoints before it are good. Try a smaller optimizer.learning_rate, a longer "
+                    "earlier checkpoints are good. Try a smaller optimizer.learning_rate, a longer "
                     "optimizer.warmup_epochs or optimizer.clip_norm=1, in a new work directory."
                 )
         return values
 
-    def _write(
-        self, window: list[tuple[int, Any]], values: list[dict[str, Any]], waited: float, rate: float | None
-    ) -> None:
-        """`waited`: for images, as a share; `rate`: steps per second, where it is known."""
+    def _write(self, window: Window, values: list[dict[str, Any]], waited: float, rate: float | None) -> None:
+        """Write a window's means.
+
+        Args:
+          window: its steps.
+          values: their metrics.
+          waited: fraction of the time spent waiting for images.
+          rate: steps per second; None if unknown.
+        """
         mean = {key: float(sum(metrics[key] for metrics in values)) / len(values) for key in values[0]}
         last = window[-1][0]
         self.loss = mean["loss"]
@@ -119,33 +135,33 @@ class MetricsBuffer:
 
 
 def input_advice(wait: float, *, workers: int, cache: str) -> str:
-    """What would help a device that waits for images; empty where little is waited, or nothing known would help.
+    """Return a line that advises faster input; "" if the wait is short or no setting is known to help.
 
     Args:
-      wait: share of the time.
-      workers: `data.workers`, as it is.
-      cache: `data.cache`, as it is.
+      wait: fraction of the time spent waiting for images.
+      workers: the run's `data.workers`.
+      cache: the run's `data.cache`.
     """
-    if wait < _MUCH_WAITING:
+    if wait < _MIN_WAIT:
         return ""
     spare = cores() - 2
-    help_ = [f"data.workers={spare}"] if spare > workers else []
-    help_ += ["data.cache=decoded (or resized, without random crops)"] if cache == "none" else []
-    if not help_:
+    settings = [f"data.workers={spare}"] if spare > workers else []
+    settings += ["data.cache=decoded (or resized, without random crops)"] if cache == "none" else []
+    if not settings:
         return ""
-    return f"{wait:.0%} of the time went into waiting for images; what may help: {', '.join(help_)}"
+    return f"training waited for images {wait:.0%} of the time; these settings may help: {', '.join(settings)}"
 
 
 class BestTracker:
     """The best validation so far, and when to stop early. Its state is part of a checkpoint.
 
     Args:
-      metric: one of `known`; of the loss less is better, of every other one more.
+      metric: one of `known`; a lower loss is better, and a higher value of every other metric.
       patience: epochs without a better value after which to stop; 0: never.
-      known: what the task's validation measures.
+      known: the task's validation metrics.
 
     Raises:
-      RunError: unknown metric.
+      RunError: an unknown metric.
     """
 
     def __init__(self, metric: str, patience: int, known: Sequence[str]):
@@ -157,9 +173,9 @@ class BestTracker:
         self._waited = 0
 
     def better(self, measured: dict[str, float], step: int) -> bool:
-        """Whether an epoch is the best so far; an undefined value never is."""
+        """Return whether an epoch is the best so far; an undefined value never is."""
         value = measured[self._metric] * (-1 if self._metric == "loss" else 1)
-        if value > self._best + _LEAST:
+        if value > self._best + _MIN_GAIN:
             self._best, self._best_step, self._waited = value, step, 0
             return True
         self._waited += 1
@@ -167,27 +183,27 @@ class BestTracker:
 
     @property
     def stopped(self) -> bool:
-        """Whether patience is used up."""
+        """Whether the patience is used up."""
         return 0 < self._patience <= self._waited
 
     def to_json(self) -> dict[str, Any]:
-        """The state, JSON-able."""
+        """Return the state as JSON values."""
         best = None if math.isinf(self._best) else self._best
         return {"metric": self._metric, "best": best, "best_step": self._best_step, "waited": self._waited}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Takes back what `to_json` gave."""
+        """Set the state to one that `to_json` returned."""
         self._best = -math.inf if saved["best"] is None else saved["best"]
         self._best_step, self._waited = saved["best_step"], saved["waited"]
 
 
 class Signals:
-    """SIGTERM and SIGINT as a wish to stop after the step; a second one stops at once.
+    """SIGTERM and SIGINT as requests to stop after the current step; a second signal acts at once. Use it in a `with`.
 
-    Of several processes, a signal to any one stops all at the same step.
+    With several processes, a signal to any of them stops all at the same step.
 
     Attributes:
-      received: name of the signal, empty until one comes.
+      received: name of the first signal, empty before it.
     """
 
     def __init__(self) -> None:
@@ -196,13 +212,13 @@ class Signals:
         self._before: dict[signal.Signals, Any] = {}
 
     def requested(self) -> bool:
-        """Whether to stop; all processes must ask equally often."""
+        """Return whether to stop; all processes must call this equally often."""
         if not self.received and self._several and processes.stop_requested():
             self.received = signal.SIGTERM.name
         return bool(self.received)
 
     def __enter__(self) -> "Signals":
-        # Of several processes jax listens to SIGTERM.
+        # With several processes, jax handles SIGTERM.
         for which in (signal.SIGINT,) if self._several else (signal.SIGTERM, signal.SIGINT):
             self._before[which] = signal.signal(which, self._receive)
         return self
@@ -215,7 +231,7 @@ class Signals:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._several:
-            os.kill(os.getpid(), signal.SIGTERM)  # for jax, which tells the others
+            os.kill(os.getpid(), signal.SIGTERM)  # jax handles it and notifies the other processes
         else:
             self.received = signal.Signals(number).name
         for which, handler in self._before.items():
@@ -223,13 +239,13 @@ class Signals:
 
 
 class Watchdog:
-    """Ends a run whose steps have stopped coming, saying where it hangs; use it in a `with`.
+    """End a run that finishes no more steps, and print where it hangs; use it in a `with`.
 
-    A device, another machine or a disk that no longer answers raises nothing; a run that waits for it costs as much as
-    one that computes.
+    A device, another machine or a disk that no longer responds raises no error, and a run that waits for it costs as
+    much as one that computes.
 
     Args:
-      seconds: without a `beat`; 0: never.
+      seconds: time without a `beat` after which the run ends; 0: never.
     """
 
     def __init__(self, seconds: float):
@@ -239,7 +255,7 @@ class Watchdog:
         self._ended = threading.Event()
 
     def beat(self, step: int) -> None:
-        """The run lives; `step` updates are done."""
+        """Report that the run is alive and that `step` updates are done."""
         self._step, self._last = step, time.monotonic()
 
     def __enter__(self) -> "Watchdog":
@@ -256,9 +272,9 @@ class Watchdog:
             if time.monotonic() - self._last > self._seconds:
                 faulthandler.dump_traceback(sys.stderr, all_threads=True)
                 print(
-                    f"error: nothing has come behind step {self._step} for {self._seconds:g} s (train.watchdog): a "
-                    "device, another process or the storage hangs; above is where. Checkpoints are whole: the same "
-                    "command goes on from the last one.",
+                    f"error: no step has finished since step {self._step} ({self._seconds:g} s, train.watchdog): a "
+                    "device, another process or the storage hangs; the traceback above shows where. Checkpoints are "
+                    "intact: rerun the same command to resume from the last one.",
                     file=sys.stderr,
                     flush=True,
                 )

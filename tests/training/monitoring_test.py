@@ -1,4 +1,4 @@
-"""What the loop looks at: arriving metrics, the best epoch so far, signals to stop."""
+"""Monitoring of a loop: step metrics, the best epoch, stop signals, the watchdog."""
 
 import json
 import math
@@ -21,32 +21,32 @@ from histojax.training.tasks import Multiclass, Multilabel
 METRICS = dict.fromkeys((*Multiclass.METRICS, *Multilabel.METRICS))
 
 
-def watch_over(metric, values, patience=0):
-    watch = BestTracker(metric, patience, METRICS)
-    return watch, [watch.better({metric: value}, 10 * (i + 1)) for i, value in enumerate(values)]
+def track(metric, values, patience=0):
+    tracker = BestTracker(metric, patience, METRICS)
+    return tracker, [tracker.better({metric: value}, 10 * (i + 1)) for i, value in enumerate(values)]
 
 
-def test_of_a_loss_less_is_better():
-    _, better = watch_over("loss", [2.0, 1.0, 1.5, 1.0, 0.5])
+def test_a_lower_loss_is_better():
+    _, better = track("loss", [2.0, 1.0, 1.5, 1.0, 0.5])
     assert better == [True, True, False, False, True]
 
 
 @pytest.mark.parametrize("metric", [name for name in METRICS if name != "loss"])
-def test_of_all_others_more_is_better(metric):
-    _, better = watch_over(metric, [0.5, 0.4, 0.6, 0.6, 0.7])
+def test_a_higher_value_of_any_other_metric_is_better(metric):
+    _, better = track(metric, [0.5, 0.4, 0.6, 0.6, 0.7])
     assert better == [True, False, True, False, True]
 
 
-def test_a_gain_that_is_rounding_is_none():
-    _, better = watch_over("accuracy", [0.5, 0.5 + 5e-7, 0.5 + 5e-6])
+def test_a_gain_within_rounding_is_not_better():
+    _, better = track("accuracy", [0.5, 0.5 + 5e-7, 0.5 + 5e-6])
     assert better == [True, False, True]
 
 
 @pytest.mark.parametrize("metric", ["loss", "gmean"])
 def test_an_undefined_value_is_never_the_best(metric):
-    watch, better = watch_over(metric, [math.nan, 0.5, math.nan], patience=2)
+    tracker, better = track(metric, [math.nan, 0.5, math.nan], patience=2)
     assert better == [False, True, False]
-    assert watch.to_json() == {
+    assert tracker.to_json() == {
         "metric": metric,
         "best": -0.5 if metric == "loss" else 0.5,
         "best_step": 20,
@@ -55,22 +55,22 @@ def test_an_undefined_value_is_never_the_best(metric):
 
 
 def test_patience_counts_the_epochs_since_the_best():
-    watch = BestTracker("loss", 2, METRICS)
+    tracker = BestTracker("loss", 2, METRICS)
     stopped = []
     for step, loss in enumerate([3.0, 3.5, 2.0, 2.0, 2.5, 9.0]):
-        watch.better({"loss": loss}, step)
-        stopped.append(watch.stopped)
+        tracker.better({"loss": loss}, step)
+        stopped.append(tracker.stopped)
     assert stopped == [False, False, False, False, True, True]
 
 
 def test_without_patience_nothing_stops():
-    watch, _ = watch_over("loss", [1.0, *[2.0] * 100])
-    assert not watch.stopped
+    tracker, _ = track("loss", [1.0, *[2.0] * 100])
+    assert not tracker.stopped
 
 
 @pytest.mark.parametrize("values", [[], [math.nan], [0.5], [0.5, 0.4, 0.3]])
-def test_a_watch_goes_on_where_its_json_says(values):
-    first, _ = watch_over("accuracy", values, patience=4)
+def test_a_restored_tracker_behaves_like_the_saved_one(values):
+    first, _ = track("accuracy", values, patience=4)
     second = BestTracker("accuracy", 4, METRICS)
     second.restore(json.loads(json.dumps(first.to_json(), allow_nan=False)))
     assert second.to_json() == first.to_json()
@@ -92,7 +92,7 @@ def test_an_unknown_metric_is_refused():
 
 
 class Record:
-    """Stands in for the writer and for the progress line."""
+    """Replaces the writer and the progress bar."""
 
     def __init__(self):
         self.written, self.shown = [], []
@@ -115,7 +115,7 @@ def record():
 
 @pytest.fixture
 def windows(record):
-    # The step's own rate is that of the update before it: schedules count from 0.
+    # Schedules count from 0: step 1 uses the rate at 0.
     return MetricsBuffer(record, record, lambda step: step / 1000, batch_size=8)
 
 
@@ -170,11 +170,11 @@ def test_images_per_second_leave_out_what_was_not_training(windows, record, monk
     assert [scalars["train/images_per_second"] for _, scalars in record.written] == [4 * 8 / 2, 8 / 4]
 
 
-def test_images_per_second_do_not_depend_on_how_many_steps_are_under_way(windows, record, monkeypatch):
+def test_images_per_second_do_not_depend_on_the_steps_in_progress(windows, record, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     windows.restart_clock()
-    for step in range(1, 10):  # a step a second; what is computed arrives two steps later
+    for step in range(1, 10):  # one step per second; results arrive two steps later
         windows.add(step, step_metrics(1.0))
         now[0] += 1
         if step % 2 == 0:
@@ -185,7 +185,7 @@ def test_images_per_second_do_not_depend_on_how_many_steps_are_under_way(windows
     assert speeds == [None, 8, 8, None, 8]
 
 
-def test_the_wait_for_images_is_a_share_of_each_windows_time(windows, record, monkeypatch):
+def test_input_wait_is_a_fraction_of_each_windows_time(windows, record, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     windows.restart_clock()
@@ -208,19 +208,24 @@ def test_the_wait_for_images_is_a_share_of_each_windows_time(windows, record, mo
 
 
 @pytest.mark.parametrize(
-    ("wait", "workers", "cache", "words"),
+    ("wait", "workers", "cache", "pattern"),
     [
         (0.05, 0, "none", ""),
-        (0.92, 0, "none", "92% .* data.workers=14, data.cache=decoded .or resized, without random crops."),
+        (
+            0.92,
+            0,
+            "none",
+            "waited for images 92% .* data.workers=14, data.cache=decoded .or resized, without random crops.",
+        ),
         (0.92, 0, "resized", "data.workers=14$"),
         (0.92, 14, "none", "may help: data.cache=decoded"),
         (0.92, 14, "decoded", ""),
     ],
 )
-def test_who_waits_for_images_is_told_what_may_help(wait, workers, cache, words, monkeypatch):
+def test_a_long_wait_for_images_gives_advice(wait, workers, cache, pattern, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)))
-    said = input_advice(wait, workers=workers, cache=cache)
-    assert re.search(words, said) if words else said == ""
+    advice = input_advice(wait, workers=workers, cache=cache)
+    assert re.search(pattern, advice) if pattern else advice == ""
 
 
 def test_closing_an_empty_window_does_nothing(windows, record):
@@ -231,7 +236,7 @@ def test_closing_an_empty_window_does_nothing(windows, record):
 
 
 @pytest.mark.parametrize(
-    ("bad", "words"),
+    ("bad", "message"),
     [
         (step_metrics(math.nan), "loss nan, gradient norm 1.0"),
         (step_metrics(math.inf), "loss inf, gradient norm 1.0"),
@@ -239,14 +244,14 @@ def test_closing_an_empty_window_does_nothing(windows, record):
     ],
 )
 @pytest.mark.parametrize("end", ["close", "flush"])
-def test_what_is_not_finite_stops_the_run_with_its_first_step(windows, record, bad, words, end):
+def test_a_value_that_is_not_finite_stops_the_run_and_names_its_step(windows, record, bad, message, end):
     windows.add(1, step_metrics(1.0))
     windows.close()
     for step, metrics in ((2, step_metrics(1.0)), (3, bad), (4, step_metrics(math.nan))):
         windows.add(step, metrics)
     windows.close()
     windows.add(5, step_metrics(math.nan))
-    with pytest.raises(RunError, match=f"^step 3: {words}.*optimizer.learning_rate"):
+    with pytest.raises(RunError, match=f"^step 3: {message}.*optimizer.learning_rate"):
         getattr(windows, end)()
     assert [step for step, _ in record.written] == [1]
 
@@ -255,28 +260,29 @@ def test_what_is_not_finite_stops_the_run_with_its_first_step(windows, record, b
 
 
 @pytest.fixture
-def heard():
-    """Signals that reach the handlers from before, which must survive whatever a test does."""
-    got = []
-    before = {which: signal.signal(which, lambda n, _: got.append(n)) for which in (signal.SIGTERM, signal.SIGINT)}
-    yield got
+def received_before():
+    """Signals that reach the previous handlers, which are restored after the test."""
+    received = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {which: signal.signal(which, lambda n, _: received.append(n)) for which in numbers}
+    yield received
     for which, handler in before.items():
         signal.signal(which, handler)
 
 
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_is_a_wish_and_the_second_goes_to_the_handlers_before(heard, which):
+def test_the_first_signal_is_a_request_and_the_second_reaches_the_previous_handler(received_before, which):
     with Signals() as signals:
         assert signals.received == ""
         os.kill(os.getpid(), which)
-        assert (signals.received, heard) == (which.name, [])
+        assert (signals.received, received_before) == (which.name, [])
         os.kill(os.getpid(), which)
-        assert heard == [which]
+        assert received_before == [which]
     os.kill(os.getpid(), which)
-    assert heard == [which, which]
+    assert received_before == [which, which]
 
 
-def test_handlers_come_back_without_a_signal_and_behind_an_error(heard):
+def test_handlers_are_restored_without_a_signal_and_after_an_error(received_before):
     def fail():
         with Signals():
             raise RuntimeError("in the loop")
@@ -286,21 +292,22 @@ def test_handlers_come_back_without_a_signal_and_behind_an_error(heard):
     with pytest.raises(RuntimeError, match="in the loop"):
         fail()
     os.kill(os.getpid(), signal.SIGTERM)
-    assert (signals.received, heard) == ("", [signal.SIGTERM])
+    assert (signals.received, received_before) == ("", [signal.SIGTERM])
 
 
 # ---- Watchdog -------------------------------------------------------------------------------------------------------
 
+# A process of its own, because the watchdog ends it with os._exit.
 HANGS = """
 import sys, time
-from histojax.monitoring import Watchdog
+from histojax.training.monitoring import Watchdog
 
 def waits_for_a_device():
     time.sleep(60)
 
 with Watchdog(float(sys.argv[1])) as watchdog:
     for step in range(4):
-        time.sleep(0.4)
+        time.sleep(0.4)  # four steps last longer than the 1.2 s allowed without one
         watchdog.beat(step)
     if sys.argv[2] == "hang":
         waits_for_a_device()
@@ -314,6 +321,6 @@ def test_a_run_without_steps_ends_and_says_where(seconds: str, then: str, code: 
     assert done.returncode == code, done.stderr
     if code:
         assert "in waits_for_a_device" in done.stderr
-        assert "error: nothing has come behind step 3 for 1.2 s (train.watchdog)" in done.stderr
+        assert "error: no step has finished since step 3 (1.2 s, train.watchdog)" in done.stderr
     else:
         assert done.stdout == "ended\n"
