@@ -12,7 +12,7 @@ from histojax import models
 from histojax.distributed.sharding import Layout
 from histojax.models.ops import kernels
 from histojax.training.optimizer import OptimizerSpec, make_optimizer
-from histojax.training.step import Program, StepSpec
+from histojax.training.program import Program, StepSpec
 from histojax.training.tasks import Multilabel
 
 # Windows of 2 on maps of 8, 4 and 2: shifted and masked in the first two stages.
