@@ -1,0 +1,42 @@
+"""`histojax slide train-tiles` and `slide agreement` as commands of their own process."""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import shapely
+import tifffile
+
+from tests.helpers.programs import run
+
+SLIDE = [sys.executable, "-m", "histojax", "slide"]
+
+
+def test_train_tiles_cuts_tiles(tmp_path: pathlib.Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 200, 3), np.uint8)
+    tifffile.imwrite(
+        tmp_path / "a.tif", pixels, photometric="rgb", resolution=(20_000, 20_000), resolutionunit="CENTIMETER"
+    )
+    feature = {
+        "type": "Feature",
+        "geometry": shapely.geometry.mapping(shapely.box(0, 0, 100, 100)),
+        "properties": {"classification": {"name": "Tumor"}},
+    }
+    (tmp_path / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    (tmp_path / "list.csv").write_text("slide;mpp\na.tif;0.5\n")
+    output = tmp_path / "tiles"
+    flags = ["--labels=tumor", "--size=50", "--tile_mpp=1"]
+    done = run([*SLIDE, "train-tiles", str(tmp_path / "list.csv"), f"--output={output}", *flags])
+    assert done.returncode == 0, done.stderr
+    assert "a: 1 tiles (tumor 1)" in done.stdout
+    assert (output / "tiles.csv").is_file()
+
+
+def test_agreement_reports_a_run_without_a_checkpoint(tmp_path: pathlib.Path) -> None:
+    done = run([*SLIDE, "agreement", str(tmp_path / "none"), f"--output={tmp_path / 'out'}"])
+    assert done.returncode == 1
+    assert "error: " in done.stderr
+    assert str(tmp_path / "none") in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
