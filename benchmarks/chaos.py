@@ -3,11 +3,12 @@
     python -m benchmarks.chaos --kills 200 --seed 0
 
 Prints each kill, then whether any image was lost or seen twice, what the work directory holds that it should not, and
-how far the final arrays are from those of the run that nobody disturbed. Exit code 1 if anything is wrong.
+how far the final arrays are from those of the undisturbed run. Exit code 1 if anything is wrong.
 """
 
 import argparse
 import collections
+import itertools
 import pathlib
 import sys
 import tempfile
@@ -15,7 +16,7 @@ import tempfile
 import numpy as np
 
 from data_pipelines.synthetic.generator import SyntheticSpec, generate
-from tests.helpers.chaos import chaos, leftovers
+from tests.helpers.chaos import MOMENTS, chaos, leftovers
 from tests.helpers.processes import Processes
 from tests.helpers.programs import arrays
 
@@ -23,7 +24,7 @@ TOPOLOGIES = [(1, 1), (1, 2), (2, 1), (2, 2), (1, 4)]
 
 
 def main() -> None:
-    """Runs it and prints what came of it."""
+    """Run it and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
@@ -34,21 +35,22 @@ def main() -> None:
         images = generate(folder / "images", spec)
         epochs = f"--config.train.epochs={given.kills + 10}"
         Processes(folder / "undisturbed" / "run", images, 1, 1, epochs).finish()
-        done = chaos(
-            folder / "chaos", images, given.kills, TOPOLOGIES, given.seed, epochs,
-            say=lambda line: print(line, flush=True),
+        moments = list(itertools.islice(itertools.cycle(MOMENTS), given.kills))
+        result = chaos(
+            folder / "chaos", images, moments, TOPOLOGIES, given.seed, epochs,
+            report=lambda line: print(line, flush=True),
         )  # fmt: skip
-        stream, count = done.stream()
+        stream, count = result.stream()
         epochs_seen = [stream[i : i + count] for i in range(0, len(stream) - count + 1, count)]
         broken = sum(sorted(epoch) != sorted(epochs_seen[0]) or len(set(epoch)) != count for epoch in epochs_seen)
-        left = leftovers(done.workdir)
-        theirs, ours = arrays(folder / "undisturbed" / "run", "last"), arrays(done.workdir, "last")
+        left = leftovers(result.workdir)
+        theirs, ours = arrays(folder / "undisturbed" / "run", "last"), arrays(result.workdir, "last")
         assert theirs.keys() == ours.keys()
         largest = max(
             float(np.max(np.abs(np.float64(ours[key]) - np.float64(value)), initial=0)) for key, value in theirs.items()
         )
-    moments = collections.Counter(moment for moment, _ in done.kills)
-    print(f"{len(done.kills)} kills ({', '.join(f'{n} × {moment}' for moment, n in moments.items())})")
+    moments = collections.Counter(moment for moment, _ in result.kills)
+    print(f"{len(result.kills)} kills ({', '.join(f'{n} × {moment}' for moment, n in moments.items())})")
     print(f"{len(epochs_seen)} epochs of {count} images, {broken} with an image lost or seen twice")
     print(f"left behind: {left or 'nothing'}")
     print(f"largest difference of a final parameter, statistic or optimizer array: {largest:.1e}")

@@ -124,7 +124,7 @@ def test_step_against_torch(tmp_path: pathlib.Path) -> None:
     assert result["profile"]["table"] in shown
 
 
-def test_prediction_alone(tmp_path: pathlib.Path) -> None:
+def test_prediction_only(tmp_path: pathlib.Path) -> None:
     whole, shown = bench(tmp_path, "infer", "--model=vit", f"--options={json.dumps(VIT)}", "--skip_startup")
     (result,) = whole["results"]
     (row,) = result["contestants"].values()

@@ -183,7 +183,7 @@ def test_the_programs_themselves(module: str) -> None:
     assert done.stdout.startswith("usage: histojax COMMAND" if module == "histojax" else "usage: histojax train")
 
 
-def test_the_processes_of_one_run_are_told_apart_by_flags() -> None:
+def test_flags_tell_the_processes_of_one_run_apart() -> None:
     parser = argparse.ArgumentParser()
     train.add_process_flags(parser)
     assert vars(parser.parse_args([])) == {"coordinator": "", "num_processes": "", "process_id": ""}

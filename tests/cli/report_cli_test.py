@@ -121,7 +121,7 @@ def test_tables_are_compared_and_pictures_found(breakhis_part: pathlib.Path, tmp
     assert "second against first" in page
     assert "the table has no column `path`" in page
 
-    # The table's own paths, beside it; one that is none is told.
+    # Paths in the table are relative to it; a path without a file is reported.
     shutil.copy(next(breakhis_part.rglob(f"{names[0]}.png")), tmp_path / "picture.png")
     table = predictions.read(tmp_path / "a" / "predictions.csv").assign(path="nowhere.png")
     table.loc[:, ["prob_benign", "prob_malignant"]] = np.where(table[["label"]] == "benign", [0.9, 0.1], [0.1, 0.9])

@@ -1,4 +1,4 @@
-"""One run of several processes: real ones, over localhost, that are stopped, killed and moved."""
+"""One run of several real processes over localhost: stopped, killed, and resumed elsewhere."""
 
 import json
 import os
@@ -20,6 +20,7 @@ from tests.helpers.processes import CONFIG, Processes
 from tests.helpers.programs import last_logged_step
 
 pytestmark = [pytest.mark.devices]
+NOWHERE = "/histojax-tests/nowhere"
 
 
 @pytest.fixture(scope="module")
@@ -39,23 +40,23 @@ def assert_same_curve(workdir: pathlib.Path, other: pathlib.Path, rtol: float = 
     assert len(ours) > 5
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=rtol)
     tables = [pd.read_parquet(folder / "predictions.parquet").set_index("image_id") for folder in (workdir, other)]
-    assert tables[0].index.is_unique  # every image once, although neither side divides
+    assert tables[0].index.is_unique  # every image once, although the sides do not divide among the devices
     assert tables[0].index.tolist() == tables[1].index.tolist()
     np.testing.assert_allclose(tables[0]["prob_malignant"], tables[1]["prob_malignant"], rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, images: pathlib.Path) -> pathlib.Path:
-    """The run that never moved: one process, one device."""
-    workdir = tmp_path_factory.mktemp("alone") / "run"
+def single(tmp_path_factory: pytest.TempPathFactory, images: pathlib.Path) -> pathlib.Path:
+    """An undisturbed run of one process with one device."""
+    workdir = tmp_path_factory.mktemp("single") / "run"
     Processes(workdir, images, 1, 1).finish()
     return workdir
 
 
-# ---- Who is who -----------------------------------------------------------------------------------------------------
+# ---- Membership -----------------------------------------------------------------------------------------------------
 
 
-def test_flags_win_over_the_environment_and_that_over_slurm() -> None:
+def test_flags_take_precedence_over_the_environment_and_that_over_slurm() -> None:
     slurm = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}
     ours = {"HISTOJAX_COORDINATOR": "a:1", "HISTOJAX_NUM_PROCESSES": "3", "HISTOJAX_PROCESS_ID": "0"}
     assert Membership.find({}, {}) == Membership()
@@ -63,12 +64,12 @@ def test_flags_win_over_the_environment_and_that_over_slurm() -> None:
     assert Membership.find({}, slurm | ours) == Membership("a:1", 3, 0)
     assert Membership.find({"process_id": "2", "coordinator": "[::1]:5"}, ours) == Membership("[::1]:5", 3, 2)
     assert Membership.find({}, {"HISTOJAX_CLUSTER": "tpu"}) == Membership(cluster="tpu")
-    # A batch script itself, which is no step, is one process.
+    # A batch script is not a step, so it is a single process.
     assert Membership.find({}, {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}) == Membership()
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "message"),
     [
         ({"coordinator": "a:1"}, r"also needs --num_processes \(or HISTOJAX_NUM_PROCESSES\), --process_id"),
         ({"coordinator": "a", "num_processes": "2", "process_id": "0"}, "coordinator 'a' is not HOST:PORT"),
@@ -76,32 +77,32 @@ def test_flags_win_over_the_environment_and_that_over_slurm() -> None:
         ({"coordinator": "a:1", "num_processes": "two", "process_id": "0"}, "num_processes=two"),
     ],
 )
-def test_half_a_membership_is_refused(flags: dict[str, str], words: str) -> None:
-    with pytest.raises(RunError, match=words):
+def test_an_incomplete_membership_is_rejected(flags: dict[str, str], message: str) -> None:
+    with pytest.raises(RunError, match=message):
         Membership.find(flags, {})
     with pytest.raises(RunError, match="HISTOJAX_CLUSTER=mpi is not one of tpu, slurm"):
         Membership.find({}, {"HISTOJAX_CLUSTER": "mpi"})
 
 
-# ---- The same run ---------------------------------------------------------------------------------------------------
+# ---- Equal results --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "devices", "fsdp"), [(2, 2, 1), (2, 2, 4)])
 def test_processes_and_devices_do_not_change_a_run(
-    alone: pathlib.Path, images: pathlib.Path, tmp_path: pathlib.Path, count: int, devices: int, fsdp: int
+    single: pathlib.Path, images: pathlib.Path, tmp_path: pathlib.Path, count: int, devices: int, fsdp: int
 ) -> None:
     workdir = tmp_path / "run"
     Processes(workdir, images, count, devices, f"--config.sharding.fsdp={fsdp}").finish()
-    assert_same_curve(workdir, alone)
+    assert_same_curve(workdir, single)
     session = json.loads((workdir / "run.json").read_text())["sessions"][-1]
     assert session["devices"]["processes"] == count
     assert session["devices"]["count"] == count * devices
-    assert len(list((workdir / "tensorboard").iterdir())) == 1  # written by the first process alone
+    assert len(list((workdir / "tensorboard").iterdir())) == 1  # only the first process writes it
 
 
 @pytest.mark.slow
-def test_batch_statistics_are_of_the_global_batch(tmp_path: pathlib.Path) -> None:
+def test_batch_statistics_are_those_of_the_global_batch(tmp_path: pathlib.Path) -> None:
     tiles = generate_tiles(tmp_path / "tiles", TilesSyntheticSpec(patients=8, tiles_per_slide=5, size=48))
     for count, devices in ((1, 1), (2, 2)):
         Processes(tmp_path / str(count), tiles, count, devices, config=f"{CONFIG}:ldcsf").finish()
@@ -115,7 +116,7 @@ def test_batch_statistics_are_of_the_global_batch(tmp_path: pathlib.Path) -> Non
 
 @pytest.mark.slow
 def test_sigterm_to_one_process_saves_all_and_the_run_moves(
-    alone: pathlib.Path, images: pathlib.Path, tmp_path: pathlib.Path
+    single: pathlib.Path, images: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     workdir = tmp_path / "run"
     first = Processes(workdir, images, 2, 2)
@@ -134,48 +135,59 @@ def test_sigterm_to_one_process_saves_all_and_the_run_moves(
     sessions = json.loads((workdir / "run.json").read_text())["sessions"]
     assert [session["status"] for session in sessions] == ["interrupted", "interrupted", "finished"]
     assert sessions[1]["from_step"] == stopped["to_step"] > 0
-    assert_same_curve(workdir, alone)
+    assert_same_curve(workdir, single)
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory, images: pathlib.Path) -> dict[str, Processes]:
+    """Four runs of two processes: one of them is killed, or fails. All at once, because most of the time they wait."""
+    folder = tmp_path_factory.mktemp("broken")
+    runs = {f"killed {i}": Processes(folder / f"killed{i}", images, 2, 1, "--config.train.epochs=1000") for i in (1, 0)}
+    for i in (1, 0):
+        workdir = folder / f"killed{i}"
+        runs[f"killed {i}"].until(lambda workdir=workdir: last_logged_step(workdir) >= 2)
+        runs[f"killed {i}"].started[i].kill()
+    for i in (1, 0):
+        wrong = {i: [f"--config.data.root={NOWHERE}"]}  # the other process waits for this one
+        runs[f"failed {i}"] = Processes(folder / f"failed{i}", images, 2, 1, only=wrong)
+    for run in runs.values():
+        run.codes(90)
+    return runs
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dead", [1, 0])
-def test_who_waits_for_a_killed_process_ends_and_says_so(
-    images: pathlib.Path, tmp_path: pathlib.Path, dead: int
-) -> None:
-    workdir = tmp_path / "run"
-    both = Processes(workdir, images, 2, 1, "--config.train.epochs=1000")
-    both.until(lambda: last_logged_step(workdir) >= 2)
-    both.started[dead].kill()
-    codes = both.codes(60)
+def test_a_process_that_waits_for_a_killed_one_ends_and_says_so(broken: dict[str, Processes], dead: int) -> None:
+    both = broken[f"killed {dead}"]
+    codes = [process.returncode for process in both.started]
     assert codes[dead] == -signal.SIGKILL
-    words = both.logs[1 - dead].read_text()
+    text = both.logs[1 - dead].read_text()
     if dead == 1:
         assert codes[0] == 75
-        assert "error: process 1 of 2 (" in words
-        assert "rerun the same command to resume from the last one" in words
-    else:  # the coordinator lives in process 0, and jax ends whoever cannot reach it
+        assert "error: process 1 of 2 (" in text
+        assert "rerun the same command to resume from the last one" in text
+    else:  # the coordinator lives in process 0, and jax ends every process that cannot reach it
         assert codes[1] == -signal.SIGABRT
-        assert "the leader task was preempted/died" in words
+        assert "the leader task was preempted/died" in text
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("failing", [1, 0])
-def test_the_cause_of_a_failure_reaches_all(images: pathlib.Path, tmp_path: pathlib.Path, failing: int) -> None:
-    wrong = {failing: [f"--config.data.root={tmp_path / 'nowhere'}"]}  # the other one waits for it
-    both = Processes(tmp_path / "run", images, 2, 1, only=wrong)
-    assert both.codes(60) == [1, 1], both.text()
-    assert f"error: {tmp_path / 'nowhere'}: no such file or folder" in both.logs[failing].read_text()
-    words = both.logs[1 - failing].read_text()
-    assert f"error: process {failing} of 2 (" in words
-    assert f"failed: {tmp_path / 'nowhere'}: no such file or folder" in words
-    assert "Traceback" not in words
+def test_every_process_reports_the_cause_of_a_failure(broken: dict[str, Processes], failing: int) -> None:
+    both = broken[f"failed {failing}"]
+    assert [process.returncode for process in both.started] == [1, 1], both.text()
+    assert f"error: {NOWHERE}: no such file or folder" in both.logs[failing].read_text()
+    text = both.logs[1 - failing].read_text()
+    assert f"error: process {failing} of 2 (" in text
+    assert f"failed: {NOWHERE}: no such file or folder" in text
+    assert "Traceback" not in text
 
 
-def test_processes_that_do_not_come_are_named(tmp_path: pathlib.Path) -> None:
-    words = ("--config=" + CONFIG, f"--workdir={tmp_path}", "--num_processes=2", "--process_id=1")
+def test_a_missing_process_0_is_named(tmp_path: pathlib.Path) -> None:
+    flags = ("--config=" + CONFIG, f"--workdir={tmp_path}", "--num_processes=2", "--process_id=1")
     environment = os.environ | {"HISTOJAX_COORDINATOR": "localhost:1", "HISTOJAX_START_TIMEOUT": "2"}
     done = subprocess.run(
-        [sys.executable, "-m", "histojax.main", *words],
+        [sys.executable, "-m", "histojax.main", *flags],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 1

@@ -169,7 +169,7 @@ def test_interrupted_and_killed_ends_bitwise_the_same(tmp_path: pathlib.Path, im
     assert statuses == ["interrupted", "running", "running", "finished"]
 
 
-def test_eval_needs_the_checkpoint_alone(tmp_path: pathlib.Path, finished: pathlib.Path) -> None:
+def test_eval_needs_only_the_checkpoint(tmp_path: pathlib.Path, finished: pathlib.Path) -> None:
     trained = json.loads((finished / "results.json").read_text())
     words = [sys.executable, "-m", "histojax.main", "--mode=eval"]
     copy = shutil.copytree(find(finished), tmp_path / "copy")
@@ -225,9 +225,7 @@ def test_a_flipped_byte_stops_resume_and_eval(tmp_path: pathlib.Path, images: pa
         (["--mode=eval"], "drop --config"),
     ],
 )
-def test_mistakes_are_told_in_words(
-    tmp_path: pathlib.Path, images: pathlib.Path, more: list[str], message: str
-) -> None:
+def test_mistakes_are_reported(tmp_path: pathlib.Path, images: pathlib.Path, more: list[str], message: str) -> None:
     done = run(tiny(tmp_path / "run", images, *more))
     assert done.returncode == 1
     assert message in done.stderr
@@ -276,7 +274,7 @@ def small_disk(tmp_path: pathlib.Path) -> Iterator[Callable[[str], pathlib.Path]
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_named_and_the_run_goes_on_with_more_room(
+def test_a_full_disk_is_named_and_the_run_resumes_with_more_room(
     small_disk: Callable[[str], pathlib.Path], images: pathlib.Path
 ) -> None:
     large = "--config.model.options.embed_dim=256"  # some 20 MB

@@ -65,7 +65,7 @@ def test_a_run_leaves_every_label_with_its_interval(finished: pathlib.Path) -> N
 
 
 def test_the_thresholds_are_those_of_validation(finished: pathlib.Path) -> None:
-    """Chosen anew on the validation side of the table of predictions, they are the ones that the test is held to."""
+    """Choosing them again on the validation side of the table of predictions gives those that the test uses."""
     from histojax.evaluation.multilabel import choose_thresholds
 
     found = json.loads((finished / "results.json").read_text())
@@ -96,7 +96,7 @@ def test_interrupted_and_killed_ends_bitwise_the_same(
     assert_same_run(finished, workdir)
 
 
-def test_eval_needs_the_checkpoint_alone_and_takes_another_size(tmp_path: pathlib.Path, finished: pathlib.Path) -> None:
+def test_eval_needs_only_the_checkpoint_and_takes_another_size(tmp_path: pathlib.Path, finished: pathlib.Path) -> None:
     copy = shutil.copytree(find(finished), tmp_path / "copy")
     words = [sys.executable, "-m", "histojax.main", "--mode=eval", f"--checkpoint={copy}", f"--workdir={tmp_path}"]
     done = run(words)
@@ -131,7 +131,7 @@ def test_eval_needs_the_checkpoint_alone_and_takes_another_size(tmp_path: pathli
         (["--config.model.options.ldc=never"], "ldc='never'"),
     ],
 )
-def test_mistakes_are_told_in_words(tmp_path: pathlib.Path, tiles: pathlib.Path, more: list[str], message: str) -> None:
+def test_mistakes_are_reported(tmp_path: pathlib.Path, tiles: pathlib.Path, more: list[str], message: str) -> None:
     done = run(command(tmp_path / "run", tiles, *more))
     assert done.returncode == 1
     assert message in done.stderr

@@ -1,4 +1,4 @@
-"""A run whose processes are killed at bad moments and started again, here and there in another number of them."""
+"""A run whose processes are killed at bad moments and restarted, also with other numbers of processes and devices."""
 
 import dataclasses
 import json
@@ -7,8 +7,9 @@ import pathlib
 import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from histojax.core.directories import default_directory
 from tests.helpers.chaos_program import FOLDER
 from tests.helpers.processes import Processes
 from tests.helpers.programs import last_logged_step
@@ -21,9 +22,9 @@ class Chaos:
     """What happened to a run.
 
     Attributes:
-      workdir: of the run, which is finished.
-      kills: at which moment each kill came, with the step that was logged last.
-      batches: what training was given: a folder of `chaos_program`'s files.
+      workdir: work directory of the finished run.
+      batches: folder of the files in which `chaos_program` recorded the batches given to training.
+      kills: the moment of each kill, and the last step that was logged before it.
     """
 
     workdir: pathlib.Path
@@ -31,7 +32,7 @@ class Chaos:
     kills: list[tuple[str, int]] = dataclasses.field(default_factory=list)
 
     def stream(self) -> tuple[list[int], int]:
-        """Image of each position of the training stream, and the number of training images.
+        """Return the image at each position of the training stream, and the number of training images.
 
         Raises:
           AssertionError: a position was given different images at different times, or none.
@@ -55,78 +56,84 @@ class Chaos:
 def chaos(
     folder: pathlib.Path,
     images: pathlib.Path,
-    kills: int,
+    moments: Sequence[str],
     topologies: list[tuple[int, int]],
     seed: int,
     *more: str,
-    say: Callable[[str], None] = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Chaos:
-    """Runs the tiny config until it is finished, killing it `kills` times.
+    """Run the tiny config until it is finished, killing it at each of the moments.
 
     Args:
-      folder: for all files; prepared data, too, so that preparing is disturbed as well.
-      images: the root of the data.
-      kills: how many.
-      topologies: (processes, devices of each) to draw from for each start.
-      seed: of moments and topologies.
-      more: flags of the run.
-      say: is told each kill.
+      folder: parent of all files, including prepared data, so that preparation is disturbed as well.
+      images: dataset root.
+      moments: one of `MOMENTS` per kill.
+      topologies: pairs of processes and devices per process. Each start draws one; it differs from the previous one
+        if there are several. The last start, which is not killed, takes the first pair.
+      seed: seed of topologies and waiting times.
+      more: further flags of the run.
+      report: called with a line for each kill.
     """
     draw = random.Random(seed)
-    there = Chaos(folder / "run", folder / "batches")
-    there.batches.mkdir(parents=True)
-    environment = {FOLDER: str(there.batches), "HISTOJAX_DATA": str(folder / "data")}
-    for number in range(kills):
-        moment = MOMENTS[number % len(MOMENTS)]
-        count, devices = draw.choice(topologies)
-        run = Processes(
-            there.workdir, images, count, devices, *more, module="tests.helpers.chaos_program", environment=environment
-        )
-        if moment == "preparation":
-            _let_it_prepare_again(folder / "data", draw)
-        reached = _reached(moment, there.workdir, folder / "data", draw)
+    result = Chaos(folder / "run", folder / "batches")
+    result.batches.mkdir(parents=True)
+    environment = {FOLDER: str(result.batches), "HISTOJAX_DATA": str(folder / "data")}
+    # Outside the disturbed folder, so that several runs share what they compile.
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(default_directory() / "compiled-by-chaos")
+
+    def start(count: int, devices: int) -> Processes:
+        module = "tests.helpers.chaos_program"
+        return Processes(result.workdir, images, count, devices, *more, module=module, environment=environment)
+
+    previous: tuple[int, int] | None = None
+    for number, moment in enumerate(moments):
+        previous = count, devices = draw.choice([pair for pair in topologies if pair != previous] or topologies)
+        run = start(count, devices)
+        if moment == "preparation" and number:
+            _remove_prepared(folder / "data", draw)
+        reached = _reached(moment, result.workdir, folder / "data", draw)
         deadline = time.monotonic() + 300
         while run.alive() and not reached():
             assert time.monotonic() < deadline, run.text()
             time.sleep(0.002)
         if not run.alive():
-            assert all(process.wait() == 0 for process in run.started), run.text()  # it got to its end before
-        there.kills.append((moment, last_logged_step(there.workdir)))
+            assert all(process.wait() == 0 for process in run.started), run.text()  # the run ended before the moment
+        result.kills.append((moment, last_logged_step(result.workdir)))
         run.started[draw.randrange(count)].kill()
-        time.sleep(draw.uniform(0, 2))  # the others may notice, or be taken away as well
+        if count > 1:
+            time.sleep(draw.uniform(0, 2))  # the others may notice, or are killed as well
         run.kill()
-        say(f"{number + 1}: {count} × {devices}, {moment}, step {there.kills[-1][1]}")
-    count, devices = topologies[0]
-    Processes(
-        there.workdir, images, count, devices, *more, module="tests.helpers.chaos_program", environment=environment
-    ).finish()
-    return there
+        report(f"{number + 1}: {count} × {devices}, {moment}, step {result.kills[-1][1]}")
+    start(*topologies[0]).finish()
+    return result
 
 
 def leftovers(workdir: pathlib.Path) -> list[str]:
-    """What a finished run should not leave behind."""
+    """Return the files that a finished run should not leave behind."""
     return [str(path) for path in workdir.rglob("*") if "tmp" in path.name or path.name.startswith(".")]
 
 
 def _reached(moment: str, workdir: pathlib.Path, data: pathlib.Path, draw: random.Random) -> Callable[[], bool]:
-    at, begun = draw.uniform(0, 14), time.monotonic()
+    """Return a function that tells whether the moment to kill has come."""
+    delay, started = draw.uniform(0, 14), time.monotonic()
     step = last_logged_step(workdir)
 
     def now() -> bool:
         if moment == "preparation":
-            return any(data.rglob("*incomplete*")) or time.monotonic() - begun > 12
+            return any(data.rglob("*incomplete*")) or time.monotonic() - started > 12
         if moment == "checkpoint":
             return any((workdir / "checkpoints").glob("*/*tmp*")) and last_logged_step(workdir) > step
         if moment == "step":
             return last_logged_step(workdir) >= step + 2
         if moment == "evaluation":  # the last step of an epoch is logged before it
             return last_logged_step(workdir) >= step + 4
-        return time.monotonic() - begun > at
+        return time.monotonic() - started > delay
 
     return now
 
 
-def _let_it_prepare_again(data: pathlib.Path, draw: random.Random) -> None:
+def _remove_prepared(data: pathlib.Path, draw: random.Random) -> None:
+    """Remove the prepared data in most cases, so that the run prepares them again."""
     if draw.random() < 0.7:
         shutil.rmtree(data / "prepared", ignore_errors=True)
     os.makedirs(data, exist_ok=True)

@@ -55,7 +55,7 @@ class Processes:
             time.sleep(0.01)
 
     def codes(self, timeout: float = 300) -> list[int]:
-        """Exit codes; whoever does not end in time is killed."""
+        """Wait for the exit codes; kill processes that do not end in time."""
         deadline = time.monotonic() + timeout
         try:
             return [process.wait(max(0.1, deadline - time.monotonic())) for process in self.started]

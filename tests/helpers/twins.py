@@ -13,7 +13,7 @@ from flax import nnx
 
 from histojax import models
 
-# torchvision first: timm and transformers import it, too.
+# torchvision first: timm and transformers also import it.
 from tests.helpers import torchvision_import  # noqa: F401  # isort: skip
 import timm.models.resnet
 import timm.models.swin_transformer

@@ -98,7 +98,7 @@ def test_predicted_classes_are_explained(ldcsf_run: pathlib.Path, images: list[p
     assert targets(1.1) == [[int(row.argmax())] for row in probabilities]
 
 
-def test_checks_depend_on_the_seed_alone(ldcsf_run: pathlib.Path, images: list[pathlib.Path]) -> None:
+def test_checks_depend_only_on_the_seed(ldcsf_run: pathlib.Path, images: list[pathlib.Path]) -> None:
     explainer = Explainer(Predictor.load(ldcsf_run, batch_size=8), rule=Rule())
     pixels = [cv2.imread(str(images[0]))[..., ::-1]]
     one, same, other = (checks.check(explainer, pixels, seed=seed) for seed in (1, 1, 2))

@@ -90,7 +90,7 @@ def test_parameter_counts():
 
 
 @pytest.mark.parametrize(("attention", "head"), CHOICES)
-def test_parameter_groups_are_told_by_their_paths(attention, head):
+def test_parameter_groups_follow_from_paths(attention, head):
     names = set(flat(nnx.state(abstract("dala_resnet50", attention=attention, head=head), nnx.Param)))
     backbone = {n for n in names if not {"attention", "head"} & set(n.split("/"))}
     assert backbone == {n for n in flat(nnx.state(abstract("resnet50"), nnx.Param)) if "head" not in n}
@@ -135,7 +135,7 @@ def test_the_attention_learns_from_its_start():
     assert np.linalg.norm(train_pass(model)[1]["attention/fc1/kernel"]) > 0
 
 
-def test_residual_branches_start_at_zero_unless_told_otherwise():
+def test_residual_branches_start_at_zero_by_default():
     assert (np.asarray(tiny().layer4[0].bn3.scale[...]) == 0).all()
     config = ResNetConfig((1, 1, 1, 1), 4, zero_init_residual=False)
     assert (np.asarray(ResNet(config, num_classes=K, rngs=nnx.Rngs(0)).layer4[0].bn3.scale[...]) == 1).all()
@@ -171,7 +171,7 @@ def test_a_training_pass_updates_the_batch_statistics_once(remat):
         np.testing.assert_allclose(stats[f"{name}/var"], 0.9 + 0.1 * var, rtol=1e-4)
 
 
-def test_evaluation_leaves_the_state_alone():
+def test_evaluation_does_not_change_the_state():
     bn, x = tiny().bn1, np.ones((2, 3, 3, 4), np.float32)
     evaluation(bn)(x)
     np.testing.assert_array_equal(bn.mean[...], 0)

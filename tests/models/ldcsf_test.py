@@ -147,7 +147,7 @@ def test_the_backbone_has_the_paths_and_shapes_of_swin_tiny():
         ({"resnet": False}, {"ldc": 15, "fr": 4, "resnet": 0, "head": 2}),
     ],
 )
-def test_parameter_groups_are_told_by_their_paths(options, groups):
+def test_parameter_groups_follow_from_paths(options, groups):
     names = parameters(abstract(**options))
     assert {group: sum(group in name.split("/") for name in names) for group in ADDED} == groups
     # A component of another name must not put a part of the backbone into a group of the optimizer.

@@ -42,7 +42,7 @@ def test_windows_are_squares_of_the_map_and_go_back():
     np.testing.assert_array_equal(swin.window_reverse(windows, 3, 6, 9), x)
 
 
-def test_the_bias_depends_on_the_relative_position_alone():
+def test_the_bias_depends_only_on_the_relative_position():
     index = swin.relative_position_index(3).reshape(3, 3, 3, 3)
     assert sorted(set(index.ravel())) == list(range(25))
     for y, x, v, u in np.ndindex(3, 3, 3, 3):

@@ -41,7 +41,7 @@ def name_of(path) -> str:
 
 
 def random_value(path, leaf, rng, branch) -> np.ndarray:
-    """Draw every tensor anew, at scales that keep the activations of sixteen blocks near one.
+    """Redraw every tensor, at scales that keep the activations of sixteen blocks near one.
 
     `branch` is the scale of the last batch norm of a block.
     """

@@ -59,7 +59,7 @@ def torch_layout(path: str, value: np.ndarray) -> np.ndarray:
 
 
 def random_value(name, shape, rng) -> np.ndarray:
-    """Draw every tensor anew, at scales that keep the activations near one."""
+    """Redraw every tensor, at scales that keep the activations near one."""
     if name.endswith("kernel"):
         return rng.normal(size=shape) * np.sqrt(2 / np.prod(shape[:-1]))
     if name.endswith(("scale", "var")):

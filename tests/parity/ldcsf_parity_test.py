@@ -40,7 +40,7 @@ def name_of(path) -> str:
 
 
 def random_value(path, leaf, rng) -> np.ndarray:
-    """Draw every tensor anew, those that start at zero included, at scales that keep activations near one."""
+    """Redraw every tensor, those that start at zero included, at scales that keep activations near one."""
     name, shape = name_of(path), leaf.shape
     if name.endswith("kernel"):
         return rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1]))

@@ -54,7 +54,7 @@ def flat(tree) -> dict[str, np.ndarray]:
 
 
 def random_value(path, leaf, rng) -> np.ndarray:
-    """Draw every tensor anew, at scales at which attention, its bias and its mask matter."""
+    """Redraw every tensor, at scales at which attention, its bias and its mask matter."""
     name, shape = name_of(path), leaf.shape
     if name.endswith("kernel"):
         return rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1]))

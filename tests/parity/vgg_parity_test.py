@@ -70,7 +70,7 @@ def torch_layout(path: str, value: np.ndarray) -> np.ndarray:
 
 
 def random_value(name, shape, rng) -> np.ndarray:
-    """Draw every tensor anew, at scales that keep the activations near one; in float32, there are 138 million."""
+    """Redraw every tensor, at scales that keep the activations near one; in float32, there are 138 million."""
     if name.endswith("kernel"):
         return rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / np.prod(shape[:-1])))
     if name.endswith(("scale", "var")):
@@ -239,7 +239,7 @@ def test_stages_and_logits(name, size):
 
 
 def test_gradients_of_a_small_one_with_inception_blocks():
-    # In float64, train mode, odd sizes: gradients of pooling and concatenation, too.
+    # In float64, train mode, odd sizes: gradients of pooling and concatenation as well.
     widths, inceptions = (4, 4, 8, 8, 8), ((4, 2, 6, 2, 4, 4), (6, 4, 6, 2, 4, 2))
     layers = []
     with jax.enable_x64(True):

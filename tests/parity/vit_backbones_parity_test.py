@@ -129,7 +129,7 @@ def test_hugging_faces_dinov2(gated: bool, registers: int, tmp_path: pathlib.Pat
     values, words = fit(inspect(tmp_path / "model.safetensors").arrays, "vit", expected, "a file")
     assert "Hugging Face DINOv2" in words
     assert expected.keys() - values.keys() == {"head/kernel", "head/bias"}
-    # The head is told to show the first channels of the class token.
+    # This head returns the first channels of the class token.
     values |= {"head/kernel": np.eye(24, twins.CLASSES, dtype=np.float32), "head/bias": np.zeros(twins.CLASSES)}
     x = twins.images(32)
     with torch.no_grad():

@@ -107,7 +107,7 @@ def test_dinov2_is_timms_at_its_size_and_at_others(size):
     ("name", "parameters"), [("vit_base_patch16_224", 86_567_656), ("dinov2_vitb14", 86_579_712 + 769_000)]
 )
 def test_parameters_at_1000_classes(name, parameters):
-    # DINOv2: timm's count without a head is at its 37×37 positions, with these options ours is, too.
+    # DINOv2: timm counts without a head at 37×37 positions; these options give ours the same number.
     options = {"image_size": 518} if name == "dinov2_vitb14" else {}
     model = nnx.eval_shape(lambda: models.create(name, num_classes=1000, rngs=nnx.Rngs(0), **options))
     assert sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param))) == parameters

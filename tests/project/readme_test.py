@@ -73,5 +73,5 @@ def test_links_lead_somewhere() -> None:
 def test_the_commands_are_marked_for_ci() -> None:
     marked = re.findall(r"<!-- command: (\w+) -->\n```bash\n(.*?)```", README, re.DOTALL)
     assert [name for name, _ in marked] == ["smoke", "test", "ldcsf"]
-    # The first two do all their own set-up; the third goes on in what the first has made.
+    # The first two do all their own set-up; the third continues in what the first has created.
     assert all("python3 -m venv" in command and "pip install" in command for _, command in marked[:2])

@@ -100,7 +100,7 @@ def test_timms_convolution_of_the_whole_map_is_our_dense_layer() -> None:
     np.testing.assert_array_equal(rule.transform.theirs(ours)[0], small)
 
 
-def test_vgg_inception_takes_the_convolutions_of_vgg16_alone() -> None:
+def test_vgg_inception_takes_only_the_convolutions_of_vgg16() -> None:
     arrays = shapes_of(lambda: torchvision.models.vgg16(num_classes=7))
     values, report = convert(arrays, models.spec("vgg16_inception"), twins.expected(twins.abstract("vgg16_inception")))
     assert len(values) == 26

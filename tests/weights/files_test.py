@@ -144,7 +144,7 @@ def test_several_state_dicts_are_not_guessed_between(tmp_path):
         weights.read(save(tmp_path / "v.pth", {"model": state, "state_dict": state | {"b": state["a"]}}))
 
 
-def test_the_known_name_is_taken_among_several_and_the_others_are_told(tmp_path):
+def test_the_known_name_is_taken_among_several_and_the_others_are_reported(tmp_path):
     student, teacher = {"a": torch.ones(2)}, {"a": torch.zeros(2)}
     path = save(tmp_path / "w.pth", {"student": student, "teacher": teacher, "loss": {"center": torch.ones(1)}})
     contents = weights.inspect(path)

@@ -163,7 +163,7 @@ def test_no_code_is_run_before_the_tensors_of_a_legacy_file(tmp_path, part):
     assert not marker.exists()
 
 
-# What is legal to name does nothing but build tensors, whatever it is called with.
+# The permitted names only build tensors, whatever arguments they are called with.
 @pytest.mark.parametrize(
     "pickled",
     [

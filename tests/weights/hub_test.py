@@ -1,4 +1,4 @@
-"""`hf:OWNER/NAME` from a hub: a real download over HTTP, from the cache without one, and every refusal in words."""
+"""`hf:OWNER/NAME` from a hub: a real download over HTTP, from the cache offline, and every refusal with its message."""
 
 import contextlib
 import http.server
@@ -154,7 +154,7 @@ def test_a_repository_of_before_safetensors_and_a_file_by_name(module: torch.nn.
         ("hf:lab", "is not hf:OWNER/NAME or hf:OWNER/NAME/FILE"),
     ],
 )
-def test_what_the_hub_refuses_is_told(source: str, said: str, tmp_path: pathlib.Path) -> None:
+def test_refusals_of_the_hub_are_reported(source: str, said: str, tmp_path: pathlib.Path) -> None:
     with serving({}) as (endpoint, _):
         done = convert(tmp_path, source, endpoint)
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""Public names to our paths and back: bijections, equal logits, and every mismatch told at once."""
+"""Public names to our paths and back: bijections, equal logits, and every mismatch reported at once."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_a_larger_swin_is_not_cut_down_for_ldcsf():
     assert not caught.value.missing
 
 
-def test_every_difference_is_told_at_once():
+def test_every_difference_is_reported_at_once():
     def change(arrays):
         arrays["layer1.0.conv1.weight"] = np.zeros((64, 64, 3, 3), np.float32)
         arrays["layer1.0.bn1.bias"] = np.zeros(64, np.int64)
@@ -247,7 +247,7 @@ def test_prefixes_are_found_and_reported(prefix):
     assert all((values[path] == plain[path]).all() for path in plain)
 
 
-def test_a_network_beside_the_backbone_is_left_out_and_told():
+def test_a_network_beside_the_backbone_is_left_out_and_reported():
     def change(arrays):
         renamed = {"backbone." + name: array for name, array in arrays.items()}
         return renamed | {"head.mlp.0.weight": np.zeros((2, 2), np.float32)}

@@ -104,7 +104,7 @@ def test_sizes_are_the_published_ones(name: str, millions: float) -> None:
     assert count / 1e6 == pytest.approx(millions, abs=0.15)
 
 
-def test_a_variant_that_is_none_is_told() -> None:
+def test_an_unknown_variant_is_reported() -> None:
     with pytest.raises(ValueError, match="unknown variant ':resnet' of this config; there are smoke, lunit_resnet50"):
         pathology_breakhis.get_config("resnet")
     with pytest.raises(ValueError, match="exclude each other"):
@@ -137,7 +137,7 @@ def test_a_backbone_is_converted_by_its_config_and_read_back_in_half(tmp_path: p
     assert "'int8' is not one of float32, float16, bfloat16" in done.stderr
 
 
-def test_what_does_not_fit_into_half_is_told(tmp_path: pathlib.Path) -> None:
+def test_values_too_large_for_half_are_reported(tmp_path: pathlib.Path) -> None:
     arrays = {"a": np.array([1e5], np.float32), "b": np.array([1.0], np.float32)}
     assert cast_floats(arrays, "bfloat16")["a"].dtype.name == "bfloat16"
     with pytest.raises(RunError, match="values of a are too large for float16; use bfloat16"):

@@ -54,7 +54,7 @@ def test_hugging_faces_dinov2_loads_all_but_the_head(tmp_path: pathlib.Path) -> 
     with torch.no_grad():
         x = twins.images(32)
         wanted = module(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).last_hidden_state.numpy()
-    # The head is told to show the first channels of the class token.
+    # This head returns the first channels of the class token.
     values["head/kernel"] = np.eye(128, twins.CLASSES, dtype=np.float32)
     found = twins.logits(model, values, x)
     np.testing.assert_allclose(found, wanted[:, 0, : twins.CLASSES], atol=1e-4 * np.abs(wanted).max())

@@ -126,7 +126,7 @@ def _compare(model: ExportableModel, predict: PredictFn, images: Iterable[np.nda
     largest, count = 0.0, 0
     for batch in _comparison_batches(images, predictor.image_size, predictor.batch_size):
         differences = np.abs(predict(batch) - predictor.predict(batch))
-        if not (differences <= TOLERANCE).all():  # written so that NaN fails, too
+        if not (differences <= TOLERANCE).all():  # written so that NaN also fails
             raise RunError(
                 f"--to {to}: the exported model predicts differently from the trained one (probabilities differ by "
                 f"{differences.max():.1e}, more than {TOLERANCE:.0e}), so it was deleted; please report this model"

@@ -1,8 +1,8 @@
-"""Attention within the shifted windows of a map as one GPU kernel, which reads the map's rows where they lie.
+"""Attention within the shifted windows of a map as one GPU kernel that reads the map's rows in place.
 
-XLA writes windows, heads, logits and weights to memory one after the other. Here a program takes one window and one
-head of a few images: their rows are read from the projected map, and only the result is written. The gradient's kernel
-computes the weights again, so that nothing but the projected map is kept for it.
+XLA writes windows, heads, logits and weights to memory one after the other. Here a program handles one window and one
+head of a few images: it reads their rows from the projected map and writes only the result. The gradient's kernel
+recomputes the weights, so that only the projected map is stored for it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,20 @@ from histojax.models.ops.attention import MASKED
 from histojax.models.ops.compat import pl, triton
 from histojax.models.ops.sharded_call import sharded_call
 
-_MOST_IMAGES = 16  # of a program
-_LEAST_PROGRAMS = 2048  # that keep a GPU busy
+_MAX_IMAGES = 16  # per program
+_MIN_PROGRAMS = 2048  # to keep a GPU busy
 
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """How a map is cut: into windows of `window`² positions, after a cyclic shift by `down` and `right`; `heads`."""
+    """Windows and heads of an attention.
+
+    Attributes:
+      heads: number of attention heads.
+      window: side of a window in positions.
+      down: cyclic shift of the map along its height before it is cut into windows.
+      right: cyclic shift along the width.
+    """
 
     heads: int
     window: int
@@ -35,11 +42,19 @@ class Cut:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def window_attention(qkv: jax.Array, qkv_bias: jax.Array, bias: jax.Array, cut: Cut) -> jax.Array:
-    """Attend within the windows of a map: (b, h, w, 3c), whose h and w are whole windows, to (b, h, w, c).
+    """Attend within the windows of a map.
 
-    `qkv` holds each position's queries, keys and values, to which `qkv_bias` (3c,) is added; `bias` (heads, n, n) is
-    added to the logits. Equal to rolling the map, cutting it, `attend` with pairs from different regions masked,
-    putting the windows back and rolling back.
+    The result equals rolling the map, cutting it into windows, `attend` with pairs from different regions masked, putting
+    the windows back and rolling back.
+
+    Args:
+      qkv: queries, keys and values of each position (b, h, w, 3c); h and w are multiples of the window.
+      qkv_bias: added to `qkv` (3c,).
+      bias: added to the logits (heads, n, n).
+      cut: windows and heads.
+
+    Returns:
+      (b, h, w, c).
     """
     return _attention_fwd(qkv, qkv_bias, bias, cut)[0]
 
@@ -54,7 +69,7 @@ def _attention_bwd(cut: Cut, res: Any, d: jax.Array) -> tuple[jax.Array, jax.Arr
     backward = sharded_call(functools.partial(_backward, cut=cut), True, False, False, True)
     dqkv, dbias = backward(qkv, qkv_bias, bias, d)
     n = bias.shape[-1]
-    # Summed here: sums of the program's own would cost registers that it does not have.
+    # Summed here, because the kernel has no registers left for sums.
     dqkv_bias = dqkv.sum((0, 1, 2), dtype=jnp.float32)
     return dqkv, dqkv_bias.astype(qkv_bias.dtype), dbias.sum((0, 1))[:, :n, :n].astype(bias.dtype)
 
@@ -64,7 +79,15 @@ window_attention.defvjp(_attention_fwd, _attention_bwd)
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """What a program has to do: `images` images, of this `height` and `width`, heads of this `size`."""
+    """Work of one program.
+
+    Attributes:
+      cut: windows and heads.
+      images: number of images.
+      height: height of the map in positions.
+      width: width of the map in positions.
+      size: channels of a head.
+    """
 
     cut: Cut
     images: int
@@ -74,24 +97,27 @@ class _Plan:
 
     @classmethod
     def of(cls, shape: tuple[int, ...], cut: Cut) -> _Plan:
-        """The plan for `qkv` of this shape: images enough to reuse what they share, programs enough for the GPU."""
+        """Return the plan for `qkv` of this shape.
+
+        As many images per program as possible, which share bias and indices, with enough programs to keep the GPU busy.
+        """
         b, height, width, channels = shape
-        least = -(-_LEAST_PROGRAMS // (height * width // cut.window**2 * cut.heads))
-        images = max(i for i in range(1, _MOST_IMAGES + 1) if b % i == 0 and (i == 1 or b // i >= least))
+        min_groups = -(-_MIN_PROGRAMS // (height * width // cut.window**2 * cut.heads))
+        images = max(i for i in range(1, _MAX_IMAGES + 1) if b % i == 0 and (i == 1 or b // i >= min_groups))
         return cls(cut, images, height, width, channels // 3 // cut.heads)
 
     @property
     def padded(self) -> int:
-        """Rows of a window's block."""
+        """Rows of the block that holds a window."""
         return max(16, pl.next_power_of_2(self.cut.window**2))
 
     @property
     def windows(self) -> int:
-        """Windows of an image."""
+        """Number of windows per image."""
         return self.height * self.width // self.cut.window**2
 
     def rows(self, channels: int) -> pl.BlockSpec:
-        """Where a program finds its images' positions in (b, h · w, channels)."""
+        """Return the block of a program's images in (b, h · w, channels)."""
         block = (self.images, self.height * self.width, channels)
         return pl.BlockSpec(block, lambda head, window, group: (group, 0, 0))
 
@@ -99,7 +125,7 @@ class _Plan:
         self, kernel: Any, qkv: jax.Array, qkv_bias: jax.Array, bias: jax.Array, *more: Any, **outputs: Any
     ) -> Any:
         b, n = qkv.shape[0], bias.shape[-1]
-        # Keys beyond the window get no weight; queries beyond it are not written.
+        # Keys in the padding get no weight; queries in the padding are not written.
         bias = jnp.pad(bias, ((0, 0), (0, self.padded - n), (0, 0)))
         bias = jnp.pad(bias, ((0, 0), (0, 0), (0, self.padded - n)), constant_values=-jnp.inf)
         arrays = [a.reshape(b, self.height * self.width, -1) for a in (qkv, *more)]
@@ -124,7 +150,7 @@ def _forward(qkv: jax.Array, qkv_bias: jax.Array, bias: jax.Array, cut: Cut) -> 
 
 
 def _backward(qkv: jax.Array, qkv_bias: jax.Array, bias: jax.Array, d: jax.Array, cut: Cut) -> tuple[Any, ...]:
-    """The gradient of `qkv`; that of `bias` as parts of a sum, (groups, windows, heads, padded, padded)."""
+    """Return the gradient of `qkv`, and that of `bias` as partial sums (groups, windows, heads, padded, padded)."""
     plan = _Plan.of(qkv.shape, cut)
     b, h, w, channels = qkv.shape
     square = (plan.padded, plan.padded)
@@ -140,15 +166,15 @@ def _backward(qkv: jax.Array, qkv_bias: jax.Array, bias: jax.Array, d: jax.Array
 
 
 class _Program:
-    """What the program at hand works on: its window's rows of the map, its head's columns."""
+    """The part of the map that the running program handles: the rows of its window, the columns of its head."""
 
     def __init__(self, qkv_bias_ref: Any, bias_ref: Any, plan: _Plan) -> None:
         cut, window, place = plan.cut, pl.program_id(1), jnp.arange(plan.padded)
         across = plan.width // cut.window
         y = window // across * cut.window + place // cut.window
         x = window % across * cut.window + place % cut.window
-        # On the shifted map; along a shifted axis the last positions came round from the front.
         self.logit_bias = bias_ref[...]
+        # y and x are positions on the shifted map. Along a shifted axis the last ones come from the other end.
         if cut.down or cut.right:
             region = jnp.zeros_like(y)
             if cut.down:
@@ -159,22 +185,23 @@ class _Program:
         y, x = y + cut.down, x + cut.right
         y, x = jnp.where(y >= plan.height, y - plan.height, y), jnp.where(x >= plan.width, x - plan.width, x)
         self.exists = (place < cut.window**2)[:, None]
-        # Positions that do not exist lie beyond the map: an interpreter would write what is masked.
+        # Positions in the padding get a row beyond the map, because the interpreter also writes masked values.
         self._rows = jnp.where(self.exists, (y * plan.width + x)[:, None], plan.height * plan.width)
         self._columns = (pl.program_id(0) * plan.size + jnp.arange(plan.size))[None, :]
         self._c = cut.heads * plan.size
         self._biases = [qkv_bias_ref[self._columns + part * self._c] for part in range(3)]
 
     def at(self, image: jax.Array, part: int = 0) -> Any:
-        """Where an image's queries (0), keys (1) or values (2) lie."""
+        """Return the indices of an image's queries (0), keys (1) or values (2)."""
         return image, self._rows, self._columns + part * self._c
 
     def qkv(self, ref: Any, image: jax.Array) -> list[jax.Array]:
-        """Queries, keys, values (padded, size) with their biases; the bias alone where no position exists."""
+        """Load queries, keys and values (padded, size) with their biases; padding has the bias alone."""
         read = (triton.load(ref.at[self.at(image, part)], mask=self.exists, other=0.0) for part in range(3))
         return [rows + bias for rows, bias in zip(read, self._biases, strict=True)]
 
     def weights(self, q: jax.Array, k: jax.Array) -> jax.Array:
+        """Return the attention weights (padded, padded)."""
         logits = triton.dot(q, k, trans_b=True) * q.shape[-1] ** -0.5 + self.logit_bias
         weights = jnp.exp(logits - logits.max(1, keepdims=True))
         return weights / weights.sum(1, keepdims=True)
@@ -208,7 +235,7 @@ def _backward_kernel(
         d = triton.load(d_ref.at[program.at(image)], mask=program.exists, other=0.0)
         weights = program.weights(q, k)
         dweights = triton.dot(d, v, trans_b=True)
-        # Nothing comes from a query that does not exist, because its d is zero; nothing goes to a key without weight.
+        # Queries in the padding contribute nothing, because their d is zero; keys in the padding have no weight.
         dlogits = weights * (dweights - (weights * dweights).sum(1, keepdims=True))
         narrow = dlogits.astype(q.dtype)
         gradients = (
