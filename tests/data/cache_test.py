@@ -1,4 +1,4 @@
-"""Pixels kept on disk: the same batches, made by one process and whole, or told what is in the way."""
+"""Pixels cached on disk give the same batches; a cache is written once, completely, or the error says what to do."""
 
 import dataclasses
 import pathlib
@@ -33,30 +33,29 @@ def opened(folder: pathlib.Path) -> Dataset:
 @pytest.fixture
 def dataset(tmp_path: pathlib.Path) -> Dataset:
     last = sorted(generate(tmp_path / "images", IMAGES).rglob("*.png"))[-1]
-    last.write_bytes(encode_png(np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)))  # of another size
+    last.write_bytes(encode_png(np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)))  # one image of another size
     return opened(tmp_path)
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("resized", 0), ("resized", 2), ("decoded", 0)])
-def test_batches_are_the_same_bit_for_bit(dataset: Dataset, kind: str, workers: int) -> None:
-    kept, everything = with_cache(dataset, kind, SIZE, 2), np.arange(len(dataset.records))
-    spec = dataclasses.replace(SPEC, workers=workers)
+def test_cached_batches_are_bitwise_equal(dataset: Dataset, kind: str, workers: int) -> None:
+    cached, all_indices = with_cache(dataset, kind, SIZE, 2), np.arange(len(dataset.records))
     changes = dataclasses.replace(CHANGES, crop_scale=0.5 if kind == "decoded" else 1.0)
 
-    def batches(of: Dataset) -> Iterator[dict[str, np.ndarray]]:
-        training = train_batches(of, everything, spec, changes)
+    def batches(source: Dataset, workers: int) -> Iterator[dict[str, np.ndarray]]:
+        training = train_batches(source, all_indices, dataclasses.replace(SPEC, workers=workers), changes)
         yield from (next(training) for _ in range(5))
-        yield from eval_batches(of, everything, SPEC)
+        yield from eval_batches(source, all_indices, SPEC)
 
-    pairs = list(zip(batches(dataset), batches(kept), strict=True))
+    pairs = list(zip(batches(dataset, 0), batches(cached, workers), strict=True))
     assert len(pairs) == 8
-    for wanted, found in pairs:
-        assert wanted.keys() == found.keys()
-        for key, value in wanted.items():
-            np.testing.assert_array_equal(found[key], value)
+    for expected, actual in pairs:
+        assert expected.keys() == actual.keys()
+        for key, value in expected.items():
+            np.testing.assert_array_equal(actual[key], value)
 
 
-def test_it_is_made_once_and_read_from_there(dataset: Dataset) -> None:
+def test_cache_is_written_once_and_read_back(dataset: Dataset) -> None:
     path = cache_path(dataset.prepared.directory, "resized", SIZE)
     small = with_cache(dataset, "resized", SIZE, 2)
     assert small.cached == path
@@ -68,7 +67,7 @@ def test_it_is_made_once_and_read_from_there(dataset: Dataset) -> None:
     assert with_cache(dataset, "resized", SIZE + 1, 2).cached != path
 
 
-def test_a_damaged_image_is_named_and_nothing_is_left(dataset: Dataset) -> None:
+def test_damaged_image_is_named_and_no_cache_is_left(dataset: Dataset) -> None:
     shard = next(dataset.prepared.directory.glob("*.array_record*"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
@@ -78,7 +77,7 @@ def test_a_damaged_image_is_named_and_nothing_is_left(dataset: Dataset) -> None:
     assert not list(dataset.prepared.directory.glob("*resized*"))
 
 
-def test_a_file_cut_short_is_named(dataset: Dataset) -> None:
+def test_truncated_cache_is_named(dataset: Dataset) -> None:
     small = with_cache(dataset, "resized", SIZE, 2)
     assert small.cached is not None
     small.cached.write_bytes(small.cached.read_bytes()[:-100])
@@ -86,7 +85,7 @@ def test_a_file_cut_short_is_named(dataset: Dataset) -> None:
         list(eval_batches(small, np.arange(4), SPEC))
 
 
-def test_no_room_is_told_with_the_remedy(dataset: Dataset) -> None:
+def test_full_disk_error_says_what_to_do(dataset: Dataset) -> None:
     path = cache_path(dataset.prepared.directory, "resized", SIZE)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
@@ -108,7 +107,7 @@ def test_no_room_is_told_with_the_remedy(dataset: Dataset) -> None:
         ({"data.cache": "resized", "data.on_bad_record": "mask"}, "use data.on_bad_record=error"),
     ],
 )
-def test_what_it_cannot_do_is_told_before_any_work(fields: dict[str, object], message: str) -> None:
+def test_incompatible_settings_are_refused_before_any_work(fields: dict[str, object], message: str) -> None:
     config = default_config.base()
     config.update_from_flattened_dict(fields)
     with pytest.raises(RunError, match=message):

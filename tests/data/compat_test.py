@@ -17,7 +17,7 @@ def test_rows_are_selected_from_every_global_batch() -> None:
 
 
 def test_flags_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = flags.FlagValues()
-    monkeypatch.setattr(flags, "FLAGS", own)
+    parsed_once = flags.FlagValues()
+    monkeypatch.setattr(flags, "FLAGS", parsed_once)
     compat.ensure_flags_parsed()
-    assert own.is_parsed()
+    assert parsed_once.is_parsed()

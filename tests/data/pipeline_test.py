@@ -1,4 +1,4 @@
-"""The stream of batches: a function of seed and position, whoever computes it, and every image once."""
+"""The stream of batches depends on seed and position only, and has every image once per epoch."""
 
 import contextlib
 import dataclasses
@@ -16,49 +16,8 @@ from data_pipelines.errors import DataError
 from data_pipelines.pixels import resize
 from histojax.data import pipeline
 from histojax.data.image_source import ImageSource
-from histojax.data.pipeline import LoaderSpec, eval_batches, train_batches
-from histojax.data.sources import Dataset, open_dataset
-from histojax.data.transforms import AugmentSpec
-
-SIZE = 8
-OFF = AugmentSpec(flips=False, quarter_turns=False)
-ON = AugmentSpec(crop_scale=0.5, colour_jitter=0.2, stain_jitter=0.1, blur=1.0)
-SPEC = LoaderSpec(batch_size=4, image_size=SIZE, seed=0, threads=2)
-
-# Eight malignant and four benign images of six patients.
-NAMES = [
-    f"SOB_{label}-14-{patient}-100-{number:03}.png"
-    for label, patients in (("B_A", ("100", "200")), ("M_DC", ("300", "400", "500AB", "600")))
-    for patient in patients
-    for number in (1, 2)
-]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("images")
-
-
-@pytest.fixture
-def dataset(folder, write_images) -> Dataset:
-    root = folder / "root"
-    if not root.exists():  # prepared for the first test, found again by the others
-        write_images(root, NAMES)
-    return open_dataset(
-        {
-            "pipeline": "breakhis",
-            "root": str(root),
-            "magnification": "100X",
-            "on_bad_image": "error",
-            "prepared_dir": str(folder / "prepared"),
-            "task": "binary",
-        }
-    )
-
-
-@pytest.fixture
-def everything(dataset) -> np.ndarray:
-    return np.arange(len(dataset.records))
+from histojax.data.pipeline import eval_batches, train_batches
+from tests.helpers.stream import OFF, ON, SIZE, SPEC, spec
 
 
 def take(batches, count):
@@ -77,11 +36,7 @@ def joined(batches, key="index"):
     return np.concatenate([batch[key] for batch in batches])
 
 
-def spec(**fields):
-    return dataclasses.replace(SPEC, **fields)
-
-
-def test_the_dataset_is_the_one_that_these_tests_speak_of(dataset):
+def test_dataset_has_the_classes_that_these_tests_assume(dataset):
     assert dataset.classes == ("benign", "malignant")
     assert np.bincount(dataset.labels).tolist() == [4, 8]
     assert len(set(dataset.records.column("patient_id"))) == 6
@@ -93,9 +48,12 @@ TYPES = {"image": np.uint8, "label": np.int32, "mask": np.bool_, "index": np.int
 
 
 @pytest.mark.parametrize("side", ["train", "eval"])
-def test_a_batch_is_as_the_contract_says(dataset, everything, side):
-    made = train_batches(dataset, everything, SPEC, ON) if side == "train" else eval_batches(dataset, everything, SPEC)
-    batch = next(iter(made))
+def test_batch_has_the_documented_keys_types_and_shapes(dataset, all_indices, side):
+    if side == "train":
+        batches = train_batches(dataset, all_indices, SPEC, ON)
+    else:
+        batches = eval_batches(dataset, all_indices, SPEC)
+    batch = next(iter(batches))
     assert {key: value.dtype for key, value in batch.items()} == TYPES
     assert batch["image"].shape == (4, SIZE, SIZE, 3)
     assert {batch[key].shape for key in ("label", "mask", "index")} == {(4,)}
@@ -103,28 +61,28 @@ def test_a_batch_is_as_the_contract_says(dataset, everything, side):
     assert batch["mask"].all()
 
 
-def test_pixels_are_those_of_the_file_that_the_index_names(dataset, everything, folder):
+def test_pixels_match_the_file_of_the_index(dataset, all_indices, folder):
     names = dataset.records.column("image_id")
-    training = take(train_batches(dataset, everything, SPEC, OFF), 3)
-    for batch in (*training, *eval_batches(dataset, everything, SPEC)):
+    training = take(train_batches(dataset, all_indices, SPEC, OFF), 3)
+    for batch in (*training, *eval_batches(dataset, all_indices, SPEC)):
         for image, index in zip(batch["image"], batch["index"], strict=True):
             stored = cv2.imread(str(folder / "root" / f"{names[index]}.png"))[..., ::-1]
             np.testing.assert_array_equal(image, resize(stored, SIZE))
 
 
-def test_what_is_kept_was_read_once_and_to_the_end(dataset, everything, monkeypatch):
+def test_cached_batches_are_read_once_and_completely(dataset, all_indices, monkeypatch):
     reads = []
-    monkeypatch.setattr(pipeline, "eval_batches", lambda *given: reads.append(1) or eval_batches(*given))
-    expected = list(eval_batches(dataset, everything, SPEC))
-    kept = pipeline.CachedBatches(dataset, everything, SPEC)
-    next(iter(kept))  # cut short
+    monkeypatch.setattr(pipeline, "eval_batches", lambda *args: reads.append(1) or eval_batches(*args))
+    expected = list(eval_batches(dataset, all_indices, SPEC))
+    cached = pipeline.CachedBatches(dataset, all_indices, SPEC)
+    next(iter(cached))  # an incomplete pass is not cached
     for _ in range(3):
-        assert_equal(list(kept), expected)
+        assert_equal(list(cached), expected)
     assert len(reads) == 2
-    monkeypatch.setattr(pipeline, "_CACHE_BYTES", len(everything) * SIZE**2 * 3 - 1)
-    too_many = pipeline.CachedBatches(dataset, everything, SPEC)
+    monkeypatch.setattr(pipeline, "_CACHE_BYTES", len(all_indices) * SIZE**2 * 3 - 1)
+    too_large = pipeline.CachedBatches(dataset, all_indices, SPEC)
     for _ in range(2):
-        assert_equal(list(too_many), expected)
+        assert_equal(list(too_large), expected)
     assert len(reads) == 4
 
 
@@ -134,7 +92,7 @@ def test_what_is_kept_was_read_once_and_to_the_end(dataset, everything, monkeypa
         ({"sampling": "even"}, r"data\.sampling='even' is not one of natural, balanced"),
     ],
 )
-def test_a_spec_that_cannot_be_is_refused(fields, message):
+def test_invalid_spec_is_refused(fields, message):
     with pytest.raises(DataError, match=message):
         spec(**fields)
 
@@ -142,97 +100,97 @@ def test_a_spec_that_cannot_be_is_refused(fields, message):
 # ---- The training stream --------------------------------------------------------------------------------------------
 
 
-def test_threads_and_workers_do_not_change_the_stream(dataset, everything):
-    expected = take(train_batches(dataset, everything, spec(threads=1), ON), 7)
-    for fields in ({"threads": 8}, {"workers": 2}, {"workers": 3}):
-        with contextlib.closing(train_batches(dataset, everything, spec(**fields), ON)) as batches:
+def test_threads_and_workers_do_not_change_the_stream(dataset, all_indices):
+    expected = take(train_batches(dataset, all_indices, spec(threads=1), ON), 7)
+    for fields in ({"threads": 8}, {"workers": 3}):  # two workers from the start: in cache_test
+        with contextlib.closing(train_batches(dataset, all_indices, spec(**fields), ON)) as batches:
             assert_equal(take(batches, 7), expected)
-    with contextlib.closing(train_batches(dataset, everything, spec(workers=2), ON, start=3)) as batches:
+    with contextlib.closing(train_batches(dataset, all_indices, spec(workers=2), ON, start=3)) as batches:
         assert_equal(take(batches, 4), expected[3:])
 
 
 @pytest.mark.parametrize("sampling", ["natural", "balanced"])
 @pytest.mark.parametrize("start", [1, 3, 10])
-def test_a_stream_goes_on_where_it_stopped(dataset, everything, sampling, start):
-    made = spec(sampling=sampling)
-    whole = take(train_batches(dataset, everything, made, ON), start + 4)
-    assert_equal(take(train_batches(dataset, everything, made, ON, start=start), 4), whole[start:])
+def test_stream_resumes_at_any_batch(dataset, all_indices, sampling, start):
+    loader = spec(sampling=sampling)
+    full = take(train_batches(dataset, all_indices, loader, ON), start + 4)
+    assert_equal(take(train_batches(dataset, all_indices, loader, ON, start=start), 4), full[start:])
 
 
-def test_a_stream_is_a_function_of_the_seed(dataset, everything):
-    one, other = (take(train_batches(dataset, everything, spec(seed=seed), ON), 3) for seed in (0, 1))
-    assert (joined(one) != joined(other)).any()
-    assert (joined(one, "image") != joined(other, "image")).any()
+def test_stream_is_a_function_of_the_seed(dataset, all_indices):
+    first, second = (take(train_batches(dataset, all_indices, spec(seed=seed), ON), 3) for seed in (0, 1))
+    assert (joined(first) != joined(second)).any()
+    assert (joined(first, "image") != joined(second, "image")).any()
 
 
-def test_every_epoch_has_every_image_once_in_another_order(dataset, everything):
-    epochs = joined(take(train_batches(dataset, everything, SPEC, OFF), 9)).reshape(3, 12)
+def test_every_epoch_has_every_image_once_in_a_new_order(dataset, all_indices):
+    epochs = joined(take(train_batches(dataset, all_indices, SPEC, OFF), 9)).reshape(3, 12)
     for epoch in epochs:
-        assert sorted(epoch) == everything.tolist()
+        assert sorted(epoch) == all_indices.tolist()
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-def test_an_epoch_that_does_not_divide_runs_on_into_the_next(dataset, everything):
-    stream = joined(take(train_batches(dataset, everything[:7], SPEC, OFF), 7))
+def test_batch_may_cross_the_end_of_an_epoch(dataset, all_indices):
+    stream = joined(take(train_batches(dataset, all_indices[:7], SPEC, OFF), 7))
     assert [sorted(epoch) for epoch in stream.reshape(4, 7)] == [list(range(7))] * 4
 
 
-def test_only_the_given_images_are_seen(dataset):
+def test_only_the_given_images_are_used(dataset):
     wanted = np.array([1, 4, 5, 9, 11])
     assert set(joined(take(train_batches(dataset, wanted, SPEC, OFF), 5))) == set(wanted)
 
 
-def test_augmentation_differs_between_epochs_and_images(dataset, everything):
-    batches = take(train_batches(dataset, everything, SPEC, ON), 6)
+def test_augmentation_differs_between_epochs_and_images(dataset, all_indices):
+    batches = take(train_batches(dataset, all_indices, SPEC, ON), 6)
     index, images = joined(batches), joined(batches, "image")
-    for i in everything:
+    for i in all_indices:
         first, second = images[index == i]
         assert (first != second).any()
-    # One image in every place: each has an augmentation of its own.
+    # The same image in every row of a batch: each row has its own augmentation.
     same = take(train_batches(dataset, np.array([0]), SPEC, ON), 1)[0]["image"]
     assert len({image.tobytes() for image in same}) == 4
 
 
 @pytest.mark.parametrize("sampling", ["natural", "balanced"])
-def test_processes_together_have_the_global_batch(dataset, everything, sampling):
-    made = spec(sampling=sampling)
-    whole = take(train_batches(dataset, everything, made, ON), 6)
-    shares = [
-        take(train_batches(dataset, everything, dataclasses.replace(made, rows=rows), ON), 6)
+def test_processes_together_hold_the_global_batch(dataset, all_indices, sampling):
+    loader = spec(sampling=sampling)
+    full = take(train_batches(dataset, all_indices, loader, ON), 6)
+    parts = [
+        take(train_batches(dataset, all_indices, dataclasses.replace(loader, rows=rows), ON), 6)
         for rows in ((0, 1), (2, 3))
     ]
-    for batch, one, other in zip(whole, *shares, strict=True):
+    for batch, one, other in zip(full, *parts, strict=True):
         assert one["image"].shape == other["image"].shape == (2, SIZE, SIZE, 3)
-        for key in batch:  # augmentations and all
+        for key in batch:  # with the same augmentations
             np.testing.assert_array_equal(np.concatenate([one[key], other[key]]), batch[key])
 
 
 @pytest.mark.parametrize("rows", [(0, 3), (2,)])
-def test_a_processs_share_goes_on_where_it_stopped(dataset, everything, rows):
-    made = spec(rows=rows)
-    whole = take(train_batches(dataset, everything, made, ON), 6)
-    assert_equal(take(train_batches(dataset, everything, made, ON, start=2), 4), whole[2:])
+def test_rows_of_one_process_resume_at_any_batch(dataset, all_indices, rows):
+    loader = spec(rows=rows)
+    full = take(train_batches(dataset, all_indices, loader, ON), 6)
+    assert_equal(take(train_batches(dataset, all_indices, loader, ON, start=2), 4), full[2:])
 
 
-def test_balanced_sampling_has_every_class_equally_often(dataset, everything):
-    batches = take(train_batches(dataset, everything, spec(sampling="balanced"), OFF), 12)
+def test_balanced_sampling_draws_classes_equally_often(dataset, all_indices):
+    batches = take(train_batches(dataset, all_indices, spec(sampling="balanced"), OFF), 12)
     for batch in batches:
         assert np.bincount(batch["label"]).tolist() == [2, 2]
     index = joined(batches)
-    # 24 of each class: the 4 benign images six times, the 8 malignant ones three times.
+    # 24 per class: the 4 benign images six times each, the 8 malignant ones three times.
     assert np.bincount(index).tolist() == np.where(dataset.labels == 0, 6, 3).tolist()
 
 
-def test_balanced_sampling_needs_an_image_of_every_class(dataset, everything):
+def test_balanced_sampling_needs_an_image_of_every_class(dataset, all_indices):
     with pytest.raises(DataError, match=r"data\.sampling=balanced: no training image of class 'benign'"):
-        next(train_batches(dataset, everything[dataset.labels == 1], spec(sampling="balanced"), OFF))
+        next(train_batches(dataset, all_indices[dataset.labels == 1], spec(sampling="balanced"), OFF))
 
 
 # ---- Evaluation -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [12, 11, 9, 4, 3, 1])
-def test_evaluation_has_every_image_once_in_order_and_masks_the_padding(dataset, count):
+def test_evaluation_has_every_image_once_in_order_and_masks_padding(dataset, count):
     indices = np.random.default_rng(0).permutation(12)[:count]
     batches = list(eval_batches(dataset, indices, SPEC))
     assert len(batches) == -(-count // 4)
@@ -243,12 +201,12 @@ def test_evaluation_has_every_image_once_in_order_and_masks_the_padding(dataset,
     np.testing.assert_array_equal(joined(batches, "label")[mask], dataset.labels[indices])
 
 
-def test_processes_share_the_evaluation_and_run_equally_many_steps(dataset):
+def test_processes_divide_the_evaluation_into_equal_numbers_of_steps(dataset):
     indices = np.arange(9)
-    whole = list(eval_batches(dataset, indices, SPEC))
-    shares = [list(eval_batches(dataset, indices, spec(rows=rows))) for rows in ((0, 1), (2, 3))]
-    assert len(shares[0]) == len(shares[1]) == len(whole) == 3
-    for batch, one, other in zip(whole, *shares, strict=True):
+    full = list(eval_batches(dataset, indices, SPEC))
+    parts = [list(eval_batches(dataset, indices, spec(rows=rows))) for rows in ((0, 1), (2, 3))]
+    assert len(parts[0]) == len(parts[1]) == len(full) == 3
+    for batch, one, other in zip(full, *parts, strict=True):
         for key in batch:
             np.testing.assert_array_equal(np.concatenate([one[key], other[key]]), batch[key])
 
@@ -256,12 +214,12 @@ def test_processes_share_the_evaluation_and_run_equally_many_steps(dataset):
 # ---- The source -----------------------------------------------------------------------------------------------------
 
 
-def test_a_source_pickles_opened_or_not(dataset, everything):
-    source = pipeline._source(dataset, everything)
+def test_source_can_be_pickled_before_and_after_opening(dataset, all_indices):
+    source = pipeline._source(dataset, all_indices)
     before = pickle.dumps(source)
     expected = source[3]  # opens the files
     after = pickle.dumps(source)
-    assert len(after) == len(before)  # what is open stays here
+    assert len(after) == len(before)  # open files are not pickled
     for copy in (pickle.loads(before), pickle.loads(after)):
         assert len(copy) == 12
         got = copy[3]
@@ -274,23 +232,23 @@ def test_a_source_pickles_opened_or_not(dataset, everything):
         )
 
 
-def test_padding_of_a_source_is_masked(dataset):
+def test_source_masks_padding(dataset):
     got = pipeline._source(dataset, np.array([2, -1]))[1]
     assert (got["index"], got["mask"]) == (-1, False)
 
 
 class Damaged:
-    """A prepared dataset, one of whose images is not what was stored."""
+    """A prepared dataset that returns a damaged image at one position."""
 
-    def __init__(self, images, position, spoil):
-        self._images, self._position, self._spoil = images, position, spoil
+    def __init__(self, images, position, damage_image):
+        self._images, self._position, self._spoil = images, position, damage_image
 
     def __getitem__(self, position):
         stored = self._images[position]
         return {"image": self._spoil(stored["image"])} if position == self._position else stored
 
 
-SPOILT = {
+DAMAGES = {
     "no image": lambda data: b"not an image",
     "empty": lambda data: b"",
     "header only": lambda data: data[:40],
@@ -298,21 +256,21 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize("name", SPOILT)
+@pytest.mark.parametrize("name", DAMAGES)
 @pytest.mark.parametrize("side", ["train", "eval"])
-def test_a_damaged_stored_image_is_named(dataset, everything, monkeypatch, name, side):
+def test_damaged_stored_image_is_named(dataset, all_indices, monkeypatch, name, side):
     images = data_prepare.open_images(dataset.prepared.directory)
-    monkeypatch.setattr("histojax.data.image_source.open_images", lambda _: Damaged(images, 5, SPOILT[name]))
+    monkeypatch.setattr("histojax.data.image_source.open_images", lambda _: Damaged(images, 5, DAMAGES[name]))
     image_id = dataset.records[5].image_id
     batches = (
-        eval_batches(dataset, everything, SPEC) if side == "eval" else train_batches(dataset, everything, SPEC, ON)
+        eval_batches(dataset, all_indices, SPEC) if side == "eval" else train_batches(dataset, all_indices, SPEC, ON)
     )
     with pytest.raises(DataError, match=f"image {image_id} of the prepared dataset: .*prepare (it|the data) again"):
         take(batches, 3)
 
 
 @pytest.mark.parametrize("damage", ["flipped byte", "cut in half", "deleted"])
-def test_a_damaged_file_is_told_with_the_remedy(dataset, tmp_path, damage):
+def test_damaged_file_error_says_what_to_delete(dataset, tmp_path, damage):
     copy = shutil.copytree(dataset.prepared.directory, tmp_path / "copy")
     (file,) = (path for path in copy.iterdir() if "array_record" in path.name)
     content = bytearray(file.read_bytes())
@@ -326,25 +284,25 @@ def test_a_damaged_file_is_told_with_the_remedy(dataset, tmp_path, damage):
         take(eval_batches(broken, np.array([0]), SPEC), 1)
 
 
-def test_a_source_is_what_it_was_made_of(dataset):
+def test_source_selects_images_labels_and_names(dataset):
     source = ImageSource(dataset.prepared.directory, np.array([7]), dataset.labels, ["x"] * 12)
     assert len(source) == 1
     assert source[0]["label"] == dataset.labels[7]
     assert source[0]["name"] == "x"
 
 
-@pytest.mark.parametrize("name", SPOILT)
-def test_a_damaged_image_may_be_left_out_of_the_learning(dataset, everything, monkeypatch, caplog, name):
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_image_can_be_masked_in_training_only(dataset, all_indices, monkeypatch, caplog, name):
     images = data_prepare.open_images(dataset.prepared.directory)
-    monkeypatch.setattr("histojax.data.image_source.open_images", lambda _: Damaged(images, 5, SPOILT[name]))
+    monkeypatch.setattr("histojax.data.image_source.open_images", lambda _: Damaged(images, 5, DAMAGES[name]))
     with caplog.at_level(logging.WARNING, logger="histojax"):
-        batches = take(train_batches(dataset, everything, spec(on_bad_record="mask"), ON), 3)
+        batches = take(train_batches(dataset, all_indices, spec(on_bad_record="mask"), ON), 3)
     index, mask, pixels = (joined(batches, key) for key in ("index", "mask", "image"))
-    assert sorted(index) == everything.tolist()
+    assert sorted(index) == all_indices.tolist()
     assert index[~mask].tolist() == [5]
     assert (pixels[~mask] == 128).all()
     assert any(
         f"skipping unreadable image: image {dataset.records[5].image_id}" in record.message for record in caplog.records
     )
-    with pytest.raises(DataError, match=r"prepare (it|the data) again"):  # what is evaluated is never left out
-        take(eval_batches(dataset, everything, spec(on_bad_record="mask")), 3)
+    with pytest.raises(DataError, match=r"prepare (it|the data) again"):  # evaluation never skips an image
+        take(eval_batches(dataset, all_indices, spec(on_bad_record="mask")), 3)

@@ -1,4 +1,4 @@
-"""Pixel operations: what each does by hand, that 0 is off, and that the generator alone decides."""
+"""Pixel operations against hand calculations; strength 0 is off, and only the random generator decides."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ def tissue(height=40, width=60):
 
 
 class Fixed:
-    """A generator that draws what it is told."""
+    """A generator that returns given draws."""
 
     def __init__(self, *draws):
         self._draws = list(draws)
@@ -61,14 +61,14 @@ def test_decode_gives_rgb(suffix):
     assert got.dtype == np.uint8
 
 
-def test_decode_of_jpeg_is_opencvs():
+def test_jpeg_decodes_as_in_opencv():
     data = cv2.imencode(".jpg", tissue())[1].tobytes()
     expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
     np.testing.assert_array_equal(decode(data), expected)
 
 
 @pytest.mark.parametrize("kind", ["grey", "with alpha", "of 16 bits"])
-def test_other_pngs_are_read_as_rgb_too(kind):
+def test_other_pngs_are_read_as_rgb(kind):
     image = noise()
     if kind == "grey":
         stored, expected = image[..., 0], np.repeat(image[..., :1], 3, axis=-1)
@@ -80,27 +80,27 @@ def test_other_pngs_are_read_as_rgb_too(kind):
     np.testing.assert_array_equal(decode(data), expected)
 
 
-def test_a_png_cut_short_is_refused():
+def test_truncated_png_is_refused():
     data = cv2.imencode(".png", tissue())[1].tobytes()
     with pytest.raises(BadImageError, match="cannot decode"):
         decode(data[: len(data) // 2])
 
 
 @pytest.mark.parametrize("data", [b"no image", b"\x89PNG\r\n\x1a\n", b""])
-def test_bytes_that_are_no_image_are_refused(data):
+def test_bytes_other_than_images_are_refused(data):
     with pytest.raises(BadImageError, match=f"cannot decode {len(data)} bytes"):
         decode(data)
 
 
 @pytest.mark.parametrize("shape", [(23, 35), (460, 700), (8, 100), (100, 8), (16, 16)])
-def test_resize_has_exactly_the_size(shape):
+def test_resize_gives_exactly_the_requested_size(shape):
     got = resize(noise(*shape), 16)
     assert (got.shape, got.dtype) == ((16, 16, 3), np.uint8)
 
 
 def test_resize_down_averages_and_up_interpolates():
     quarters = np.repeat(np.repeat(np.array([[0, 100], [50, 250]], np.uint8), 8, 0), 8, 1)[..., None].repeat(3, -1)
-    # Each pixel of the result covers a quarter; averaging is exact, so stripes within one must vanish, too.
+    # Each pixel of the result covers a quarter; averaging is exact, so stripes within a quarter vanish.
     assert resize(quarters, 2)[..., 0].tolist() == [[0, 100], [50, 250]]
     stripes = np.tile(np.array([0, 200], np.uint8), 8)[None, :, None].repeat(16, 0).repeat(3, -1)
     assert (resize(stripes, 4) == 100).all()
@@ -117,13 +117,13 @@ def test_resize_to_its_own_size_changes_nothing():
 # ---- All of them ---------------------------------------------------------------------------------------------------
 
 
-def test_all_off_is_resize():
+def test_with_everything_off_only_resize_is_left():
     for image in (noise(), noise(16, 16), noise(50, 9)):
         np.testing.assert_array_equal(augment(image, 16, OFF, np.random.default_rng(0)), resize(image, 16))
 
 
 @pytest.mark.parametrize("name", ON)
-def test_the_generator_alone_decides(name):
+def test_result_is_a_function_of_the_generator(name):
     spec = dataclasses.replace(OFF, **ON[name])
     image, before = tissue(), tissue()
     results = [augment(image, 16, spec, np.random.default_rng(seed)) for seed in (*range(8), 0)]
@@ -132,11 +132,11 @@ def test_the_generator_alone_decides(name):
         assert result.flags["C_CONTIGUOUS"]
     np.testing.assert_array_equal(results[0], results[-1])
     assert any((result != results[0]).any() for result in results)
-    np.testing.assert_array_equal(image, before)  # the input is not written to
+    np.testing.assert_array_equal(image, before)  # the input is unchanged
 
 
 @pytest.mark.parametrize(("fields", "count"), [(ON["flips"], 4), (ON["quarter_turns"], 4), (AugmentSpec().__dict__, 8)])
-def test_flips_and_turns_only_permute_pixels_and_reach_the_whole_group(fields, count):
+def test_flips_and_turns_permute_pixels_and_reach_the_whole_group(fields, count):
     spec = dataclasses.replace(OFF, **fields)
     image = noise(16, 16)
     seen = {augment(image, 16, spec, np.random.default_rng(seed)).tobytes() for seed in range(60)}
@@ -147,13 +147,13 @@ def test_flips_and_turns_only_permute_pixels_and_reach_the_whole_group(fields, c
     assert seen == {member.tobytes() for member in group}
 
 
-@pytest.mark.parametrize("name", ["flips", "quarter_turns"])  # each alone: one makes up for what the other lacks
-def test_flips_and_turns_are_even(name):
+@pytest.mark.parametrize("name", ["flips", "quarter_turns"])  # separately: together, one hides a bias of the other
+def test_flips_and_turns_are_uniform(name):
     image = np.arange(4, dtype=np.uint8).reshape(2, 2)[..., None].repeat(3, -1)
     rng = np.random.default_rng(0)
     spec = dataclasses.replace(OFF, **ON[name])
     corners = [int(augment(image, 2, spec, rng)[0, 0, 0]) for _ in range(800)]
-    # Each of four corners 200 ± 12 times.
+    # Each of the four corners: 200 ± 12 times.
     assert np.abs(np.bincount(corners, minlength=4) - 200).max() < 50
 
 
@@ -162,9 +162,9 @@ def test_flips_and_turns_are_even(name):
 
 @pytest.mark.parametrize("shape", [(46, 70), (40, 40), (70, 30)])
 @pytest.mark.parametrize(("scale", "ratio"), [(0.2, 4 / 3), (0.7, 1.0), (0.9, 2.0)])
-def test_a_crop_is_a_window_of_the_area_that_was_asked_for(shape, scale, ratio):
+def test_crop_is_a_window_of_the_requested_area(shape, scale, ratio):
     height, width = shape
-    # Each pixel tells its place.
+    # Each pixel holds its position.
     rows, columns = np.mgrid[:height, :width]
     image = np.stack([rows, columns, np.zeros_like(rows)], axis=-1).astype(np.uint8)
     rng = np.random.default_rng(0)
@@ -176,12 +176,12 @@ def test_a_crop_is_a_window_of_the_area_that_was_asked_for(shape, scale, ratio):
         np.testing.assert_array_equal(window, image[top : top + h, left : left + w])
         areas.append(h * w / (height * width))
         departure = (h / w) / (height / width)
-        slack = 1 + 0.5 / h + 0.5 / w + 0.01  # h and w are whole numbers
+        slack = 1 + 0.5 / h + 0.5 / w + 0.01  # h and w are integers
         assert 1 / (ratio * slack) <= departure <= ratio * slack
         tops.add(int(top))
         lefts.add(int(left))
         ends.add((top + h == height, left + w == width))
-    # Rounding to whole pixels moves the area a little.
+    # Rounding to whole pixels changes the area slightly.
     assert min(areas) >= scale - 0.5 / height - 0.5 / width
     assert max(areas) <= 1
     assert max(areas) - min(areas) > 0.4 * (1 - scale)
@@ -190,7 +190,7 @@ def test_a_crop_is_a_window_of_the_area_that_was_asked_for(shape, scale, ratio):
     assert {(True, False), (False, True), (False, False)} <= ends
 
 
-def test_a_crop_is_resized():
+def test_crop_is_resized():
     spec = dataclasses.replace(OFF, crop_scale=0.5)
     image = noise(40, 40)
     window = random_crop(image, 0.5, spec.crop_ratio, np.random.default_rng(3))
@@ -198,7 +198,7 @@ def test_a_crop_is_resized():
     np.testing.assert_array_equal(augment(image, 16, spec, np.random.default_rng(3)), resize(window, 16))
 
 
-def test_a_crop_of_a_single_pixel_is_that_pixel():
+def test_crop_of_a_single_pixel_is_that_pixel():
     rng = np.random.default_rng(0)
     assert {random_crop(noise(1, 1), 0.05, 2.0, rng).shape for _ in range(20)} == {(1, 1, 3)}
 
@@ -215,25 +215,25 @@ def test_brightness_contrast_and_saturation_by_hand():
     image = np.array([[[100, 100, 100], [40, 60, 80]]], np.uint8)
     dark = transforms.jitter_colour(image, 0.5, Fixed([0.5, 1, 1]))
     assert dark.tolist() == [[[50, 50, 50], [20, 30, 40]]]
-    # The mean of all is 80: half the distance to it.
+    # The image mean is 80; every pixel moves half the distance to it.
     flat = transforms.jitter_colour(image, 0.5, Fixed([1, 0.5, 1]))
     assert flat.tolist() == [[[90, 90, 90], [60, 70, 80]]]
-    # Half the distance to the pixel's own grey: 100 and 60.
+    # Each pixel moves half the distance to its own grey: 100 and 60.
     pale = transforms.jitter_colour(image, 0.5, Fixed([1, 1, 0.5]))
     assert pale.tolist() == [[[100, 100, 100], [50, 60, 70]]]
 
 
-def test_colour_jitter_is_the_three_changes_one_after_the_other():
+def test_colour_jitter_applies_the_three_changes_in_order():
     image, rng = tissue(), np.random.default_rng(0)
     for brightness, contrast, saturation in rng.uniform(0.7, 1.3, (20, 3)):
         x = image * brightness
         x = (x - x.mean()) * contrast + x.mean()
         x = (x - x.mean(-1, keepdims=True)) * saturation + x.mean(-1, keepdims=True)
         got = transforms.jitter_colour(image, 0.3, Fixed([brightness, contrast, saturation]))
-        assert np.abs(got - np.clip(x, 0, 255)).max() < 1.1  # rounded once
+        assert np.abs(got - np.clip(x, 0, 255)).max() < 1.1  # only one rounding
 
 
-def test_colour_jitter_is_cut_at_black_and_white():
+def test_colour_jitter_is_clipped_at_black_and_white():
     image = np.array([[[250, 250, 250], [10, 200, 10]]], np.uint8)
     bright = transforms.jitter_colour(image, 0.5, Fixed([1.5, 1, 1.5]))
     assert bright[0, 0].tolist() == [255, 255, 255]
@@ -243,14 +243,14 @@ def test_colour_jitter_is_cut_at_black_and_white():
 
 # ---- Stains --------------------------------------------------------------------------------------------------------
 
-# Ruifrok & Johnston 2001, table of optical densities, normalised here on its own.
+# Ruifrok & Johnston 2001, table of optical densities, normalised here independently of the source.
 HEMATOXYLIN, EOSIN, DAB = (
     np.array(row) / np.linalg.norm(row) for row in ([0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78])
 )
 
 
 def stained(h, e, dab=0.0):
-    """The pixel of these densities (natural logarithms)."""
+    """Return the pixel with these densities (natural logarithms)."""
     rgb = np.exp(-(h * HEMATOXYLIN + e * EOSIN + dab * DAB)) * 256 - 1
     return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
 
@@ -262,7 +262,7 @@ def test_stain_jitter_of_strength_0_is_within_a_grey_level():
 
 
 @pytest.mark.parametrize("dab", [0.0, 0.2])
-def test_each_stains_density_is_scaled_and_shifted_by_itself(dab):
+def test_each_stain_density_is_scaled_and_shifted_separately(dab):
     densities = [(0.2, 0.3), (0.8, 0.1), (0.1, 0.9), (0.5, 0.5), (0.0, 0.4)]
     image = np.array([[stained(h, e, dab) for h, e in densities]])
     for scale, shift in (
@@ -273,7 +273,7 @@ def test_each_stains_density_is_scaled_and_shifted_by_itself(dab):
     ):
         got = transforms.jitter_stain(image, 0.3, Fixed(scale, shift))
         expected = [stained(h * scale[0] + shift[0], e * scale[1] + shift[1], dab) for h, e in densities]
-        # The input is rounded to grey levels, and so is the result.
+        # Both the input and the result are rounded to grey levels.
         assert np.abs(got.astype(int) - np.array([expected])).max() <= 2
 
 
@@ -281,7 +281,7 @@ def test_white_stays_whitish():
     white = np.full((4, 4, 3), 255, np.uint8)
     rng = np.random.default_rng(0)
     darkest = min(int(transforms.jitter_stain(white, 0.2, rng).min()) for _ in range(50))
-    # No stain is there to be scaled; shifts of at most 0.02 each darken by at most 1 - exp(-0.04 · 0.99): 10 levels.
+    # White has no stain to scale; shifts of at most 0.02 each darken by at most 1 - exp(-0.04 · 0.99): 10 levels.
     assert 240 <= darkest < 255
 
 
@@ -295,13 +295,13 @@ def test_stain_jitter_moves_tissue():
 # ---- Blur ----------------------------------------------------------------------------------------------------------
 
 
-def test_blur_takes_half_of_the_images_and_keeps_the_mean():
+def test_blur_hits_half_of_the_images_and_keeps_the_mean():
     spec = dataclasses.replace(OFF, blur=2.0)
     image = noise(32, 32)
     results = [augment(image, 32, spec, np.random.default_rng(seed)) for seed in range(200)]
     blurred = [result for result in results if (result != image).any()]
     assert 70 <= len(blurred) <= 130
-    # A sigma near the least, 0.1, changes nothing; the others take roughness away and add no light.
+    # A sigma near the minimum, 0.1, changes nothing; larger ones reduce roughness and keep the brightness.
     for result in blurred:
         assert result.std() < image.std()
         assert abs(result.mean() - image.mean()) < 3

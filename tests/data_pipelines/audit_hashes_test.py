@@ -1,4 +1,4 @@
-"""The perceptual hash: what it finds, what it must not find (counted over real images), and that no pair is missed."""
+"""The perceptual hash: it finds copies, separates different real images, and misses no pair."""
 
 import pathlib
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from tests.conftest import SHARED
 
 @pytest.fixture(scope="module")
 def real_images(breakhis_part: pathlib.Path) -> list[np.ndarray]:
-    """All real images, RGB."""
+    """All real images, in RGB."""
     paths = [*sorted(breakhis_part.rglob("*.png")), *sorted((SHARED / "wsss4luad_part" / "img").glob("*.png"))]
     return [np.ascontiguousarray(cv2.imread(str(path))[..., ::-1]) for path in paths]
 
@@ -29,7 +29,7 @@ def _jpeg(rgb: np.ndarray, quality: int) -> np.ndarray:
     return cv2.imdecode(data, cv2.IMREAD_COLOR)
 
 
-def test_the_eight_views_are_the_flips_and_quarter_turns() -> None:
+def test_eight_views_are_the_flips_and_quarter_turns() -> None:
     grey = np.arange(12).reshape(3, 4)
     named = {
         "not turned": grey,
@@ -46,23 +46,23 @@ def test_the_eight_views_are_the_flips_and_quarter_turns() -> None:
         np.testing.assert_array_equal(see(grey, view), expected)
 
 
-def test_the_hashes_of_the_views_are_those_of_the_turned_picture(real_greys: np.ndarray) -> None:
+def test_hashes_of_views_equal_those_of_the_turned_image(real_greys: np.ndarray) -> None:
     for grey in real_greys[::20]:
         for view, ours in enumerate(hash_views(grey)):
             theirs = hash_views(np.ascontiguousarray(see(grey, view)))[0]
-            assert np.bitwise_count(ours ^ theirs).sum() <= 1  # a coefficient of about zero
+            assert np.bitwise_count(ours ^ theirs).sum() <= 1  # a coefficient near zero may change its sign
 
 
-def test_a_hash_has_255_bits_of_which_the_mean_is_none(real_greys: np.ndarray) -> None:
+def test_hash_has_255_bits_without_the_mean(real_greys: np.ndarray) -> None:
     brighter = (real_greys[0] // 2 + 100).astype(np.uint8)
     assert np.bitwise_count(hash_views(real_greys[0])[0] ^ hash_views(brighter)[0]).sum() <= 3
     assert np.bitwise_count(hash_views(real_greys[0])[0] ^ hash_views(255 - real_greys[0])[0]).sum() == 255
 
 
-def test_no_two_of_all_real_images_are_taken_for_one_picture(real_greys: np.ndarray) -> None:
+def test_no_two_real_images_are_taken_for_copies(real_greys: np.ndarray) -> None:
     assert len(real_greys) > 250
     assert near_pairs(real_greys, len(real_greys), max_distance=64) == []
-    # By the hash alone, and twice the tolerance: the check on pixels was not even needed.
+    # The hash alone separates them at twice the tolerance, without the comparison of pixels.
     views = np.stack([hash_views(grey) for grey in real_greys])
     assert list(hashes._candidates(views, len(views), 2 * hashes.MAX_DISTANCE)) == []
 
@@ -78,13 +78,13 @@ def test_no_two_of_all_real_images_are_taken_for_one_picture(real_greys: np.ndar
     ],
     ids=["turned", "JPEG 90", "JPEG 50", "224 pixels, JPEG 90", "gamma 1.4"],
 )
-def test_copies_of_every_real_image_are_found_in_every_view(
+def test_copies_of_real_images_are_found_in_every_view(
     real_images: list[np.ndarray],
     real_greys: np.ndarray,
     edit: Callable[[np.ndarray], np.ndarray],
     distance: int,
 ) -> None:
-    views = [i % 8 for i in range(len(real_images))]  # each of the eight some thirty times
+    views = [i % 8 for i in range(len(real_images))]  # about thirty images per view
     copies = np.stack([grey_of(edit(_seen(rgb, view))) for rgb, view in zip(real_images, views, strict=True)])
     found = near_pairs(np.concatenate([real_greys, copies]), len(real_greys))
     assert [(pair.first, pair.second, pair.view) for pair in found] == [
@@ -98,10 +98,10 @@ def _seen(rgb: np.ndarray, view: int) -> np.ndarray:
     return np.ascontiguousarray(np.stack([see(channel, view) for channel in np.moveaxis(rgb, -1, 0)], axis=-1))
 
 
-def test_nearly_blank_corners_are_told_apart_by_their_pixels() -> None:
+def test_nearly_blank_images_are_distinguished_by_their_pixels() -> None:
     rng = np.random.default_rng(0)
     pictures = []
-    for size in (6, 18):  # tissue in the same corner, one three times as wide: their coarsest waves look alike
+    for size in (6, 18):  # tissue in the same corner, in one three times as wide: the coarsest waves look alike
         picture = np.full((64, 64), 240, np.uint8)
         picture[:size, :size] = rng.integers(60, 160, (size, size))
         pictures.append(picture)
@@ -110,7 +110,7 @@ def test_nearly_blank_corners_are_told_apart_by_their_pixels() -> None:
     assert list(hashes._candidates(views, 2, 255)) == [(0, 1)]
 
 
-def test_no_pair_is_missed_between_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_pair_between_blocks_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     views = np.random.default_rng(0).integers(0, 2**63, (60, 8, 4), dtype=np.uint64)
     brute = {
         (i, j): min(int(np.bitwise_count(views[i, k] ^ views[j, 0]).sum()) for k in range(8))

@@ -1,4 +1,4 @@
-"""What an audit measures of one image, and when it says blank, pen, blurred or odd."""
+"""Measures of one image in an audit, and when it counts as blank, marked with pen, blurred or an outlier."""
 
 import pathlib
 
@@ -11,7 +11,7 @@ from data_pipelines.images import check_image, decode_rgb
 from tests.conftest import SHARED
 
 
-def _measured(path: pathlib.Path) -> Measures:
+def _measure(path: pathlib.Path) -> Measures:
     found = measure(path)
     assert isinstance(found, Measures)
     return found
@@ -19,7 +19,7 @@ def _measured(path: pathlib.Path) -> Measures:
 
 def _written(path: pathlib.Path, bgr: np.ndarray) -> Measures:
     cv2.imwrite(str(path), bgr)
-    return _measured(path)
+    return _measure(path)
 
 
 def test_real_images_are_neither_blank_nor_inked_nor_blurred(breakhis_part: pathlib.Path) -> None:
@@ -27,12 +27,12 @@ def test_real_images_are_neither_blank_nor_inked_nor_blurred(breakhis_part: path
         *sorted(breakhis_part.rglob("*.png"))[::3],
         *sorted((SHARED / "wsss4luad_part" / "img").glob("*.png"))[::2],
     ]
-    wrong = [p.name for p in paths if (m := _measured(p)).blank or m.pen or m.blurred]
+    wrong = [p.name for p in paths if (m := _measure(p)).blank or m.pen or m.blurred]
     assert len(paths) > 80
     assert wrong == []
 
 
-def test_blur_pen_and_blank_are_told(breakhis_part: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_blurred_inked_and_blank_images_are_detected(breakhis_part: pathlib.Path, tmp_path: pathlib.Path) -> None:
     for i, path in enumerate(sorted(breakhis_part.rglob("*.png"))[::40]):
         image = cv2.imread(str(path))
         blurred = _written(tmp_path / f"blurred{i}.png", cv2.GaussianBlur(image, (0, 0), 1.5))
@@ -69,7 +69,7 @@ def test_colour_size_and_hash(tmp_path: pathlib.Path) -> None:
         (b"\xff\xd8\xff", "damaged"),
     ],
 )
-def test_what_cannot_be_read_has_a_reason(tmp_path: pathlib.Path, data: bytes, reason: str) -> None:
+def test_unreadable_file_has_a_reason(tmp_path: pathlib.Path, data: bytes, reason: str) -> None:
     (tmp_path / "a.png").write_bytes(data)
     found = measure(tmp_path / "a.png")
     assert isinstance(found, str)
@@ -87,7 +87,7 @@ def test_robust_z_by_hand() -> None:
     assert not robust_z(np.array([1.0] * 6 + [50.0] * 5)).any()  # no spread
 
 
-def test_thumbnail(breakhis_part: pathlib.Path) -> None:
+def test_thumbnail_keeps_the_aspect_ratio(breakhis_part: pathlib.Path) -> None:
     data = thumbnail(decode_rgb(next(breakhis_part.rglob("*.png")).read_bytes()), 200)
     height, width, _ = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape
     assert (width, height) in {(175, 114), (175, 115)}

@@ -1,4 +1,4 @@
-"""Which images an audit looks at, under which labels, patients and sides; tables that say it badly."""
+"""Images of an audit with their labels, patients and sides; malformed tables."""
 
 import pathlib
 
@@ -13,7 +13,7 @@ def _named(root: pathlib.Path) -> dict[str, tuple[str, str, str, str]]:
     return {s.name: (s.image_id, s.label, s.patient_id, s.given_split) for s in find(root)}
 
 
-def test_a_folder_is_a_class(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
+def test_folder_is_the_class(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
     write_images(tmp_path, ["tumor/1.png", "tumor/1.jpg", "x/stroma/2.tif", "loose.png", ".hidden/3.png"])
     assert _named(tmp_path) == {
         "loose.png": ("loose", "", "", ""),
@@ -23,7 +23,7 @@ def test_a_folder_is_a_class(tmp_path: pathlib.Path, write_images: WriteImages) 
     }
 
 
-def test_breakhis_is_known_by_its_names(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
+def test_breakhis_is_recognised_by_file_names(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
     write_images(tmp_path, ["lost/benign___SOB_B_A-14-22549AB-40-001.png", "SOB_M_LC-14-13412-100-002.jpg", "odd.png"])
     a, b, c = sorted(find(tmp_path), key=lambda s: s.image_id)
     assert (a.image_id, a.label, a.patient_id) == ("SOB_B_A-14-22549AB-40-001", "benign/A", "SOB_B_A_14-22549AB")
@@ -31,10 +31,10 @@ def test_breakhis_is_known_by_its_names(tmp_path: pathlib.Path, write_images: Wr
     assert (b.image_id, b.label, b.patient_id) == ("SOB_M_LC-14-13412-100-002", "malignant/LC", "SOB_M_LC_14-13412")
     assert (c.image_id, c.label, c.patient_id, c.breakhis) == ("odd", "", "", None)
     assert misnamed([a, b, c]).keys() == {"odd.png"}
-    assert misnamed([a, c]) == {}  # half is no BreakHis
+    assert misnamed([a, c]) == {}  # too few BreakHis names
 
 
-def test_folders_called_train_and_test_are_sides(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
+def test_folders_named_train_and_test_are_sides(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
     write_images(tmp_path, ["Train/a/1.png", "validation/a/2.png", "test/3.png"])
     assert _named(tmp_path) == {
         "Train/a/1.png": ("Train/a/1", "a", "", "train"),
@@ -45,7 +45,7 @@ def test_folders_called_train_and_test_are_sides(tmp_path: pathlib.Path, write_i
     assert {s.given_split for s in find(tmp_path)} == {""}
 
 
-def test_a_list(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
+def test_list_gives_labels_patients_and_sides(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
     write_images(tmp_path, ["i/1.png", "i/SOB_M_DC-14-2523-40-001.png"])
     (tmp_path / "list.csv").write_text(
         "\ufeffpath,label,patient_id,case_id,split\ni/1.png,tumor,p1,c1,Training\n"
@@ -54,11 +54,15 @@ def test_a_list(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
     one, two = find(tmp_path / "list.csv")
     assert (one.path, one.image_id, one.label) == (tmp_path / "i/1.png", "i/1.png", "tumor")
     assert (one.patient_id, one.case_id, one.given_split) == ("p1", "c1", "train")
-    assert (two.label, two.patient_id, two.given_split) == ("dcis", "SOB_M_DC_14-2523", "")  # the list, then the name
+    assert (two.label, two.patient_id, two.given_split) == (
+        "dcis",
+        "SOB_M_DC_14-2523",
+        "",
+    )  # from the list first, then from the name
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"),
+    ("content", "message"),
     [
         ("path,label\n", "no row below the header"),
         ("path\na.png\n", "line 2: a list needs the columns path and label"),
@@ -70,30 +74,30 @@ def test_a_list(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
         ("path,label\na\0.png,x\n", "zero byte"),
     ],
 )
-def test_a_bad_list_is_told(tmp_path: pathlib.Path, content: str, complaint: str) -> None:
+def test_malformed_list_is_refused(tmp_path: pathlib.Path, content: str, message: str) -> None:
     (tmp_path / "list.csv").write_text(content)
-    with pytest.raises(DataError, match=complaint) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         find(tmp_path / "list.csv")
     assert "list.csv" in str(caught.value)
 
 
-def test_no_images(tmp_path: pathlib.Path) -> None:
+def test_missing_images_or_root_are_an_error(tmp_path: pathlib.Path) -> None:
     with pytest.raises(DataError, match="no image below this folder"):
         find(tmp_path)
     with pytest.raises(DataError, match="no such folder or list"):
         find(tmp_path / "nothing")
 
 
-def test_a_split_names_images_by_id_path_or_file(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
+def test_split_names_images_by_id_path_or_file(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
     root = tmp_path / "root"
     write_images(root, ["a/1.png", "a/2.png", "b/1.png", "b/2.png", "b/5.png", "SOB_M_DC-14-2523-40-001.png"])
     (tmp_path / "split.csv").write_text(
         "path,split,patient_id\n"
-        "a/1,train,p1\n"  # as training names it
-        "a/2.png,val,p1\n"  # below the root
-        "root/b/1.png,test,p2\n"  # from the table
-        "./b/2.png,test,p3\n"  # from the root, in another spelling
-        "elsewhere/5.png,train,p3\n"  # the file's name alone
+        "a/1,train,p1\n"  # as the split that training writes
+        "a/2.png,val,p1\n"  # relative to the root
+        "root/b/1.png,test,p2\n"  # relative to the table
+        "./b/2.png,test,p3\n"  # relative to the root, in another spelling
+        "elsewhere/5.png,train,p3\n"  # only the file name matches
         "SOB_M_DC-14-2523-40-001,,p9\n"  # left out
         "gone.png,test,p4\n"
     )
@@ -105,13 +109,13 @@ def test_a_split_names_images_by_id_path_or_file(tmp_path: pathlib.Path, write_i
         "b/1.png": ("test", "p2"),
         "b/2.png": ("test", "p3"),
         "b/5.png": ("train", "p3"),
-        "SOB_M_DC-14-2523-40-001.png": ("", "SOB_M_DC_14-2523"),  # its name knows better
+        "SOB_M_DC-14-2523-40-001.png": ("", "SOB_M_DC_14-2523"),  # from the file name, not the row
     }
     assert strange == 1
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"),
+    ("content", "message"),
     [
         ("image_id,split\n1.png,train\n", "may be any of 2 images"),
         ("image_id,split\na/1,train\na/1.png,test\n", "line 3: 'a/1.png' is in test, but in train"),
@@ -120,14 +124,16 @@ def test_a_split_names_images_by_id_path_or_file(tmp_path: pathlib.Path, write_i
         ("image_id,split\na/1,middle\n", "'middle' is not one of train"),
     ],
 )
-def test_a_bad_split_is_told(tmp_path: pathlib.Path, write_images: WriteImages, content: str, complaint: str) -> None:
+def test_malformed_split_is_refused(
+    tmp_path: pathlib.Path, write_images: WriteImages, content: str, message: str
+) -> None:
     write_images(tmp_path, ["a/1.png", "b/1.png"])
     (tmp_path / "split.csv").write_text(content)
-    with pytest.raises(DataError, match=complaint):
+    with pytest.raises(DataError, match=message):
         read_split(tmp_path / "split.csv", tmp_path, find(tmp_path))
 
 
-def test_official_folds(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
+def test_official_folds_give_sides_by_name(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
     write_images(tmp_path / "root", ["SOB_M_DC-14-2523-40-001.png", "SOB_B_A-14-22549AB-40-001.png", "odd.png"])
     sources = find(tmp_path / "root")
     with pytest.raises(DataError, match=r"dsfold1\.txt: no such file"):

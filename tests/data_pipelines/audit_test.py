@@ -1,4 +1,4 @@
-"""An audit of real images: the slide filed twice, siblings, turned copies, another dataset; nothing on clean data."""
+"""An audit of real images finds the slide filed twice, siblings, turned copies and overlap; clean data has none."""
 
 import csv
 import pathlib
@@ -21,7 +21,7 @@ TWICE = "SOB_M_DC-14-13412-100-*.png"
 
 @pytest.fixture(scope="module")
 def real(breakhis_part: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Some of the real images: slide 13412 under DC, three slides of one case, one slide at two magnifications."""
+    """A folder of real images: slide 13412 under DC, three slides of one case, one slide at two magnifications."""
     root = tmp_path_factory.mktemp("real")
     for pattern in (TWICE, "SOB_B_A-14-22549AB-*", "SOB_B_A-14-22549CD-*", "SOB_B_A-14-22549G-*", "SOB_M_PC-14-9146-*"):
         for path in sorted(breakhis_part.rglob(pattern))[::2]:
@@ -42,14 +42,14 @@ def _write(path: pathlib.Path, columns: str, rows: Iterable[Iterable[str]]) -> p
 
 
 def _split(root: pathlib.Path, side: Callable[[str], str]) -> pathlib.Path:
-    """A table that gives each image of the root the side of its name."""
+    """Write a table that assigns each image of the root to the side of its name."""
     return _write(
         root.parent / "s.csv", "image_id,split", [(p.stem, side(p.stem)) for p in sorted(root.rglob("*.png"))]
     )
 
 
 def _file_twice(root: pathlib.Path) -> list[tuple[str, str]]:
-    """Files slide 13412's images under LC as well; the pairs of names."""
+    """File slide 13412's images under LC as well; return the pairs of names."""
     pairs = []
     for path in sorted(root.glob(TWICE)):
         copy = path.with_name(path.name.replace("_DC-", "_LC-"))
@@ -66,7 +66,7 @@ def _by_patient(name: str) -> str:
     return "test" if "-9146-" in name or "13412" in name else "train"
 
 
-def test_clean_images_have_no_duplicate_and_no_leak(real: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_clean_images_have_no_duplicates_and_no_leaks(real: pathlib.Path, tmp_path: pathlib.Path) -> None:
     table = _write(
         tmp_path / "s.csv", "image_id,split", [(p.stem, _by_patient(p.stem)) for p in sorted(real.glob("*.png"))]
     )
@@ -78,7 +78,7 @@ def test_clean_images_have_no_duplicate_and_no_leak(real: pathlib.Path, tmp_path
     assert (found.facts["patients"], found.facts["cases"]) == (5, 3)
     assert not any("picture" in text or "side" in text for text in found.facts["warnings"])
     assert found.facts["counts"]["malignant/PC"]["images"] == 8
-    # The same numbers as a scan of the same files says.
+    # A scan of the same files gives the same numbers.
     magnifications = found.facts["published"]["magnifications"]
     assert magnifications == ["40X", "100X", "400X"]
     published = scan(real, "all").summary["published"]
@@ -88,10 +88,10 @@ def test_clean_images_have_no_duplicate_and_no_leak(real: pathlib.Path, tmp_path
     assert found.facts["published"]["subtypes"]["LC"] == {"found": 0, "published": 156 + 170 + 137}
 
 
-def test_a_slide_that_is_filed_twice(root: pathlib.Path) -> None:
+def test_slide_filed_twice_is_found(root: pathlib.Path) -> None:
     pairs = _file_twice(root)
     found = audit(root)
-    assert found.leaks == []  # no split: nothing leaks, but every pair and what it is called is told
+    assert found.leaks == []  # without a split nothing leaks, but every pair is reported with its labels
     assert _pairs(found, "exact") == pairs
     assert len(pairs) == 5
     assert all(entry["label_conflict"] for entry in found.facts["duplicates"])
@@ -100,7 +100,7 @@ def test_a_slide_that_is_filed_twice(root: pathlib.Path) -> None:
     on_two_sides = audit(root, split=_split(root, lambda name: "test" if "_LC-" in name else "train"))
     assert on_two_sides.facts["splits"]["s.csv"]["exact"] == 5
     assert on_two_sides.facts["duplicates"][0]["crosses"] == {"s.csv": ["train", "test"]}
-    assert len(on_two_sides.leaks) == 2  # the pictures; and the slide, which is one under both names
+    assert len(on_two_sides.leaks) == 2  # the images, and the slide that has two names
     assert "5 sets of identical and 0 pairs of nearly identical images (10 images)" in on_two_sides.leaks[0]
     assert "SOB_M_LC_14-13412" in on_two_sides.leaks[1]
 
@@ -108,7 +108,7 @@ def test_a_slide_that_is_filed_twice(root: pathlib.Path) -> None:
     assert on_one_side.leaks == []
 
 
-def test_the_known_slide_leaks_even_where_no_picture_does(root: pathlib.Path) -> None:
+def test_known_slide_leaks_even_if_no_image_does(root: pathlib.Path) -> None:
     for path in [root / one for one, _ in _file_twice(root)[:3]] + [root / two for _, two in _file_twice(root)[3:]]:
         path.unlink()
     found = audit(root, split=_split(root, lambda name: "test" if "_LC-" in name else "train"))
@@ -116,7 +116,7 @@ def test_the_known_slide_leaks_even_where_no_picture_does(root: pathlib.Path) ->
     assert found.leaks == ["s.csv: patients on several sides: 1 (SOB_M_LC_14-13412)"]
 
 
-def test_siblings_warn_and_strictly_leak(root: pathlib.Path) -> None:
+def test_siblings_are_a_warning_and_with_strict_cases_a_leak(root: pathlib.Path) -> None:
     table = _split(root, lambda name: "test" if "22549CD" in name else "train")
     found = audit(root, split=table)
     assert found.leaks == []
@@ -131,14 +131,14 @@ def test_siblings_warn_and_strictly_leak(root: pathlib.Path) -> None:
     assert "sibling" in strict.leaks[0]
 
 
-def test_a_patient_on_two_sides(root: pathlib.Path) -> None:
+def test_patient_on_two_sides_is_a_leak(root: pathlib.Path) -> None:
     found = audit(root, split=_split(root, lambda name: "test" if "-9146-100-" in name else "train"))
     assert found.leaks == ["s.csv: patients on several sides: 1 (SOB_M_PC_14-9146)"]
     assert sum(found.facts["splits"]["s.csv"]["patients"]["SOB_M_PC_14-9146"].values()) == 8
     assert found.facts["splits"]["s.csv"]["siblings"] == {}
 
 
-def test_official_folds_one_by_one(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_each_official_fold_is_audited(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
     _file_twice(root)
     for fold, lc in ((1, "test"), (2, "train")):
         lines = []
@@ -152,7 +152,7 @@ def test_official_folds_one_by_one(root: pathlib.Path, tmp_path: pathlib.Path) -
     assert [text[:7] for text in found.leaks] == ["fold 1:", "fold 1:"]
 
 
-def test_turned_and_encoded_copies(root: pathlib.Path) -> None:
+def test_turned_and_reencoded_copies_are_found(root: pathlib.Path) -> None:
     first, second, third, fourth, fifth = sorted(root.glob("SOB_M_PC-14-9146-*.png"))[:5]
     (root / "copies").mkdir()
     images = [cv2.imread(str(path)) for path in (first, second, third, fourth, fifth)]
@@ -162,7 +162,7 @@ def test_turned_and_encoded_copies(root: pathlib.Path) -> None:
         str(root / "copies/turn.jpg"), cv2.rotate(images[2], cv2.ROTATE_90_CLOCKWISE), [cv2.IMWRITE_JPEG_QUALITY, 90]
     )
     cv2.imwrite(str(root / "copies/small.png"), cv2.resize(images[3], (224, 224), interpolation=cv2.INTER_AREA))
-    blank = cv2.circle(images[4] * 0 + 250, (300, 200), 30, (90, 60, 120), -1)  # too little to tell it by
+    blank = cv2.circle(images[4] * 0 + 250, (300, 200), 30, (90, 60, 120), -1)  # too little content to compare
     cv2.imwrite(str(root / "copies/blank.png"), blank)
     cv2.imwrite(str(root / "copies/blank.jpg"), blank, [cv2.IMWRITE_JPEG_QUALITY, 90])
     table = _write(
@@ -182,7 +182,7 @@ def test_turned_and_encoded_copies(root: pathlib.Path) -> None:
     assert [row["same_picture_as"] for row in found.rows if row["path"] == "copies/flip.png"] == [second.name]
 
 
-def test_against_another_dataset(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_overlap_with_another_dataset_is_found(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     taken = sorted(root.glob("SOB_M_PC-14-9146-*.png"))[0]
@@ -197,7 +197,7 @@ def test_against_another_dataset(root: pathlib.Path, tmp_path: pathlib.Path) -> 
         f"{AGAINST}: the same picture on several sides: 0 sets of identical and 1 pairs of nearly identical images "
         "(3 images)"
     ]
-    # Of BreakHis's own names patients count between datasets, too.
+    # BreakHis patient names are compared between datasets.
     shutil.move(taken, other / taken.name)
     for path in other.glob("*.jpg"):
         path.unlink()
@@ -206,7 +206,7 @@ def test_against_another_dataset(root: pathlib.Path, tmp_path: pathlib.Path) -> 
         audit(root, against=root)
 
 
-def test_lists_with_patients_of_their_own(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_list_with_patient_and_case_columns(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
     paths = sorted(root.glob("*.png"))[:6]
     for i, path in enumerate(paths):
         path.rename(root / f"{i}.png")
@@ -219,21 +219,21 @@ def test_lists_with_patients_of_their_own(root: pathlib.Path, tmp_path: pathlib.
     assert found.facts["published"] is None
     assert found.facts["counts"]["a"] == {"images": 3, "patients": 3, "cases": 0, "magnifications": {}}
 
-    # Another dataset's p1 is somebody else.
+    # Patient p1 of another dataset is a different person.
     other = _write(tmp_path / "other.csv", "path,label,patient_id", [(path, "a", "p1") for path in root.glob("SOB*")])
     assert audit(table, against=other).leaks == found.leaks
 
-    # Where only cases are known they count as patients do.
+    # Without patients, cases are compared instead.
     table = _write(tmp_path / "cases.csv", "path,label,case_id,split", rows)
     assert audit(table).leaks == ["as given: patients on several sides: 1 (p1)"]
-    # Where nothing is known it is said that nothing can be seen.
+    # Without either, a warning says that leaks cannot be detected.
     table = _write(tmp_path / "unknown.csv", "path,label,split", [(row[0], row[1], row[3]) for row in rows])
     unknown = audit(table)
     assert unknown.leaks == []
     assert any("patient unknown for 6 of 6 images" in text for text in unknown.facts["warnings"])
 
 
-def test_the_split_that_training_writes_is_read_and_clean(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_split_written_by_training_is_read_and_clean(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
     _file_twice(root)
     found = scan(root, "all")
     records = Records(
@@ -251,13 +251,13 @@ def test_the_split_that_training_writes_is_read_and_clean(root: pathlib.Path, tm
     by_case = audit(root, split=tmp_path / "case.csv")
     assert by_case.leaks == []
     assert by_case.facts["splits"]["case.csv"]["sides"].keys() == {"train", "test"}
-    assert "case.csv: images on no side: 5 of 35" in by_case.facts["warnings"]  # the copies that were left out
+    assert "case.csv: images on no side: 5 of 35" in by_case.facts["warnings"]  # the dropped copies
     by_image = audit(root, split=tmp_path / "image.csv")
     assert len(by_image.leaks) == 1
     assert "patients on several sides" in by_image.leaks[0]
 
 
-def test_nothing_readable_is_an_error(tmp_path: pathlib.Path) -> None:
+def test_unreadable_images_or_invalid_distance_are_an_error(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a.png").write_bytes(b"nonsense")
     with pytest.raises(DataError, match=r"none of 1 images can be read; a\.png: not a PNG"):
         audit(tmp_path)

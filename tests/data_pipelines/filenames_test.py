@@ -1,4 +1,4 @@
-"""BreakHis's grammar of file names: what is read from a name, and what is said of one that is not of it."""
+"""BreakHis file names: the fields of a valid name, and the error for an invalid one."""
 
 import pathlib
 
@@ -18,7 +18,7 @@ from data_pipelines.breakhis import filenames
             "SOB_M_DC-14-13412-100-017.png",
             ("SOB_M_DC-14-13412-100-017", "malignant", "DC", "SOB_M_DC_14-13412", "14-13412", "100X"),
         ),
-        (  # the one slide of another year
+        (  # the only slide of another year
             "SOB_M_PC-15-190EF-400-020.png",
             ("SOB_M_PC-15-190EF-400-020", "malignant", "PC", "SOB_M_PC_15-190EF", "15-190", "400X"),
         ),
@@ -28,7 +28,7 @@ from data_pipelines.breakhis import filenames
         ),
     ],
 )
-def test_a_name_says_all_that_is_known_of_an_image(file_name: str, expected: tuple[str, ...]) -> None:
+def test_name_gives_all_fields(file_name: str, expected: tuple[str, ...]) -> None:
     assert filenames.parse(file_name) == filenames.ImageName(*expected)
 
 
@@ -41,15 +41,15 @@ def test_a_name_says_all_that_is_known_of_an_image(file_name: str, expected: tup
         "BENIGN_sob_B_Ta-14-3411F-40-002.Png",
     ],
 )
-def test_mirrors_spellings_are_the_same_image(spelling: str) -> None:
+def test_spellings_of_mirrors_are_the_same_image(spelling: str) -> None:
     assert filenames.parse(spelling) == filenames.parse("SOB_B_TA-14-3411F-40-002.png")
 
 
-def test_a_malignant_prefix_is_read_too() -> None:
+def test_malignant_prefix_is_accepted() -> None:
     assert filenames.parse("malignant_SOB_M_MC-14-18842D-40-002.png").image_id == "SOB_M_MC-14-18842D-40-002"
 
 
-def test_blocks_of_one_accession_number_are_patients_of_one_case() -> None:
+def test_blocks_of_an_accession_number_are_patients_of_one_case() -> None:
     names = [filenames.parse(f"SOB_B_F-14-{slide}-40-001.png") for slide in ("23060AB", "23060CD", "23060")]
     assert len({name.patient_id for name in names}) == 3
     assert {name.case_id for name in names} == {"14-23060"}
@@ -74,7 +74,7 @@ def test_blocks_of_one_accession_number_are_patients_of_one_case() -> None:
         ("", "not named like SOB_"),
     ],
 )
-def test_a_wrong_name_is_refused_with_the_field_that_is_wrong(file_name: str, reason: str) -> None:
+def test_invalid_name_is_refused_with_the_wrong_field(file_name: str, reason: str) -> None:
     with pytest.raises(filenames.BadNameError, match=reason):
         filenames.parse(file_name)
 
@@ -93,17 +93,17 @@ def test_published_totals_by_class() -> None:
     assert totals == {"benign": 2480, "malignant": 5429}
 
 
-def test_tables_of_subtypes_agree() -> None:
+def test_subtype_tables_agree() -> None:
     assert tuple(filenames.PUBLISHED_COUNTS) == filenames.SUBTYPES == tuple(filenames.SUBTYPE_NAMES)
 
 
-def test_the_known_duplicate_names_patients_as_parse_does() -> None:
+def test_known_duplicates_use_parsed_patient_names() -> None:
     ductal = filenames.parse("SOB_M_DC-14-13412-100-001.png").patient_id
     lobular = filenames.parse("SOB_M_LC-14-13412-100-001.png").patient_id
     assert {ductal: lobular} == filenames.DUPLICATE_SLIDES
 
 
-def test_every_real_name_is_read_and_agrees_with_its_folders(breakhis_part: pathlib.Path) -> None:
+def test_real_names_agree_with_their_folders(breakhis_part: pathlib.Path) -> None:
     paths = sorted(breakhis_part.rglob("*.png"))
     assert paths
     for path in paths:

@@ -1,4 +1,4 @@
-"""What is a usable image: every way in which a PNG file can be wrong is refused with its reason."""
+"""Image checks: every kind of unusable PNG file is refused with its reason."""
 
 import struct
 import zlib
@@ -31,7 +31,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def _png(*chunks: bytes, height: int = 23, width: int = 35, bit_depth: int = 8, colour_type: int = 2) -> bytes:
-    """A PNG by hand, for what no encoder writes; the checksums are right."""
+    """Build a PNG that no encoder writes, with correct checksums."""
     header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + _chunk(b"IEND", b"")
 
@@ -43,55 +43,55 @@ def _scanlines(rgb: np.ndarray = PIXELS[..., ::-1]) -> bytes:
 GOOD = _encode(PIXELS)
 
 
-def test_a_good_image() -> None:
+def test_valid_image() -> None:
     checked = images.check_png(GOOD)
     assert (checked.height, checked.width, checked.note) == (23, 35, "")
     assert len(bytes.fromhex(checked.pixel_hash)) == 32
 
 
 @pytest.mark.parametrize("level", [0, 1, 9])
-def test_the_same_pixels_have_the_same_hash_however_compressed(level: int) -> None:
+def test_hash_does_not_depend_on_compression(level: int) -> None:
     again = _encode(PIXELS, level)
     assert again != GOOD
     assert images.check_png(again) == images.check_png(GOOD)
 
 
-def test_chunks_beside_the_pixels_do_not_change_the_hash() -> None:
+def test_other_chunks_do_not_change_the_hash() -> None:
     commented = _png(_chunk(b"tEXt", b"Comment\0from a mirror"), _chunk(b"IDAT", _scanlines()))
     assert images.check_png(commented) == images.check_png(GOOD)
 
 
-def test_one_other_pixel_value_is_another_hash() -> None:
+def test_one_changed_value_changes_the_hash() -> None:
     other = PIXELS.copy()
     other[22, 34, 2] ^= 1
     assert images.check_png(_encode(other)).pixel_hash != images.check_png(GOOD).pixel_hash
 
 
-def test_another_shape_of_the_same_values_is_another_hash() -> None:
-    # 35 x 23 of the same bytes in the same order: only the shape tells them apart.
+def test_shape_is_part_of_the_hash() -> None:
+    # The same bytes in the same order as 35 x 23: only the shape differs.
     other = images.check_png(_encode(PIXELS.reshape(35, 23, 3)))
     assert (other.height, other.width) == (35, 23)
     assert other.pixel_hash != images.check_png(GOOD).pixel_hash
     assert images.check_png(_encode(PIXELS.transpose(1, 0, 2))).pixel_hash != images.check_png(GOOD).pixel_hash
 
 
-def test_the_order_of_colours_is_part_of_the_hash() -> None:
+def test_channel_order_is_part_of_the_hash() -> None:
     assert images.check_png(_encode(PIXELS[..., ::-1])).pixel_hash != images.check_png(GOOD).pixel_hash
 
 
-def test_truncated_anywhere_is_refused() -> None:
+def test_file_truncated_anywhere_is_refused() -> None:
     for length in range(len(GOOD)):
         with pytest.raises(BadImageError):
             images.check_png(GOOD[:length])
 
 
 @pytest.mark.parametrize("missing", [1, 4, 12, 13, 100, 1000])
-def test_truncated_says_so(missing: int) -> None:
+def test_truncation_is_the_reason(missing: int) -> None:
     with pytest.raises(BadImageError, match=f"truncated PNG: the end is missing after {len(GOOD) - missing} bytes"):
         images.check_png(GOOD[:-missing])
 
 
-def test_a_flipped_byte_among_the_pixels_is_refused() -> None:
+def test_flipped_byte_in_the_pixels_is_refused() -> None:
     start = GOOD.index(b"IDAT")
     for position in range(start, len(GOOD) - 16, 97):
         flipped = bytearray(GOOD)
@@ -110,12 +110,12 @@ def test_a_flipped_byte_among_the_pixels_is_refused() -> None:
     ],
     ids=["stream cut", "no pixels", "fewer rows than declared", "not compressed"],
 )
-def test_pixels_that_are_missing_under_right_checksums_are_refused(data: bytes) -> None:
+def test_missing_pixels_with_correct_checksums_are_refused(data: bytes) -> None:
     with pytest.raises(BadImageError, match="the PNG's pixels cannot be decoded"):
         images.check_png(data)
 
 
-def test_a_header_that_claims_an_absurd_size_is_refused() -> None:
+def test_header_with_an_absurd_size_is_refused() -> None:
     with pytest.raises(BadImageError, match="cannot be decoded"):
         images.check_png(_png(_chunk(b"IDAT", _scanlines()), height=100_000, width=100_000))
 
@@ -151,24 +151,24 @@ def test_chunks_without_a_header_are_refused() -> None:
     ],
     ids=["empty", "text", "jpeg", "lfs", "16-bit", "grey", "palette", "transparent", "one column", "one colour"],
 )
-def test_what_is_not_8_bit_rgb_is_refused(data: bytes, reason: str) -> None:
+def test_images_other_than_8_bit_rgb_are_refused(data: bytes, reason: str) -> None:
     with pytest.raises(BadImageError, match=reason):
         images.check_png(data)
 
 
-def test_control_characters_of_a_wrong_file_are_not_printed() -> None:
+def test_control_characters_of_a_file_are_not_printed() -> None:
     with pytest.raises(BadImageError) as caught:
         images.check_png(b"\x1b[2J\n\r\0\xff" + b"x" * 100)
     assert str(caught.value).isprintable()
 
 
-def test_an_opaque_alpha_channel_is_dropped_with_a_note() -> None:
+def test_opaque_alpha_channel_is_dropped_with_a_note() -> None:
     checked = images.check_png(_with_alpha(255))
     assert checked.note == "opaque alpha channel dropped"
     assert checked.pixel_hash == images.check_png(GOOD).pixel_hash
 
 
-def test_a_transparent_colour_that_does_not_occur_is_dropped_with_a_note() -> None:
+def test_unused_transparent_colour_is_dropped_with_a_note() -> None:
     assert not (PIXELS == 0).all(axis=-1).any()
     declared = _png(_chunk(b"tRNS", struct.pack(">3H", 0, 0, 0)), _chunk(b"IDAT", _scanlines()))
     checked = images.check_png(declared)

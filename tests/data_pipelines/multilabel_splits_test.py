@@ -1,4 +1,4 @@
-"""Splits of tiles with several labels: whole groups on a side, every label divided evenly, and honest names."""
+"""Splits of multi-label tiles: groups stay on one side, every label is divided evenly, protocol names are accurate."""
 
 import dataclasses
 from typing import Any
@@ -17,7 +17,7 @@ PREVALENCE = (0.5, 0.08, 0.6, 0.4)
 
 
 def table(n: int = 400, patients: int = 40, seed: int = 0, **known: bool) -> Records:
-    """Tiles of patients, each of whom has labels of their own liking; `known` says which groups are recorded."""
+    """Make tiles of patients with label frequencies of their own; `known` says which group fields are recorded."""
     rng = np.random.default_rng(seed)
     liking = np.clip(np.array(PREVALENCE) * rng.uniform(0.3, 1.7, (patients, 4)), 0, 1)
     rows = []
@@ -40,10 +40,10 @@ def split(records: Records, **fields: Any) -> Split:
     return make_split(records, records.column("label").tolist(), [], SplitSpec(**fields), label_names=NAMES)
 
 
-def shares(records: Records, made: Split, side: str) -> np.ndarray:
-    """Of all images with each label, the part on this side; last: of all images."""
-    truth = np.array([[name in label_set(r.label) for name in NAMES] + [True] for r in records], float)
-    return truth[made.indices(side)].sum(0) / truth.sum(0)
+def fractions(records: Records, made: Split, side: str) -> np.ndarray:
+    """Fraction of each label's images on this side; the last entry is over all images."""
+    labels = np.array([[name in label_set(r.label) for name in NAMES] + [True] for r in records], float)
+    return labels[made.indices(side)].sum(0) / labels.sum(0)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_auto_keeps_the_strictest_known_group_on_one_side(known: dict[str, bool]
     assert {row.side for row in made.rows} == set(SIDES)
 
 
-def test_without_any_group_the_split_calls_itself_optimistic() -> None:
+def test_split_without_groups_is_called_optimistic() -> None:
     made = split(table(patient=False, slide=False, source=False), protocol="auto")
     assert made.protocol == "image-level (patients unknown, most likely on both sides: optimistic), 25% test, seed 0"
     one_unknown = list(table())
@@ -74,7 +74,7 @@ def test_without_any_group_the_split_calls_itself_optimistic() -> None:
     assert split(Records(one_unknown), protocol="auto").group_by == "slide_id"
 
 
-def test_a_protocol_that_needs_what_is_unknown_is_refused() -> None:
+def test_protocol_that_needs_an_unknown_group_is_refused() -> None:
     with pytest.raises(DataError, match=r"protocol='case' needs case_id for every image, but 400 of 400 have none"):
         split(table(), protocol="case")
     with pytest.raises(DataError, match=r"protocol='given' needs the table's column 'split'"):
@@ -82,37 +82,37 @@ def test_a_protocol_that_needs_what_is_unknown_is_refused() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_single_images_are_divided_as_evenly_as_iterative_stratification_does(seed: int) -> None:
+def test_image_split_is_as_even_as_iterative_stratification(seed: int) -> None:
     records = table(seed=seed)
     made = split(records, protocol="image", seed=seed)
-    truth = np.array([[name in label_set(r.label) for name in NAMES] for r in records], int)
+    labels = np.array([[name in label_set(r.label) for name in NAMES] for r in records], int)
     reference = MultilabelStratifiedShuffleSplit(n_splits=1, test_size=0.25, random_state=seed)
-    _, test = next(reference.split(truth, truth))
-    theirs = np.abs(truth[test].sum(0) / truth.sum(0) - 0.25).max()
-    ours = np.abs(shares(records, made, "test") - 0.25).max()
+    _, test = next(reference.split(labels, labels))
+    theirs = np.abs(labels[test].sum(0) / labels.sum(0) - 0.25).max()
+    ours = np.abs(fractions(records, made, "test") - 0.25).max()
     assert ours <= max(theirs, 0.02)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_groups_are_divided_so_that_every_label_gets_its_share(seed: int) -> None:
+def test_grouped_split_keeps_every_label_near_its_fraction(seed: int) -> None:
     records = table(n=800, seed=seed)
     made = split(records, protocol="patient", seed=seed)
-    np.testing.assert_allclose(shares(records, made, "test"), 0.25, atol=0.06)
-    np.testing.assert_allclose(shares(records, made, "val"), 0.15, atol=0.06)
-    # At random, the rare label alone would often be off by more.
+    np.testing.assert_allclose(fractions(records, made, "test"), 0.25, atol=0.06)
+    np.testing.assert_allclose(fractions(records, made, "val"), 0.15, atol=0.06)
+    # A random split is often farther off in the rare label alone.
     rng = np.random.default_rng(seed)
     at_random = [
         np.abs(_at_random(records, rng) - 0.25).max() for _ in range(20)
     ]  # fmt: skip
-    assert np.abs(shares(records, made, "test") - 0.25).max() < np.median(at_random)
+    assert np.abs(fractions(records, made, "test") - 0.25).max() < np.median(at_random)
 
 
 def _at_random(records: Records, rng: np.random.Generator) -> np.ndarray:
     patients = sorted(set(records.column("patient_id").tolist()))
     test = set(rng.permutation(patients)[: len(patients) // 4].tolist())
-    truth = np.array([[name in label_set(r.label) for name in NAMES] for r in records], float)
-    there = np.array([r.patient_id in test for r in records])
-    return truth[there].sum(0) / truth.sum(0)
+    labels = np.array([[name in label_set(r.label) for name in NAMES] for r in records], float)
+    in_test = np.array([r.patient_id in test for r in records])
+    return labels[in_test].sum(0) / labels.sum(0)
 
 
 def test_folds_test_every_tile_once() -> None:
@@ -123,13 +123,13 @@ def test_folds_test_every_tile_once() -> None:
     assert folds[1].protocol == "patient-disjoint, fold 1 of 4, seed 0"
 
 
-def test_a_label_that_training_would_never_see_is_an_error() -> None:
+def test_label_missing_from_train_is_an_error() -> None:
     records = table()
     with pytest.raises(DataError, match=r"no image of label 'fat' in train: the label has 0 group\(s\) to divide"):
         make_split(records, records.column("label").tolist(), [], SplitSpec("auto"), label_names=(*NAMES, "fat"))
 
 
-def test_identical_tiles_are_kept_once_and_contradictions_not_at_all() -> None:
+def test_identical_tiles_are_kept_once_and_contradictions_dropped() -> None:
     rows = list(table())
     one = next(i for i, r in enumerate(rows) if r.label == "tumor")
     other = next(i for i, r in enumerate(rows) if r.label == "interstitial+non_tumor")
@@ -152,7 +152,7 @@ def given(records: Records, sides: list[str], by: str = "patient_id") -> Records
     return Records(dataclasses.replace(r, given_split=side_of[getattr(r, by)]) for r in records)
 
 
-def test_a_given_split_is_followed() -> None:
+def test_given_split_is_followed() -> None:
     records = given(table(), ["train", "train", "val", "test"])
     made = split(records, protocol="auto")
     assert made.protocol == "the dataset's own split (patient-disjoint)"
@@ -160,7 +160,7 @@ def test_a_given_split_is_followed() -> None:
     assert made.group_by == "patient_id"
 
 
-def test_validation_comes_out_of_training_where_none_is_given() -> None:
+def test_validation_is_taken_from_train_if_none_is_given() -> None:
     records = given(table(), ["train", "train", "test"])
     made = split(records, protocol="auto", val_fraction=0.2)
     assert all((row.side == "test") == (r.given_split == "test") for row, r in zip(made.rows, records, strict=True))
@@ -169,25 +169,25 @@ def test_validation_comes_out_of_training_where_none_is_given() -> None:
     assert not val & {records[int(i)].patient_id for i in made.indices("train")}
 
 
-def test_a_given_split_that_leaks_is_followed_and_named_so() -> None:
+def test_given_split_that_leaks_is_followed_and_called_optimistic() -> None:
     records = given(table(), ["train", "val", "test"], by="image_id")
     made = split(records, protocol="auto")
     assert "patient(s) on several sides: optimistic" in made.protocol
     assert [row.side for row in made.rows] == records.column("given_split").tolist()
 
 
-def test_folds_do_not_use_what_is_given() -> None:
+def test_folds_ignore_the_given_split() -> None:
     records = given(table(), ["train", "test"])
     assert split(records, protocol="auto", kfolds=3).protocol.startswith("patient-disjoint, fold 0 of 3")
     with pytest.raises(DataError, match="kfolds excludes a given split"):
         SplitSpec("given", kfolds=3)
 
 
-def test_a_saved_split_places_other_tiles_of_the_same_groups() -> None:
+def test_saved_split_places_other_tiles_of_the_same_groups() -> None:
     records = table()
     made = split(records, protocol="auto")
-    fresh = [dataclasses.replace(r, image_id=f"new{i}", pixel_hash=f"new{i:013d}") for i, r in enumerate(records)]
-    stranger = dataclasses.replace(fresh[0], image_id="stranger", patient_id="P99", pixel_hash="stranger")
-    placed = place(Split.from_json(made.to_json()), Records([*fresh, stranger]))
+    new_tiles = [dataclasses.replace(r, image_id=f"new{i}", pixel_hash=f"new{i:013d}") for i, r in enumerate(records)]
+    unknown_patient = dataclasses.replace(new_tiles[0], image_id="stranger", patient_id="P99", pixel_hash="stranger")
+    placed = place(Split.from_json(made.to_json()), Records([*new_tiles, unknown_patient]))
     assert [row.side for row in placed.rows[:-1]] == [row.side for row in made.rows]
     assert placed.rows[-1].side == "test"

@@ -1,4 +1,4 @@
-"""BreakHis's published folds: reading their files, and a split that follows them to the letter."""
+"""BreakHis's published folds: reading their files and following them exactly."""
 
 import hashlib
 import pathlib
@@ -14,9 +14,9 @@ from data_pipelines.split_spec import SplitSpec
 from data_pipelines.splits import Split, make_split
 
 PATIENTS = {
-    # patient: its side in the made fold
+    # patient: its side in the test's fold
     "SOB_B_A-14-22549AB": "train",
-    "SOB_B_A-14-22549CD": "test",  # another block of the same case: the published folds go by slide folder
+    "SOB_B_A-14-22549CD": "test",  # another block of the same case: the published folds divide by slide folder
     "SOB_B_F-14-9133": "train",
     "SOB_B_TA-14-3411F": "train",
     "SOB_M_DC-14-2523": "test",
@@ -77,19 +77,19 @@ def test_parse(tmp_path: pathlib.Path) -> None:
     assert read_folds(tmp_path, 3) == {"SOB_M_DC-14-13412-100-001": "train", "SOB_B_A-14-22549AB-40-001": "test"}
 
 
-def test_windows_line_ends(tmp_path: pathlib.Path) -> None:
+def test_windows_line_endings(tmp_path: pathlib.Path) -> None:
     (tmp_path / "dsfold1.txt").write_bytes(b"SOB_M_DC-14-13412-100-001.png|100|1|train\r\n")
     assert read_folds(tmp_path, 1) == {"SOB_M_DC-14-13412-100-001": "train"}
 
 
-def test_a_missing_file_is_named_and_where_to_get_it(tmp_path: pathlib.Path) -> None:
+def test_missing_file_error_names_the_file_and_its_source(tmp_path: pathlib.Path) -> None:
     _write(tmp_path, _lines(NAMES), fold=1)
     with pytest.raises(DataError, match=r"dsfold2\.txt: no such file; .*published on the dataset's page"):
         read_folds(tmp_path, 2)
 
 
 @pytest.mark.parametrize("content", ["", "\n\n  \n"])
-def test_an_empty_file(content: str, tmp_path: pathlib.Path) -> None:
+def test_empty_file_is_an_error(content: str, tmp_path: pathlib.Path) -> None:
     (tmp_path / "dsfold1.txt").write_text(content)
     with pytest.raises(DataError, match=r"dsfold1\.txt: empty"):
         read_folds(tmp_path, 1)
@@ -108,19 +108,19 @@ def test_an_empty_file(content: str, tmp_path: pathlib.Path) -> None:
         ("SOB_M_DC-14-13412-100-001.png|100|1|test", "an earlier line puts this image on the other side"),
     ],
 )
-def test_a_malformed_line_is_named_by_its_number(line: str, reason: str, tmp_path: pathlib.Path) -> None:
+def test_malformed_line_is_named_by_its_number(line: str, reason: str, tmp_path: pathlib.Path) -> None:
     _write(tmp_path, ["SOB_M_DC-14-13412-100-001.png|100|1|train", "", line])
     with pytest.raises(DataError, match=rf"dsfold1\.txt, line 3: .*{reason}") as caught:
         read_folds(tmp_path, 1)
     assert line in str(caught.value)
 
 
-def test_a_line_twice_is_no_contradiction(tmp_path: pathlib.Path) -> None:
+def test_repeated_line_is_accepted(tmp_path: pathlib.Path) -> None:
     _write(tmp_path, _lines(NAMES) * 2)
     assert len(read_folds(tmp_path, 1)) == len(NAMES)
 
 
-def test_the_test_side_is_exactly_the_published_one(tmp_path: pathlib.Path) -> None:
+def test_test_side_is_exactly_the_published_one(tmp_path: pathlib.Path) -> None:
     _write(tmp_path, _lines(NAMES))
     split = _split(NAMES, tmp_path, val_fraction=0.0)
     assert {row.image_id: row.side for row in split.rows} == {name: _side(name) for name in NAMES}
@@ -147,7 +147,7 @@ def test_another_fold_reads_another_file(tmp_path: pathlib.Path) -> None:
     assert {row.image_id: row.side for row in split.rows} == {name: swapped[_side(name)] for name in NAMES}
 
 
-def test_a_patient_in_train_and_in_test_is_an_error(tmp_path: pathlib.Path) -> None:
+def test_patient_in_train_and_test_is_an_error(tmp_path: pathlib.Path) -> None:
     lines = _lines(NAMES)
     assert lines[0].endswith("train")
     lines[0] = lines[0].replace("|train", "|test")
@@ -156,7 +156,7 @@ def test_a_patient_in_train_and_in_test_is_an_error(tmp_path: pathlib.Path) -> N
         _split(NAMES, tmp_path)
 
 
-def test_images_of_which_the_fold_does_not_speak_are_left_out(tmp_path: pathlib.Path) -> None:
+def test_images_missing_from_the_fold_are_left_out(tmp_path: pathlib.Path) -> None:
     missing = {NAMES[0], NAMES[3]}  # one of a training patient, one of a test patient
     _write(tmp_path, _lines([name for name in NAMES if name not in missing]))
     split = _split(NAMES, tmp_path, val_fraction=0.0)
@@ -165,13 +165,13 @@ def test_images_of_which_the_fold_does_not_speak_are_left_out(tmp_path: pathlib.
     assert all(row.side == _side(row.image_id) for row in split.rows if row.side)
 
 
-def test_the_fold_may_speak_of_more_than_is_there(tmp_path: pathlib.Path) -> None:
+def test_fold_may_list_images_that_are_absent(tmp_path: pathlib.Path) -> None:
     _write(tmp_path, [*_lines(NAMES), "SOB_M_LC-14-12204-40-001.png|40|1|test"])
     assert len(_split(NAMES, tmp_path).rows) == len(NAMES)
 
 
-def test_the_duplicate_slide_on_two_sides_of_a_published_fold_is_dropped(tmp_path: pathlib.Path) -> None:
-    # As in the published fold 1: the same pictures once in train and once in test.
+def test_duplicate_slide_on_two_sides_of_a_published_fold_is_dropped(tmp_path: pathlib.Path) -> None:
+    # As in the published fold 1: the same images are once in train and once in test.
     names = [*NAMES, "SOB_M_DC-14-13412-100-001", "SOB_M_LC-14-13412-100-001"]
     _write(tmp_path, [*_lines(NAMES), f"{names[-2]}.png|100|1|train", f"{names[-1]}.png|100|1|test"])
     split = _split(names, tmp_path, val_fraction=0.0)

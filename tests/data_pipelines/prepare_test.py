@@ -1,4 +1,4 @@
-"""Preparing a root once: what is stored, when it is reused, and that a failure leaves nothing behind."""
+"""Preparing a dataset root: what is stored, when it is reused, and that a failure leaves nothing behind."""
 
 import fcntl
 import json
@@ -44,7 +44,7 @@ def _times(folder: pathlib.Path) -> dict[pathlib.Path, int]:
 
 
 def _assert_stored(prepared: Prepared, root: pathlib.Path) -> None:
-    """The table and the stored images are, row by row, the files."""
+    """Check that the table and the stored images match the files, row by row."""
     files = {path.stem: path for path in root.rglob("*.png")}
     stored = open_images(prepared.directory)
     assert len(stored) == len(prepared.records)
@@ -53,7 +53,7 @@ def _assert_stored(prepared: Prepared, root: pathlib.Path) -> None:
         assert stored[i]["image_id"].decode() == record.image_id
 
 
-def test_prepares_once_and_reuses(root: pathlib.Path, base: str) -> None:
+def test_second_call_reuses_the_prepared_data(root: pathlib.Path, base: str) -> None:
     first = prepare("breakhis", str(root), magnification="100X", directory=base)
     _assert_stored(first, root)
     assert sorted(first.records.column("image_id")) == sorted(n[:-4] for n in NAMES if "-100-" in n)
@@ -69,7 +69,7 @@ def test_prepares_once_and_reuses(root: pathlib.Path, base: str) -> None:
     )
 
 
-def test_the_table_says_what_the_names_say(root: pathlib.Path, base: str) -> None:
+def test_table_holds_the_fields_of_the_file_names(root: pathlib.Path, base: str) -> None:
     prepared = prepare("breakhis", str(root), magnification="40X", directory=base)
     found = {image.name.image_id: image for image in breakhis_scan.scan(root, "40X").images}
     assert len(found) == len(prepared.records)
@@ -81,7 +81,7 @@ def test_the_table_says_what_the_names_say(root: pathlib.Path, base: str) -> Non
     assert set(prepared.records.column("label")) == {"benign", "malignant"}
 
 
-def test_prepares_anew_when_a_file_is_added(root: pathlib.Path, base: str, write_images: WriteImages) -> None:
+def test_added_file_is_prepared_again(root: pathlib.Path, base: str, write_images: WriteImages) -> None:
     first = prepare("breakhis", str(root), magnification="100X", directory=base)
     write_images(root, ["SOB_B_F-14-9133-100-001.png"], seed=1)
     second = prepare("breakhis", str(root), magnification="100X", directory=base)
@@ -90,7 +90,7 @@ def test_prepares_anew_when_a_file_is_added(root: pathlib.Path, base: str, write
     _assert_stored(second, root)
 
 
-def test_prepares_anew_when_a_file_is_replaced(root: pathlib.Path, base: str, write_images: WriteImages) -> None:
+def test_replaced_file_is_prepared_again(root: pathlib.Path, base: str, write_images: WriteImages) -> None:
     first = prepare("breakhis", str(root), magnification="40X", directory=base)
     write_images(root, TREE[:1], seed=1)
     second = prepare("breakhis", str(root), magnification="40X", directory=base)
@@ -98,7 +98,7 @@ def test_prepares_anew_when_a_file_is_replaced(root: pathlib.Path, base: str, wr
     _assert_stored(second, root)
 
 
-def test_all_magnifications_and_one_stand_side_by_side(root: pathlib.Path, base: str) -> None:
+def test_all_magnifications_and_one_are_stored_separately(root: pathlib.Path, base: str) -> None:
     every = prepare("breakhis", str(root), magnification="all", directory=base)
     assert sorted(every.records.column("image_id")) == sorted(name[:-4] for name in NAMES)
     _assert_stored(every, root)
@@ -108,7 +108,7 @@ def test_all_magnifications_and_one_stand_side_by_side(root: pathlib.Path, base:
     assert one.summary["patients"] == every.summary["patients"]
 
 
-def test_policies_do_not_share_what_they_prepare(root: pathlib.Path, base: str) -> None:
+def test_bad_image_policies_are_stored_separately(root: pathlib.Path, base: str) -> None:
     (root / TREE[0]).write_bytes(b"")
     skipping = prepare("breakhis", str(root), magnification="40X", on_bad_image="skip", directory=base)
     assert len(skipping.records) == 5
@@ -117,7 +117,7 @@ def test_policies_do_not_share_what_they_prepare(root: pathlib.Path, base: str) 
         prepare("breakhis", str(root), magnification="40X", directory=base)
 
 
-def test_a_deleted_table_is_rebuilt(root: pathlib.Path, base: str) -> None:
+def test_deleted_table_is_rebuilt(root: pathlib.Path, base: str) -> None:
     first = prepare("breakhis", str(root), magnification="100X", directory=base)
     table = first.directory / "records.csv"
     content = table.read_bytes()
@@ -128,9 +128,7 @@ def test_a_deleted_table_is_rebuilt(root: pathlib.Path, base: str) -> None:
 
 
 @pytest.mark.parametrize("content", ["image_id,label\n", "", None])
-def test_a_table_of_an_earlier_version_or_a_damaged_one_is_rebuilt(
-    root: pathlib.Path, base: str, content: str | None
-) -> None:
+def test_damaged_or_older_table_is_rebuilt(root: pathlib.Path, base: str, content: str | None) -> None:
     first = prepare("breakhis", str(root), magnification="100X", directory=base)
     table = first.directory / "records.csv"
     good = table.read_text()
@@ -139,7 +137,7 @@ def test_a_table_of_an_earlier_version_or_a_damaged_one_is_rebuilt(
     assert table.read_text() == good
 
 
-def test_an_archive_is_prepared_as_its_extracted_tree(root: pathlib.Path, base: str, tmp_path: pathlib.Path) -> None:
+def test_archive_gives_the_same_data_as_its_tree(root: pathlib.Path, base: str, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "BreaKHis_v1.tar.gz"
     with tarfile.open(path, "w:gz") as tar:
         tar.add(root / "BreaKHis_v1", "BreaKHis_v1")
@@ -155,9 +153,9 @@ def test_an_archive_is_prepared_as_its_extracted_tree(root: pathlib.Path, base: 
     assert _times(pathlib.Path(base)) == before  # not extracted again
 
 
-def test_without_a_root_the_images_are_synthetic_and_say_so(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_root_images_are_synthetic_and_labelled_so(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = module.generator.SyntheticSpec
-    # As small as the generator goes: what it makes is tested elsewhere.
+    # The smallest set that the generator allows; its content is tested elsewhere.
     monkeypatch.setattr(
         module.generator,
         "SyntheticSpec",
@@ -171,7 +169,7 @@ def test_without_a_root_the_images_are_synthetic_and_say_so(base: str, monkeypat
     assert set(prepared.records.column("magnification")) == {"100X"}
     root = next(pathlib.Path(base).glob("synthetic-*"))
     _assert_stored(prepared, root)
-    # The same folder given as a root is not passed off as patients either.
+    # The same folder given as a root is still marked synthetic.
     assert prepare("breakhis", str(root), magnification="100X", directory=base).synthetic
 
 
@@ -185,7 +183,7 @@ def test_without_a_root_the_images_are_synthetic_and_say_so(base: str, monkeypat
         ({"root": "/no/such/place"}, r"/no/such/place: no such file or folder \(data.root\)"),
     ],
 )
-def test_wrong_settings_are_refused_before_anything_is_written(
+def test_invalid_settings_are_refused_before_anything_is_written(
     wrong: dict[str, str], message: str, root: pathlib.Path, base: str
 ) -> None:
     settings = {"pipeline": "breakhis", "root": str(root), "magnification": "100X", "directory": base} | wrong
@@ -194,13 +192,13 @@ def test_wrong_settings_are_refused_before_anything_is_written(
     assert not pathlib.Path(base).exists()
 
 
-def test_an_empty_root_is_refused_in_our_words(base: str, tmp_path: pathlib.Path) -> None:
+def test_empty_root_is_refused_with_our_message(base: str, tmp_path: pathlib.Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no PNG images below this folder"):
         prepare("breakhis", str(tmp_path / "empty"), magnification="100X", directory=base)
 
 
-def test_an_archive_without_images_is_refused_in_our_words(base: str, tmp_path: pathlib.Path) -> None:
+def test_archive_without_images_is_refused_with_our_message(base: str, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "a.tar.gz"
     (tmp_path / "readme.txt").write_text("hello")
     with tarfile.open(path, "w:gz") as tar:
@@ -209,17 +207,17 @@ def test_an_archive_without_images_is_refused_in_our_words(base: str, tmp_path: 
         prepare("breakhis", str(path), magnification="100X", directory=base)
 
 
-def test_errors_come_out_with_their_own_message(root: pathlib.Path, base: str) -> None:
+def test_tfds_does_not_change_error_messages(root: pathlib.Path, base: str) -> None:
     with pytest.raises(DataError) as caught:
         prepare("breakhis", str(root), magnification="400X", directory=base)
-    # TFDS puts "Failed to construct dataset ..." before a message that passes through it.
+    # TFDS puts "Failed to construct dataset ..." before the message of an error that it passes on.
     assert str(caught.value) == f"{root}: no image of magnification 400X (found 40X: 6, 100X: 6)"
 
 
-def test_a_failure_leaves_nothing_usable_and_is_mended(root: pathlib.Path, base: str) -> None:
+def test_failure_leaves_nothing_usable_and_can_be_repeated(root: pathlib.Path, base: str) -> None:
     good = (root / TREE[2]).read_bytes()
     (root / TREE[2]).write_bytes(good[:50])
-    for _ in range(2):  # the second call must not take the first one's remains for a dataset
+    for _ in range(2):  # the second call must not mistake the first one's leftovers for a dataset
         with pytest.raises(DataError, match=f"1 bad image:\n  {TREE[2]}: truncated PNG"):
             prepare("breakhis", str(root), magnification="100X", directory=base)
     assert not list(pathlib.Path(base).rglob("*array_record*"))
@@ -227,10 +225,10 @@ def test_a_failure_leaves_nothing_usable_and_is_mended(root: pathlib.Path, base:
     _assert_stored(prepare("breakhis", str(root), magnification="100X", directory=base), root)
 
 
-def test_an_image_that_goes_away_while_images_are_stored(
+def test_image_that_disappears_while_images_are_stored(
     root: pathlib.Path, base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Between the scan and the copy, as on a network drive: half of the images are already written.
+    # It disappears between the scan and the copy, as on a network drive, when other images are already written.
     from data_pipelines.breakhis import breakhis_dataset_builder as builder
 
     def scan_then_lose_one(*args: str) -> breakhis_scan.Scan:
@@ -248,7 +246,7 @@ def test_an_image_that_goes_away_while_images_are_stored(
     _assert_stored(prepare("breakhis", str(root), magnification="100X", directory=base), root)
 
 
-def test_the_default_directory_is_the_environments(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+def test_default_directory_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     monkeypatch.setenv("HISTOJAX_DATA", str(tmp_path))
     assert module.default_directory() == tmp_path
     monkeypatch.setenv("HISTOJAX_DATA", "~/data")
@@ -274,14 +272,14 @@ print(json.dumps([light, heavy, len(prepared.records), image[1:4].decode()]))
     assert (images, magic) == (6, "PNG")
 
 
-def test_more_images_than_tfds_shuffles_without_tensorflow(
+def test_datasets_above_the_tfds_shuffle_buffer_need_no_tensorflow(
     root: pathlib.Path, base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tensorflow_datasets.core.shuffle.MAX_MEM_BUFFER_SIZE", 1)  # it is 1 GB
+    monkeypatch.setattr("tensorflow_datasets.core.shuffle.MAX_MEM_BUFFER_SIZE", 1)  # bytes; the default is 1 GB
     _assert_stored(prepare("breakhis", str(root), magnification="all", directory=base), root)
 
 
-def test_nothing_is_left_in_the_folder_of_temporary_files(
+def test_no_temporary_files_are_left(
     root: pathlib.Path, base: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "temporary").mkdir()
@@ -291,7 +289,7 @@ def test_nothing_is_left_in_the_folder_of_temporary_files(
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-def test_the_order_is_the_same_in_many_files(root: pathlib.Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_order_is_the_same_in_many_files(root: pathlib.Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     in_one = prepare("breakhis", str(root), magnification="all", directory=base)
     monkeypatch.setattr(tfds_builder, "_IMAGES_PER_SHARD", 5)
     in_many = prepare("breakhis", str(root), magnification="all", directory=base + "-many")
@@ -301,10 +299,10 @@ def test_the_order_is_the_same_in_many_files(root: pathlib.Path, base: str, monk
     assert len(files) == 3
     assert files[-1].endswith("-00002-of-00003")
     names = list(in_many.records.column("image_id"))
-    assert sorted(names) != names  # images of a patient do not lie side by side
+    assert sorted(names) != names  # shuffled: images of a patient are not adjacent
 
 
-def test_the_real_part(breakhis_part: pathlib.Path, base: str) -> None:
+def test_real_images(breakhis_part: pathlib.Path, base: str) -> None:
     prepared = prepare("breakhis", str(breakhis_part), magnification="100X", directory=base)
     assert len(prepared.records) == 140
     _assert_stored(prepared, breakhis_part)
@@ -313,8 +311,8 @@ def test_the_real_part(breakhis_part: pathlib.Path, base: str) -> None:
 
 
 @pytest.mark.parametrize("pipeline", ["breakhis", "liver_tiles"])
-def test_processes_that_come_together_prepare_once(base: str, tmp_path: pathlib.Path, pipeline: str) -> None:
-    # Once more after everything else, so that the images are there and both have a builder before one builds.
+def test_concurrent_processes_prepare_once(base: str, tmp_path: pathlib.Path, pipeline: str) -> None:
+    # Prepare once and delete the result: the images exist, so both processes reach the lock before one builds.
     magnification = "100X" if pipeline == "breakhis" else ""
     images = len(prepare(pipeline, "", magnification=magnification, directory=base).records)
     shutil.rmtree(pathlib.Path(base) / "prepared")
@@ -322,16 +320,16 @@ def test_processes_that_come_together_prepare_once(base: str, tmp_path: pathlib.
     code += "print(len(prepare(sys.argv[1], '', magnification=sys.argv[2], directory=sys.argv[3]).records), 'images')"
     logs = [tmp_path / "0.log", tmp_path / "1.log"]
     with open(pathlib.Path(base) / ".lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # so that they do come together
-        both = []
+        fcntl.flock(lock, fcntl.LOCK_EX)  # held until both processes wait for it
+        processes = []
         for log in logs:
             with open(log, "w") as file:
-                words = [sys.executable, "-c", code, pipeline, magnification, base]
-                both.append(subprocess.Popen(words, stdout=file, stderr=file))
+                command = [sys.executable, "-c", code, pipeline, magnification, base]
+                processes.append(subprocess.Popen(command, stdout=file, stderr=file))
         deadline = time.monotonic() + 60
         while not all("waiting for another process" in log.read_text() for log in logs):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-    assert [process.wait(120) for process in both] == [0, 0], [log.read_text() for log in logs]
+    assert [process.wait(120) for process in processes] == [0, 0], [log.read_text() for log in logs]
     assert all(log.read_text().endswith(f"{images} images\n") for log in logs)
     assert sum(log.read_text().count(f"preparing {pipeline} from") for log in logs) == 1

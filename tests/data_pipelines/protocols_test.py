@@ -1,4 +1,4 @@
-"""Protocols by name: what a name fixes, what its hash covers, and the splits that it gives."""
+"""Named protocols: what a name fixes, what its hash covers, and the splits that it gives."""
 
 import dataclasses
 import hashlib
@@ -56,19 +56,19 @@ def _split(rows: Sequence[Record], spec: SplitSpec, field: str = "label") -> Spl
 
 
 def _with_the_copied_slide() -> list[Record]:
-    """Eight benign and eight malignant slides, and 13412 under both of its names."""
+    """Make eight benign and eight malignant slides, and slide 13412 under both of its names."""
     rows = _slides("F", [str(1000 + i) for i in range(8)]) + _slides("MC", [str(2000 + i) for i in range(8)])
     twice = [_record(f"SOB_M_{t}-14-13412-40-{i:03d}", f"13412/{i}") for t in ("DC", "LC") for i in range(1, 11)]
     return rows + twice
 
 
-def test_every_name_says_all_of_itself() -> None:
+def test_name_fixes_the_whole_protocol() -> None:
     fields = {"folds": {"fold": 1, "folds_dir": "x"}}
     for name, protocol in protocols.REGISTRY.items():
         spec = _spec(name, **fields.get(protocol.kind, {}))
         assert (spec.protocol, spec.duplicates) == (protocol.kind, protocol.duplicates)
         assert protocols.define(spec, ["benign", "malignant"]).name == name
-        # What the name says does not depend on the field beside it.
+        # The name overrides the other fields.
         assert _spec(name, duplicates="keep", **fields.get(protocol.kind, {})) == spec
     assert len({protocols.define(_spec(n), ["a", "b"]).hash for n in protocols.REGISTRY if "folds" not in n}) == 19
 
@@ -82,19 +82,25 @@ def test_every_name_says_all_of_itself() -> None:
         ({"protocol": "patient", "duplicates": "keep"}, "patient_copies_together"),
     ],
 )
-def test_short_names_keep_the_fields_beside_them(fields: dict[str, str], name: str) -> None:
+def test_short_names_keep_the_other_fields(fields: dict[str, str], name: str) -> None:
     spec = protocols.split_spec(FIELDS | fields)
     assert spec == SplitSpec(**FIELDS | fields)
     assert protocols.define(spec, ["a", "b"]) == protocols.define(_spec(name), ["b", "a"])
 
 
-def test_the_hash_is_of_the_recipe_not_of_its_numbers() -> None:
-    def of(classes: Sequence[str] = ("benign", "malignant"), **fields: Any) -> str:
+def test_hash_covers_the_recipe_and_not_its_numbers() -> None:
+    def recipe_hash(classes: Sequence[str] = ("benign", "malignant"), **fields: Any) -> str:
         return protocols.define(_spec("case_deduplicated", **fields), classes).hash
 
-    five = of(kfolds=5)
-    assert five == of(kfolds=5, fold=3, seed=7) == of(kfolds=5, test_fraction=0.1)
-    others = [of(kfolds=4), of(), of(test_fraction=0.1), of(kfolds=5, val_fraction=0.0), of(["A", "F"], kfolds=5)]
+    five = recipe_hash(kfolds=5)
+    assert five == recipe_hash(kfolds=5, fold=3, seed=7) == recipe_hash(kfolds=5, test_fraction=0.1)
+    others = [
+        recipe_hash(kfolds=4),
+        recipe_hash(),
+        recipe_hash(test_fraction=0.1),
+        recipe_hash(kfolds=5, val_fraction=0.0),
+        recipe_hash(["A", "F"], kfolds=5),
+    ]
     assert len({five, *others}) == 6
 
 
@@ -107,13 +113,13 @@ def test_the_hash_is_of_the_recipe_not_of_its_numbers() -> None:
         ({"protocol": "folds_with_copies"}, "fold=0 is not in 1 … 5, the official folds"),
     ],
 )  # fmt: skip
-def test_what_means_nothing_is_told(fields: dict[str, Any], message: str) -> None:
+def test_invalid_combinations_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         protocols.split_spec(FIELDS | fields)
 
 
 @pytest.mark.parametrize("kfolds", [0, 4])
-def test_copies_stand_where_chance_puts_them(kfolds: int) -> None:
+def test_ignored_copies_are_placed_at_random(kfolds: int) -> None:
     rows = _with_the_copied_slide()
     split = _split(rows, _spec("image_with_copies", kfolds=kfolds))
     assert all(row.side for row in split.rows)
@@ -127,37 +133,37 @@ def test_copies_stand_where_chance_puts_them(kfolds: int) -> None:
     assert once.warnings == ()
 
 
-def test_without_copies_it_is_the_same_split() -> None:
+def test_ignoring_duplicates_without_copies_gives_the_same_split() -> None:
     rows = [row for row in _with_the_copied_slide() if "_DC_" not in row.patient_id]
-    one, other = (_split(rows, _spec(name)) for name in ("image_with_copies", "image_deduplicated"))
-    assert one.hash == other.hash
-    assert one.definition != other.definition
+    with_copies, deduplicated = (_split(rows, _spec(name)) for name in ("image_with_copies", "image_deduplicated"))
+    assert with_copies.hash == deduplicated.hash
+    assert with_copies.definition != deduplicated.definition
 
 
-def test_of_the_copied_slide_patients_stand_on_two_sides_and_cases_never() -> None:
+def test_copied_slide_is_on_two_sides_by_patient_but_never_by_case() -> None:
     rows = _with_the_copied_slide()
     sides: dict[str, list[set[str]]] = {"patient": [], "case": []}
-    for kind, found in sides.items():
+    for kind, sides_of_seeds in sides.items():
         for seed in range(6):
             split = _split(rows, _spec(f"{kind}_with_copies", seed=seed))
-            found.append({row.side for row in split.rows if "13412" in row.image_id})
-    assert any("test" in where and len(where) == 2 for where in sides["patient"])
-    assert all(len(where) == 1 for where in sides["case"])
+            sides_of_seeds.append({row.side for row in split.rows if "13412" in row.image_id})
+    assert any("test" in slide_sides and len(slide_sides) == 2 for slide_sides in sides["patient"])
+    assert all(len(slide_sides) == 1 for slide_sides in sides["case"])
 
 
-def test_the_name_travels_and_old_checkpoints_have_none() -> None:
+def test_protocol_name_is_saved_and_old_checkpoints_have_none() -> None:
     rows = _with_the_copied_slide()
     split = _split(rows, _spec("image_with_copies"))
     saved = split.to_json()
-    again = Split.from_json(saved)
-    assert again.definition == split.definition
-    assert place(again, Records(rows)).definition == split.definition
-    assert place(again, Records(rows)).hash == split.hash
+    restored = Split.from_json(saved)
+    assert restored.definition == split.definition
+    assert place(restored, Records(rows)).definition == split.definition
+    assert place(restored, Records(rows)).hash == split.hash
     del saved["definition"]
     assert Split.from_json(saved).definition is None
 
 
-def test_a_picture_of_training_stays_out_of_another_roots_test() -> None:
+def test_training_image_stays_out_of_the_test_side_of_another_root() -> None:
     rows = _with_the_copied_slide()
     split = _split(rows, _spec("image_with_copies"))
     sides: dict[str, set[str]] = {}
@@ -172,7 +178,7 @@ def test_a_picture_of_training_stays_out_of_another_roots_test() -> None:
     assert {row.side for row in placed.rows if row.pixel_hash in both} == {"train"}
 
 
-def test_eva_lists_the_patients_that_are_published() -> None:
+def test_eva_lists_the_published_patients() -> None:
     slides = {"F": {"21998CD", "21998EF", "23060CD"}, "TA": {"15275", "16184CD"}, "MC": {"18842D", "19979"}}
     slides["DC"] = {"15792", "16875", "3909", "5287", "16716", "2773", "5695"}
     want = {
@@ -188,7 +194,7 @@ def test_eva_lists_the_patients_that_are_published() -> None:
 
 
 def _eva_rows(test_images: int) -> list[Record]:
-    """The 14 patients that eva tests on with so many images, 28 others with the rest of 1,471, and other classes."""
+    """Make eva's 14 test patients with `test_images` images, 28 others with the rest of 1,471, and other classes."""
     subtypes = {name: name.split("_")[2] for name in protocols.REGISTRY["eva"].test_patients}
     rows: list[Record] = []
     for i, (patient, subtype) in enumerate(subtypes.items()):
@@ -220,7 +226,7 @@ def test_eva_tests_on_its_patients(val_fraction: float) -> None:
     protocols.check_published("eva", [row.side for row in split.rows if row.side])
     with pytest.raises(DataError, match="1131 training and 340 test images, but 1132 and 339 are published"):
         protocols.check_published("eva", ["train"] * 1131 + ["test"] * 340)
-    protocols.check_published("eva", ["train"] * 10 + ["test"] * 340)  # a part of the archive
+    protocols.check_published("eva", ["train"] * 10 + ["test"] * 340)  # only a part of the archive
 
 
 def test_eva_as_a_dataset(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
@@ -243,11 +249,11 @@ def test_eva_as_a_dataset(tmp_path: pathlib.Path, write_images: WriteImages) -> 
     assert len(dataset.label_names) == len(dataset.records)
     foreign = {r.subtype for r, name in zip(dataset.records, dataset.label_names, strict=True) if not name}
     assert foreign == {"PT", "LC"}
-    # As an evaluation of its checkpoint opens and places them, whatever the table.
-    again = open_dataset(config.data, dataset.classes)
+    # An evaluation of its checkpoint opens and places them like this, whatever the table.
+    restored = open_dataset(config.data, dataset.classes)
     saved = Split.from_json(split.to_json())
-    assert again.place(saved).hash == split.hash
-    # Elsewhere, too, images of other classes are tested by nobody.
+    assert restored.place(saved).hash == split.hash
+    # Images of other classes are not tested under another root either.
     names = [f"SOB_B_PT-14-99999-100-00{i}.png" for i in (1, 2)] + ["SOB_B_F-14-88888-100-001.png"]
     write_images(tmp_path / "others", names, seed=1)
     config.data.update(root=str(tmp_path / "others"), magnification="100X")
@@ -257,7 +263,7 @@ def test_eva_as_a_dataset(tmp_path: pathlib.Path, write_images: WriteImages) -> 
 
 
 @pytest.mark.parametrize("name", ["case_deduplicated", "patient_with_copies"])
-def test_a_fold_that_was_written_is_read_as_the_same_split(name: str, tmp_path: pathlib.Path) -> None:
+def test_written_folds_are_read_as_the_same_split(name: str, tmp_path: pathlib.Path) -> None:
     rows = _with_the_copied_slide()
     tested: list[str] = []
     for fold in range(5):
@@ -281,7 +287,7 @@ def test_folds_of_other_images_are_not_written(tmp_path: pathlib.Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_published_numbers_stand_beside_their_own_kind() -> None:
+def test_published_numbers_are_compared_with_the_same_protocol() -> None:
     image = published.beside("image", "binary", "100X")
     assert [(row.model.partition(",")[0], row.value) for row in image] == [
         ("DALAResNet50", 0.987),
