@@ -1,4 +1,4 @@
-"""Traces of the device, and the operations in them that cost most; they are read without TensorFlow."""
+"""Traces of the device, and the most expensive operations in them; reading a trace needs no TensorFlow."""
 
 import dataclasses
 import logging
@@ -13,10 +13,11 @@ import jax
 from jax.profiler import ProfileData, ProfileOptions
 
 from histojax.core.errors import RunError
+from histojax.core.text_table import text_table
 from histojax.training import compat
 
-COUNT = 5  # steps that are traced
-_BEFORE = 3  # steps that are not
+COUNT = 5  # traced steps
+_BEFORE = 3  # steps before them, which are not traced
 _BUFFERS = "xla_gpu_enable_command_buffer"
 _log = logging.getLogger(__name__)
 
@@ -26,12 +27,12 @@ class Operation:
     """One operation of a compiled program.
 
     Attributes:
-      name: as the compiler has it.
-      kind: what it does and on which way through the model, as far as the program's text is known.
-      shape: of the result.
-      seconds: over all its runs on all devices.
-      runs: how many.
-      share: of the time of all operations.
+      name: the compiler's name.
+      kind: what it does, and whether in the forward or the backward pass, if the program's text is given.
+      shape: shape of the result.
+      seconds: total time of all its runs on all devices.
+      runs: number of runs.
+      share: fraction of the time of all operations.
     """
 
     name: str
@@ -43,9 +44,10 @@ class Operation:
 
 
 def disable_command_buffers() -> None:
-    """To be called before jax looks for devices, so that a trace tells operations apart on GPUs.
+    """Make traces on GPUs show single operations; call it before jax looks for devices.
 
-    They otherwise run hundreds as one "command buffer". The program is the same, and a few per cent slower.
+    GPUs otherwise run hundreds of operations as one "command buffer". The program stays the same and becomes a few per
+    cent slower.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if _BUFFERS not in flags:
@@ -53,10 +55,10 @@ def disable_command_buffers() -> None:
 
 
 class Profile:
-    """Traces a few steps of a run that is under way, without the first ones, which compile.
+    """Trace a few steps of a run, after the first ones, which compile; use it in a `with`.
 
     Args:
-      folder: of the trace; None: nothing is traced.
+      folder: folder of the trace; None: no trace.
     """
 
     def __init__(self, folder: pathlib.Path | None):
@@ -67,11 +69,14 @@ class Profile:
         return self
 
     def after_step(self, values: Any, compiled: Callable[[], jax.stages.Compiled]) -> None:
-        """To be called behind each step; waits for it only where the trace starts and ends.
+        """Count a step; call it after each. It waits for the device only where the trace starts and ends.
 
         Args:
-          values: what the step computed.
-          compiled: the program that it ran, to tell what its operations are.
+          values: the step's outputs.
+          compiled: returns the program that the step ran, whose text describes its operations.
+
+        Raises:
+          RunError: the profiler cannot start.
         """
         self._done += 1
         if self._folder is None or self._done not in (_BEFORE, _BEFORE + COUNT):
@@ -89,11 +94,18 @@ class Profile:
             return
         if self._done >= _BEFORE:
             jax.profiler.stop_trace()
-        _log.warning("no profile: it takes %d steps, and there were %d", _BEFORE + COUNT, self._done)
+        _log.warning("no profile: it needs %d steps, but the run had %d", _BEFORE + COUNT, self._done)
 
 
 def start(folder: pathlib.Path) -> None:
-    """Starts a trace below `folder`; `jax.profiler.stop_trace` ends it. An older trace there is removed."""
+    """Start a trace; `jax.profiler.stop_trace` ends it.
+
+    Args:
+      folder: folder of the trace; an older trace in it is removed.
+
+    Raises:
+      RunError: the profiler cannot start.
+    """
     shutil.rmtree(folder / "plugins" / "profile", ignore_errors=True)
     options = ProfileOptions()
     options.python_tracer_level = 0  # Python's calls would make the file ten times as large
@@ -101,29 +113,29 @@ def start(folder: pathlib.Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         jax.profiler.start_trace(folder, profiler_options=options)
     except RuntimeError as error:
-        raise RunError(f"the profiler does not start: {error}") from error
+        raise RunError(f"the profiler cannot start: {error}") from error
 
 
 def operations(folder: pathlib.Path, hlo: str = "") -> list[Operation]:
-    """Operations of a trace, the costliest first.
+    """Return the operations of a trace, the most expensive first.
 
     Args:
-      folder: given to `start`.
-      hlo: the compiled program as text, for `Operation.what`.
+      folder: the folder given to `start`.
+      hlo: the compiled program as text, for `Operation.kind` and `Operation.shape`.
 
     Raises:
-      RunError: no trace there, or none of any operation.
+      RunError: the folder has no trace, or the trace has no operation.
     """
     files = sorted(folder.glob("plugins/profile/*/*.xplane.pb"))
     if not files:
-        raise RunError(f"{folder}: no trace (plugins/profile/*/*.xplane.pb)")
+        raise RunError(f"{folder}: no trace found (plugins/profile/*/*.xplane.pb)")
     seconds: dict[str, float] = defaultdict(float)
     runs: dict[str, int] = defaultdict(int)
     for name, duration in compat.traced_operations(ProfileData.from_file(str(file)) for file in files):
         seconds[name] += duration
         runs[name] += 1
     if not seconds:
-        raise RunError(f"{folder}: no operation of a compiled program in the trace")
+        raise RunError(f"{folder}: the trace has no operation of a compiled program")
     described, total = compat.describe_instructions(hlo), sum(seconds.values())
     return [
         Operation(name, *described.get(name, (name.partition(".")[0], "")), seconds[name], runs[name], took / total)
@@ -131,21 +143,25 @@ def operations(folder: pathlib.Path, hlo: str = "") -> list[Operation]:
     ]
 
 
-def table(found: list[Operation], steps: int, most: int = 10) -> str:
-    """The costliest operations and kinds of operations as text; times are of one step, summed over devices."""
+def table(costs: list[Operation], steps: int, most: int = 10) -> str:
+    """Lay out the most expensive operations, and kinds of operations, as text.
+
+    Args:
+      costs: the operations, the most expensive first.
+      steps: steps in the trace; times are per step, summed over devices.
+      most: rows of each part.
+    """
     kinds: dict[str, float] = defaultdict(float)
-    for one in found:
-        kinds[one.kind] += one.seconds
-    ordered = sorted(kinds.items(), key=lambda item: -item[1])[:most]
+    for operation in costs:
+        kinds[operation.kind] += operation.seconds
     total = sum(kinds.values())
-    rows = [("ms a step", "share", "operation", "kind", "result")]
-    rows += [(*_time(one.seconds, total, steps), one.name, one.kind, one.shape) for one in found[:most]]
-    names, words = (max(len(row[i]) for row in rows) for i in (2, 3))
-    lines = [f"{a:>9}  {b:>6}  {c:<{names}}  {d:<{words}}  {e}".rstrip() for a, b, c, d, e in rows]
-    rows = [("ms a step", "share", "all of a kind", "", "")]
-    rows += [(*_time(seconds, total, steps), kind, "", "") for kind, seconds in ordered]
-    rows += [(*_time(total, total, steps), f"all {len(found)} operations", "", "")]
-    return "\n".join([*lines, "", *(f"{a:>9}  {b:>6}  {c}" for a, b, c, *_ in rows)])
+    single = [("ms per step", "fraction", "operation", "kind", "result")]
+    single += [(*_time(one.seconds, total, steps), one.name, one.kind, one.shape) for one in costs[:most]]
+    by_kind = [("ms per step", "fraction", "all of a kind")]
+    for kind, seconds in sorted(kinds.items(), key=lambda item: -item[1])[:most]:
+        by_kind.append((*_time(seconds, total, steps), kind))
+    by_kind.append((*_time(total, total, steps), f"all {len(costs)} operations"))
+    return "\n".join([*text_table(single, right=(0, 1)), "", *text_table(by_kind, right=(0, 1))])
 
 
 def _time(seconds: float, total: float, steps: int) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""What a run tells while it runs: metrics.jsonl, TensorBoard events, a progress line, run.json."""
+"""Records of a run: metrics.jsonl, TensorBoard events, a progress bar, run.json."""
 
 import contextlib
 import datetime
@@ -21,13 +21,14 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "ten
 
 
 class MetricsWriter:
-    """Scalars to `metrics.jsonl` and to TensorBoard; use it in a `with`.
+    """Write scalars to `metrics.jsonl` and to TensorBoard; use it in a `with`.
 
     Args:
       workdir: the run's folder.
-      step: updates done so far. What an interrupted run wrote behind it is taken back: it comes again.
-      data: what every line says of the data when it is synthetic; empty otherwise.
-      unvalidated: whether the validation of that step comes again, too.
+      step: updates done so far. Lines that an interrupted run wrote after this step are removed, because the resumed
+        run writes them again.
+      data: note in every line that the data is synthetic; empty for real data.
+      unvalidated: whether the validation after `step` is repeated, so that its line is removed as well.
       enabled: False on all processes but the first.
     """
 
@@ -37,7 +38,7 @@ class MetricsWriter:
         self._events: Any = None
         if enabled:
             path = workdir / "metrics.jsonl"
-            _take_back(path, step, unvalidated)
+            _remove_lines(path, step, unvalidated)
             self._lines = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
             self._events = _event_files()(str(workdir / "tensorboard"), purge_step=step + 1)
             if data:
@@ -52,7 +53,7 @@ class MetricsWriter:
             self._events.close()
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes scalars of one step; a value that is not finite becomes null."""
+        """Write scalars of one step; a value that is not finite becomes null."""
         if self._lines is None:
             return
         finite = {key: value if abs(value) < float("inf") else None for key, value in scalars.items()}
@@ -63,7 +64,7 @@ class MetricsWriter:
 
 
 class Progress:
-    """A bar with images per second, loss and time left; silent where standard error is not a terminal.
+    """A bar with images per second, loss and time left; silent if standard error is not a terminal.
 
     Until the first step has ended, the bar says that the program compiles.
 
@@ -89,7 +90,7 @@ class Progress:
     def advance(self) -> None:
         """Count one more step."""
         self._bar.update(self._batch_size)
-        if self._compiling:  # the time of compilation says nothing about the speed of the steps to come
+        if self._compiling:  # leave compilation out of the speed
             self._compiling = False
             self._bar.set_postfix_str("", refresh=False)
             self._bar.unpause()
@@ -99,7 +100,7 @@ class Progress:
         self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
 
     def say(self, line: str) -> None:
-        """Write a line above the bar, also where the bar is silent."""
+        """Write a line above the bar, even if the bar is silent."""
         if self._enabled:
             tqdm.write(line, file=sys.stderr)
 
@@ -109,12 +110,13 @@ class Progress:
 
 
 class RunFile:
-    """`run.json`: versions, devices, git, and every session of the run with its times.
+    """`run.json`: versions, devices, git state, and every session of the run with its times.
 
     Args:
-      path: of the file; an earlier session's content is kept.
-      step: where this session starts.
-      facts: of the run, added at the top.
+      path: the file; the sessions that it lists are kept.
+      step: step at which this session starts.
+      facts: entries about the run, added at the top.
+      enabled: False on all processes but the first.
     """
 
     def __init__(self, path: pathlib.Path, step: int, facts: Mapping[str, Any], enabled: bool = True):
@@ -131,17 +133,26 @@ class RunFile:
         self._write()
 
     def end(self, status: str, step: int) -> None:
-        """Records how the session ended: finished, interrupted or failed."""
+        """Record how the session ended.
+
+        Args:
+          status: finished, interrupted or failed.
+          step: updates done.
+        """
         self._session.update(status=status, to_step=step, ended=_now())
         self._write()
 
     @contextlib.contextmanager
     def recording(self, step: Callable[[], int]) -> Iterator[None]:
-        """Records an exception of the body as the session's end, and lets it pass."""
+        """Record an exception of the body as the session's end, and re-raise it.
+
+        Args:
+          step: returns the updates done.
+        """
         try:
             yield
         except BaseException as error:
-            with contextlib.suppress(OSError):  # a full disk must not hide what happened
+            with contextlib.suppress(OSError):  # a full disk must not hide the exception
                 self.end(f"failed: {type(error).__name__}: {error}", step())
             raise
 
@@ -151,7 +162,7 @@ class RunFile:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices, machine and git state of this process."""
+    """Return versions, devices, machine and git state of this process."""
     devices = jax.devices()
     return {
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES},
@@ -167,27 +178,30 @@ def environment() -> dict[str, Any]:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit of the source tree that this file lies in; None for an installed package."""
+    """Return the commit of the source tree that contains this file; None for an installed package."""
 
-    def ask(*words: str) -> str:
+    def git(*arguments: str) -> str:
         folder = pathlib.Path(__file__).parent
         return subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
         ).stdout.strip()
 
     try:
-        if ask("ls-files", "--error-unmatch", __file__):
-            return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+        if git("ls-files", "--error-unmatch", __file__):
+            return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         pass  # no git, or not a checkout: nothing to record
     return None
 
 
 def _event_files() -> Any:
-    """tensorboardX's writer without PyTorch, which it imports where that is (1.3 s), and which scalars do not need."""
+    """Import tensorboardX's writer without PyTorch.
+
+    tensorboardX imports PyTorch if it is installed, which takes 1.3 s and which scalars do not need.
+    """
     absent = "torch" not in sys.modules
     if absent:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # an import of it fails as if it were not installed
+        sys.modules["torch"] = None  # type: ignore[assignment]  # importing it now fails as if it were not installed
     try:
         from tensorboardX import SummaryWriter
     finally:
@@ -196,20 +210,20 @@ def _event_files() -> Any:
     return SummaryWriter
 
 
-def _take_back(path: pathlib.Path, step: int, unvalidated: bool) -> None:
-    """Drops the lines behind `step`, with `unvalidated` also its validation's, and a line that a kill cut in two."""
+def _remove_lines(path: pathlib.Path, step: int, unvalidated: bool) -> None:
+    """Remove the lines after `step`, with `unvalidated` also that step's validation, and a line that is cut off."""
     if not path.is_file():
         return
-    kept = []
+    lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            said = json.loads(line)
-            if said["step"] < step or (said["step"] == step and not (unvalidated and "val/loss" in said)):
-                kept.append(line)
+            scalars = json.loads(line)
+            if scalars["step"] < step or (scalars["step"] == step and not (unvalidated and "val/loss" in scalars)):
+                lines.append(line)
         except json.JSONDecodeError:
-            break  # the last line, half-written
+            break  # the process was killed while it wrote the last line
     with atomic_write(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
 def _now() -> str:

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, TensorBoard events, run.json; and that a resumed run tells nothing twice."""
+"""Records of a run: metrics.jsonl, TensorBoard events, run.json; a resumed run records nothing twice."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def events(folder):
 # ---- metrics.jsonl --------------------------------------------------------------------------------------------------
 
 
-def test_a_line_a_step(tmp_path):
+def test_one_line_per_step(tmp_path):
     with MetricsWriter(tmp_path, 0, "") as metrics:
         metrics.write(10, {"train/loss": 0.5, "train/learning_rate": 1e-3})
         assert lines(tmp_path) == [{"step": 10, "train/loss": 0.5, "train/learning_rate": 1e-3}]  # not only at the end
@@ -41,13 +41,13 @@ def test_a_line_a_step(tmp_path):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_becomes_null(tmp_path, value):
+def test_a_value_that_is_not_finite_becomes_null(tmp_path, value):
     write_steps(tmp_path, [1], value=lambda _: value)
     text = (tmp_path / "metrics.jsonl").read_text()
     assert json.loads(text, parse_constant=pytest.fail) == {"step": 1, "train/loss": None}
 
 
-def test_a_resumed_run_takes_back_what_lies_behind_its_checkpoint(tmp_path):
+def test_a_resumed_run_removes_lines_after_its_checkpoint(tmp_path):
     write_steps(tmp_path, [10, 20, 30, 40])
     write_steps(tmp_path, [30, 40, 50], resumed=20, value=lambda step: -step)
     assert [(line["step"], line["train/loss"]) for line in lines(tmp_path)] == [
@@ -62,18 +62,18 @@ def test_a_resumed_run_takes_back_what_lies_behind_its_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("unvalidated", [True, False])
-def test_a_validation_that_comes_again_is_told_once(tmp_path, unvalidated):
+def test_a_repeated_validation_is_recorded_once(tmp_path, unvalidated):
     write_steps(tmp_path, [10, 20])
     with MetricsWriter(tmp_path, 20, "") as metrics:
         metrics.write(20, {"val/loss": 1.0})
     with MetricsWriter(tmp_path, 20, "", unvalidated=unvalidated) as metrics:
         metrics.write(30, {"train/loss": 0.5})
-    told = [(line["step"], "val/loss" in line) for line in lines(tmp_path)]
-    assert told == [(10, False), (20, False), *([] if unvalidated else [(20, True)]), (30, False)]
+    recorded = [(line["step"], "val/loss" in line) for line in lines(tmp_path)]
+    assert recorded == [(10, False), (20, False), *([] if unvalidated else [(20, True)]), (30, False)]
 
 
 @pytest.mark.parametrize("cut", [1, 10, 25])
-def test_a_line_that_a_kill_cut_is_dropped(tmp_path, cut):
+def test_a_line_cut_off_by_a_kill_is_removed(tmp_path, cut):
     write_steps(tmp_path, [10, 20, 30])
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text() + json.dumps({"step": 40, "train/loss": 0.125})[:cut])
@@ -105,10 +105,10 @@ def test_tensorboard_reads_the_scalars(tmp_path):
     assert [(scalar.step, scalar.value) for scalar in scalars] == [(10, 5.0), (20, 10.0)]
 
 
-# A run that was killed before its first checkpoint begins anew at 0.
+# A run that was killed before its first checkpoint restarts at 0.
 @pytest.mark.parametrize("resumed", [0, 20])
 def test_tensorboard_shows_nothing_twice(tmp_path, resumed, monkeypatch):
-    # Event files are ordered by the second that their name holds, and both are written within one.
+    # Event files are ordered by the second in their names, and both would be written within one.
     now = [1_700_000_000.0]
     monkeypatch.setattr("time.time", lambda: now[0])
     write_steps(tmp_path, [10, 20, 30, 40])
@@ -143,7 +143,7 @@ def test_sessions_are_appended(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError("no luck"), KeyboardInterrupt("no luck"), SystemExit("no luck")])
-def test_a_failure_is_recorded_and_passes(tmp_path, error):
+def test_a_failure_is_recorded_and_raised(tmp_path, error):
     path = tmp_path / "run.json"
     run_file = RunFile(path, 5, {})
     with pytest.raises(type(error), match="no luck"), run_file.recording(lambda: 17):
@@ -153,7 +153,7 @@ def test_a_failure_is_recorded_and_passes(tmp_path, error):
     assert session["to_step"] == 17
 
 
-def test_a_failure_that_cannot_be_recorded_is_still_the_one_that_passes(tmp_path):
+def test_a_failure_that_cannot_be_recorded_is_still_raised(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     run_file = RunFile(folder / "run.json", 0, {})
@@ -184,11 +184,11 @@ def test_the_environment_names_versions_devices_machine_and_git():
     json.dumps(found, allow_nan=False)
 
 
-# ---- Files and the progress line ------------------------------------------------------------------------------------
+# ---- Files and the progress bar ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", [{"loss": math.nan}, {"path": object()}])
-def test_write_json_leaves_the_old_file_whole_when_it_fails(tmp_path, bad):
+def test_write_json_keeps_the_old_file_when_it_fails(tmp_path, bad):
     path = tmp_path / "a.json"
     write_json(path, {"ü": [1, None]})
     before = path.read_bytes()
@@ -213,7 +213,7 @@ def test_write_json_never_shows_a_half_written_file(tmp_path, monkeypatch):
     assert json.loads(path.read_text()) == {"value": "old"}
 
 
-def test_progress_is_silent_without_a_terminal_but_says_its_lines(capfd):
+def test_progress_without_a_terminal_prints_only_lines(capfd):
     progress = Progress(10, 2, 4)
     progress.advance()
     progress.show(0.5)
@@ -223,12 +223,12 @@ def test_progress_is_silent_without_a_terminal_but_says_its_lines(capfd):
     assert (out, err) == ("", "epoch 1/5\n")
 
 
-def test_progress_on_a_terminal_says_that_it_compiles_then_how_fast_it_is(capfd, monkeypatch):
+def test_progress_on_a_terminal_shows_compilation_and_then_the_speed(capfd, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     progress = Progress(10, 2, 4)
     assert "compiling" in capfd.readouterr().err
     progress.advance()
-    progress.say("a line, below which the bar is drawn again")
+    progress.say("a line above the bar")
     assert "compiling" not in capfd.readouterr().err.split("\r")[-1]
     progress.show(0.5)
     progress.advance()
