@@ -97,7 +97,7 @@ def _check_end(stream: IO[bytes]) -> None:
     if it is read to the end.
 
     Raises:
-      tarfile.ReadError: the archive goes on, or its end is missing.
+      tarfile.ReadError: data follow the position, or the end is missing.
     """
     length = 0
     while block := stream.read(1 << 20):

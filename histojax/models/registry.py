@@ -34,7 +34,7 @@ class TimmModel:
       first_conv: timm's name of the first convolution.
       classifier: timm's name of the last layer.
       fixed_size: whether timm builds the model for one image size (`img_size`).
-      arguments: our option -> keyword of timm's builder, for options that timm's model has, too.
+      arguments: our option -> keyword of timm's builder, for options that timm's model also has.
       fits: (image size, config) -> whether both compute the same function at that size.
       sizes: completes "the same function only …" in the message when `fits` is false.
     """

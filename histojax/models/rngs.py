@@ -5,7 +5,7 @@ from flax import nnx
 
 
 class Stream(nnx.RngStream):
-    """A stream with the same keys as `nnx.RngStream`; streams forked from it, as dropouts do, are of this class, too.
+    """A stream with the same keys as `nnx.RngStream`; streams forked from it, as dropouts do, are also of this class.
 
     Flax counts with `count[...] += 1`, which compares the shardings of the old and the new value. Tracers have none,
     and jax reports that in a long error message, for which it searches everything traced so far. This took three
