@@ -1,9 +1,9 @@
 """Swin Transformer (Liu et al. 2021, arXiv 2103.14030), equal to torchvision's `swin_t` (version 1).
 
 Shapes: maps are (b, h, w, c) throughout; windows are (b, windows, n, ...) with n = window² positions each.
-Names are torchvision's, but for the containers: its `features.0.0` and `features.0.2` are `patch_embed/proj` and
-`patch_embed/norm` here, block j of stage i, `features.{2i+1}.{j}`, is `stages/{i}/{j}`, the merging after that stage,
-`features.{2i+2}`, is `merges/{i}`, and `mlp.0` and `mlp.3` are `mlp/fc1` and `mlp/fc2`.
+Names are torchvision's, except for containers: `features.0.0` and `features.0.2` are `patch_embed/proj` and
+`patch_embed/norm` here; block j of stage i, `features.{2i+1}.{j}`, is `stages/{i}/{j}`; the merging after that stage,
+`features.{2i+2}`, is `merges/{i}`; `mlp.0` and `mlp.3` are `mlp/fc1` and `mlp/fc2`.
 """
 
 from __future__ import annotations
@@ -105,33 +105,32 @@ def window_reverse(x: jax.Array, window: int, h: int, w: int) -> jax.Array:
 
 
 def relative_position_index(window: int) -> np.ndarray:
-    """Row of the bias table for each pair of positions in a window, (n, n), by query minus key in y and in x."""
+    """Return the row of the bias table for each pair of positions (n, n), by query minus key in y and in x."""
     y, x = np.divmod(np.arange(window**2), window)
     dy, dx = (v[:, None] - v[None, :] + window - 1 for v in (y, x))
     return dy * (2 * window - 1) + dx
 
 
 def shift_regions(h: int, w: int, window: int, shift: tuple[int, int]) -> np.ndarray:
-    """Number the parts of the cyclically shifted map (h, w) that were neighbours before: (windows, n).
+    """Return the region of each position in each window of the cyclically shifted map (h, w): (windows, n).
 
-    Along an axis that was shifted by s, the last window holds positions from both ends: the last s of it came round
-    from the front. Positions attend to each other within a part only (figure 4 of the paper).
+    Along an axis shifted by s, the last window holds positions from both ends of the map: its last s come from the
+    other end. Positions attend to each other within one region only (figure 4 of the paper).
     """
 
     def along(size: int, s: int) -> np.ndarray:
         return np.where(np.arange(size) < size - s, 0, 1) if s else np.zeros(size, int)
 
     regions = 2 * along(h, shift[0])[:, None] + along(w, shift[1])[None, :]
-    regions = regions.reshape(h // window, window, w // window, window)
-    return regions.swapaxes(1, 2).reshape(-1, window**2)
+    return regions.reshape(h // window, window, w // window, window).swapaxes(1, 2).reshape(-1, window**2)
 
 
 class ShiftedWindowAttention(nnx.Module):
     """Multi-head self-attention within windows of a map shifted cyclically by `shift`: (b, h, w, c) -> (b, h, w, c).
 
-    The map is padded with zeros at the bottom and on the right to whole windows; the padding takes part like any other
-    position. An axis that one window covers is not shifted. Logits and softmax are float32 (or float64).
-    Equation 4 of the paper: softmax(q kᵀ / √d + bias) v, the bias from a table of relative positions.
+    Equation 4 of the paper: softmax(q kᵀ / √d + bias) v, with a bias from a table of relative positions. The map is
+    padded with zeros to whole windows at the bottom and on the right; the padding takes part like any other position.
+    An axis that one window covers is not shifted. Logits and softmax are at least float32.
     """
 
     def __init__(
@@ -146,7 +145,7 @@ class ShiftedWindowAttention(nnx.Module):
         self.shift = shift
 
     def bias(self) -> jax.Array:
-        """Return what is added to the logits of each pair of positions: (heads, n, n)."""
+        """Return the values added to the logits of each pair of positions: (heads, n, n)."""
         return self.relative_position_bias_table[...][relative_position_index(self.window)].transpose(2, 0, 1)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -157,7 +156,7 @@ class ShiftedWindowAttention(nnx.Module):
         if (height, width) != (h, w):
             x = jnp.pad(x, ((0, 0), (0, height - h), (0, width - w), (0, 0)))
         if kernels.window_kernel_supports(self.qkv.dtype, self.window, c // self.heads):
-            return self.proj(self._by_kernel(x, down, right))[:, :h, :w]
+            return self.proj(self._attend_with_kernel(x, down, right))[:, :h, :w]
         if down or right:
             x = jnp.roll(x, (-down, -right), (1, 2))
 
@@ -175,8 +174,8 @@ class ShiftedWindowAttention(nnx.Module):
             x = jnp.roll(x, (down, right), (1, 2))
         return x[:, :h, :w]
 
-    def _by_kernel(self, x: jax.Array, down: int, right: int) -> jax.Array:
-        # Not every jax has Triton, which it imports.
+    def _attend_with_kernel(self, x: jax.Array, down: int, right: int) -> jax.Array:
+        # Imported here, because not every jax has Triton.
         from histojax.models.ops.window_attention import Cut, window_attention
 
         assert self.qkv.bias is not None
@@ -199,8 +198,8 @@ class MLP(nnx.Module):
 class SwinBlock(nnx.Module):
     """y = x + drop(attn(norm1(x))), z = y + drop(mlp(norm2(y))) (equation 3): (b, h, w, c) -> (b, h, w, c).
 
-    In training `drop` is stochastic depth (Huang et al. 2016, arXiv 1603.09382): for each image of the batch the branch
-    is left out with probability `drop_rate`, else divided by 1 - `drop_rate`.
+    In training `drop` is stochastic depth (Huang et al. 2016, arXiv 1603.09382): for each image the branch is dropped
+    with probability `drop_rate`, and otherwise divided by 1 - `drop_rate`.
     """
 
     def __init__(
@@ -243,7 +242,7 @@ class PatchEmbed(nnx.Module):
 
 
 class PatchMerging(nnx.Module):
-    """Concatenate 2×2 neighbours, normalise, project: (b, h, w, c) -> (b, h / 2, w / 2, 2c), h and w even."""
+    """Concatenate 2×2 neighbours, normalise, project: (b, h, w, c) -> (b, h / 2, w / 2, 2c); h and w are even."""
 
     def __init__(self, channels: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
         self.norm = LayerNorm(4 * channels, dtype=dtype, rngs=rngs)
@@ -254,7 +253,7 @@ class PatchMerging(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (b, h, w, c) to (b, h / 2, w / 2, 2c)."""
         b, h, w, c = x.shape
-        # Column before row among the four: torchvision's order, (0, 0), (1, 0), (0, 1), (1, 1).
+        # The four in torchvision's order: (0, 0), (1, 0), (0, 1), (1, 1).
         x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 4, 2, 5).reshape(b, h // 2, w // 2, 4 * c)
         return self.reduction(self.norm(x))
 
@@ -297,19 +296,21 @@ class SwinStages(nnx.Module):
         self.merges = nnx.List(merges)
 
     def run(self, module: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-        """Call a block as `remat` says."""
+        """Call a block, rematerialised if `remat` is set."""
         return rematerialised(module, x) if self.remat else module(x)
 
     def after_block(self, x: jax.Array, stage: int, block: int) -> jax.Array:
-        """What follows a block, (b, h, w, c) -> (b, h, w, c): here nothing."""
+        """Hook for subclasses after each block, (b, h, w, c) -> (b, h, w, c); the identity here."""
         del stage, block
         return x
 
     def feature_maps(self, x: jax.Array) -> dict[str, jax.Array]:
-        """Map images (b, h, w, 3) to the outputs of the stages, `stage1` … , by these names and in this order.
+        """Map images (b, h, w, 3) to the outputs of the stages, named `stage1`, `stage2`, …, in this order.
 
         The first is (b, h / 4, w / 4, embed_dim); each further one has half the height and width, twice the channels.
-        Raises ValueError where h or w is no multiple of 32.
+
+        Raises:
+          ValueError: h or w is not a multiple of 32.
         """
         check_multiple_of(MULTIPLE, *x.shape[1:3])
         x = self.patch_embed(x)
@@ -323,10 +324,10 @@ class SwinStages(nnx.Module):
         return maps
 
     def features(self, x: jax.Array) -> jax.Array:
-        """Map images (b, h, w, 3) to the last stage's output, before any norm: (b, h / 32, w / 32, 8 · embed_dim).
+        """Map images (b, h, w, 3) to the last stage's output, before any norm.
 
-        So with four stages; with three (b, h / 16, w / 16, 4 · embed_dim).
-        Raises ValueError where h or w is no multiple of 32.
+        With four stages it is (b, h / 32, w / 32, 8 · embed_dim), with three (b, h / 16, w / 16, 4 · embed_dim).
+        Raises as `feature_maps`.
         """
         return SwinStages.feature_maps(self, x)[f"stage{len(self.stages)}"]
 
@@ -334,8 +335,8 @@ class SwinStages(nnx.Module):
 class Swin(SwinStages):
     """Swin Transformer: images (b, h, w, 3), already normalised, to float32 logits (b, num_classes).
 
-    Height and width are multiples of 32 and may differ; a model takes every such size with the same parameters. The
-    last norm and the head compute in float32 whatever `dtype` is; with `dtype=float64` everything is float64.
+    Height and width are multiples of 32 and may differ; the same parameters serve every such size. The last norm and
+    the head compute in at least float32 for every `dtype`.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """VGG16 (Simonyan and Zisserman 2014, arXiv 1409.1556) and VGG16 with Inception blocks.
 
-`vgg16` and `vgg16_bn` equal torchvision's, whose names `features.{n}` number convolutions, norms, ReLUs and poolings
-consecutively. Here convolution j of block i is `blocks/{i}/layers/{j}/conv` and its norm `.../norm`. Torchvision's
-`classifier.0`, `.3` and `.6` are `classifier/fc1`, `classifier/fc2` and `head`.
+`vgg16` and `vgg16_bn` equal torchvision's models, whose names `features.{n}` number convolutions, norms, ReLUs and
+poolings consecutively. Here convolution j of block i is `blocks/{i}/layers/{j}/conv` and its norm `.../norm`; `head` is
+torchvision's `classifier.6`, and its `classifier.0` and `.3` are `classifier/fc1` and `classifier/fc2`.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ class VGGConfig(VGGFeaturesConfig):
 
 @dataclass(frozen=True)
 class VGGInceptionConfig(VGGFeaturesConfig):
-    """Sizes of VGG16 with Inception blocks; every field is a choice, because there is no public reference.
+    """Sizes of VGG16 with Inception blocks. Every field is a choice of ours, because no public reference exists.
 
     choice: all of VGG16's convolutions, without batch norm, up to its last pooling: (b, 7, 7, 512) at 224 pixels.
 
     Attributes:
       inceptions: choice: widths of each block, as in `Inception`. The defaults are those of GoogLeNet's blocks 5a and
-        5b, which also work on 7×7 maps (Szegedy et al. 2014, arXiv 1409.4842, table 1); 832, then 1024 channels.
+        5b, which also work on 7×7 maps (Szegedy et al. 2014, arXiv 1409.4842, table 1): 832, then 1024 channels.
       dropout: choice: dropout rate before the dense layer, as in GoogLeNet.
 
     Raises:
@@ -131,7 +131,7 @@ class ConvUnit(nnx.Module):
 class VGGBlock(nnx.Module):
     """Pooling (except in the first block) and 3×3 convolutions: (b, h, w, i) -> (b, ⌊h/2⌋, ⌊w/2⌋, o).
 
-    Convolutions keep their biases even before a batch norm, where they are idle: torchvision's weights have them.
+    Convolutions have biases even before a batch norm, which cancels them, because torchvision's weights have them.
     """
 
     def __init__(self, config: VGGFeaturesConfig, index: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
@@ -170,10 +170,12 @@ class VGGFeatures(nnx.Module):
         self.blocks = nnx.List([VGGBlock(config, index, dtype=dtype, rngs=rngs) for index in range(5)])
 
     def feature_maps(self, x: jax.Array) -> dict[str, jax.Array]:
-        """Map images (b, h, w, 3) to the maps `conv1` … `conv5` and `pool5`, by these names and in this order.
+        """Map images (b, h, w, 3) to the maps named `conv1` … `conv5` and `pool5`, in this order.
 
         `conv{i}` is block i's output after its last ReLU and before the pooling: (b, ⌊h/2ⁱ⁻¹⌋, ⌊w/2ⁱ⁻¹⌋, c).
-        Raises ValueError where h or w is less than 32.
+
+        Raises:
+          ValueError: h or w is less than 32.
         """
         check_at_least(SMALLEST, *x.shape[1:3])
         maps = {}
@@ -189,7 +191,7 @@ class VGGFeatures(nnx.Module):
 
 
 class Classifier(nnx.Module):
-    """Dense, ReLU, dropout, twice: (b, i) -> (b, hidden)."""
+    """Dense, ReLU and dropout, twice: (b, i) -> (b, hidden)."""
 
     def __init__(
         self, in_features: int, hidden: int, dropout: float, *, dtype: Any = jnp.float32, rngs: nnx.Rngs
@@ -208,9 +210,9 @@ class Classifier(nnx.Module):
 class VGG(VGGFeatures):
     """VGG: images (b, h, w, 3), already normalised, at least 32×32, to float32 logits (b, num_classes).
 
-    The hidden dense layers are `classifier`, the last one is `head`. They see the features averaged over a 7×7 grid,
-    which at 224×224 is the features themselves. The head computes in float32 whatever `dtype` is; with `dtype=float64`
-    everything is float64. See `VGGFeatures` for `remat`.
+    The hidden dense layers are `classifier`, the last one is `head`. Their input is the features averaged over a 7×7
+    grid, which at 224×224 are the features themselves. The head computes in at least float32 for every `dtype`. See
+    `VGGFeatures` for `remat`.
     """
 
     def __init__(
@@ -231,7 +233,7 @@ class VGG(VGGFeatures):
     def classify(self, features: jax.Array) -> jax.Array:
         """Map the output of `features` to float32 logits (b, num_classes)."""
         x = adaptive_avg_pool(features, GRID)
-        # Channels first, as torch flattens them, so its weights become ours by transposition alone.
+        # Channels first, in torch's order, so that its weights become ours by transposition alone.
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         return self.head(self.classifier(x))
 
@@ -243,8 +245,8 @@ class VGG(VGGFeatures):
 class Inception(nnx.Module):
     """Four branches side by side (figure 2b of arXiv 1409.4842): (b, h, w, i) -> (b, h, w, w₁ + w₃ + w₅ + pool).
 
-    `widths` in the order of that paper's table 1: (w₁, reduce₃, w₃, reduce₅, w₅, pool). Branches are 1×1; 1×1, 3×3;
-    1×1, 5×5; 3×3 max pooling, 1×1.
+    `widths` has the order of that paper's table 1: (w₁, reduce₃, w₃, reduce₅, w₅, pool). The branches are 1×1;
+    1×1, 3×3; 1×1, 5×5; and 3×3 max pooling, 1×1.
     choice: batch norm after each convolution, which then has no bias (Ioffe and Szegedy 2015, arXiv 1502.03167).
     """
 
@@ -272,7 +274,7 @@ class VGGInception(VGGFeatures):
     """VGG16 with Inception blocks: images (b, h, w, 3), at least 32×32, to float32 logits (b, num_classes).
 
     VGG's features, Inception blocks, global average pooling, dropout, dense; see `VGGInceptionConfig` for the choices,
-    `VGG` for `dtype`. VGG16's convolutions are at the same paths as in `VGG`, so that its weights load. `remat`
+    `VGG` for `dtype`. VGG16's convolutions are at the same paths as in `VGG`, so that their weights load. `remat`
     recomputes each block of VGG; the Inception blocks, on small maps, keep their activations.
     """
 
@@ -297,7 +299,7 @@ class VGGInception(VGGFeatures):
         self.head = Linear(channels, num_classes, dtype=at_least_float32(dtype), rngs=rngs)
 
     def feature_maps(self, x: jax.Array) -> dict[str, jax.Array]:
-        """As `VGGFeatures.feature_maps`, then `inception1`, `inception2`, …, each (b, ⌊h/32⌋, ⌊w/32⌋, c)."""
+        """Return the maps of `VGGFeatures`, then `inception1`, `inception2`, …, each (b, ⌊h/32⌋, ⌊w/32⌋, c)."""
         maps = super().feature_maps(x)
         x = maps["pool5"]
         for index, inception in enumerate(self.inceptions):

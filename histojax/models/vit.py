@@ -1,9 +1,10 @@
 """Vision Transformer (Dosovitskiy et al. 2020, arXiv 2010.11929), equal to timm's and torchvision's, and DINOv2's.
 
 DINOv2 (Oquab et al. 2023, arXiv 2304.07193) and the pathology backbones made like it are the same network with patches
-of 14, layer scale, registers (Darcet et al. 2023, arXiv 2309.16588) and a gated MLP (Shazeer 2020, arXiv 2002.05202):
-sizes are parameters of `vit`. Names are timm's, but for `pos_embed`, `cls_token`, `reg_token` and `ls1.gamma`, which
-are `position_embedding`, `class_token`, `registers` and `scale1` here. Shapes: n positions row by row, c channels.
+of 14, layer scale, registers (Darcet et al. 2023, arXiv 2309.16588) and a gated MLP (Shazeer 2020, arXiv 2002.05202).
+The model `vit` takes their sizes as options. Names are timm's, except for `pos_embed`, `cls_token`, `reg_token` and
+`ls1.gamma`, which are `position_embedding`, `class_token`, `registers` and `scale1` here. Shapes: n positions row by
+row, c channels.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class ViTConfig:
                 raise ValueError(f"{name}={getattr(self, name)} is negative")
         if self.mlp == "swiglu" and self.hidden % 2:
             raise ValueError(
-                f"mlp_ratio={self.mlp_ratio} gives {self.hidden} hidden channels: swiglu wants an even number"
+                f"mlp_ratio={self.mlp_ratio} gives {self.hidden} hidden channels; swiglu needs an even number"
             )
         for name in ("dropout", "stochastic_depth"):
             if not 0 <= getattr(self, name) < 1:
@@ -106,9 +107,9 @@ class ViTConfig:
 
 
 def resampling_weights(old: int, new: int) -> np.ndarray:
-    """Bicubic resampling of `old` equidistant values to `new`, smoothed where they get fewer: (new, old).
+    """Return the matrix (new, old) that resamples `old` equidistant values to `new`: bicubic, with antialiasing.
 
-    That of Pillow, and of PyTorch with `antialias=True`: Keys's kernel with a = -1/2, widened by old / new if that is
+    As in Pillow, and in PyTorch with `antialias=True`: Keys's kernel with a = -1/2, widened by old / new if that is
     more than one, and cut at the borders.
     """
     scale = old / new
@@ -127,7 +128,7 @@ def resampling_weights(old: int, new: int) -> np.ndarray:
 def resample_positions(table: Any, old: tuple[int, int], new: tuple[int, int]) -> Any:
     """Map a position embedding (1, t + h·w, c) from a grid (h, w) to another; the t leading tokens stay as they are.
 
-    Equal to timm's `resample_abs_pos_embed`. A numpy array stays one, in its type.
+    Equal to timm's `resample_abs_pos_embed`. The result has the library and the type of `table`.
     """
     if old == new:
         return table
@@ -140,7 +141,10 @@ def resample_positions(table: Any, old: tuple[int, int], new: tuple[int, int]) -
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention, softmax(q kᵀ / √d) v: (b, n, c) -> (b, n, c). Logits and softmax at least float32."""
+    """Multi-head self-attention: (b, n, c) -> (b, n, c).
+
+    softmax(q kᵀ / √d) v, where logits and softmax are at least float32.
+    """
 
     def __init__(self, channels: int, heads: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
         self.qkv = Linear(channels, 3 * channels, kernel_init=_kernel_init, dtype=dtype, rngs=rngs)
@@ -148,7 +152,7 @@ class Attention(nnx.Module):
         self.heads = heads
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Let every position of (b, n, c) attend to all."""
+        """Let every position of (b, n, c) attend to all positions."""
         b, n, c = x.shape
         qkv = self.qkv(x).reshape(b, n, 3, self.heads, c // self.heads)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each (b, heads, n, d)
@@ -180,8 +184,8 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """y = x + drop(scale1 · attn(norm1(x))), z = y + drop(scale2 · mlp(norm2(y))): (b, n, c) -> (b, n, c).
 
-    In training `drop` is dropout, then stochastic depth: a whole image's branch is left out with probability
-    `drop_rate`, else divided by 1 - `drop_rate`.
+    In training `drop` is dropout, then stochastic depth: for each image the branch is dropped with probability
+    `drop_rate`, and otherwise divided by 1 - `drop_rate`.
     """
 
     def __init__(self, config: ViTConfig, drop_rate: float, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
@@ -229,9 +233,9 @@ _rematerialised = nnx.remat(Block.__call__)
 class ViT(nnx.Module):
     """Vision Transformer: images (b, h, w, 3), already normalised, to float32 logits (b, num_classes).
 
-    Height and width are multiples of the patch and may differ; at another size than `image_size` the position
-    embedding is resampled. `remat` recomputes each block in the backward pass. The last norm and the head compute in
-    float32 whatever `dtype` is; with `dtype=float64` everything is float64.
+    Height and width are multiples of the patch and may differ; for sizes other than `image_size` the position embedding
+    is resampled. `remat` recomputes each block in the backward pass. The last norm and the head compute in at least
+    float32 for every `dtype`.
     """
 
     def __init__(
@@ -253,7 +257,7 @@ class ViT(nnx.Module):
         self.class_token = nnx.Param(jnp.zeros((channels,), jnp.float32))
         shape = (config.registers, channels)
         self.registers = nnx.Param(_kernel_init(rngs.params(), shape, jnp.float32)) if config.registers else None
-        # With registers the class token has no position: adding one to it says nothing that it does not.
+        # With registers the class token has no position, which could be part of the token anyway.
         n = config.grid**2 + (0 if config.registers else 1)
         self.position_embedding = nnx.Param(_kernel_init(rngs.params(), (1, n, channels), jnp.float32))
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs)
@@ -289,16 +293,18 @@ class ViT(nnx.Module):
         return maps, x
 
     def feature_maps(self, x: jax.Array) -> dict[str, jax.Array]:
-        """Map images (b, h, w, 3) to the positions after each block, `block1` … , each (b, h / p, w / p, c).
+        """Map images (b, h, w, 3) to the positions after each block, `block1`, `block2`, …, each (b, h / p, w / p, c).
 
-        Raises ValueError where h or w is no multiple of the patch.
+        Raises:
+          ValueError: h or w is not a multiple of the patch.
         """
         return self._run(x)[0]
 
     def features(self, x: jax.Array) -> jax.Array:
         """Map images (b, h, w, 3) to the class token and the positions after the last norm, (b, 1 + n, c), float32.
 
-        Raises ValueError where h or w is no multiple of the patch.
+        Raises:
+          ValueError: h or w is not a multiple of the patch.
         """
         return self.norm(self._run(x)[1])
 

@@ -1,4 +1,4 @@
-"""What this room raises."""
+"""Errors of this package, and shortening of names from files for messages."""
 
 from __future__ import annotations
 
@@ -10,11 +10,19 @@ _SHOWN = 20
 
 
 class WeightsError(RunError):
-    """A file of weights that cannot be used; the message names the file, what is wrong with it, and the remedy."""
+    """A file of weights cannot be used; the message names the file, the problem and the remedy."""
 
 
 class MismatchError(WeightsError):
-    """Weights of another model: the message shows the first names of each kind, the attributes hold all of them."""
+    """The weights belong to another model.
+
+    The message lists the first names of each kind; the attributes hold all of them.
+
+    Attributes:
+      missing: names, with shapes, that the model needs and the file does not have.
+      unexpected: names, with shapes, that the model does not have.
+      misshapen: descriptions of arrays of another shape or type.
+    """
 
     def __init__(
         self, head: str, missing: Sequence[str], unexpected: Sequence[str], misshapen: Sequence[str], remedy: str
@@ -29,14 +37,14 @@ class MismatchError(WeightsError):
 
 
 class Problem(Exception):
-    """What is wrong inside a file, and the remedy; `files` adds the file's name and raises a `WeightsError`."""
+    """A problem inside a file and its remedy. `files` adds the file's name and raises a `WeightsError`."""
 
     def __init__(self, what: str, remedy: str = "Download or copy it again"):
         super().__init__(f"{what}. {remedy}.")
 
 
 def short(name: object) -> str:
-    """A name out of a file, cut to what a message can hold."""
+    """Return a name from a file, shortened for a message."""
     if isinstance(name, str):
         text = name
     elif isinstance(name, bytes):
@@ -44,7 +52,7 @@ def short(name: object) -> str:
     elif name is None or isinstance(name, int | float) or _is_shape(name):
         text = repr(name)
     else:
-        # Not its repr: a few nested tuples out of a pickle can make one of any length.
+        # Not its repr, which can be of any length for a few nested tuples from a pickle.
         text = f"a {type(name).__name__}"
     return text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"
 

@@ -1,4 +1,4 @@
-"""Files of weights as names and arrays: safetensors, npz, and those of `torch.save`, all without PyTorch."""
+"""Reading weight files (safetensors, npz and `torch.save`) as arrays by name, without PyTorch."""
 
 from __future__ import annotations
 
@@ -23,19 +23,22 @@ from histojax.weights.pickle_machine import Global, Inert
 
 TORCH = (".pth", ".pt", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", ".npz", *TORCH)
-# Where training programs put the state dict that others shall use. Without one of these the user has to say.
+# Keys under which training programs store the state dict meant for others. Without one of them the user must choose.
 WRAPPERS = ("state_dict", "model", "model_state_dict", "teacher")
-_COUNTER = "num_batches_tracked"  # of torch's batch norms, an integer that only its `momentum=None` needs
+_COUNTER = "num_batches_tracked"  # an integer in torch's batch norms, which only `momentum=None` needs
 _DEEPEST = 8
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file of weights holds.
+    """Contents of a weight file.
 
-    `arrays` by the file's names; `wrapper` is the path of keys to them, such as "state_dict", empty where they lie at
-    the top; `left_out` names what lies beside them: numbers, optimizer states, counters of batches.
+    Attributes:
+      path: the file.
+      arrays: by the file's names.
+      wrapper: path of keys to the arrays, such as "state_dict"; empty if they are at the top level.
+      left_out: names of everything else in the file: numbers, optimizer states, batch counters.
     """
 
     path: pathlib.Path
@@ -51,9 +54,17 @@ class Contents:
 
 
 def read(path: str | os.PathLike[str], *, wrapper: str | None = None) -> dict[str, np.ndarray]:
-    """Read the arrays of a file by name, in the file's layout and types (bfloat16 as in ml_dtypes), perhaps read-only.
+    """Read the arrays of a weight file and log a summary, which `inspect` returns.
 
-    What was found where, and what was left out, is logged; `inspect` returns it. See there for `wrapper` and errors.
+    Args:
+      path: see `inspect`.
+      wrapper: see `inspect`.
+
+    Returns:
+      Arrays by name, in the file's layout and types (bfloat16 as in ml_dtypes). They may be read-only.
+
+    Raises:
+      WeightsError: as `inspect`.
     """
     contents = inspect(path, wrapper=wrapper)
     _log.info("%s", contents)
@@ -61,15 +72,18 @@ def read(path: str | os.PathLike[str], *, wrapper: str | None = None) -> dict[st
 
 
 def inspect(path: str | os.PathLike[str], *, wrapper: str | None = None) -> Contents:
-    """Read a file of weights; nothing in it is executed, and all of it is read or nothing.
+    """Read a weight file completely. Nothing in it is executed.
 
     Args:
       path: ends in .safetensors, .npz, .pth, .pt, .bin or .ckpt.
-      wrapper: where torch files nest several state dicts, the keys to the one wanted, joined by dots ("ema.model").
+      wrapper: keys to one of several state dicts in a torch file, joined by dots ("ema.model").
+
+    Returns:
+      The arrays, and what else is in the file.
 
     Raises:
-      WeightsError: the file is missing, of another kind, cut short or damaged; would run code; or holds several
-        state dicts, or none.
+      WeightsError: the file is missing, of another kind, truncated or damaged; it would run code; or it holds no state
+        dict, or several.
     """
     path = pathlib.Path(path)
     reader = {".safetensors": _safetensors, ".npz": _npz}.get(path.suffix.lower(), _torch)
@@ -99,7 +113,7 @@ def _safetensors(path: pathlib.Path, wrapper: str | None) -> Contents:
         if file.read(20).startswith(b"version https://git"):
             raise Problem("it is a pointer of Git LFS, not the weights", "Fetch them with `git lfs pull`")
     try:
-        # The header's sizes and offsets are compared with the file's size by the library, before it reads.
+        # The library compares the sizes and offsets in the header with the file's size before it reads.
         return Contents(path, safetensors.numpy.load_file(path))
     except (safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
         raise Problem(f"it is cut short, damaged or no safetensors file ({short(str(error))})") from error
@@ -120,10 +134,10 @@ def _npz(path: pathlib.Path, wrapper: str | None) -> Contents:
 
 
 def _check_npz(path: pathlib.Path) -> None:
-    """Compare what the members' headers declare with what the archive holds: numpy allocates before it reads."""
+    """Compare the sizes that headers declare with the archive's, because numpy allocates before it reads."""
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
-        # Trained weights hardly compress; an archive that grows twentyfold is none.
+        # Trained weights hardly compress, so an archive that grows twentyfold does not hold any.
         if (unpacked := sum(info.file_size for info in archive.infolist())) > 20 * size + 2**26:
             raise Problem(f"it would unpack to {unpacked} bytes from {size}", "Is it the right file?")
         for info in archive.infolist():
@@ -173,7 +187,7 @@ def _at(tree: Any, keys: tuple[str, ...]) -> Any:
 
 
 def _select(tree: Any, wrapper: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The keys to the state dict, and what is left out beside it; raises Problem where they are not plain to see."""
+    """Return the keys to the state dict and the names of everything else; raise Problem if the choice is ambiguous."""
     if not isinstance(tree, dict):
         kind = "a single tensor" if isinstance(tree, torch_pickle.Tensor) else f"a {_kind(tree)}"
         raise Problem(f"it holds {kind}, not tensors by name", "Save `model.state_dict()`")
@@ -188,7 +202,7 @@ def _select(tree: Any, wrapper: str | None) -> tuple[tuple[str, ...], tuple[str,
     elif len(candidates) == 1 or len(known) == 1:
         keys = (known or list(candidates))[0]
     elif candidates:
-        raise Problem("it holds several state dicts", f"Say by `wrapper` which one is wanted: {_listed(candidates)}")
+        raise Problem("it holds several state dicts", f"Choose one with `wrapper`: {_listed(candidates)}")
     else:
         raise Problem("it holds no tensors by name", "Save `model.state_dict()`")
     left_out = []
@@ -201,12 +215,15 @@ def _select(tree: Any, wrapper: str | None) -> tuple[tuple[str, ...], tuple[str,
 
 
 def _state_dicts(tree: dict[Any, Any]) -> Iterator[tuple[tuple[str, ...], dict[Any, Any]]]:
-    """Every dictionary, reached by strings, that has tensors as values; optimizers number theirs and are not."""
+    """Yield keys and value of every dictionary of tensors that is reached by strings alone.
+
+    The states of optimizers have numbers as keys and are not among them.
+    """
     waiting: deque[tuple[tuple[str, ...], dict[Any, Any]]] = deque([((), tree)])
     seen = set()
     while waiting:
         keys, node = waiting.popleft()
-        # A pickle can hold a dictionary in itself, in many places, or at any depth.
+        # A pickle can contain a dictionary inside itself, in many places, or at any depth.
         if id(node) in seen or len(keys) > _DEEPEST:
             continue
         seen.add(id(node))

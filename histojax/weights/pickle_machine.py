@@ -1,8 +1,8 @@
-"""A pickle interpreter that cannot run code: it knows the opcodes of data, and calls only its caller's stand-ins.
+"""A pickle interpreter that cannot run code: it supports data opcodes only and calls only the caller's stand-ins.
 
-`pickle.Unpickler` with a guarded `find_class` would still set attributes, call `__setstate__`, and allocate what a
-header declares. Here an opcode that is not in the table is refused, a global is whatever `find` makes of its name, and
-no length is believed before it is compared with the bytes that are left. Opcodes: CPython's Lib/pickletools.py.
+`pickle.Unpickler` with a guarded `find_class` would still set attributes, call `__setstate__`, and allocate as much as
+a header declares. This interpreter refuses every opcode that is not in its table, resolves globals with `find` alone,
+and compares each declared length with the remaining bytes before it uses it. Opcodes: CPython's Lib/pickletools.py.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ _UNMARKED = "its pickle is damaged: it ends without its beginning"
 
 @dataclass(frozen=True)
 class Global:
-    """A stand-in for a class or function named in a pickle; `make` maps a tuple of arguments to a value.
+    """A stand-in for a class or function named in a pickle.
 
-    Without `make` it is only a name, such as a type. `value` is for the caller.
+    Attributes:
+      name: the global's full name.
+      make: maps a tuple of arguments to a value; None: the global is only a name, such as a type.
+      value: for the caller's use.
     """
 
     name: str
@@ -34,7 +37,7 @@ class Global:
 
 
 class Inert:
-    """What stands beside the tensors and is not needed: never built, whatever the pickle says it is."""
+    """A placeholder for an object that is not needed, such as a numpy number. The object itself is never built."""
 
     def __init__(self, name: str):
         self.name = name
@@ -44,16 +47,19 @@ Find = Callable[[str, str], Global]
 
 
 def load(file: BinaryIO, size: int, find: Find, persistent: Callable[[Any], Any]) -> Any:
-    """Interpret one pickle from the position of `file`, and leave the position behind it.
+    """Interpret one pickle at the current position of `file`, and leave the position after it.
 
     Args:
       file: a buffered binary file.
-      size: of the whole file in bytes.
+      size: size of the whole file in bytes.
       find: maps module and name to a stand-in, or raises Problem.
       persistent: maps a persistent id to a value, or raises Problem.
 
+    Returns:
+      The pickled value.
+
     Raises:
-      Problem: the pickle is cut short, damaged, or does what data does not need.
+      Problem: the pickle is truncated, damaged, or uses opcodes that data does not need.
     """
     machine = _Machine(file, size, find, persistent)
     try:
@@ -86,7 +92,7 @@ class _Machine:
                 step(self)
 
     def refuse(self, opcode: bytes) -> None:
-        # INST names its global in place; said like any other, because that is what the user must know.
+        # INST contains the name of its global. Report it like any other, because the user must know it.
         if opcode == pickle.INST:
             self.find(self.line(), self.line())
         if opcode in (pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4):
@@ -97,7 +103,7 @@ class _Machine:
         raise Problem(f"its pickle has opcode {opcode!r} at byte {self.file.tell() - 1}, which no weights file needs")
 
     def read(self, count: int) -> bytes:
-        # A declared length beyond the file's end is found before anything is allocated for it.
+        # Find a declared length beyond the file's end before anything is allocated for it.
         if count > 255 and count > self.size - self.file.tell():
             raise Problem(f"it is cut short or damaged: {count} bytes are declared at byte {self.file.tell()}")
         data = self.file.read(count)
@@ -165,25 +171,29 @@ class _Machine:
 
     def reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
-        # Only a stand-in is ever called: strings, tensors and whatever else lies on the stack are not.
+        # Only stand-ins are called, never strings, tensors or other values on the stack.
         if not isinstance(function, Global) or function.make is None or not isinstance(arguments, tuple):
             what = function.name if isinstance(function, Global) else type(function).__name__
             raise Problem(f"its pickle is damaged: it calls {short(what)}")
         self.push(function.make(arguments))
 
     def build(self) -> None:
-        # The state of an OrderedDict (a module's `_metadata`) or of something inert. It is dropped, not set.
+        # The state of an OrderedDict (a module's `_metadata`) or of a placeholder is dropped, not set.
         self.stack.pop()
         if not isinstance(self.stack[-1], dict | Inert):
             raise Problem(f"its pickle is damaged: it sets the state of a {type(self.stack[-1]).__name__}")
 
 
 def put(target: dict[Any, Any], items: list[Any]) -> None:
-    """Set the items key, value, key, value, … of a dictionary; raises Problem for an odd number of them."""
+    """Set the items key, value, key, value, … of a dictionary.
+
+    Raises:
+      Problem: the number of items is odd.
+    """
     if len(items) % 2:
         raise Problem("its pickle is damaged: a key has no value")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # Nested tuples can take exponentially long to hash, and no name of a tensor is one.
+        # Nested tuples can take exponentially long to hash, and no tensor is named by one.
         target[key if isinstance(key, _PLAIN_KEYS) else Inert(type(key).__name__)] = value
 
 
@@ -278,7 +288,11 @@ _STEPS: dict[bytes, Callable[[_Machine], Any]] = {
 
 
 def loads(data: bytes, find: Find, persistent: Callable[[Any], Any]) -> Any:
-    """Interpret the one pickle that `data` holds; raises Problem as `load` does, and for bytes behind it."""
+    """Interpret the single pickle in `data`.
+
+    Raises:
+      Problem: as `load`, or bytes follow the pickle.
+    """
     file = io.BytesIO(data)
     value = load(file, len(data), find, persistent)
     if file.tell() != len(data):

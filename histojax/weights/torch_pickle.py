@@ -1,8 +1,8 @@
-"""Files of `torch.save` without PyTorch: the zip format (since PyTorch 1.6) and the one before it.
+"""Reading files of `torch.save` without PyTorch: the zip format (since PyTorch 1.6) and the one before it.
 
-A pickle describes the tensors (storage, offset, shape, strides); their bytes lie beside it. The pickle is interpreted
-by `pickle_machine`, with the stand-ins below for the few functions that build tensors; every other global is refused
-by name. Format: torch/serialization.py (`_save`, `_legacy_save`) and torch/_utils.py (`_rebuild_*`).
+A pickle describes the tensors (storage, offset, shape, strides); the file stores their bytes outside the pickle.
+`pickle_machine` interprets the pickle with the stand-ins below for the few functions that build tensors. Every other
+global is refused by name. Format: torch/serialization.py (`_save`, `_legacy_save`) and torch/_utils.py (`_rebuild_*`).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _STORAGES: dict[str, str] = {
     "UntypedStorage": "uint8",
 }
 _OTHER_TORCH_NAMES = {"float": "float32", "double": "float64", "half": "float16", "long": "int64", "int": "int32"}
-# Beside tensors in checkpoints, and never built: numpy's numbers, byte strings, options of a command line.
+# Found next to tensors in checkpoints and never built: numpy numbers, byte strings, command-line options.
 _INERT = {
     ("numpy", "dtype"),
     ("numpy", "ndarray"),
@@ -83,7 +83,14 @@ _INERT = {
 
 @dataclass(frozen=True)
 class Storage:
-    """A run of `nbytes` bytes from byte `start` of the record `key`; its tensors are of `dtype` unless they say so."""
+    """Bytes that tensors share.
+
+    Attributes:
+      key: name of the record in the file.
+      dtype: type of the tensors that do not declare their own.
+      start: first byte within the record.
+      nbytes: number of bytes.
+    """
 
     key: str
     dtype: np.dtype[Any]
@@ -93,7 +100,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Tensor:
-    """What a pickle says of a tensor, checked against its storage; offset and strides in elements."""
+    """A pickle's description of a tensor, checked against its storage. Offset and strides are in elements."""
 
     storage: Storage
     dtype: np.dtype[Any]
@@ -101,8 +108,8 @@ class Tensor:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
-    def of(self, data: bytes, big_endian: bool) -> np.ndarray:
-        """The contiguous array, in native byte order, out of the record's bytes; read-only where it needs no copy."""
+    def array(self, data: bytes, big_endian: bool) -> np.ndarray:
+        """Return the array in the record's bytes: contiguous, in native byte order, read-only unless it was copied."""
         if 0 in self.shape:
             return np.empty(self.shape, self.dtype)
         count = self.storage.nbytes // self.dtype.itemsize
@@ -110,19 +117,23 @@ class Tensor:
         if big_endian != (sys.byteorder == "big"):
             flat = flat.byteswap()
         steps = [stride * self.dtype.itemsize for stride in self.strides]
-        # The extent was compared with the storage when the tensor was described.
+        # `_tensor` compared the extent with the storage.
         view = np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, steps, writeable=False)
-        # reshape, because ascontiguousarray gives a scalar an axis.
+        # ascontiguousarray gives a scalar an axis; reshape removes it.
         return np.ascontiguousarray(view).reshape(self.shape)
 
 
 def describe(dtype: Any) -> Global:
-    """The stand-in for `torch.float32` and its like."""
+    """Return the stand-in for a torch type, such as `torch.float32`."""
     return Global(f"torch.{dtype}", value=np.dtype(_DTYPES[dtype]))
 
 
 def find(module: str, name: str) -> Global:
-    """The stand-in for a global in a pickle; raises Problem, naming it, for all that tensors do not need."""
+    """Return the stand-in for a global in a pickle.
+
+    Raises:
+      Problem: tensors do not need this global; the message names it.
+    """
     full = f"{short(module)}.{short(name)}"
     if (module, name) in _INERT:
         return Global(full, lambda _: Inert(full))
@@ -140,7 +151,7 @@ def find(module: str, name: str) -> Global:
     )
 
 
-def _whole(value: Any, what: str, most: int = 2**62) -> int:
+def _count(value: Any, what: str, most: int = 2**62) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
         raise Problem(f"its pickle is damaged: {what} is {short(value)}")
     return value
@@ -151,18 +162,18 @@ def _tensor(dtype: np.dtype[Any] | None, storage: Any, offset: Any, shape: Any, 
         raise Problem("its pickle is damaged: a tensor without storage, shape or strides")
     if len(shape) != len(strides) or len(shape) > _MOST_AXES:
         raise Problem(f"its pickle is damaged: a tensor of {len(shape)} axes with {len(strides)} strides")
-    shape = tuple(_whole(size, "an axis") for size in shape)
-    strides = tuple(_whole(stride, "a stride") for stride in strides)
+    shape = tuple(_count(size, "an axis") for size in shape)
+    strides = tuple(_count(stride, "a stride") for stride in strides)
     dtype = storage.dtype if dtype is None else dtype
     held = storage.nbytes // dtype.itemsize
-    offset = _whole(offset, "an offset")
+    offset = _count(offset, "an offset")
     if 0 in shape:
-        # No data, but a shape can still be too large to be a shape.
+        # Without data, too, a shape can be too large for numpy.
         if max(shape) > 2**32 or math.prod(size for size in shape if size) > 2**62:
             raise Problem(f"its pickle is damaged: an empty tensor of shape {shape}")
         return Tensor(storage, dtype, 0, shape, strides)
     needed = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 1
-    # A stride of 0 repeats elements without end; no weights do.
+    # A stride of 0 can repeat elements without limit; weights never do.
     if needed > held or math.prod(shape) > held:
         raise Problem(f"it is damaged: a tensor of shape {short(shape)}, but storage {storage.key} holds {held} values")
     return Tensor(storage, dtype, offset, shape, strides)
@@ -185,17 +196,17 @@ def _parameter(arguments: tuple[Any, ...]) -> Tensor:
     return arguments[0]
 
 
-def _ordered(arguments: tuple[Any, ...]) -> dict[Any, Any]:
-    made: dict[Any, Any] = {}
+def _ordered_dict(arguments: tuple[Any, ...]) -> dict[Any, Any]:
+    items: dict[Any, Any] = {}
     pairs = arguments[0] if arguments else []
     if not isinstance(pairs, list):
         raise Problem("its pickle is damaged: an OrderedDict of no list")
-    taken, pairs[:] = pairs[:], []  # so that a pickle cannot copy one long list again and again
+    taken, pairs[:] = pairs[:], []  # emptied, because a pickle could otherwise copy one long list again and again
     for pair in taken:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise Problem("its pickle is damaged: an item that is no pair")
-        pickle_machine.put(made, list(pair))
-    return made
+        pickle_machine.put(items, list(pair))
+    return items
 
 
 def _size(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -206,7 +217,7 @@ def _size(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 _BUILDERS: dict[tuple[str, str], Callable[[tuple[Any, ...]], Any]] = {
-    ("collections", "OrderedDict"): _ordered,
+    ("collections", "OrderedDict"): _ordered_dict,
     ("torch", "Size"): _size,
     ("torch._utils", "_rebuild_tensor"): _rebuild,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild,
@@ -215,14 +226,20 @@ _BUILDERS: dict[tuple[str, str], Callable[[tuple[Any, ...]], Any]] = {
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
 }
 
-# Fetches the array of a tensor; the records are read when they are asked for.
-Fetch = Callable[[Tensor], np.ndarray]
-
 
 def load(file: BinaryIO, choose: Callable[[Any], dict[str, Tensor]]) -> dict[str, np.ndarray]:
-    """Read the tensors that `choose` picks out of the pickled object: by name, contiguous, perhaps read-only.
+    """Read some of the tensors of a file. Records of other tensors, such as optimizer states, are not read.
 
-    Records of other tensors (optimizer states) are not read. Raises Problem, and OSError where reading fails.
+    Args:
+      file: the file, opened for reading.
+      choose: selects tensors by name from the pickled object.
+
+    Returns:
+      Contiguous arrays by name. They may be read-only.
+
+    Raises:
+      Problem: the file is damaged, of another kind, or would run code.
+      OSError: reading failed.
     """
     size = os.fstat(file.fileno()).st_size
     start = file.read(512)
@@ -236,7 +253,7 @@ def load(file: BinaryIO, choose: Callable[[Any], dict[str, Tensor]]) -> dict[str
     if start.lstrip()[:1] == b"<":
         raise Problem("it is a web page, not the weights", "Download the file that the page links to")
     if start[257:262] == b"ustar":
-        raise Problem("it is a tar archive, PyTorch's format before 2017", "Load it with PyTorch and save it anew")
+        raise Problem("it is a tar archive, PyTorch's format before 2017", "Load it with PyTorch and save it again")
     if start[8:9] == b"{":
         raise Problem("it is a safetensors file by its content", "Rename it to end in .safetensors")
     raise Problem("it is neither a zip archive nor a pickle, so not written by torch.save")
@@ -260,13 +277,13 @@ def _load_zip(file: BinaryIO, size: int, choose: Callable[[Any], dict[str, Tenso
 
             chosen = choose(pickle_machine.loads(archive.read(records["data.pkl"]), find, persistent))
             data = {key: archive.read(records[f"data/{key}"]) for key in {t.storage.key for t in chosen.values()}}
-            return {name: tensor.of(data[tensor.storage.key], order == b"big") for name, tensor in chosen.items()}
+            return {name: tensor.array(data[tensor.storage.key], order == b"big") for name, tensor in chosen.items()}
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError, OverflowError) as error:
         raise Problem(f"its zip archive is cut short or damaged ({short(str(error))})") from error
 
 
 def _records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """The archive's members without their common folder; `data.pkl` is among them. Nothing is unpacked."""
+    """Return the archive's members by name without their common folder, including `data.pkl`. Nothing is unpacked."""
     infos = archive.infolist()
     roots = [info.filename.removesuffix("data.pkl") for info in infos if info.filename.split("/")[1:] == ["data.pkl"]]
     if len(roots) != 1:
@@ -276,9 +293,9 @@ def _records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
         name = info.filename.removeprefix(roots[0])
         if name in records:
             raise Problem(f"it is damaged: its archive holds {short(name)} twice")
-        # Stored as they are by torch.save; so what a member declares can be compared with the file.
+        # torch.save does not compress, so the declared sizes can be compared with the file's.
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
-            raise Problem(f"its record {short(name)} is compressed or encrypted", "Save it anew with torch.save")
+            raise Problem(f"its record {short(name)} is compressed or encrypted", "Save it again with torch.save")
         records[name] = info
     if sum(info.file_size for info in infos) > size:
         raise Problem("it is cut short or damaged: its records declare more bytes than the file has")
@@ -288,7 +305,7 @@ def _records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
 
 
 def _storage(saved: Any) -> tuple[Storage, tuple[Any, ...] | None]:
-    """Storage and view of a persistent id ("storage", type, key, location, number of elements[, view])."""
+    """Return storage and view of a persistent id ("storage", type, key, location, number of elements[, view])."""
     if isinstance(saved, tuple) and saved and saved[0] in ("module", b"module"):
         raise Problem("it holds a whole model with its code", "Save `model.state_dict()` instead")
     if not isinstance(saved, tuple) or len(saved) not in (5, 6) or saved[0] not in ("storage", b"storage"):
@@ -296,7 +313,7 @@ def _storage(saved: Any) -> tuple[Storage, tuple[Any, ...] | None]:
     kind, key, _, count = saved[1:5]
     if not isinstance(kind, Global) or not isinstance(kind.value, np.dtype) or not isinstance(key, str):
         raise Problem("its pickle is damaged: a storage without type or key")
-    nbytes = _whole(count, "a storage's size") * kind.value.itemsize
+    nbytes = _count(count, "a storage's size") * kind.value.itemsize
     return Storage(short(key), kind.value, 0, nbytes), saved[5] if len(saved) == 6 else None
 
 
@@ -309,12 +326,12 @@ def _load_legacy(file: BinaryIO, size: int, choose: Callable[[Any], dict[str, Te
 
     if part() != _MAGIC or part() != _PROTOCOL:
         raise Problem("it is a pickle, but not one of torch.save", "Save `model.state_dict()` with torch.save")
-    part()  # what machine wrote it; the bytes are little-endian on all of them
+    part()  # facts about the machine that wrote the file; the bytes are little-endian on every machine
     storages: dict[str, Storage] = {}
 
     def persistent(saved: Any) -> Storage:
         root, view = _storage(saved)
-        # The first mention of a storage gives its size and type; a second one may view it as another type.
+        # The first reference to a storage sets its size and type; later ones may view it as another type.
         if storages.setdefault(root.key, root).nbytes != root.nbytes:
             raise Problem(f"it is damaged: storage {root.key} has two sizes")
         if root.nbytes > size:
@@ -323,7 +340,7 @@ def _load_legacy(file: BinaryIO, size: int, choose: Callable[[Any], dict[str, Te
             return root
         if not isinstance(view, tuple) or len(view) != 3:
             raise Problem(f"its pickle is damaged: a view of storage {root.key}")
-        start, nbytes = (_whole(count, "a view") * root.dtype.itemsize for count in view[1:])
+        start, nbytes = (_count(count, "a view") * root.dtype.itemsize for count in view[1:])
         if start + nbytes > root.nbytes:
             raise Problem(f"it is damaged: a view beyond storage {root.key}")
         return Storage(root.key, root.dtype, start, nbytes)
@@ -350,4 +367,4 @@ def _load_legacy(file: BinaryIO, size: int, choose: Callable[[Any], dict[str, Te
             file.seek(nbytes, os.SEEK_CUR)
     if file.tell() != size:
         raise Problem(f"it is damaged: {size - file.tell()} bytes follow the last tensor")
-    return {name: tensor.of(data[tensor.storage.key], big_endian=False) for name, tensor in chosen.items()}
+    return {name: tensor.array(data[tensor.storage.key], big_endian=False) for name, tensor in chosen.items()}

@@ -71,7 +71,7 @@ def test_windows_attend_as_without_the_kernel(cut):
 
 
 def test_images_of_a_program_share_what_they_add_up(monkeypatch):
-    monkeypatch.setattr(window_attention, "_LEAST_PROGRAMS", 24)  # 2 heads, 6 windows, 2 groups
+    monkeypatch.setattr(window_attention, "_MIN_PROGRAMS", 24)  # 2 heads, 6 windows, 2 groups
     cut = Cut(2, 4, 2, 2)
     qkv, *rest = attention_arrays(cut, b=6)
     assert window_attention._Plan.of(qkv.shape, cut).images == 3

@@ -17,11 +17,19 @@ MASKED = -100.0  # added to the logits of pairs that must not attend to each oth
 
 @jax.custom_vjp
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """softmax(q kᵀ / √d + bias) v (Vaswani et al. 2017, arXiv 1706.03762, equation 1): all (..., heads, n, d).
+    """Return softmax(q kᵀ / √d + bias) v (Vaswani et al. 2017, arXiv 1706.03762, equation 1).
 
-    `bias` has the shape of the logits, (..., heads, n, n), except for leading axes that are missing or one. Logits and
-    softmax are at least float32. The gradient stores the weights, in the type of `v`; autodiff stores two more
-    arrays of their size, in float32.
+    Logits and softmax are at least float32. The gradient stores the weights, in the type of `v`; autodiff stores two
+    more arrays of their size, in float32.
+
+    Args:
+      q: queries (..., heads, n, d).
+      k: keys (..., heads, n, d).
+      v: values (..., heads, n, d).
+      bias: added to the logits (..., heads, n, n); leading axes may be missing or have size one.
+
+    Returns:
+      (..., heads, n, d), in the type of `v`.
     """
     return _attend_fwd(q, k, v, bias)[0]
 

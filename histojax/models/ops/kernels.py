@@ -1,7 +1,7 @@
-"""Custom kernels for NVIDIA GPUs: when they are used, and how they are called.
+"""Custom kernels for NVIDIA GPUs: conditions for using them, and the common call.
 
-They are written in Pallas and compiled by its Triton backend. jax does not split them across devices, so every call
-goes through `sharded_call.sharded_call`.
+The kernels are written in Pallas and compiled by its Triton backend. jax does not split them across devices, so every
+call goes through `sharded_call.sharded_call`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import jax.numpy as jnp
 
 from histojax.core.errors import RunError
 
-SWITCH = "HISTOJAX_KERNELS"  # environment: "off" leaves everything to XLA
-_MOST_POSITIONS = 64
-_SIZES = (16, 32, 64)
-_MOST_CHANNELS = 8192
-_LEAST_CAPABILITY = 8.0  # products of bfloat16
+SWITCH = "HISTOJAX_KERNELS"  # environment variable: "off" leaves everything to XLA
+_MAX_POSITIONS = 64  # per window
+_HEAD_SIZES = (16, 32, 64)
+_MAX_CHANNELS = 8192
+_MIN_CAPABILITY = 8.0  # compute capability: the first with products of bfloat16
 _portable: ContextVar[bool] = ContextVar("portable", default=False)
 
 
@@ -51,7 +51,7 @@ def usable_here() -> bool:
     if (switch := os.environ.get(SWITCH, "on")) not in ("on", "off"):
         raise RunError(f"environment: {SWITCH}={switch!r} is not one of on, off")
     capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))  # not a number on AMD GPUs
-    return switch == "on" and capability.replace(".", "", 1).isdigit() and float(capability) >= _LEAST_CAPABILITY
+    return switch == "on" and capability.replace(".", "", 1).isdigit() and float(capability) >= _MIN_CAPABILITY
 
 
 def window_kernel_supports(dtype: Any, window: int, size: int) -> bool:
@@ -60,18 +60,18 @@ def window_kernel_supports(dtype: Any, window: int, size: int) -> bool:
     It supports 16-bit types only, because the matrix units would round float32 to TF32. The logits of one head stay in
     registers, and sizes are powers of two, like Triton's blocks.
     """
-    fits = window**2 <= _MOST_POSITIONS and size in _SIZES
+    fits = window**2 <= _MAX_POSITIONS and size in _HEAD_SIZES
     return fits and jnp.dtype(dtype).itemsize == 2 and usable()
 
 
 def takes_rows(dtype: Any, channels: int) -> bool:
     """Return whether `row_norm` supports rows of this type and length."""
-    return channels <= _MOST_CHANNELS and jnp.dtype(dtype).itemsize <= 4 and usable()
+    return channels <= _MAX_CHANNELS and jnp.dtype(dtype).itemsize <= 4 and usable()
 
 
 def call(kernel: Callable[..., None], *, warps: int, stages: int, **given: Any) -> Callable[..., Any]:
     """Wrap a kernel in `pallas_call`. Without a GPU it is interpreted, which is slow and meant for tests."""
-    # Not every jax has Triton.
+    # Imported here, because not every jax has Triton.
     from histojax.models.ops.compat import pl, triton
 
     parameters = triton.CompilerParams(num_warps=warps, num_stages=stages)

@@ -34,27 +34,27 @@ def at_least_float32(dtype: Any) -> jnp.dtype:
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """x · Φ(x), exactly (Hendrycks and Gimpel 2016, arXiv 1606.08415), not the tanh approximation.
+    """Return x · Φ(x) exactly (Hendrycks and Gimpel 2016, arXiv 1606.08415), not the tanh approximation.
 
-    Elsewhere than on CPUs one array is kept for the gradient, the slope Φ(x) + x · φ(x); autodiff keeps three. XLA:CPU
-    would compute Φ twice for it.
+    On GPUs and TPUs the gradient stores one array, the slope Φ(x) + x · φ(x); autodiff stores three. CPUs use autodiff,
+    because XLA:CPU would compute Φ twice for the slope.
     """
     return jax.nn.gelu(x, approximate=False) if jax.default_backend() == "cpu" else gelu_with_slope(x)
 
 
 @jax.custom_vjp
 def gelu_with_slope(x: jax.Array) -> jax.Array:
-    """`gelu` whose gradient is a product with what was kept."""
+    """Return `gelu(x)`; its gradient is a product with the slope stored in the forward pass."""
     return _gelu_fwd(x)[0]
 
 
 def _gelu_fwd(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     wide = x.astype(at_least_float32(x.dtype))
     z = wide * math.sqrt(0.5)
-    # erf is far cheaper on GPUs; where 1 + erf loses digits, far below zero, 16 bits do not show it.
+    # erf is far cheaper on GPUs. 1 + erf loses digits far below zero, which 16-bit results do not show.
     below = 0.5 * (1 + jax.lax.erf(z) if x.dtype.itemsize == 2 else jax.lax.erfc(-z))
     slope = below + wide * jnp.exp(-jnp.square(z)) * (1 / math.sqrt(2 * math.pi))
-    # The barrier, because XLA otherwise leaves the rounding out and keeps an array twice as large.
+    # Without the barrier XLA removes the rounding and stores an array twice as large.
     return (wide * below).astype(x.dtype), jax.lax.optimization_barrier(slope.astype(x.dtype))
 
 
@@ -73,8 +73,8 @@ def over_channels(v: jax.Array, ndim: int) -> jax.Array:
 def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
     """Add bias (c,) to y (..., c) in the type of `y`.
 
-    It is rounded after it has been spread, so that its gradient is summed in its own type: a sum of thousands in
-    bfloat16 is off by some per cent.
+    The bias is rounded after broadcasting, so that its gradient is summed in its own type: a sum of thousands of values
+    in bfloat16 is off by several per cent.
     """
     return y + jnp.broadcast_to(over_channels(bias, y.ndim), y.shape).astype(y.dtype)
 
@@ -83,7 +83,7 @@ def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Multiply x (n, i) by kernel (i, o) in the type of `x`; the kernel's gradient keeps the kernel's type.
 
-    The gradient that autodiff writes, transpose(dᵀx), makes XLA:CPU copy dᵀ: a fifth of a ResNet50 step.
+    Autodiff's gradient, transpose(dᵀx), makes XLA:CPU copy dᵀ, which takes a fifth of a ResNet50 step.
     """
     return jnp.dot(x, kernel.astype(x.dtype))
 
@@ -137,14 +137,18 @@ class Conv(nnx.Module):
 
     Parameters: `kernel` (kh, kw, i / groups, o) and, with `use_bias`, `bias` (o,).
 
-    `impl` says how a convolution without groups is computed: "dot" as a product of patches and kernel, "conv" as
-    a convolution, "auto" by the backend found when the call is traced: on CPUs as a product where the patches
-    are the input itself (1×1: twice as fast) or the output has at most `SMALL_MAP` pixels (XLA's gradient is
-    slower there, at 2×2 forty times). "dot" of a depthwise convolution, and "auto" on CPUs, is a sum of shifted maps
-    times their weights: XLA's gradient takes several times as long there. "blocks", and "auto" on GPUs and TPUs where
-    at most `FEW_CHANNELS` come in, computes one of stride 2 as one of stride 1 over blocks of 2×2 pixels, where height
-    and width are even: matrix units want more channels than three. Parameters are the same either way.
-    Raises ValueError for an unknown `impl`.
+    `impl` selects the algorithm; parameters are the same for all of them.
+
+    * "conv": a convolution by XLA.
+    * "dot": a product of patches and kernel; for a depthwise convolution, a sum of shifted maps times their weights.
+    * "blocks": for stride 2 and even height and width, a convolution of stride 1 over blocks of 2×2 pixels.
+    * "auto": chosen for the backend when the call is traced. On CPUs "dot" for kernels of 1×1 (whose patches are the
+      input itself: twice as fast), for outputs of at most `SMALL_MAP` pixels (XLA's gradient is slower there, at 2×2
+      forty times), and for depthwise convolutions (XLA's gradient takes several times as long). On GPUs and TPUs
+      "blocks" for at most `FEW_CHANNELS` input channels, because matrix units need more channels than three.
+
+    Raises:
+      ValueError: an unknown `impl`.
     """
 
     def __init__(
@@ -206,7 +210,7 @@ class Conv(nnx.Module):
         return y
 
     def _output_size(self, x: jax.Array) -> tuple[int, int]:
-        """Height and width of the result."""
+        """Return height and width of the result."""
         extents = zip(x.shape[1:3], self.padding, self.kernel.shape[:2], self.strides, strict=True)
         height, width = ((size + sum(pad) - kernel) // stride + 1 for size, pad, kernel, stride in extents)
         return height, width
@@ -233,7 +237,7 @@ class Conv(nnx.Module):
         return taps[0] if len(taps) == 1 else jnp.concatenate(taps, axis=-1)
 
     def _taps(self, x: jax.Array) -> list[jax.Array]:
-        """For each of the kernel's kh · kw positions, row by row, the part of the map that meets it: (b, h', w', i)."""
+        """Return the part of the map (b, h', w', i) under each of the kernel's kh · kw positions, row by row."""
         height, width = self._output_size(x)
         down, right = self.strides
         if any(sum(pad) for pad in self.padding):
@@ -248,28 +252,32 @@ class Conv(nnx.Module):
 def _blocks(
     x: jax.Array, kernel: jax.Array, output_size: tuple[int, int], padding: Padding
 ) -> tuple[jax.Array, jax.Array, Padding]:
-    """What a convolution of stride 2 is over blocks of 2×2 pixels: map (b, h/2, w/2, 4i), kernel, padding."""
+    """Rewrite a convolution of stride 2 over blocks of 2×2 pixels.
+
+    Returns:
+      Map (b, h/2, w/2, 4i), kernel and padding of the equal convolution of stride 1.
+    """
     b, h, w, i = x.shape
     x = x.reshape(b, h // 2, 2, w // 2, 2, i).transpose(0, 1, 3, 2, 4, 5).reshape(b, h // 2, w // 2, 4 * i)
-    of_kernel, of_map = [], []
+    kernel_padding, map_padding = [], []
     for size, extent, output, (before, _) in zip(kernel.shape[:2], (h, w), output_size, padding, strict=True):
-        skipped = before % 2  # zeros in front of the kernel, so that it begins with a block
+        skipped = before % 2  # zeros in front of the kernel, so that it starts at a block
         blocks = -(-(size + skipped) // 2)
-        of_kernel.append((skipped, 2 * blocks - size - skipped))
+        kernel_padding.append((skipped, 2 * blocks - size - skipped))
         first = (before + skipped) // 2
-        of_map.append((first, output - 1 + blocks - extent // 2 - first))
-    kernel = jnp.pad(kernel, (*of_kernel, (0, 0), (0, 0)))
+        map_padding.append((first, output - 1 + blocks - extent // 2 - first))
+    kernel = jnp.pad(kernel, (*kernel_padding, (0, 0), (0, 0)))
     rows, columns, _, o = kernel.shape
     kernel = kernel.reshape(rows // 2, 2, columns // 2, 2, i, o).transpose(0, 2, 1, 3, 4, 5)
-    return x, kernel.reshape(rows // 2, columns // 2, 4 * i, o), (of_map[0], of_map[1])
+    return x, kernel.reshape(rows // 2, columns // 2, 4 * i, o), (map_padding[0], map_padding[1])
 
 
 def max_pool_3x3_s2(x: jax.Array) -> jax.Array:
     """Max-pool (b, h, w, c) with a 3×3 window, stride 2 and padding 1 to (b, ⌈h/2⌉, ⌈w/2⌉, c).
 
-    Where h and w are even, as maxima of slices, one axis after the other (on CPUs three times as fast), but not on
-    TPUs. That splits the gradient among equal maxima; the window reduction gives it to the first. After a ReLU, ties
-    are at zero and pass no gradient on.
+    For even h and w, except on TPUs, maxima of slices are taken along one axis after the other (on CPUs three times as
+    fast). This splits the gradient among equal maxima, whereas the window reduction gives it to the first. After a ReLU
+    ties are at zero and pass no gradient on.
     """
     if jax.default_backend() != "tpu" and x.shape[1] % 2 == 0 and x.shape[2] % 2 == 0:
         return _max_of_3_stride_2(_max_of_3_stride_2(x, 2), 1)
@@ -294,11 +302,10 @@ def global_avg_pool(x: jax.Array) -> jax.Array:
 class ChannelAttention(nnx.Module):
     """y = x · sigmoid(W2 · activation(W1 · gap(x))), W1: c -> c / reduction (or `hidden`), W2: back, with biases.
 
-    W1 and W2 are 1×1 convolutions of a 1×1 map, written as the dense layers that they are. The kernel of W2
-    starts at zero and its bias at 3, so the gate starts at 0.953 for every input and every scale of the
-    features, which no random kernel guarantees. Zero is no dead end: W2 gets its gradient at the first step
-    already, from the random W1, and W1 gets one from the second step on. The gate is computed in float32
-    and applied in the type of `x`. (b, h, w, c) -> (b, h, w, c).
+    (b, h, w, c) -> (b, h, w, c). W1 and W2 are 1×1 convolutions of a 1×1 map, implemented as dense layers. The kernel
+    of W2 starts at zero and its bias at 3, so the gate starts at 0.953 for every input and every scale of the
+    features, which no random kernel guarantees. Training still starts: W2 gets a gradient at the first step, through
+    the random W1, and W1 from the second step on. The gate is computed in float32 and applied in the type of `x`.
     """
 
     def __init__(

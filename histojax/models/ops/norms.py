@@ -1,4 +1,4 @@
-"""Batch norm and layer norm, with gradients that keep and compute less than autodiff's.
+"""Batch norm and layer norm, with gradients that store and compute less than autodiff's.
 
 Shapes: the last axis holds the channels. Parameters and batch statistics are float32; `dtype` is the type that a layer
 computes in. The custom gradients support reverse mode only: `jax.jvp`, `jax.jacfwd` and `jax.hessian` raise TypeError.
@@ -21,11 +21,19 @@ from histojax.models.ops.layers import Conv, Initializer, at_least_float32, over
 def batch_norm_train(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalise x (..., c) by its own statistics; return (y, mean (c,), biased variance (c,)).
+    """Normalise by the batch's own statistics (Ioffe and Szegedy 2015, arXiv 1502.03167, algorithm 1).
 
-    Ioffe and Szegedy 2015 (arXiv 1502.03167), algorithm 1, with E[x²] - E[x]² as the variance, so that one
-    pass over `x` yields both statistics. The gradient ignores the cotangents of the mean and the variance
-    returned: they feed the running statistics only.
+    The variance is E[x²] - E[x]², so that one pass over `x` yields both statistics. The gradient ignores the cotangents
+    of the returned mean and variance, which feed the running statistics only.
+
+    Args:
+      x: (..., c).
+      scale: (c,).
+      bias: (c,).
+      epsilon: added to the variance.
+
+    Returns:
+      Normalised values (..., c) in the type of `x`, mean (c,) and biased variance (c,).
     """
     return _batch_norm_fwd(x, scale, bias, epsilon)[0]
 
@@ -73,11 +81,10 @@ def _factor_and_offset(
 class BatchNorm(nnx.Module):
     """Batch normalisation over all axes but the last: (..., c) -> (..., c) in `dtype`.
 
-    Parameters `scale` and `bias`, batch statistics `mean` and `var`, all (c,) float32. `momentum` is the
-    weight of the old running value (0.9 here is torch's 0.1). As in Flax the running variance is the biased
-    one; torch keeps the unbiased one, n / (n - 1) times this. `scale_init` may be zeros, so that a residual
-    branch starts as the identity.
-    Under `jax.jit` with the batch sharded over a mesh the statistics are those of the whole batch.
+    Parameters `scale` and `bias`, batch statistics `mean` and `var`, all (c,) float32. `momentum` is the weight of the
+    old running value (0.9 here is torch's 0.1). The running variance is biased, as in Flax; torch stores the unbiased
+    one, n / (n - 1) times as large. With `scale_init` of zeros a residual branch starts as the identity. Under
+    `jax.jit` with the batch sharded over a mesh the statistics are those of the whole batch.
     """
 
     def __init__(
@@ -100,15 +107,15 @@ class BatchNorm(nnx.Module):
         self.use_running_average = use_running_average
         self.dtype = dtype
 
-    # `deterministic` is accepted and has no effect, so that one nnx.view call serves nets without Dropout,
-    # too: nnx.view raises for a keyword that no module takes.
+    # `deterministic` has no effect. It is accepted because nnx.view raises for a keyword that no module takes, and the
+    # same call also serves models without dropout.
     def set_view(self, use_running_average: bool | None = None, deterministic: bool | None = None) -> None:
         """Switch between batch and running statistics; called by `nnx.view`."""
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalise (..., c); in training, fold the batch's statistics into the running ones."""
+        """Normalise (..., c); in training, also update the running statistics."""
         x, scale, bias = x.astype(self.dtype), self.scale[...], self.bias[...]
         if self.use_running_average:
             inv = jax.lax.rsqrt(self.var[...] + self.epsilon)
@@ -116,15 +123,15 @@ class BatchNorm(nnx.Module):
         y, mean, var = batch_norm_train(x, scale, bias, self.epsilon)
         for running, batch in ((self.mean, mean), (self.var, var)):
             new = self.momentum * running[...] + (1 - self.momentum) * batch
-            # Not `running[...] = `: under tracing, flax then searches the whole program for where a value came from.
+            # Not `running[...] = `, for which flax searches the whole traced program for the origin of the value.
             running.set_value(jax.lax.stop_gradient(new))
         return y
 
 
 def conv_norm(conv: Conv, norm: BatchNorm, x: jax.Array) -> jax.Array:
-    """norm(conv(x)) of a convolution without bias, as one convolution where `norm` uses its running statistics.
+    """Return norm(conv(x)) for a convolution without bias, fused if `norm` uses its running statistics.
 
-    Elsewhere than on CPUs, where it gains nothing: compilers for GPUs then compute bias and activation with it.
+    Compilers for GPUs then also fuse bias and activation. On CPUs nothing is gained, so nothing is fused.
     """
     if not norm.use_running_average or jax.default_backend() == "cpu":
         return norm(conv(x))
@@ -138,14 +145,23 @@ def conv_norm(conv: Conv, norm: BatchNorm, x: jax.Array) -> jax.Array:
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
     """Normalise each (c,) of x (..., c) by its own mean and variance, in the type of `x`.
 
-    For the gradient `x` itself and two numbers a row are kept; autodiff keeps the normalised rows in float32, too.
+    The gradient stores `x` and two numbers per row; autodiff also stores the normalised rows in float32.
+
+    Args:
+      x: (..., c).
+      scale: (c,).
+      bias: (c,).
+      epsilon: added to the variance.
+
+    Returns:
+      (..., c) in the type of `x`.
     """
     return _layer_norm_fwd(x, scale, bias, epsilon)[0]
 
 
 def _layer_norm_fwd(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple[jax.Array, Any]:
     if kernels.takes_rows(x.dtype, x.shape[-1]):
-        # Not every jax has Triton, which it imports.
+        # Imported here, because not every jax has Triton.
         from histojax.models.ops import row_norm
 
         return row_norm.forward(x, scale, bias, epsilon), (x, scale)
@@ -176,12 +192,12 @@ layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
 class LayerNorm(nnx.Module):
     """Layer normalisation over the last axis (Ba et al. 2016, arXiv 1607.06450): (..., c) -> (..., c) in `dtype`.
 
-    Parameters `scale` and `bias`, both (c,) float32. Statistics are float32 (or float64) whatever `dtype` is, and the
-    variance is the mean of squared deviations, not E[x²] - E[x]²: tokens may lie far from zero.
+    Parameters `scale` and `bias`, both (c,) float32. Statistics are at least float32 for every `dtype`. The variance is
+    the mean of squared deviations, not E[x²] - E[x]², because tokens may lie far from zero.
     """
 
     def __init__(self, num_features: int, *, epsilon: float = 1e-5, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
-        del rngs  # both start constant
+        del rngs  # both parameters start constant
         self.scale = nnx.Param(jnp.ones((num_features,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((num_features,), jnp.float32))
         self.epsilon = epsilon

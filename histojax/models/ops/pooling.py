@@ -1,8 +1,8 @@
 """Pooling layers: windows of 2×2 and 3×3, and averages over a grid of any size. Maps are (b, h, w, c).
 
-Maxima are taken of slices, one axis after the other: on CPUs, with the gradient, that takes a quarter of the time of
-the window reduction. The gradient is split among equal maxima, where the reduction gives it to the first; after a ReLU
-ties are at zero and pass no gradient on.
+Max-pooling takes maxima of slices along one axis after the other: on CPUs, including the gradient, in a quarter of the
+window reduction's time. The gradient is split among equal maxima, whereas the reduction gives it to the first. After a
+ReLU ties are at zero and pass no gradient on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from histojax.models.ops.layers import at_least_float32
 
 
 def _whole_windows(x: jax.Array) -> jax.Array:
-    """Cut a last odd row and column off (b, h, w, c), as torch's pooling without padding does."""
+    """Drop an odd last row and column of (b, h, w, c), as torch's pooling without padding does."""
     height, width = (size // 2 * 2 for size in x.shape[1:3])
     return x[:, :height, :width]
 
@@ -49,8 +49,8 @@ def max_pool_3x3_s1(x: jax.Array) -> jax.Array:
 def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
     """Average (b, h, w, c) over a grid of cells to (b, size, size, c), as torch's AdaptiveAvgPool2d.
 
-    Cell i of an axis of n covers the positions from ⌊i · n / size⌋ to before ⌈(i + 1) · n / size⌉: cells overlap where
-    `size` does not divide n, and repeat positions where it is larger. Sums are float32 (or float64).
+    Cell i of an axis of n covers the positions from ⌊i · n / size⌋ to before ⌈(i + 1) · n / size⌉. Cells overlap if
+    `size` does not divide n, and repeat positions if it is larger. Sums are at least float32.
     """
     dtype = x.dtype
     for axis in (1, 2):

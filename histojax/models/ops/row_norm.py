@@ -1,7 +1,7 @@
-"""Layer norm as GPU kernels, a few rows a program: each array is read and written once.
+"""Layer norm as GPU kernels that read and write each array once. Each program handles a few rows.
 
-XLA takes three passes forward, and its gradient's fusions of reductions along and across rows reach a tenth of the
-memory's speed.
+XLA needs three passes in the forward direction, and its gradient, which fuses reductions along and across rows, reaches
+a tenth of the memory bandwidth.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from histojax.models.ops import kernels
 from histojax.models.ops.compat import pl, triton
 from histojax.models.ops.sharded_call import sharded_call
 
-_ELEMENTS = 4096  # of a program's block
-_PROGRAMS = 1056  # of the gradient: eight for each multiprocessor of an H100
+_ELEMENTS = 4096  # per block of a program
+_PROGRAMS = 1056  # for the gradient: eight per multiprocessor of an H100
 
 
 def forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
-    """As `norms.layer_norm`: x (..., c), scale and bias (c,), all statistics in float32."""
+    """Return `norms.layer_norm` of x (..., c), with scale and bias (c,) and statistics in float32."""
     return sharded_call(functools.partial(_forward, epsilon=epsilon), True, False, False)(x, scale, bias)
 
 
 def backward(x: jax.Array, scale: jax.Array, d: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradients of x, scale and bias, given that of the result."""
-    apart = sharded_call(functools.partial(_backward, epsilon=epsilon), True, False, True)
-    dx, dscale, dbias = apart(x, scale, d)
+    """Return the gradients of x, scale and bias, given the result's gradient `d` (..., c)."""
+    partial_backward = sharded_call(functools.partial(_backward, epsilon=epsilon), True, False, True)
+    dx, dscale, dbias = partial_backward(x, scale, d)
     return dx, dscale.sum(0).astype(scale.dtype), dbias.sum(0).astype(scale.dtype)
 
 
@@ -46,7 +46,7 @@ def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) ->
 
 
 def _backward(x: jax.Array, scale: jax.Array, d: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The gradient of x; those of scale and bias as parts of a sum, (programs, c)."""
+    """Return the gradient of x, and those of scale and bias as partial sums (programs, c)."""
     rows = x.reshape(-1, x.shape[-1])
     block = _block(rows)
     blocks = -(-rows.shape[0] // block[0])
@@ -63,7 +63,7 @@ def _backward(x: jax.Array, scale: jax.Array, d: jax.Array, epsilon: float) -> t
 
 
 def _block(rows: jax.Array) -> tuple[int, int]:
-    """Rows and columns of a program's block: powers of two, as Triton wants them."""
+    """Return rows and columns of a program's block. Both are powers of two, as Triton requires."""
     columns = pl.next_power_of_2(rows.shape[1])
     return max(1, _ELEMENTS // columns), columns
 
@@ -71,7 +71,7 @@ def _block(rows: jax.Array) -> tuple[int, int]:
 def _normalised(
     x_ref: Any, first: jax.Array, block: tuple[int, int], epsilon: float
 ) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
-    """Where rows from `first` on lie, what of it exists, (x - mean) / σ there, 1 / σ."""
+    """Return indices of the block of rows from `first` on, the mask of existing values, (x - mean) / σ, and 1 / σ."""
     count, channels = x_ref.shape
     row, column = (first + jnp.arange(block[0]))[:, None], jnp.arange(block[1])[None, :]
     exists = (row < count) & (column < channels)
@@ -82,8 +82,8 @@ def _normalised(
     return (row, column), exists, centred * inv, inv
 
 
-def _of_channels(ref: Any, block: tuple[int, int]) -> jax.Array:
-    """The (c,) of `ref`, as (1, padded)."""
+def _load_channels(ref: Any, block: tuple[int, int]) -> jax.Array:
+    """Load (c,) as (1, padded)."""
     column = jnp.arange(block[1])[None, :]
     return triton.load(ref.at[column], mask=column < ref.shape[0], other=0.0).astype(jnp.float32)
 
@@ -92,7 +92,7 @@ def _forward_kernel(
     x_ref: Any, scale_ref: Any, bias_ref: Any, y_ref: Any, *, block: tuple[int, int], epsilon: float
 ) -> None:
     at, exists, x_hat, _ = _normalised(x_ref, pl.program_id(0) * block[0], block, epsilon)
-    y = x_hat * _of_channels(scale_ref, block) + _of_channels(bias_ref, block)
+    y = x_hat * _load_channels(scale_ref, block) + _load_channels(bias_ref, block)
     triton.store(y_ref.at[at], y.astype(y_ref.dtype), mask=exists)
 
 
@@ -109,7 +109,7 @@ def _backward_kernel(
     epsilon: float,
 ) -> None:
     program, channels = pl.program_id(0), x_ref.shape[1]
-    scale = _of_channels(scale_ref, block)
+    scale = _load_channels(scale_ref, block)
 
     def body(i: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         dscale, dbias = sums

@@ -44,8 +44,8 @@ class Cut:
 def window_attention(qkv: jax.Array, qkv_bias: jax.Array, bias: jax.Array, cut: Cut) -> jax.Array:
     """Attend within the windows of a map.
 
-    The result equals rolling the map, cutting it into windows, `attend` with pairs from different regions masked, putting
-    the windows back and rolling back.
+    The result equals rolling the map, cutting it into windows, `attend` with pairs from different regions masked,
+    putting the windows back and rolling back.
 
     Args:
       qkv: queries, keys and values of each position (b, h, w, 3c); h and w are multiples of the window.
