@@ -12,7 +12,8 @@ import pytest
 from data_pipelines.synthetic.tiles import TilesSyntheticSpec, generate_tiles
 from histojax.evaluation import predictions, results
 from histojax.training.checkpoint import find
-from tests.conftest import SHARED
+from tests.conftest import ROOT, SHARED
+from tests.helpers.command import histojax
 from tests.helpers.programs import assert_same_run, last_logged_step, run, run_until
 
 pytestmark = pytest.mark.slow
@@ -124,15 +125,18 @@ def test_eval_needs_only_the_checkpoint_and_takes_another_size(tmp_path: pathlib
         (["--config.data.image_size=50"], "32 or 64"),
         (["--config.loss.class_weights=inverse"], "loss.class_weights has no meaning"),
         (["--config.train.best_metric=gmean"], "train.best_metric='gmean' is not one of loss, accuracy, mean_average"),
-        (["--config.data.sampling=balanced"], "data.sampling=balanced needs one class an image"),
+        (["--config.data.sampling=balanced"], "data.sampling=balanced needs one class per image"),
         (["--config.data.magnification=40X"], "magnification"),
         (["--config.data.tiles.labels=('tumor','fat')"], "fat"),
         (["--config.data.split.protocol=case"], "protocol"),
         (["--config.model.options.ldc=never"], "ldc='never'"),
     ],
 )
-def test_mistakes_are_reported(tmp_path: pathlib.Path, tiles: pathlib.Path, more: list[str], message: str) -> None:
-    done = run(command(tmp_path / "run", tiles, *more))
+def test_mistakes_are_reported(
+    tmp_path: pathlib.Path, tiles: pathlib.Path, monkeypatch: pytest.MonkeyPatch, more: list[str], message: str
+) -> None:
+    monkeypatch.chdir(ROOT)  # in this process, because only the message matters
+    done = histojax("train", *command(tmp_path / "run", tiles, *more)[3:])
     assert done.returncode == 1
     assert message in done.stderr
     assert "error: " in done.stderr
