@@ -33,12 +33,12 @@ def tree(seed=0):
 
 def run(optimizer, params, steps, gradients=None):
     """Parameters after each step."""
-    state, seen = optimizer.init(params), []
+    state, history = optimizer.init(params), []
     for i in range(steps):
         updates, state = optimizer.update(tree(100 + i) if gradients is None else gradients, state, params)
         params = optax.apply_updates(params, updates)
-        seen.append(params)
-    return seen
+        history.append(params)
+    return history
 
 
 def assert_close(a, b, **tolerance):
@@ -47,7 +47,7 @@ def assert_close(a, b, **tolerance):
 
 # ---- Schedule -----------------------------------------------------------------------------------------------------
 
-# warm-up of 4 steps: 0.025, 0.05, 0.075, 0.1; then a half cosine over the 16 left, so half of it at 4 + 8.
+# Warm-up of 4 steps: 0.025, 0.05, 0.075, 0.1; then half a cosine over the remaining 16, so half of 0.1 at 4 + 8.
 COSINE = {
     0: 0.025,
     1: 0.05,
@@ -65,15 +65,15 @@ SCHEDULES = {
     "constant": (spec(schedule="constant", warmup_steps=4), {0: 0.025, 2: 0.075, 3: 0.1, 4: 0.1, 19: 0.1, 99: 0.1}),
     "constant, no warm-up": (spec(schedule="constant"), {0: 0.1, 19: 0.1}),
     "warm-up of one step": (spec(warmup_steps=1), {0: 0.1, 1: 0.1, 20: 0.0}),
-    # Cut to the run's length, so that the last step has the whole rate.
+    # Shortened to the run's length, so that the last step has the full rate.
     "warm-up longer than the run": (spec(warmup_steps=50), {0: 0.005, 9: 0.05, 19: 0.1}),
 }
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_schedule_at_hand_picked_steps(name):
-    made, expected = SCHEDULES[name]
-    schedule = learning_rate(made)
+    fields, expected = SCHEDULES[name]
+    schedule = learning_rate(fields)
     for step, value in expected.items():
         np.testing.assert_allclose(schedule(step), value, rtol=1e-5, atol=1e-8, err_msg=f"step {step}")
 
@@ -82,8 +82,8 @@ def test_the_schedule_reaches_the_updates():
     # Without momentum, sgd's update of a gradient of 1 is the learning rate itself.
     optimizer = make_optimizer(spec(name="sgd", momentum=0.0, warmup_steps=4))
     params = {"kernel": jnp.zeros((1, 1))}
-    path = [float(p["kernel"][0, 0]) for p in run(optimizer, params, 13, {"kernel": jnp.ones((1, 1))})]
-    steps = -np.diff([0.0, *path])
+    values = [float(p["kernel"][0, 0]) for p in run(optimizer, params, 13, {"kernel": jnp.ones((1, 1))})]
+    steps = -np.diff([0.0, *values])
     np.testing.assert_allclose(steps[[0, 1, 3, 4, 8, 12]], [COSINE[i] for i in (0, 1, 3, 4, 8, 12)], rtol=1e-4)
 
 
@@ -129,7 +129,7 @@ def test_convolutions_are_decayed_and_norms_and_positions_are_not():
     }
 
 
-def test_the_head_is_told_by_components_of_the_path():
+def test_the_head_is_recognised_by_path_components():
     leaf = jnp.zeros(1)
     params = {
         "head": {"dense1": {"bias": leaf}},
@@ -153,7 +153,7 @@ def test_the_head_is_told_by_components_of_the_path():
     }
 
 
-# The groups of all models before their specifications listed them: checkpoints depend on these.
+# All models' groups as they were before the specifications listed them; checkpoints depend on them.
 HEAD = re.compile(r"(^|/)(head|attention|ldc|fr|resnet)(/|$)")
 NOT_DECAYED = re.compile(r"position|registers")
 
@@ -175,7 +175,7 @@ def test_the_groups_of_each_model(name, options):
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_the_head_multiplier_scales_the_heads_updates_decay_included(name):
+def test_the_head_multiplier_scales_the_heads_updates_and_their_decay(name):
     params = tree()
     fields = {"name": name, "schedule": "constant", "weight_decay": 0.2}
     (plain,) = run(make_optimizer(spec(**fields)), params, 1)
@@ -194,8 +194,8 @@ def test_a_frozen_backbone_moves_after_its_steps_as_if_it_had_seen_all_gradients
         jax.tree.map(np.testing.assert_array_equal, after["layer1"], params["layer1"])
     for after, other in zip(frozen, free, strict=True):
         assert_close(after["head"], other["head"])
-    # Adam's moments were kept up to date, so the first step is the one that the free backbone takes then,
-    # up to the decay, which depends on the weights: biases have none.
+    # Adam's moments were kept up to date, so the first step equals the free backbone's fourth, except for the decay,
+    # which depends on the weights. Biases have none.
     got = frozen[3]["layer1"][0]["bias"] - params["layer1"][0]["bias"]
     assert np.abs(got).min() > 1e-4
     assert_close(got, free[3]["layer1"][0]["bias"] - free[2]["layer1"][0]["bias"], rtol=1e-4, atol=1e-6)
@@ -216,7 +216,7 @@ def test_freezing_and_the_multiplier_work_together():
 
 def test_clipping_limits_the_global_norm():
     params = {"a": jnp.zeros((1, 1)), "b": jnp.zeros((1, 1))}
-    # Norm 5, so clipped to 1: 3/5 and 4/5.
+    # The norm is 5; clipped to 1, the parts are 3/5 and 4/5.
     large = {"a": jnp.full((1, 1), 3.0), "b": jnp.full((1, 1), 4.0)}
     fields = {"name": "sgd", "momentum": 0.0, "learning_rate": 1.0, "schedule": "constant"}
     (clipped,) = run(make_optimizer(spec(**fields, clip_norm=1.0)), params, 1, large)
@@ -237,7 +237,7 @@ def test_adamw_is_optaxs():
 
 
 def assert_follows(ours, theirs, params):
-    """Compares the parameters after each update; gradients are those that `run` draws."""
+    """Compare the parameters after each update; the gradients are those of `run`."""
     for i, after in enumerate(ours):
         for p, gradient in zip(params, jax.tree.leaves(tree(100 + i)), strict=True):
             p.grad = torch.tensor(np.asarray(gradient))
@@ -247,7 +247,7 @@ def assert_follows(ours, theirs, params):
 
 
 def test_adamw_is_pytorchs():
-    # With the usual β₂ = 0.999, 1 - β₂ in float32 alone is off by 6e-5: another one, so that the bound stays tight.
+    # With the usual β₂ = 0.999, 1 - β₂ in float32 is off by 6e-5; β₂ = 0.9 keeps the bound tight.
     params = [torch.nn.Parameter(torch.tensor(np.asarray(p))) for p in jax.tree.leaves(tree())]
     theirs = torch.optim.AdamW(params, lr=0.1, betas=(0.9, 0.9), eps=1e-8, weight_decay=0.0)
     assert_follows(run(make_optimizer(spec(schedule="constant", beta2=0.9)), tree(), 5), theirs, params)

@@ -1,4 +1,4 @@
-"""Weights from elsewhere through the front door, and back out: real files, real processes, PyTorch as the judge."""
+"""Import and export of weights with real files and the real program, checked by PyTorch."""
 
 import json
 import os
@@ -25,6 +25,7 @@ from histojax.training.program import Program, StepSpec
 from histojax.training.tasks import Multiclass
 from histojax.weights.hub import locate
 from histojax.weights.saving import rewrite
+from tests.helpers.command import histojax
 from tests.helpers.programs import run
 
 # It defines what torchvision misses beside a CPU build of torch.
@@ -36,7 +37,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.parity]
 
 @pytest.fixture(scope="module", autouse=True)
 def _compile_quickly() -> Iterator[None]:
-    """Most of the time here would go into optimizing programs that run once."""
+    """Skip optimization, which would take most of the time here, because each program runs once."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -44,7 +45,7 @@ def _compile_quickly() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def resnet() -> torch.nn.Module:
-    """torchvision's, with statistics and classifier of its own."""
+    """torchvision's model with random statistics and classifier."""
     torch.manual_seed(0)
     model = torchvision.models.resnet50(num_classes=2)
     for name, buffer in model.named_buffers():
@@ -80,7 +81,7 @@ def command(workdir: pathlib.Path, images: pathlib.Path, *fields: str) -> list[s
 def trained(
     tmp_path_factory: pytest.TempPathFactory, images: pathlib.Path, weights: pathlib.Path
 ) -> tuple[pathlib.Path, str]:
-    """A run from the file whose learning rate is so small that the parameters stay the file's."""
+    """A run from the file, with a learning rate so small that the parameters stay the file's."""
     workdir = tmp_path_factory.mktemp("runs") / "run"
     done = run(command(workdir, images, f"model.pretrained={weights}", "optimizer.learning_rate=1e-30"))
     assert done.returncode == 0, done.stderr
@@ -92,28 +93,21 @@ def torch_logits(model: torch.nn.Module, x: np.ndarray) -> np.ndarray:
         return model(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
 
 
-def test_a_run_says_what_it_began_with(trained: tuple[pathlib.Path, str], weights: pathlib.Path) -> None:
-    workdir, said = trained
+def test_a_run_records_its_pretrained_weights(trained: tuple[pathlib.Path, str], weights: pathlib.Path) -> None:
+    workdir, log = trained
     results = json.loads((workdir / "results.json").read_text())
     assert results["pretrained"].startswith(f"{weights} (sha256 ")
     assert "267 arrays" in results["pretrained"]
-    assert "torchvision/timm names" in said
+    assert "torchvision/timm names" in log
 
 
-def test_what_was_trained_here_is_loaded_by_torchvision(
+def test_torchvision_loads_an_exported_checkpoint(
     trained: tuple[pathlib.Path, str], resnet: torch.nn.Module, tmp_path: pathlib.Path
 ) -> None:
-    words = [
-        sys.executable,
-        "-m",
-        "histojax",
-        "convert",
-        "--checkpoint",
-        str(trained[0]),
-        "--output",
-        str(tmp_path),
-    ]
-    done = run([*words, "--to", "safetensors"])
+    done = run([
+        sys.executable, "-m", "histojax", "convert", f"--checkpoint={trained[0]}", f"--output={tmp_path}",
+        "--to=safetensors",
+    ])  # fmt: skip
     assert done.returncode == 0, done.stderr
     arrays = safetensors.numpy.load_file(tmp_path / "model.safetensors")
     facts = json.loads((tmp_path / "config.json").read_text())
@@ -122,7 +116,7 @@ def test_what_was_trained_here_is_loaded_by_torchvision(
     missing, unexpected = back.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in arrays.items()}, strict=False)
     assert not unexpected
     assert all(name.endswith("num_batches_tracked") for name in missing)
-    # The parameters came in from the file and went out again; the statistics have seen our images since.
+    # The parameters are still the file's; the statistics have changed with our images.
     for name, value in resnet.named_parameters():
         np.testing.assert_allclose(back.get_parameter(name).detach(), value.detach(), rtol=1e-6, atol=1e-7)
     assert not np.allclose(back.bn1.running_mean, resnet.bn1.running_mean)
@@ -145,20 +139,19 @@ def test_a_filled_state_is_the_files_model_and_can_be_trained(
     transform = make_optimizer(OptimizerSpec("sgd", 0.1, 10, schedule="constant"))
     spec = StepSpec((0.5,) * 3, (0.25,) * 3, ema_decay=0.9)
     program = Program(make_model, Multiclass(("benign", "malignant"), (1.0, 1.0)), transform, spec, layout)
-    state, words = pretrained.fill(program.init(), "resnet50", str(weights))
-    assert "random at first" not in words
+    state, origin = pretrained.fill(program.init(), "resnet50", str(weights))
+    assert "random at first" not in origin
     image = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     batch = {"image": image, "label": np.array([0, 1, 1, 0], np.int32), "mask": np.ones(4, bool)}
     theirs = torch_logits(resnet, ((image / 255 - 0.5) / 0.25).astype(np.float32))
-    wanted = np.exp(theirs) / np.exp(theirs).sum(1, keepdims=True)
+    expected = np.exp(theirs) / np.exp(theirs).sum(1, keepdims=True)
     for model in (state.model, state.ema):
-        found = program.evaluate(model, layout.to_device(batch))["probabilities"]
-        np.testing.assert_allclose(found, wanted, atol=1e-4)
+        probabilities = program.evaluate(model, layout.to_device(batch))["probabilities"]
+        np.testing.assert_allclose(probabilities, expected, atol=1e-4)
     specs = [leaf.sharding.spec for leaf in jax.tree.leaves(program.abstract.model.params)]
     assert [leaf.sharding.spec for leaf in jax.tree.leaves(state.model.params)] == specs
-    state, metrics = program.train(
-        state, layout.to_device(batch)
-    )  # takes the memory of the state: nothing may be shared
+    # A step donates the state's memory, so the model and its average must not share arrays.
+    state, metrics = program.train(state, layout.to_device(batch))
     assert np.isfinite(float(metrics["loss"]))
     assert np.isfinite(np.asarray(jax.tree.leaves(state.ema.params)[0])).all()
 
@@ -178,10 +171,10 @@ def test_ldcsf_starts_as_the_swin_of_the_file(tmp_path: pathlib.Path) -> None:
     program = Program(
         make_model, task, optax.identity(), StepSpec((0.0,) * 3, (1.0,) * 3), Layout(1, jax.devices()[:1])
     )
-    state, words = pretrained.fill(program.init(), "ldcsf", str(tmp_path / "swin.safetensors"))
-    assert words.endswith("random at first: fr, head, ldc, resnet")
-    found = state.model.params["stages"][1][0]["attn"]["qkv"]["kernel"]
-    np.testing.assert_array_equal(found, swin.features[3][0].attn.qkv.weight.detach().numpy().T)
+    state, origin = pretrained.fill(program.init(), "ldcsf", str(tmp_path / "swin.safetensors"))
+    assert origin.endswith("random at first: fr, head, ldc, resnet")
+    kernel = state.model.params["stages"][1][0]["attn"]["qkv"]["kernel"]
+    np.testing.assert_array_equal(kernel, swin.features[3][0].attn.qkv.weight.detach().numpy().T)
 
 
 class _Harm:
@@ -192,7 +185,7 @@ class _Harm:
         return os.system, (f"touch {self.marker}",)
 
 
-def test_a_file_that_would_run_code_is_refused_and_nothing_is_left(
+def test_a_file_that_would_run_code_is_refused_and_leaves_no_results(
     tmp_path: pathlib.Path, images: pathlib.Path
 ) -> None:
     (tmp_path / "bad.pth").write_bytes(pickle.dumps(_Harm(tmp_path / "harm")))
@@ -206,35 +199,39 @@ def test_a_file_that_would_run_code_is_refused_and_nothing_is_left(
         assert not list((tmp_path / "run").rglob("results.json"))
 
 
-def test_weights_of_another_model_are_named_all_at_once(tmp_path: pathlib.Path, weights: pathlib.Path) -> None:
-    words = [sys.executable, "-m", "histojax", "convert", f"--weights={weights}", f"--output={tmp_path / 'out'}"]
-    done = run([*words, "--model=swin_tiny_patch4_window7_224"])
+def test_weights_of_another_model_are_refused_with_all_their_names(
+    tmp_path: pathlib.Path, weights: pathlib.Path
+) -> None:
+    argv = ("convert", f"--weights={weights}", f"--output={tmp_path / 'out'}")
+    done = histojax(*argv, "--model=swin_tiny_patch4_window7_224")
     assert done.returncode == 1
     assert "its names" in done.stderr
-    done = run([*words, "--model=resnet50", "--num_classes=7"])
+    done = histojax(*argv, "--model=resnet50", "--num_classes=7")
     assert done.returncode == 0, done.stderr
     assert "the classifier in the file has another shape" in done.stdout
     arrays = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
     assert "layer1.0.conv1.kernel" in arrays
     assert not any(name.startswith("head") for name in arrays)
-    # What was written by our names is read back, the missing head and all.
+    # A file with histojax names is read back, without the head it lacks.
     source = str(tmp_path / "out" / "model.safetensors")
-    said = rewrite(source, "resnet50", 7, tmp_path / "again")
-    assert f"{len(arrays)} arrays loaded by histojax names" in said
+    report = rewrite(source, "resnet50", 7, tmp_path / "again")
+    assert f"{len(arrays)} arrays loaded by histojax names" in report
     again = safetensors.numpy.load_file(tmp_path / "again" / "model.safetensors")
     assert all(np.array_equal(again[name], array) for name, array in arrays.items())
     with pytest.raises(RunError, match=r"its names, .* are not those of densenet121"):
         rewrite(source, "densenet121", 7, tmp_path / "third")
-    done = run([*words, "--model=resnet18"])
+    done = histojax(*argv, "--model=resnet18")
     assert done.returncode == 1
     assert "unknown model 'resnet18' (did you mean 'resnet50'?)" in done.stderr
 
 
-def test_no_file_and_no_network_are_told_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+def test_a_missing_file_and_a_missing_network_are_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
     with pytest.raises(RunError, match=r"model\.pretrained=none\.pth: no such file"):
         locate("none.pth")
     hub = pytest.importorskip("huggingface_hub.constants")
-    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)  # it has read the environment, perhaps for another test
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)  # the library has read the environment already
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(RunError, match=r"hf:timm/none: model\.safetensors could not be downloaded .* Offline, name"):
         locate("hf:timm/none")
