@@ -1,4 +1,4 @@
-"""Vision Transformers: sizes, types, rematerialisation, stochastic depth, pooling, and words for what cannot be."""
+"""Vision Transformers: sizes, types, rematerialisation, stochastic depth, pooling, and messages for illegal options."""
 
 import jax
 import jax.numpy as jnp

@@ -78,7 +78,7 @@ def shapes_of(make: Callable[[], torch.nn.Module]) -> dict[str, np.ndarray]:
         ("vgg16_bn", lambda: torchvision.models.vgg16_bn(num_classes=7), "torchvision"),
     ],
 )
-def test_every_name_of_vgg_has_its_place(name: str, make: Callable[[], torch.nn.Module], naming: str) -> None:
+def test_every_name_of_vgg_is_converted(name: str, make: Callable[[], torch.nn.Module], naming: str) -> None:
     arrays = shapes_of(make)
     values, report = convert(arrays, models.spec(name), twins.expected(twins.abstract(name, 7)))
     assert (report.naming, report.initial, report.left_out) == (naming, {}, ())

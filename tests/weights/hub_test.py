@@ -134,7 +134,7 @@ def test_a_file_is_downloaded_once(module: torch.nn.Module, tmp_path: pathlib.Pa
     np.testing.assert_array_equal(arrays["blocks.0.mlp.fc1.kernel"], wanted)
 
 
-def test_a_repository_of_before_safetensors_and_a_file_by_name(module: torch.nn.Module, tmp_path: pathlib.Path) -> None:
+def test_a_repository_without_safetensors_and_a_file_by_name(module: torch.nn.Module, tmp_path: pathlib.Path) -> None:
     contents = bytes_of(module, tmp_path / "w.bin")
     files = {"lab/old/pytorch_model.bin": contents, "lab/old/epoch9.pth": contents}
     with serving(files) as (endpoint, asked):

@@ -95,7 +95,7 @@ def test_every_public_naming_gives_equal_logits(source, tmp_path):
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_there_and_back_is_the_same_array_by_array(source, tmp_path):
+def test_export_inverts_convert_for_every_array(source, tmp_path):
     name, kind, title, _ = SOURCES[source]
     arrays = saved_by_transformers(tmp_path) if title == "Hugging Face" else arrays_of(twin(kind))
     arrays = microsoft(arrays) if title == "Microsoft" else arrays
@@ -163,7 +163,7 @@ def test_half_a_classifier_is_none():
     assert set(report.initial) == {"head/kernel", "head/bias"}
 
 
-def test_what_dala_resnet_adds_keeps_its_initial_values():
+def test_new_parts_of_dala_resnet_keep_their_initial_values():
     for attention in ("none", "layer4", "layer4_blocks"):
         for head in ("linear", "dual"):
             model = twins.abstract("dala_resnet50", attention=attention, head=head)
@@ -227,7 +227,7 @@ def test_a_long_list_of_differences_is_cut_in_the_message_only():
     assert len(caught.value.missing) == 95
 
 
-def test_another_model_s_weights_are_refused_with_the_names_known():
+def test_weights_of_another_model_are_refused_with_the_known_names():
     with pytest.raises(WeightsError, match=r"are not those of resnet50. Known are: torchvision/timm \(conv1.weight"):
         weights.convert({"a": np.zeros(1)}, models.spec("resnet50"), twins.expected(twins.abstract("resnet50")))
     with pytest.raises(WeightsError, match="not those of"):
@@ -257,7 +257,7 @@ def test_a_network_beside_the_backbone_is_left_out_and_reported():
     assert "not needed: head.mlp.0.weight" in str(report)
 
 
-def test_two_networks_are_not_guessed_between():
+def test_two_networks_need_a_choice():
     def change(arrays):
         return {f"{who}.{name}": a + (who == "student") for who in ("teacher", "student") for name, a in arrays.items()}
 
@@ -271,7 +271,7 @@ def test_two_networks_are_not_guessed_between():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, ml_dtypes.bfloat16, np.float64])
-def test_what_is_not_finite_is_refused_by_name(bad, dtype):
+def test_values_that_are_not_finite_are_refused_by_name(bad, dtype):
     def change(arrays):
         arrays["layer1.0.bn1.weight"] = arrays["layer1.0.bn1.weight"].astype(dtype)
         arrays["layer1.0.bn1.weight"][5] = bad
@@ -296,7 +296,7 @@ def test_half_precision_becomes_single(dtype):
     assert {value.dtype for value in values.values()} == {np.dtype(np.float32)}
 
 
-def test_export_refuses_what_has_no_name():
+def test_export_refuses_parameters_without_a_name():
     model = twins.abstract("dala_resnet50")
     values = {path: np.zeros(shape, np.float32) for path, (shape, _) in twins.expected(model).items()}
     with pytest.raises(WeightsError, match=r"no names for attention/fc1/bias.*leave_out_new"):
@@ -318,7 +318,7 @@ def test_templates_are_inverted_exactly():
 
 
 @pytest.mark.parametrize("name", models.names())
-def test_no_two_rules_of_a_naming_are_about_the_same(name):
+def test_no_two_rules_of_a_naming_cover_the_same_array(name):
     for naming in models.spec(name).namings:
         numbers = dict.fromkeys("ij", 1)
         paths = [rule.path_template.format(numbers) for rule in naming.rules]

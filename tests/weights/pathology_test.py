@@ -105,7 +105,7 @@ def test_sizes_are_the_published_ones(name: str, millions: float) -> None:
 
 
 def test_an_unknown_variant_is_reported() -> None:
-    with pytest.raises(ValueError, match="unknown variant ':resnet' of this config; there are smoke, lunit_resnet50"):
+    with pytest.raises(ValueError, match="unknown variant ':resnet' of this config; choose from smoke, lunit_resnet50"):
         pathology_breakhis.get_config("resnet")
     with pytest.raises(ValueError, match="exclude each other"):
         pathology_breakhis.get_config("uni,uni2")

@@ -67,7 +67,7 @@ CASES: dict[str, tuple[str, Make, str, int]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_reference_reads_what_went_out(case: str, tmp_path: pathlib.Path) -> None:
+def test_the_reference_loads_exported_weights(case: str, tmp_path: pathlib.Path) -> None:
     name, make, naming, side = CASES[case]
     with torch.no_grad():
         reference = twins.randomised(make())

@@ -82,7 +82,7 @@ def test_the_originals_npz_goes_out_and_comes_back(tmp_path: pathlib.Path) -> No
     assert all(np.array_equal(back[path], value) for path, value in values.items())
 
 
-def test_positions_of_another_grid_are_resampled_and_said() -> None:
+def test_positions_of_another_grid_are_resampled_and_reported() -> None:
     import timm
 
     module = twins.randomised(
