@@ -1,12 +1,12 @@
-"""What a training step sends between devices, read from the compiled program; no device but the CPU is needed.
+"""Bytes that a training step sends between devices, read from the compiled program; needs only a CPU.
 
     python -m benchmarks.scaling [--models dala_resnet50,ldcsf] [--devices 2,8,64,256]
 
-Each case is compiled in a process of its own with that many virtual devices, one image of 64 × 64 pixels on each: what
-is sent depends on parameters and statistics, not on images. A line has the number of collectives, the bytes of their
-operands, and the bytes that a device sends in a ring: 2 (n - 1) / n of an all-reduce, (n - 1) / n of an all-gather's
-result and of a reduce-scatter's operand. The CPU's compiler has no reduce-scatter: with FSDP it reduces gradients whole
-and keeps its part, so that GPUs and TPUs send less than the line says.
+Each case is compiled in its own process with that many virtual devices and one image of 64 × 64 pixels per device. The
+traffic depends on parameters and statistics, not on images. Each output line has the number of collectives, the bytes
+of their results, and the bytes that a device sends in a ring: 2 (n - 1) / n of an all-reduce, (n - 1) / n of an
+all-gather's result and of a reduce-scatter's operand. The CPU's compiler has no reduce-scatter. With FSDP it reduces
+all gradients on every device and keeps its part, so GPUs and TPUs send less than the line says.
 """
 
 import argparse
@@ -23,7 +23,7 @@ _SHAPE = re.compile(r"(f32|bf16|s32|u32|f64|pred|u8)\[([\d,]*)\]")
 
 
 def collectives(hlo: str) -> tuple[Counter[str], Counter[str]]:
-    """Number of collectives and bytes of their results, by kind, in the text of a compiled program."""
+    """Count the collectives in the text of a compiled program and sum the bytes of their results, by kind."""
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for shapes, kind in _COLLECTIVE.findall(hlo):
@@ -37,14 +37,16 @@ def collectives(hlo: str) -> tuple[Counter[str], Counter[str]]:
 
 
 def sent(sizes: Counter[str], devices: int) -> float:
-    """Bytes that one device sends in rings."""
-    share = (devices - 1) / devices
+    """Return the bytes that one device sends if every collective is a ring."""
+    fraction = (devices - 1) / devices
     reduced, scattered = sizes["all-reduce"], sizes["reduce-scatter"] * devices
-    return share * (2 * reduced + sizes["all-gather"] + scattered) + sizes["all-to-all"] + sizes["collective-permute"]
+    return (
+        fraction * (2 * reduced + sizes["all-gather"] + scattered) + sizes["all-to-all"] + sizes["collective-permute"]
+    )
 
 
 def measure(model: str, devices: int, fsdp: int, batch_norm: str) -> dict[str, object]:
-    """Compiles one case in this process."""
+    """Compile one case in this process and return its line."""
     import jax
 
     jax.config.update("jax_num_cpu_devices", devices)
@@ -74,7 +76,7 @@ def measure(model: str, devices: int, fsdp: int, batch_norm: str) -> dict[str, o
 
 
 def main() -> None:
-    """A line of JSON for each case."""
+    """Print one line of JSON per case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(CONFIGS))
     parser.add_argument("--devices", default="2,8,64,256")

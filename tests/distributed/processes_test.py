@@ -1,5 +1,6 @@
 """One run of several real processes over localhost: stopped, killed, and resumed elsewhere."""
 
+import functools
 import json
 import os
 import pathlib
@@ -143,16 +144,24 @@ def broken(tmp_path_factory: pytest.TempPathFactory, images: pathlib.Path) -> di
     """Four runs of two processes: one of them is killed, or fails. All at once, because most of the time they wait."""
     folder = tmp_path_factory.mktemp("broken")
     runs = {f"killed {i}": Processes(folder / f"killed{i}", images, 2, 1, "--config.train.epochs=1000") for i in (1, 0)}
-    for i in (1, 0):
-        workdir = folder / f"killed{i}"
-        runs[f"killed {i}"].until(lambda workdir=workdir: last_logged_step(workdir) >= 2)
-        runs[f"killed {i}"].started[i].kill()
-    for i in (1, 0):
-        wrong = {i: [f"--config.data.root={NOWHERE}"]}  # the other process waits for this one
-        runs[f"failed {i}"] = Processes(folder / f"failed{i}", images, 2, 1, only=wrong)
-    for run in runs.values():
-        run.codes(90)
+    try:
+        for i in (1, 0):
+            workdir = folder / f"killed{i}"
+            runs[f"killed {i}"].until(functools.partial(_has_logged, workdir, 2))
+            runs[f"killed {i}"].started[i].kill()
+        for i in (1, 0):
+            wrong = {i: [f"--config.data.root={NOWHERE}"]}  # the other process waits for this one
+            runs[f"failed {i}"] = Processes(folder / f"failed{i}", images, 2, 1, only=wrong)
+        for run in runs.values():
+            run.codes(90)
+    finally:
+        for run in runs.values():
+            run.kill()
     return runs
+
+
+def _has_logged(workdir: pathlib.Path, step: int) -> bool:
+    return last_logged_step(workdir) >= step
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""`histojax.main`, writing down which image stood where in each batch that training was given."""
+"""`histojax.main` that also records which image is at which position of each training batch."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from histojax.training import loop
 FOLDER = "CHAOS_BATCHES"
 
 
-def written_down(dataset: Any, indices: Any, spec: Any, augmentation: Any, *, start: int = 0) -> Iterator[Any]:
+def recorded_batches(dataset: Any, indices: Any, spec: Any, augmentation: Any, *, start: int = 0) -> Iterator[Any]:
     rows = list(range(spec.batch_size)) if spec.rows is None else list(spec.rows)
     with open(pathlib.Path(os.environ[FOLDER]) / f"{os.getpid()}.jsonl", "a") as file:
         stream = pipeline.train_batches(dataset, indices, spec, augmentation, start=start)
@@ -24,5 +24,5 @@ def written_down(dataset: Any, indices: Any, spec: Any, augmentation: Any, *, st
 
 
 if __name__ == "__main__":
-    loop.train_batches = written_down
+    loop.train_batches = recorded_batches
     main.main()

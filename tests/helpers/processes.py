@@ -1,4 +1,4 @@
-"""A run in several processes on this machine."""
+"""A run of several processes on this machine."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ CONFIG = "tests/helpers/tiny_config.py"
 
 
 class Processes:
-    """A run in `count` processes of `devices` CPU devices each, with a log of each."""
+    """A run in `count` processes with `devices` CPU devices each. Every process writes its own log file."""
 
     def __init__(
         self,

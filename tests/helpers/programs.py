@@ -1,4 +1,4 @@
-"""The program as a process: starting it, stopping it, and reading what it left."""
+"""The program as a process: start it, stop it, and read its output."""
 
 import json
 import pathlib
@@ -22,7 +22,7 @@ def run(words: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def run_until(words: list[str], reached: Callable[[], bool], how: signal.Signals) -> tuple[int, str]:
-    """Starts a program and sends it a signal as soon as `reached` says so; exit code and standard error."""
+    """Start a program, send it a signal once `reached` is true, and return exit code and standard error."""
     with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         deadline = time.monotonic() + 300
         while not reached():
@@ -43,7 +43,7 @@ def last_logged_step(workdir: pathlib.Path) -> int:
 
 
 def arrays(workdir: pathlib.Path, series: str) -> dict[str, np.ndarray]:
-    """All arrays of the newest checkpoint of a series, by path."""
+    """Return all arrays of the newest checkpoint of a series, by path."""
     newest = max(
         (p for p in (workdir / "checkpoints" / series).iterdir() if p.name.isdigit()), key=lambda p: int(p.name)
     )
@@ -61,7 +61,7 @@ def arrays(workdir: pathlib.Path, series: str) -> dict[str, np.ndarray]:
 
 
 def assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
-    """Two work directories hold bitwise the same checkpoints, the same curves and the same predictions."""
+    """Assert that two work directories hold bitwise the same checkpoints, and the same curves and predictions."""
     for series in ("last", "best"):
         theirs, ours = arrays(one, series), arrays(other, series)
         assert len(theirs) > 20
@@ -83,7 +83,7 @@ def assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
 
 
 def small_ldcsf_run(folder: pathlib.Path, **fields: object) -> pathlib.Path:
-    """A tiny LDCSF trained by the program itself on synthetic tiles of 48 pixels, at 0.5 µm/px, for two epochs."""
+    """Train a tiny LDCSF for two epochs on synthetic tiles of 48 pixels at 0.5 µm/px; return its work directory."""
     root = generate_tiles(folder / "tiles", TilesSyntheticSpec(patients=10, tiles_per_slide=6, size=48))
     small = {"model.options.depths": "(1, 1, 1)", "model.options.resnet_blocks": 1, "model.options.embed_dim": 24}
     small |= {"model.options.heads": "(1, 2, 3)", "data.root": root, "data.image_size": 32, "data.mpp": 0.5}

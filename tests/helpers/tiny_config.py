@@ -1,4 +1,4 @@
-"""A run of seconds that has everything which could depend on devices: dropout, mixup, moving average, augmentation."""
+"""A run of a few seconds with everything that could depend on devices: dropout, mixup, EMA and augmentation."""
 
 from ml_collections import ConfigDict
 
@@ -7,7 +7,7 @@ from histojax.training import default_config
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """`ldcsf`: with batch normalisation and several labels; otherwise a small ViT."""
+    """Return the config: `ldcsf` has batch normalisation and several labels; the default is a small ViT."""
     if variant == "ldcsf":
         config = ldcsf_liver.get_config("smoke")
         config.model.options.update(depths=(1,), resnet_blocks=1, embed_dim=16, heads=(2,))
@@ -28,7 +28,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.checkpoint.every_epochs = 1
     config.evaluation.batch_size = 8
     config.evaluation.resamples = 50
-    # Adam divides by the size of gradients, so that where they are rounding alone it learns rounding.
+    # Adam divides by the size of gradients. Where they are only rounding errors, it would learn from those.
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.01
     config.sharding.cpu_devices = 1
