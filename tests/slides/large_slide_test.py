@@ -11,7 +11,8 @@ from tests.conftest import ROOT
 from tests.helpers.slide_files import write_large
 
 _PROGRAM = """
-import json, resource, sys
+import json, sys
+from histojax.cli.bench.worker import memory_peak  # getrusage would tell the parent's, if that was larger
 from histojax.slides.grid import GridSpec, make_grid, read_tiles
 from histojax.slides.readers.reader import open_slide
 from histojax.slides.tissue import TissueSpec, find_tissue
@@ -21,7 +22,7 @@ with open_slide(sys.argv[1]) as slide:
     geometry, table = make_grid(slide, tissue, GridSpec(224, 0.5))
     tiles = sum(len(batch) for batch in read_tiles(slide, table, 224, 64, 2))
     areas = tissue.mm2(slide.mpp)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = memory_peak()
     print(json.dumps({"width": slide.width, "mm2": areas, "table": len(table), "tiles": tiles, "bytes": peak}))
 """
 
