@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -14,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from histojax.core.suggestions import did_you_mean
 from histojax.models.naming.rules import Naming
 from histojax.models.ops.image_size import SMALLEST, check_at_least
 
@@ -110,7 +110,7 @@ class ModelSpec:
         for option in options:
             if option not in self.options:
                 listed = ", ".join(self.options) or "none"
-                hint = _hint(option, self.options)
+                hint = did_you_mean(option, self.options)
                 raise ValueError(f"unknown option {option!r} of {self.name}{hint}; options: {listed}")
         return dataclasses.replace(self.config, **{name: _as_tuples(value) for name, value in options.items()})
 
@@ -177,7 +177,7 @@ def spec(name: str) -> ModelSpec:
     if name not in _SPECS:
         _load_entry_points()
     if name not in _SPECS:
-        raise ValueError(f"unknown model {name!r}{_hint(name, _SPECS)}; models: {', '.join(_SPECS)}")
+        raise ValueError(f"unknown model {name!r}{did_you_mean(name, _SPECS)}; models: {', '.join(_SPECS)}")
     return _SPECS[name]
 
 
@@ -238,8 +238,3 @@ def _load_entry_points() -> None:
 def _as_tuples(value: Any) -> Any:
     """Turn lists, which configs read back from JSON have, into the tuples that models take."""
     return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
-
-
-def _hint(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
