@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from histojax.models.naming.densenet import DENSENET
 from histojax.models.ops.intermediates import tap
@@ -175,7 +176,7 @@ class DenseNet(nnx.Module):
         """Map the output of `features` to float32 logits (b, num_classes)."""
         return self.head(global_avg_pool(jax.nn.relu(features)))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b k"]:
         """Map images (b, h, w, 3) to float32 logits (b, num_classes)."""
         return self.classify(self.features(x))
 

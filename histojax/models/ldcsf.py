@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from histojax.models.naming.swin import SWIN
 from histojax.models.ops.intermediates import tap
@@ -194,7 +195,7 @@ class LDCSF(SwinStages):
         x = self.reconstruct(features)
         return self.head(global_avg_pool(x if self.norm is None else self.norm(x)))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b k"]:
         """Map images (b, h, w, 3) to float32 logits (b, num_classes)."""
         return self.classify(self.features(x))
 

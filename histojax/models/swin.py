@@ -1,9 +1,8 @@
 """Swin Transformer (Liu et al. 2021, arXiv 2103.14030), equal to torchvision's `swin_t` (version 1).
 
-Shapes: maps are (b, h, w, c) throughout; windows are (b, windows, n, ...) with n = window² positions each.
-Names are torchvision's, except for containers: `features.0.0` and `features.0.2` are `patch_embed/proj` and
-`patch_embed/norm` here; block j of stage i, `features.{2i+1}.{j}`, is `stages/{i}/{j}`; the merging after that stage,
-`features.{2i+2}`, is `merges/{i}`; `mlp.0` and `mlp.3` are `mlp/fc1` and `mlp/fc2`.
+Maps are (b, h, w, c); windows are (b, windows, n, ...) with n = window² positions. Names are torchvision's, except for
+containers: `features.0.0` and `.2` are `patch_embed/proj` and `/norm`; block j of stage i, `features.{2i+1}.{j}`, is
+`stages/{i}/{j}`; the merging after it, `features.{2i+2}`, is `merges/{i}`; `mlp.0` and `.3` are `mlp/fc1` and `/fc2`.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
 from histojax.models.naming.swin import SWIN
 from histojax.models.ops import kernels
@@ -357,7 +357,7 @@ class Swin(SwinStages):
         """Map the output of `features` to float32 logits (b, num_classes)."""
         return self.head(global_avg_pool(self.norm(features)))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b k"]:
         """Map images (b, h, w, 3) to float32 logits (b, num_classes)."""
         return self.classify(self.features(x))
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from histojax.models.naming.vgg import VGG16, VGG16_BN, VGG16_CONVOLUTIONS
 from histojax.models.ops.image_size import SMALLEST, check_at_least
@@ -237,7 +238,7 @@ class VGG(VGGFeatures):
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         return self.head(self.classifier(x))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b k"]:
         """Map images (b, h, w, 3) to float32 logits (b, num_classes)."""
         return self.classify(self.features(x))
 
@@ -314,7 +315,7 @@ class VGGInception(VGGFeatures):
         """Map the output of `features` to float32 logits (b, num_classes)."""
         return self.head(self.dropout(global_avg_pool(features)))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b k"]:
         """Map images (b, h, w, 3) to float32 logits (b, num_classes)."""
         return self.classify(self.features(x))
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
 from histojax.models.naming import vit as naming
 from histojax.models.naming.rules import Naming
@@ -314,7 +315,7 @@ class ViT(nnx.Module):
         seen = {"token": token, "mean": mean, "token_mean": jnp.concatenate([token, mean], axis=-1)}
         return self.head(seen[self.pool])
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b k"]:
         """Map images (b, h, w, 3) to float32 logits (b, num_classes)."""
         return self.classify(self.features(x))
 

@@ -67,7 +67,7 @@ def test_a_run_leaves_every_label_with_its_interval(finished: pathlib.Path) -> N
 
 def test_the_thresholds_are_those_of_validation(finished: pathlib.Path) -> None:
     """Choosing them again on the validation side of the table of predictions gives those that the test uses."""
-    from histojax.evaluation.multilabel import choose_thresholds
+    from histojax.evaluation.thresholds import choose_thresholds
 
     found = json.loads((finished / "results.json").read_text())
     table = predictions.read(finished / "predictions.parquet")

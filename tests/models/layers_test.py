@@ -327,7 +327,7 @@ TWO_DEVICES = """
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from histojax.models import layers, norms
+from histojax.models.ops import layers, norms
 
 assert jax.device_count() == 2
 conv, bn = layers.Conv(3, 4, (1, 1), rngs=nnx.Rngs(0)), norms.BatchNorm(4, rngs=nnx.Rngs(0))

@@ -91,7 +91,7 @@ def test_branches_see_1_3_and_5_pixels():
         unit.conv.kernel[...] = jnp.ones_like(unit.conv.kernel[...])
     x = np.zeros((1, 9, 9, 2), np.float32)
     x[0, 4, 4] = 1
-    y = np.asarray(block(x))[0]
+    y = np.asarray(block(jnp.asarray(x)))[0]
     assert [int((y[..., i] > 0).sum()) for i in range(4)] == [1, 9, 25, 9]
 
 

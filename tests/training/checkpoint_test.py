@@ -91,9 +91,7 @@ def last(workdir, step) -> pathlib.Path:
 def test_a_checkpoint_of_another_version_is_rejected(tmp_path):
     with Checkpoints(checkpoint.series(tmp_path, LAST), 2) as series:
         series.save(1, trees(), META | {"format": 1})
-    with pytest.raises(
-        CheckpointError, match=r"another version of histojax \(format 1; this version reads 2\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"another version of histojax \(format 1; this version reads 2\)"):
         read_meta(last(tmp_path, 1))
 
 
@@ -414,9 +412,7 @@ def test_a_folder_that_disappears_is_reported(tmp_path):
             series.save(1, trees(), META)
 
     start = time.monotonic()
-    with pytest.raises(
-        CheckpointError, match=f"^{folder}: the checkpoint could not be written .*free some space"
-    ):
+    with pytest.raises(CheckpointError, match=f"^{folder}: the checkpoint could not be written .*free some space"):
         write()
     # No thread of orbax stays behind: it would wait for five minutes and keep the process alive.
     assert time.monotonic() - start < 60

@@ -11,6 +11,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from histojax.models.ops.layers import at_least_float32
 
@@ -21,21 +22,21 @@ def _whole_windows(x: jax.Array) -> jax.Array:
     return x[:, :height, :width]
 
 
-def max_pool_2x2(x: jax.Array) -> jax.Array:
+def max_pool_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     """Max-pool (b, h, w, c) with a 2×2 window and stride 2 to (b, ⌊h/2⌋, ⌊w/2⌋, c)."""
     x = _whole_windows(x)
     x = jnp.maximum(x[:, ::2], x[:, 1::2])
     return jnp.maximum(x[:, :, ::2], x[:, :, 1::2])
 
 
-def avg_pool_2x2(x: jax.Array) -> jax.Array:
+def avg_pool_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     """Average (b, h, w, c) over a 2×2 window with stride 2 to (b, ⌊h/2⌋, ⌊w/2⌋, c)."""
     x = _whole_windows(x)
     x = x[:, ::2] + x[:, 1::2]
     return (x[:, :, ::2] + x[:, :, 1::2]) * 0.25
 
 
-def max_pool_3x3_s1(x: jax.Array) -> jax.Array:
+def max_pool_3x3_s1(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """Max-pool (b, h, w, c) with a 3×3 window, stride 1 and padding 1 to (b, h, w, c)."""
     for axis in (1, 2):
         pads = [(0, 0, 0)] * x.ndim
@@ -46,7 +47,7 @@ def max_pool_3x3_s1(x: jax.Array) -> jax.Array:
     return x
 
 
-def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
+def adaptive_avg_pool(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b {size} {size} c"]:
     """Average (b, h, w, c) over a grid of cells to (b, size, size, c), as torch's AdaptiveAvgPool2d.
 
     Cell i of an axis of n covers the positions from ⌊i · n / size⌋ to before ⌈(i + 1) · n / size⌉. Cells overlap if
