@@ -36,7 +36,7 @@ _JAX = _ARRAYS | {"jax", "flax", "ml_collections"}
 THIRD_PARTY: dict[str, set[str]] = {
     "core": set(),
     "data_pipelines": _PIXELS | {"pyarrow", "tensorflow_datasets"},
-    "models": _JAX - {"ml_collections"},
+    "models": _JAX - {"ml_collections"} | {"jaxtyping"},
     "weights": _ARRAYS | {"huggingface_hub", "ml_dtypes", "safetensors"},
     "distributed": {"jax", "numpy"},
     "evaluation": _TABLES | {"cv2", "jaxtyping", "jinja2", "matplotlib", "scipy", "sklearn", "yaml"},
