@@ -340,7 +340,7 @@ def result_facts(
       config: the run's config.
       dataset: the images.
       split: their split.
-      protocol: the split's protocol, in words.
+      protocol: description of the split protocol.
       path: the checkpoint.
       meta: its metadata.
     """
