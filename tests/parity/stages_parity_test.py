@@ -95,7 +95,7 @@ def test_the_gradients_of_resnet50_are_torchvisions() -> None:
         y = np.array([3, 0, 1, 4])
 
         def loss_fn(params: Any) -> jax.Array:
-            logits = nnx.merge(graphdef, params, stats)(x)
+            logits = nnx.merge(graphdef, params, stats)(jnp.asarray(x))
             return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
         grads = jax.jit(jax.grad(loss_fn))(params)
