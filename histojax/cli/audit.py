@@ -2,7 +2,6 @@
 
 import argparse
 import csv
-import importlib.util
 import json
 import pathlib
 import sys
@@ -73,8 +72,6 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
 
 def run(args: argparse.Namespace) -> None:
     """Audit a dataset; exit code 1 on a leak."""
-    if importlib.util.find_spec("jinja2") is None:
-        raise RunError("the page needs jinja2: pip install 'histojax[report]'")
     from data_pipelines.audit.audit import audit
     from data_pipelines.audit.measures import thumbnail
     from data_pipelines.images import decode_rgb

@@ -1,7 +1,6 @@
 """`histojax explain`: which parts of images a model's predictions rest on."""
 
 import argparse
-import importlib.util
 import logging
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -9,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from histojax.cli import flags
 from histojax.cli.parser import CommandParser, add_verb
-from histojax.core.errors import RunError
 
 if TYPE_CHECKING:
     from histojax.cli.parser import Subparsers
@@ -70,8 +68,6 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
 
 def run(args: argparse.Namespace) -> None:
     """Explain."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise RunError("pictures need matplotlib: pip install 'histojax[explain]'")
     from histojax.inference.explain.dt_grad_cam import Rule
     from histojax.inference.predict import images
 

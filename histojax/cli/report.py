@@ -1,7 +1,6 @@
 """`histojax report`: the scores of models, on one page that can be handed on."""
 
 import argparse
-import importlib.util
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -87,8 +86,6 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
 
 def run(args: argparse.Namespace) -> None:
     """Write the report, and print the most important numbers."""
-    if any(importlib.util.find_spec(name) is None for name in ("jinja2", "matplotlib")):
-        raise RunError("the report needs jinja2 and matplotlib: pip install 'histojax[report]'")
     from histojax.evaluation import thresholds
     from histojax.evaluation.report import report_json, sources
     from histojax.evaluation.report.html_templates import printable

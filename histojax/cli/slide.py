@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from histojax.cli import flags, slide_ratio
 from histojax.cli.parser import CommandParser, add_verb
+from histojax.core import extras
 from histojax.core.errors import RunError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def add_overlap(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Process slides; exit code 1 if one failed."""
-    slide_ratio.require_packages()
+    extras.require("slides", "histojax slide")
     from histojax.core import shards
     from histojax.slides import cohort, cohort_jobs
     from histojax.slides.grid import GridSpec

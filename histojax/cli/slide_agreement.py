@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from histojax.cli import flags, slide_ratio
 from histojax.cli.parser import CommandParser, add_verb
+from histojax.core import extras
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write, write_json
 
@@ -35,7 +36,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
 
 def run(args: argparse.Namespace) -> None:
     """Measure the agreement."""
-    slide_ratio.require_packages()
+    extras.require("slides", "histojax slide agreement")
     from histojax.slides.tsr import agreement, held_out
 
     runs = [_read_run(path) for path in args.runs]

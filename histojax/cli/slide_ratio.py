@@ -2,36 +2,22 @@
 
 import argparse
 import dataclasses
-import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from histojax.cli import flags
-from histojax.core.errors import RunError
 
 if TYPE_CHECKING:
     from histojax.slides.tsr.spec import TSRSpec
 
 _log = logging.getLogger(__name__)
-_PACKAGES = ("openslide", "tifffile", "imagecodecs", "shapely", "matplotlib", "jinja2")
 # Names of labels that mean tumor, stroma and necrosis, in the order of preference.
 _KNOWN_LABELS = {
     "tumor": ("tumor", "tumour", "malignant"),
     "stroma": ("stroma", "interstitial"),
     "necrosis": ("necrosis",),
 }
-
-
-def require_packages() -> None:
-    """Check that the packages for slides are installed.
-
-    Raises:
-      RunError: some are not; the message names them.
-    """
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise RunError(f"slides need {', '.join(missing)}: pip install 'histojax[slides]'")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

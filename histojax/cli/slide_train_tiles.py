@@ -6,9 +6,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from histojax.cli import flags, slide_ratio
+from histojax.cli import flags
 from histojax.cli.parser import CommandParser, add_verb
 from histojax.cli.slide import add_overlap, add_slide_mpp
+from histojax.core import extras
 from histojax.core.errors import RunError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
 
 def run(args: argparse.Namespace) -> None:
     """Cut the tiles."""
-    slide_ratio.require_packages()
+    extras.require("slides", "histojax slide train-tiles")
     from histojax.slides import cohort_jobs
     from histojax.slides.annotations import training_tiles
 

@@ -215,6 +215,7 @@ def _open_run(config: ConfigDict, workdir: pathlib.Path) -> _Setup:
     workdir = workdir.expanduser().absolute()
     make_root_absolute(config)
     check_config(workdir, config)
+    pretrained.check(config.model.pretrained, workdir)
 
     layout = Layout(config.sharding.fsdp, rules=config.sharding.rules)
     train_spec = build.loader_spec(config, layout, training=True)

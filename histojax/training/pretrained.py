@@ -9,13 +9,27 @@ import jax
 import numpy as np
 
 from histojax import weights
-from histojax.training import loading
+from histojax.training import checkpoint, loading
 from histojax.training.state import ModelState, TrainState
+from histojax.weights import hub
 from histojax.weights.fitting import fit
-from histojax.weights.hub import locate
 from histojax.weights.saving import save
 
 _log = logging.getLogger(__name__)
+
+
+def check(source: str, workdir: pathlib.Path) -> None:
+    """Check that the weights of a new run can be located; a run that resumes no longer needs them.
+
+    Args:
+      source: as for `fill`; empty: none.
+      workdir: work directory of the run.
+
+    Raises:
+      RunError: no such file, a malformed name, or missing packages.
+    """
+    if source and not checkpoint.complete_steps(checkpoint.series(workdir, checkpoint.LAST)):
+        hub.check(source)
 
 
 def fill(state: TrainState, model: str, source: str) -> tuple[TrainState, str]:
@@ -32,7 +46,7 @@ def fill(state: TrainState, model: str, source: str) -> tuple[TrainState, str]:
     Raises:
       RunError: no such file, a damaged one, weights of another model, or no network.
     """
-    path = locate(source)
+    path = hub.locate(source)
     contents = weights.inspect(path)
     expected = {name: (leaf.shape, leaf.dtype) for name, leaf in _leaves(state.model)}
     values, report = fit(contents.arrays, model, expected, str(path))

@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import pathlib
 
+from histojax.core import extras
 from histojax.core.errors import RunError
 
 SAFETENSORS = "model.safetensors"
 _HUB = "hf:"
 _HUB_FILES = (SAFETENSORS, "pytorch_model.bin")
+
+
+def check(source: str) -> None:
+    """Check what can be checked of a source without the network.
+
+    Args:
+      source: a path, or `hf:OWNER/NAME[/FILE]`.
+
+    Raises:
+      RunError: no such file, a malformed name, or huggingface_hub is not installed.
+    """
+    if not source.startswith(_HUB):
+        if not pathlib.Path(source).expanduser().is_file():
+            raise RunError(f"model.pretrained={source}: no such file")
+        return
+    owner, name, _ = _parts(source)
+    if not owner or not name:
+        raise RunError(f"model.pretrained={source} is not hf:OWNER/NAME or hf:OWNER/NAME/FILE")
+    extras.require("hub", f"model.pretrained={source}")
 
 
 def locate(source: str) -> pathlib.Path:
@@ -19,21 +39,14 @@ def locate(source: str) -> pathlib.Path:
         repository does not have that.
 
     Raises:
-      RunError: no such file, huggingface_hub is not installed, or the download failed.
+      RunError: as for `check`, or the download failed.
     """
+    check(source)
     if not source.startswith(_HUB):
-        path = pathlib.Path(source).expanduser()
-        if not path.is_file():
-            raise RunError(f"model.pretrained={source}: no such file")
-        return path
-    owner, _, rest = source.removeprefix(_HUB).partition("/")
-    name, _, file = rest.partition("/")
-    if not owner or not name:
-        raise RunError(f"model.pretrained={source} is not hf:OWNER/NAME or hf:OWNER/NAME/FILE")
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise RunError(f"model.pretrained={source} needs huggingface_hub: pip install 'histojax[hub]'") from error
+        return pathlib.Path(source).expanduser()
+    import huggingface_hub
+
+    owner, name, file = _parts(source)
     candidates = [file] if file else list(_HUB_FILES)
     for candidate in candidates:
         try:
@@ -46,6 +59,12 @@ def locate(source: str) -> pathlib.Path:
         except Exception as error:  # the network, its proxies and the hub raise many kinds of errors
             raise _download_error(source, candidate, error) from error
     raise AssertionError(candidates)
+
+
+def _parts(source: str) -> tuple[str, str, str]:
+    owner, _, rest = source.removeprefix(_HUB).partition("/")
+    name, _, file = rest.partition("/")
+    return owner, name, file
 
 
 def _download_error(source: str, file: str, error: Exception) -> RunError:

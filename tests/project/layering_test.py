@@ -1,7 +1,6 @@
 """Imports go one way: core <- {data_pipelines, models, weights, distributed, evaluation} <- {data, slides} <- training
 <- inference <- studies <- cli. Read from the import statements of every module, without exemption."""
 
-import ast
 import importlib
 import pathlib
 import pkgutil
@@ -10,8 +9,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
-
-FILES = sorted(p for room in ("histojax", "data_pipelines", "configs") for p in (ROOT / room).rglob("*.py"))
+from tests.helpers.source_files import FILES, imports, module_of
 
 # Floors, lowest first. A room may import the rooms of the floors below its own, and itself.
 FLOORS: list[set[str]] = [
@@ -56,11 +54,6 @@ THIRD_PARTY: dict[str, set[str]] = {
 }
 
 
-def module_of(path: pathlib.Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
 def room_of(module: str) -> str:
     """The room of a module; fails for one that lies in no room."""
     if module in _DOORS:
@@ -73,20 +66,6 @@ def room_of(module: str) -> str:
 
 def floor_of(room: str) -> int:
     return next(i for i, rooms in enumerate(FLOORS) if room in rooms)
-
-
-def imports(path: pathlib.Path) -> set[str]:
-    """Every module that a file imports, at its top or inside a function."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            # `from histojax import models` imports the room, not the package around it.
-            found |= names if node.module in ("histojax", "data_pipelines") else {str(node.module)}
-    return found
 
 
 def may_import(room: str, other: str) -> bool:

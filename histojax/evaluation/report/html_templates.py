@@ -2,16 +2,12 @@
 
 import base64
 import pathlib
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import jinja2
+import jinja2
 
 
-def environment() -> "jinja2.Environment":
+def environment() -> jinja2.Environment:
     """Load the templates of this folder. Every value is escaped, and a missing value is an error."""
-    import jinja2  # an optional dependency (extra `report`), which model cards do not need
-
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
         autoescape=True,

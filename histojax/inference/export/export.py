@@ -1,7 +1,6 @@
 """Export a trained model to other formats: write it, read it back, and compare it with the Predictor."""
 
 import dataclasses
-import importlib.util
 import pathlib
 import re
 from collections.abc import Iterable, Iterator
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 
 from data_pipelines.pixels import resize
+from histojax.core import extras
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_folder, write_json
 from histojax.inference.batching import batched
@@ -18,7 +18,7 @@ from histojax.inference.export.exportable import BAKED, PREPROCESSING, Exportabl
 
 TOLERANCE = 1e-4  # largest allowed difference of a probability
 FORMATS = ("stablehlo", "onnx", "safetensors", "hf")
-_REQUIREMENTS = {"stablehlo": ("flatbuffers",), "onnx": ("jax2onnx", "onnx", "onnxruntime")}
+_WITH_EXTRA = ("stablehlo", "onnx")  # formats that need the packages of the extra `export`
 _BATCH_SIZE = 8
 _FACTS_FILE = "export.json"
 _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
@@ -36,7 +36,7 @@ class ExportSpec:
       tile_um: hf: side in µm of what the model sees as one image; None: from the checkpoint.
 
     Raises:
-      RunError: an unknown value, or an option that does not apply to the format.
+      RunError: an unknown value, an option that does not apply to the format, or missing packages.
     """
 
     to: str
@@ -58,6 +58,8 @@ class ExportSpec:
         ):
             if is_given and self.to not in formats:
                 raise RunError(f"--{option} does not apply to --to {self.to}, only to {', '.join(formats)}")
+        if self.to in _WITH_EXTRA:
+            extras.require("export", f"--to {self.to}")
         if self.licence and not _LICENCE.fullmatch(self.licence):
             raise RunError(f"--license={self.licence} is not an identifier such as apache-2.0, cc-by-4.0 or other")
 
@@ -78,12 +80,9 @@ def export(run: pathlib.Path, output: pathlib.Path, spec: ExportSpec, images: It
       A message about what was written.
 
     Raises:
-      RunError: missing or damaged checkpoint, existing folder, missing library, a model that the format does not
-        support, or a prediction that differs by more than `TOLERANCE`. No files remain.
+      RunError: missing or damaged checkpoint, existing folder, a model that the format does not support, or a
+        prediction that differs by more than `TOLERANCE`. No files remain.
     """
-    missing = [name for name in _REQUIREMENTS.get(spec.to, ()) if importlib.util.find_spec(name) is None]
-    if missing:
-        raise RunError(f"--to {spec.to} needs {', '.join(missing)}: pip install 'histojax[export]'")
     devices = jax.device_count()
     batch_size = -(-_BATCH_SIZE // devices) * devices  # rounded up to a multiple of the devices
     model = ExportableModel.load(run, batch_size=batch_size, preprocessing=spec.preprocessing)

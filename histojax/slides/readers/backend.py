@@ -65,8 +65,9 @@ def package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except (ImportError, OSError) as error:  # OSError: openslide-python without the OpenSlide library
-        message = f"slides need the package {name}, which cannot be imported ({error}): pip install 'histojax[slides]'"
-        raise SlideError(message) from error
+        raise SlideError(
+            f"slides need {name}, which cannot be imported ({error}); install with: pip install 'histojax[slides]'"
+        ) from error
 
 
 def on_white(pixels: np.ndarray, *, premultiplied: bool = False) -> np.ndarray:
