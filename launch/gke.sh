@@ -13,7 +13,7 @@
 #   logs      follow the output of all pods
 #   delete    delete the JobSet and its pods; they get SIGTERM and save first
 #
-# Options, each with the environment variable that sets it too:
+# Options, each with the environment variable that sets its default:
 #   --name NAME          GKE_NAME          name of the JobSet
 #   --image IMAGE        GKE_IMAGE         built from launch/Dockerfile.cuda or .tpu, in a registry that the nodes can pull from
 #   --nodes N            GKE_NODES         number of nodes; one pod with one process on each

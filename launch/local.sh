@@ -11,7 +11,7 @@
 # Options:
 #   -n N                      number of processes
 #   --devices-per-process M   virtual CPU devices per process; default: the config's sharding.cpu_devices
-#   --gpus-per-process G      give each process G GPUs of its own, through CUDA_VISIBLE_DEVICES
+#   --gpus-per-process G      GPUs per process, assigned through CUDA_VISIBLE_DEVICES
 #   --module NAME             module that python -m runs; default histojax.main
 #   --python FILE             interpreter; default: of the active environment, else .venv beside launch/, else python3
 #   --port P                  port of process 0 on 127.0.0.1; default: a free one

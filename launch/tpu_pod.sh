@@ -16,7 +16,7 @@
 #   resume    repeat until the run is finished: replace a preempted TPU, and restart after every exit code 75
 #   delete    delete the TPU, or the queued resource with it
 #
-# Options, each with the environment variable that sets it too:
+# Options, each with the environment variable that sets its default:
 #   --name NAME        TPU_NAME          name of the TPU
 #   --zone ZONE        TPU_ZONE          zone of the TPU
 #   --project ID       TPU_PROJECT       project; default: gcloud's setting

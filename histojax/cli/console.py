@@ -15,7 +15,7 @@ _OURS = ("histojax", "data_pipelines")
 
 
 class _Handler(logging.StreamHandler):
-    """Writes the message alone to standard error."""
+    """Writes only the message to standard error, without level, time or logger."""
 
 
 def configure_logging() -> None:

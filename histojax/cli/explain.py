@@ -117,7 +117,7 @@ def _explain(explainer: "Explainer", refs: "Sequence[ImageRef]", args: argparse.
 
 
 def _read(refs: "Sequence[ImageRef]", unreadable: list[str]) -> "Iterator[Source]":
-    """Yield the images one by one; log those that cannot be read, and add them to `unreadable`."""
+    """Yield one image at a time; log images that cannot be read, and add their ids to `unreadable`."""
     from histojax.inference.explain import explain
     from histojax.inference.predict.image_reader import ImageReader, UnreadableError
 

@@ -18,7 +18,7 @@ _DESCRIPTION = """\
 Writes a trained model in a format of other programs, reads it back, and compares it with the model before the folder
 appears. Research use only.
 
-  stablehlo    one file that jax alone runs, on CPU, CUDA and TPU
+  stablehlo    one file that needs only jax, on CPU, CUDA or TPU
   onnx         one file for onnxruntime and others
   safetensors  the weights by public names, as `histojax convert --checkpoint` writes them
   hf           a Hugging Face repository: weights, config.json for timm (and WSInfer), model card

@@ -86,7 +86,7 @@ def add_verbose(parser: argparse.ArgumentParser) -> None:
 
 
 def add_json(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add `--json [FILE]`: a path, or "-" where it is given alone."""
+    """Add `--json [FILE]`: a path, or "-" without a value."""
     parser.add_argument(
         "--json",
         metavar="FILE",

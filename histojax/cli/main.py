@@ -1,4 +1,4 @@
-"""The `histojax` command: one parser for all verbs, each of which lies in a file of its own."""
+"""The `histojax` command: one parser for all verbs; each verb has its own file."""
 
 import argparse
 import sys
@@ -55,7 +55,7 @@ class RootParser(CommandParser):
 
     @property
     def verbs(self) -> dict[str, CommandParser]:
-        """The parsers by what is typed behind `histojax`."""
+        """The parsers by command, such as "slide agreement"."""
         return {
             parser.prog.removeprefix(f"{self.prog} "): parser for parsers in self.groups.values() for parser in parsers
         }

@@ -103,7 +103,7 @@ def add_verb(
       run: does it, given the parsed arguments.
       summary: one line for `histojax --help`.
       description: paragraphs for the command's own help; lines that begin with a blank stay as they are.
-      examples: whole command lines.
+      examples: complete command lines.
     """
     paragraphs = [
         text if "\n " in text or text.startswith(" ") else textwrap.fill(text, _WIDTH)

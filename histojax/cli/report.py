@@ -179,7 +179,7 @@ def _names(paths: Sequence[str], text: str) -> list[str]:
 
 
 def _read_audit(path: pathlib.Path) -> dict[str, Any]:
-    """Read what the report shows of an audit.
+    """Read the facts of an audit that the report shows.
 
     Raises:
       RunError: the file was not written by `histojax audit`.

@@ -110,7 +110,7 @@ def _predictor(run: pathlib.Path, batch_size: int) -> "Predictor":
 
 
 def _model(predictor: "Predictor", tile_um: float | None) -> "cohort.Model":
-    """Return what a cohort needs of a predictor.
+    """Wrap a predictor for a cohort.
 
     Raises:
       RunError: neither --tile_um nor the checkpoint states the side of a tile in µm.

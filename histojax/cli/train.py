@@ -93,7 +93,7 @@ def start(args: argparse.Namespace, cpu_devices: int) -> bool:
       cpu_devices: virtual devices that a CPU is divided into.
 
     Returns:
-      Whether this is the first process, which alone prints results.
+      Whether this is the first process, the only one that prints results.
     """
     from histojax.distributed import processes, runtime
 

@@ -168,8 +168,8 @@ def stop_requested() -> bool:
 def ending_together() -> Iterator[None]:
     """End all processes of a run within a minute of each other; each names the process that failed.
 
-    A single process is left alone. A process that fails tells the others why. A process that waits for a killed one
-    stops waiting. Then the process ends at once, because jax's orderly shutdown would wait for those that are gone.
+    A run of one process is not affected. A process that fails reports the reason to the others. A process that waits
+    for a killed one stops waiting. Each then ends at once, because jax's orderly shutdown would wait for dead ones.
     """
     try:
         yield
@@ -224,7 +224,7 @@ class _Peers:
         threading.Thread(target=self._watch, name="watch-processes", daemon=True).start()
 
     def fail(self, cause: str) -> None:
-        """Tell the others why this process ends; process 0 stays until they have had time to read it."""
+        """Report to the others why this process ends; process 0 stays until they have had time to read it."""
         self._ended.set()
         with contextlib.suppress(Exception):
             self._store.key_value_set(f"{_FAILED}{self._index}", cause.strip()[:1000] or "no reason given")

@@ -2,8 +2,8 @@
 
 The order matters. A program goes through these steps from top to bottom:
 
-1. `gc.disable()`, in `histojax.cli.train` and `histojax.cli.evaluate`, before the slow imports. Nothing that an import
-   creates is garbage.
+1. `gc.disable()`, in `histojax.cli.train` and `histojax.cli.evaluate`, before the slow imports. Imports create no
+   garbage, so collections would only take time.
 2. The platform: `jax_platforms=cpu`, in `histojax.cli.shardings` and `histojax.cli.export`, which compute on no
    accelerator. jax reads it when it first looks for devices.
 3. XLA's flags: `histojax.training.profiling.disable_command_buffers`, only where a trace is taken. XLA reads
@@ -50,7 +50,7 @@ def use_compilation_cache(directory: pathlib.Path) -> None:
 
     `JAX_COMPILATION_CACHE_DIR` in the environment takes precedence over `directory`. Programs for CPUs hold
     instructions of the machine that compiled them. Home directories are often shared between machines, so each kind
-    of processor gets a folder of its own.
+    of processor gets its own folder.
 
     Args:
       directory: parent of the cache's folder.
@@ -63,7 +63,7 @@ def use_compilation_cache(directory: pathlib.Path) -> None:
 
 
 def _cpu_flags() -> str:
-    """Return the instruction sets of the processor, which decide what a compiler emits."""
+    """Return the instruction sets of the processor, on which compiled programs depend."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

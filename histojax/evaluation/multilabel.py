@@ -1,7 +1,7 @@
 """Metrics of tables in which an image has any number of labels, and the block of a split in results.json.
 
-Shapes as in `metrics`, with k labels instead of classes. Each label is a yes-or-no question of its own: it is
-predicted where its probability reaches its threshold.
+Shapes as in `metrics`, with k labels instead of classes. Each label is decided separately: it is predicted where its
+probability reaches its threshold.
 """
 
 from collections.abc import Sequence

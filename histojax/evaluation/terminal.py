@@ -87,7 +87,7 @@ def _class_headline(block: Mapping[str, Any]) -> list[_Row]:
     name, value, interval = _row("accuracy", image["accuracy"])
     rows = [(name, value, f"{interval}  always '{baseline['class']}': {_number(baseline['accuracy'])}".lstrip())]
     rows += [_row(title, image[name]) for name, title in _HEADLINE.items() if name in image]
-    # The patient's number stands beside the image's, always: the two tell different stories.
+    # Always show the patient-level metric beside the image-level one: the two can differ widely.
     levels = block.get("patient", {})
     return rows + [_row(title, levels[name]) for name, title in _PATIENT_LEVEL.items() if name in levels]
 
@@ -111,7 +111,7 @@ def _class_rows(block: Mapping[str, Any]) -> list[_Row]:
         _row("accuracy", image["accuracy"]),
         _row(f"  always '{baseline['class']}'", {"value": baseline["accuracy"]}),
     ]
-    # The patient's number stands beside the image's, always: the two tell different stories.
+    # Always show the patient-level metric beside the image-level one: the two can differ widely.
     for level in ("patient", "case"):
         for name, estimate in block.get(level, {}).items():
             rows.append(_row(f"{level} {_spaced(name)}", estimate, f"{level}s"))
@@ -147,7 +147,7 @@ def _label_rows(block: Mapping[str, Any], reported: Mapping[str, Any]) -> list[_
     for label, estimates in block["labels"].items():
         rows.append((f"{label} (in {estimates['n_positive']}, threshold {estimates['threshold']:.3f})", "", ""))
         rows.append(_row("  accuracy", estimates["accuracy"]))
-        # A label in one image of a hundred is right 99 times by saying no: that stands beside, always.
+        # A label in one image of a hundred gets 99 % accuracy by always answering no, so show this baseline as well.
         baseline = estimates["baseline"]
         rows.append(_row(f"    always {baseline['answer']}", {"value": baseline["accuracy"]}))
         paper = reported.get("label_accuracy", {}).get(label)

@@ -1,6 +1,6 @@
 """Decision thresholds: what counts as positive, how thresholds are chosen, and how they are read from the command line.
 
-Shapes: n images, k labels. Each label is a yes-or-no question of its own.
+Shapes: n images, k labels. Each label is decided separately, yes or no.
 """
 
 from collections.abc import Mapping, Sequence

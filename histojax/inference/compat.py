@@ -18,7 +18,7 @@ CONVERTER_LOGGERS = ("jax2onnx", "onnx_ir")
 def retrace(jaxpr: jex.Jaxpr, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
     """Evaluate a traced program with primitives of `jax.lax` only, and without `pad`, so that jax2onnx can convert it.
 
-    jax2onnx replaces functions such as `jax.nn.leaky_relu` by primitives of its own while it traces, and loses some of
+    jax2onnx replaces functions such as `jax.nn.leaky_relu` by its own primitives while it traces, and loses some of
     their arguments. Evaluating a program that was traced before avoids that. Its `pad` needs a batch of fixed size;
     concatenation does not.
 

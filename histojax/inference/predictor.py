@@ -1,4 +1,4 @@
-"""A trained model as a function of pixels: numpy in, numpy out, one compiled program whatever the number of images."""
+"""A trained model as a function of pixels: numpy in, numpy out, one compiled program for any number of images."""
 
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,16 +16,16 @@ _AHEAD = 2  # batches under way on the device while the host prepares the next
 
 
 class Predictor:
-    """What a run learned, ready to be asked.
+    """A trained model, ready for inference.
 
     Attributes:
       classes: names of the classes, or of the labels, in the order of the probabilities.
-      thresholds: of each label, chosen on validation images; None where an image has one class.
-      decision: of two classes, the threshold of the positive one, chosen on validation images; else None.
-      temperatures: by which `calibration.at_temperatures` calibrates; fitted on validation images, None without.
+      thresholds: threshold of each label, chosen on validation images; None where an image has one class.
+      decision: with two classes, the threshold of the positive class, chosen on validation images; else None.
+      temperatures: for `calibration.at_temperatures`, fitted on validation images; None: there were none.
       image_size: height and width of the model's input.
-      digest: sixteen digits that tell the checkpoint from any other.
-      batch_size: images that are asked about at a time.
+      digest: sixteen digits that identify the checkpoint.
+      batch_size: images per batch.
     """
 
     def __init__(self, trained: loading.LoadedModel, batch_size: int):
@@ -45,47 +45,46 @@ class Predictor:
 
     @classmethod
     def load(cls, run: str | pathlib.Path, *, batch_size: int = 32) -> "Predictor":
-        """The model of a checkpoint.
+        """Load the model of a checkpoint.
 
         Args:
           run: a work directory, a series of checkpoints, or one checkpoint.
-          batch_size: images asked about at a time; the devices divide it.
+          batch_size: images per batch, split across the devices.
 
         Raises:
-          RunError: no or a damaged checkpoint, a batch that does not divide.
+          RunError: the checkpoint is missing or damaged, or the devices do not divide the batch size.
         """
         return cls(loading.load(pathlib.Path(run)), batch_size)
 
     def predict(self, images: Iterable[np.ndarray]) -> np.ndarray:
-        """Probabilities `f32 [n, k]` of images `u8 [h, w, 3]`, RGB, of any size: they are resized as in training.
+        """Predict probabilities `f32 [n, k]` of images `u8 [h, w, 3]`, RGB, of any size; resize them as in training.
 
         Raises:
-          RunError: an image of another shape or type.
+          RunError: an image has another shape or type.
         """
         rows = list(self.stream(self._batches(images)))
         return np.concatenate(rows) if rows else np.zeros((0, len(self.classes)), np.float32)
 
     def table(self, images: Iterable[np.ndarray], names: Sequence[str] = ()) -> pd.DataFrame:
-        """What the model says of images, a row each: probabilities, and the label, or every label, at its threshold.
+        """Predictions for images, one row each: probabilities, and the class, or each label at its threshold.
 
         Args:
           images: as `predict` takes them.
-          names: of the rows; without, their numbers.
+          names: one per image, for the index; empty: the rows are numbered.
 
         Raises:
-          RunError: an image of another shape or type; another number of names than of images.
+          RunError: an image has another shape or type, or the numbers of names and images differ.
         """
         probabilities = self.predict(images)
         if names and len(names) != len(probabilities):
-            raise RunError(f"{len(names)} names of {len(probabilities)} images")
+            raise RunError(f"{len(names)} names for {len(probabilities)} images: give one per image, or none")
         frame = prediction_columns(probabilities, self.classes, self.thresholds or self.decision)
         return frame.set_axis(pd.Index(names, name="image_id")) if names else frame
 
     def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Probabilities `f32 [b, k]` of each batch `u8 [b, s, s, 3]`, in order; b is at most the batch size.
+        """Yield the probabilities `f32 [b, k]` of each batch `u8 [b, s, s, 3]`, in order; b is at most the batch size.
 
-        The device computes while the next batch is fetched. A batch that is not full is padded, so nothing is compiled
-        twice.
+        The device computes while the next batch is fetched. An incomplete batch is padded, so one program serves all.
         """
         under_way: list[tuple[jax.Array, int]] = []
         for images in batches:
@@ -99,7 +98,7 @@ class Predictor:
         n, size = len(images), self.image_size
         if not 0 < n <= self.batch_size or images.shape[1:] != (size, size, 3):
             raise ValueError(
-                f"a batch of shape {images.shape}; at most ({self.batch_size}, {size}, {size}, 3) is asked"
+                f"a batch of shape {images.shape}: expected 1 to {self.batch_size} images of shape ({size}, {size}, 3)"
             )
         if n < self.batch_size:
             images = np.concatenate([images, np.zeros((self.batch_size - n, size, size, 3), np.uint8)])

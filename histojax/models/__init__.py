@@ -2,7 +2,7 @@
 
 To add a model to the package, write one file and add one line:
 
-1. In a file of its own, define a frozen config dataclass (its fields are the options), the `nnx.Module`, and
+1. In a new file, define a frozen config dataclass (its fields are the options), the `nnx.Module`, and
    `SPEC = ModelSpec(...)`. Names of public weights may go into a file of `naming/`.
 2. Add the specification to the list below.
 

@@ -74,7 +74,9 @@ class LDCSFConfig(SwinConfig):
             if not isinstance(switch, bool):
                 raise ValueError(f"{name}={switch!r} is not one of True, False")
         if len(self.depths) > 3:
-            raise ValueError(f"depths={self.depths}: at most three stages, the ResNet module halves once more")
+            raise ValueError(
+                f"depths={self.depths}: at most three stages, since the ResNet module halves the map again"
+            )
         if not 1 <= self.fr_reduction <= self.num_features:
             raise ValueError(
                 f"fr_reduction={self.fr_reduction} is not in [1, {self.num_features}], "

@@ -82,7 +82,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """The outcome for one slide.
+    """The result for one slide.
 
     Attributes:
       facts: the slide's columns in `slides.csv`, except those of the ratio.

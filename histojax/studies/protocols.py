@@ -147,7 +147,7 @@ def _train(name: str, position: str, config: ConfigDict, folder: pathlib.Path) -
     _log.info(f"{name} ({position})")
     finished = loop.train_and_evaluate(config, folder)
     if finished:
-        jax.clear_caches()  # each fold is a program of its own
+        jax.clear_caches()  # the next fold compiles its own program
     return finished
 
 

@@ -1,7 +1,7 @@
 """The magnification transfer matrix: models trained at one magnification of BreakHis, tested at each.
 
-A fold's model is tested only on the images of its own test cases, at every magnification. Its test images therefore
-show no tissue that it was trained on, and all cells of a row cover the same patients, as far as these have images.
+A fold's model is tested only on the fold's test cases, at every magnification. No test image shows tissue that the
+model was trained on. All cells of a row cover the same patients, except those without images at a magnification.
 """
 
 import dataclasses

@@ -11,7 +11,7 @@ from histojax.training.state import ModelState
 
 
 class StepSums(NamedTuple):
-    """Sums over the images of a batch; those of its parts add up to those of the whole.
+    """Sums over the images of a batch; the sums of its parts add up to them.
 
     Attributes:
       grads: gradients of `loss`, a tree like the parameters.

@@ -255,7 +255,7 @@ def evaluate_checkpoint(
     magnification: str = "",
     image_size: int = 0,
 ) -> pathlib.Path:
-    """Evaluate a checkpoint, with model, preprocessing and split rebuilt from it alone.
+    """Evaluate a checkpoint; it holds everything that model, preprocessing and split are rebuilt from.
 
     Images other than the run's own are tested only if the model was neither trained nor selected on them: such
     images, their copies, and the other images of their groups are left out.

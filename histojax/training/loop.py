@@ -20,7 +20,7 @@ from histojax.data.cache import with_cache
 from histojax.data.pipeline import CachedBatches, LoaderSpec, train_batches
 from histojax.data.sources import Dataset, open_dataset
 from histojax.distributed.sharding import Layout
-from histojax.training import build, checkpoint, evaluate, pretrained
+from histojax.training import build, checkpoint, default_config, evaluate, pretrained
 from histojax.training.checkpoint import BEST, LAST, Checkpoints
 from histojax.training.monitoring import BestTracker, MetricsBuffer, Signals, Watchdog, input_advice
 from histojax.training.optimizer import OptimizerSpec, learning_rate
@@ -213,6 +213,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _open_run(config: ConfigDict, workdir: pathlib.Path) -> _Setup:
     """Check config and work directory, open the data, build the program, and write config.json and split.csv."""
     workdir = workdir.expanduser().absolute()
+    default_config.check_values(config)
     make_root_absolute(config)
     check_config(workdir, config)
     pretrained.check(config.model.pretrained, workdir)
@@ -220,8 +221,7 @@ def _open_run(config: ConfigDict, workdir: pathlib.Path) -> _Setup:
     layout = Layout(config.sharding.fsdp, rules=config.sharding.rules)
     train_spec = build.loader_spec(config, layout, training=True)
     eval_spec = build.loader_spec(config, layout, training=False)
-    build.augment_spec(config)  # these two check the config before the data are read
-    build.threshold_rule(config)
+    build.threshold_rule(config)  # these two check the config before the data are read
     cache = build.cache(config)
     dataset = with_cache(open_dataset(config.data), cache, config.data.image_size, config.data.threads)
     split = dataset.split(build.split_spec(config))
@@ -355,14 +355,14 @@ def _end_of_epoch(run: _Run, tools: _Tools) -> bool:
         model = run.state.ema or run.state.model
         stop = functools.partial(_stop_requested, run, tools)
         try:
-            outcome = evaluate.run_model(setup.program, model, tools.validation, len(val_indices), setup.layout, stop)
+            output = evaluate.run_model(setup.program, model, tools.validation, len(val_indices), setup.layout, stop)
         except evaluate.Stopped:
             run.phase = Phase.VALIDATE
             return False
         run.phase = Phase.TRAIN
-        scores = evaluate.validation_metrics(outcome, setup.dataset, val_indices)
+        scores = evaluate.validation_metrics(output, setup.dataset, val_indices)
         rule = build.threshold_rule(config)
-        run.decision_rule = evaluate.fit_decision_rule(outcome, setup.dataset, val_indices, rule)
+        run.decision_rule = evaluate.fit_decision_rule(output, setup.dataset, val_indices, rule)
         tools.writer.write(run.step, {f"val/{key}": value for key, value in scores.items()})
         line += "".join(f"  val {key} {scores[key]:.4f}" for key in setup.task.METRICS[:3])
         if run.watch.better(scores, run.step):

@@ -215,7 +215,7 @@ def _select(tree: Any, wrapper: str | None) -> tuple[tuple[str, ...], tuple[str,
 
 
 def _state_dicts(tree: dict[Any, Any]) -> Iterator[tuple[tuple[str, ...], dict[Any, Any]]]:
-    """Yield keys and value of every dictionary of tensors that is reached by strings alone.
+    """Yield keys and value of every dictionary of tensors whose path consists of strings.
 
     The states of optimizers have numbers as keys and are not among them.
     """

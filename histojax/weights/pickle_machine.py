@@ -1,7 +1,7 @@
 """A pickle interpreter that cannot run code: it supports data opcodes only and calls only the caller's stand-ins.
 
 `pickle.Unpickler` with a guarded `find_class` would still set attributes, call `__setstate__`, and allocate as much as
-a header declares. This interpreter refuses every opcode that is not in its table, resolves globals with `find` alone,
+a header declares. This interpreter refuses every opcode that is not in its table, resolves globals only with `find`,
 and compares each declared length with the remaining bytes before it uses it. Opcodes: CPython's Lib/pickletools.py.
 """
 

@@ -168,7 +168,7 @@ def _tensor(dtype: np.dtype[Any] | None, storage: Any, offset: Any, shape: Any, 
     held = storage.nbytes // dtype.itemsize
     offset = _count(offset, "an offset")
     if 0 in shape:
-        # Without data, too, a shape can be too large for numpy.
+        # The shape of an empty tensor can also be too large for numpy.
         if max(shape) > 2**32 or math.prod(size for size in shape if size) > 2**62:
             raise Problem(f"its pickle is damaged: an empty tensor of shape {shape}")
         return Tensor(storage, dtype, 0, shape, strides)

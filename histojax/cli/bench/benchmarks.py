@@ -56,7 +56,7 @@ def compiled(args: argparse.Namespace, model: str) -> dict[str, Any]:
         if args.profile:
             folder = args.profile.expanduser().absolute() / f"{args.work}-{model}"
             traced = ours.process
-            if traced.facts["platform"] == "gpu":  # a process of its own: without command buffers it is a little slower
+            if traced.facts["platform"] == "gpu":  # a separate process: without command buffers it is a little slower
                 traced_spec = spec | {"disable_command_buffers": True}
                 traced = stack.enter_context(WorkerProcess(name, _histojax(), traced_spec, cached))
             table = traced.ask(ask="profile", repeats=PROFILED_REPEATS, folder=str(folder))["table"]

@@ -53,7 +53,7 @@ def _split_rows(source: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _detail_rows(source: Mapping[str, Any]) -> Iterator[Row]:
-    """Yield the rows of the reported split alone: thresholds, calibration, subgroups."""
+    """Yield the rows that only the reported split has: thresholds, calibration, subgroups."""
     name, tested = source["name"], source["split"]
     for entry in source["decisions"]:
         for point in entry["points"]:

@@ -138,7 +138,7 @@ def _has(block: Mapping[str, Any], key: str) -> bool:
 
 def _metric_names(levels: Mapping[str, Mapping[str, Any]], positive: str | None) -> list[str]:
     """List the metrics of all levels; those that only patients and cases have follow accuracy."""
-    # Without a positive class these are macro means already, which have rows of their own.
+    # Without a positive class these are macro means, which already have their own rows.
     repeated = () if positive is not None else ("precision", "recall", "f1")
     names = [name for name in levels["image"]["figures"] if name not in repeated]
     others = [key for level in levels.values() for key in level["figures"] if key not in (*names, *repeated)]

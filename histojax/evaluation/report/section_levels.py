@@ -51,7 +51,7 @@ def levels_of_classes(
 
 
 def _one_row_per_group(groups: pd.DataFrame, column: str, source: Source, split: str) -> pd.DataFrame:
-    """Build a table of predictions in which each patient or case is an image of its own."""
+    """Build a table of predictions with one row per patient or case."""
     return predictions.make_table(
         groups[column].tolist(),
         groups["label"].tolist(),

@@ -44,7 +44,7 @@ def grad_cam(logits: Logits, images: jax.Array, targets: jax.Array, layer: str) 
     """Compute Grad-CAM maps.
 
     Args:
-      logits: images -> logits [b, k], by a model of `histojax.models`; the logits of an image depend on it alone.
+      logits: images -> logits [b, k], by a model of `histojax.models`; an image's logits depend only on that image.
       images: as `logits` takes them, [b, ...].
       targets: i32 [b], the class to explain in each image.
       layer: name of a feature map of the model.

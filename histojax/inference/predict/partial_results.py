@@ -82,7 +82,7 @@ class PartialResults:
             raise RunError(f"{self._path}: another process is writing this file; choose another --output") from error
 
     def _resume(self, settings: dict[str, Any], batch_size: int, total: int) -> int:
-        """Cut the file after its last whole batch, and return how many images it then holds."""
+        """Truncate the file after its last complete batch; return the number of images that it then holds."""
         self._file.seek(0)
         first_line = self._file.readline()
         stored_settings = _parse_line(first_line)

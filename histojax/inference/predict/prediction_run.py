@@ -171,7 +171,7 @@ def _predict_batches(
 
 
 def _views(batches: Iterable[_Batch], side: int, dihedral: bool) -> Iterator[np.ndarray]:
-    """Yield the images `u8 [b, s, s, 3]` of each batch: as they are, or in all flips and quarter turns, one by one."""
+    """Yield the images `u8 [b, s, s, 3]` of each batch: unchanged, or in each of the eight flips and quarter turns."""
     for batch in batches:
         for turns in range(4 if dihedral else 1):
             turned = np.rot90(batch.images[side], turns, axes=(1, 2))

@@ -93,7 +93,7 @@ def prediction_columns(
       probabilities: (n, k).
       classes: names in the order of the probabilities.
       thresholds: multi-label: the least probability at which each label is assigned; with two classes, that of the
-        positive class alone; None: one class per image, the most probable.
+        positive class only; None: one class per image, the most probable.
     """
     frame = pd.DataFrame({f"prob_{name}": probabilities[:, i] for i, name in enumerate(classes)})
     if thresholds is None:

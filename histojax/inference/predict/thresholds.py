@@ -38,7 +38,7 @@ def combine_thresholds(
         transformed in the same way.
 
     Returns:
-      Thresholds by label, or by the positive class alone; None: the most probable class is assigned.
+      Threshold of each label, or of the positive class only; None: the most probable class is assigned.
 
     Raises:
       RunError: the runs have different classes, or lack temperatures that are needed; a threshold that is not a number

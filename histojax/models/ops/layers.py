@@ -1,4 +1,4 @@
-"""Layers shared by the models: convolution, dense, pooling and attention, arranged to be fast on CPUs, too.
+"""Layers shared by the models: convolution, dense, pooling and attention, fast on accelerators and on CPUs.
 
 Shapes: images are (b, h, w, c); kernels are HWIO. Parameters and batch statistics are float32; `dtype` is the
 type that a layer computes in. With `dtype=float64` and float64 parameters everything is computed in float64.

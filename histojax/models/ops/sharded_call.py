@@ -26,8 +26,8 @@ def sharded_calls(divide: Divide) -> Iterator[None]:
 def sharded_call(function: Function, *divided: bool) -> Function:
     """Return a function that runs `function` on each device's part of the batch.
 
-    Arguments marked as `divided` are split along their leading axis; the others are passed whole. All results are split
-    as well. Outside `sharded_calls` this returns `function` itself.
+    Arguments marked as `divided` are split along their leading axis; the others are passed unsplit. All results are
+    split. Outside `sharded_calls` this returns `function` itself.
     """
     divide = _divide.get()
     return function if divide is None else divide(function, divided)

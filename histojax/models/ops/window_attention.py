@@ -196,7 +196,7 @@ class _Program:
         return image, self._rows, self._columns + part * self._c
 
     def qkv(self, ref: Any, image: jax.Array) -> list[jax.Array]:
-        """Load queries, keys and values (padded, size) with their biases; padding has the bias alone."""
+        """Load queries, keys and values (padded, size) with their biases; padding has only the bias."""
         read = (triton.load(ref.at[self.at(image, part)], mask=self.exists, other=0.0) for part in range(3))
         return [rows + bias for rows, bias in zip(read, self._biases, strict=True)]
 

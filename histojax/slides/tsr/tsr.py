@@ -168,7 +168,7 @@ def _area(tiles: _Tiles, context: _Context) -> dict[str, Any]:
 def _hot_spot(
     within: _Tiles, context: _Context, geometry: Geometry, side: int, searched: str, reason: str | None
 ) -> dict[str, Any]:
-    """Counts and figures of the most stroma-rich field of `within`; `reason` tells why `within` is not evaluable."""
+    """Counts and figures of the most stroma-rich field of `within`; `reason` says why `within` is not evaluable."""
     spec, field = context.spec, None
     if reason is None:
         is_tumor = within.carried[:, within.labels.index(spec.tumor)] & (within.tumor > 0)
