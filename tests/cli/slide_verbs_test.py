@@ -1,4 +1,4 @@
-"""`histojax slide train-tiles` and `slide agreement` as commands of their own process."""
+"""`histojax slide train-tiles` and `slide agreement`, each in a new process."""
 
 import json
 import pathlib

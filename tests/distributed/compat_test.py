@@ -6,7 +6,7 @@ import sys
 
 from histojax.distributed import compat
 
-# In a process of its own, because jax.distributed can be initialised only before the first computation.
+# In a new process, because jax.distributed can be initialised only before the first computation.
 PROGRAM = """
 import sys, jax
 from histojax.distributed import compat

@@ -1,4 +1,4 @@
-"""Process-wide set-up, in processes of their own."""
+"""Process-wide set-up, each test in a new process."""
 
 import os
 import pathlib

@@ -109,7 +109,7 @@ def test_to_device_divides_the_batch_among_all_devices_and_drops_the_index(fsdp)
 
 @pytest.mark.parametrize(("flags", "expected"), [("", "3"), ("--xla_force_host_platform_device_count=2", "2")])
 def test_virtual_devices_unless_the_environment_sets_their_number(flags, expected):
-    # In a process of its own, because it must run before the first computation.
+    # In a new process, because it must run before the first computation.
     program = (
         "import jax; from histojax.distributed import sharding; sharding.use_cpu_devices(3); print(jax.device_count())"
     )

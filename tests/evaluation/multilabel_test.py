@@ -287,6 +287,6 @@ def test_the_text_puts_baseline_and_paper_beside_the_accuracy():
     assert lines[tumor + 2].split()[:2] == ["always", "present"]
     assert lines[tumor + 3].split()[:2] == ["reported", "0.9847"]
     assert "protocol not stated" in lines[tumor + 3]
-    assert sum("reported" in line for line in lines) == 2  # once a split: of one label a paper says something
+    assert sum("reported" in line for line in lines) == 2  # once per split: the paper reports one label
     assert any("mean average precision" in line for line in lines)
     assert max(map(len, lines)) <= 120

@@ -210,7 +210,7 @@ def test_images_that_training_rejects_are_rejected(tmp_path: pathlib.Path) -> No
         assert "8-bit RGB is expected: convert it" in reason(path)
     path.write_bytes(encoded(grey, "BMP"))
     assert "BMP of mode L" in reason(path)
-    # A TIFF of 16 bits is read by its upper 8 bits, in training too.
+    # Prediction and training both read the upper 8 bits of a 16-bit TIFF.
     path.write_bytes(cv2.imencode(".tif", COLOURS[..., ::-1].astype(np.uint16) * 256 + 7)[1].tobytes())
     check_image(path.read_bytes())
     np.testing.assert_array_equal(read(path), COLOURS)

@@ -203,7 +203,7 @@ def test_calibration_moves_probabilities_and_thresholds_together(folder: pathlib
         np.testing.assert_allclose(moved, expected, rtol=1e-9)
         for column in [name for name in tables[0] if name.startswith("predicted")]:
             assert tables[0][column].tolist() == tables[1][column].tolist()
-    # With two classes the locked threshold moves too, for each run by its own temperature.
+    # With two classes, each run's temperature also moves its locked threshold.
     warm, warmer = ColourModel(), ColourModel()
     for model, temperature in ((warm, 2.0), (warmer, 1.0)):
         model.classes, model.decision, model.temperatures = ("cold", "warm"), {"warm": 0.2}, [temperature]

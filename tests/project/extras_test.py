@@ -1,4 +1,4 @@
-"""The base installation runs everything but the extras; each extra is asked for first, with its command."""
+"""The base installation runs everything but the extras; without an extra, a command says how to install it."""
 
 import importlib.metadata
 import importlib.util

@@ -56,7 +56,7 @@ def test_by_hand(root: pathlib.Path) -> None:
 
 
 def test_the_runs_own_thresholds_and_the_policy_count(root: pathlib.Path) -> None:
-    higher = run(root, thresholds={"tumor": 0.5, "stroma": 0.5, "fat": 0.5})  # the right tile is stroma alone
+    higher = run(root, thresholds={"tumor": 0.5, "stroma": 0.5, "fat": 0.5})  # the right tile is stroma only
     assert held_out.percentages([higher], TSRSpec()).loc[0, "predicted"] == pytest.approx(50)
     assert held_out.percentages([run(root)], TSRSpec(policy="half")).loc[0, "predicted"] == pytest.approx(25)
     by_probability = held_out.percentages([run(root)], TSRSpec(measure="probability"))

@@ -1,4 +1,4 @@
-"""Images that cannot be used, through the front door: each is answered in words before anything is trained."""
+"""Unusable images stop a run before training, with a message that names the file and the reason."""
 
 import pathlib
 from collections.abc import Callable

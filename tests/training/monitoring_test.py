@@ -297,7 +297,7 @@ def test_handlers_are_restored_without_a_signal_and_after_an_error(received_befo
 
 # ---- Watchdog -------------------------------------------------------------------------------------------------------
 
-# A process of its own, because the watchdog ends it with os._exit.
+# In a separate process, because the watchdog ends it with os._exit.
 HANGS = """
 import sys, time
 from histojax.training.monitoring import Watchdog
