@@ -9,7 +9,8 @@ import zlib
 from typing import IO, cast
 
 from data_pipelines.errors import DataError
-from data_pipelines.listing import fingerprint, list_files
+from data_pipelines.listing import fingerprint
+from histojax.core.walk import find_files
 
 SUFFIXES = (".tar.gz", ".tgz", ".tar")
 
@@ -33,7 +34,7 @@ def unpack(root: pathlib.Path, into: pathlib.Path, wanted: tuple[str, ...] = (".
       DataError: several archives and no wanted file, or a damaged or unsafe archive.
     """
     archives = [root] if root.is_file() else []
-    if root.is_dir() and not list_files(root, wanted):
+    if root.is_dir() and not find_files(root, wanted).paths:
         archives = sorted(path for path in root.iterdir() if path.is_file() and is_archive(path))
     if not archives:
         return root

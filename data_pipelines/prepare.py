@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data_pipelines import archive
@@ -121,7 +121,11 @@ def _breakhis(
                 generator.SyntheticSpec(magnifications=magnifications),
             )
         folder = archive.unpack(source, base / "extracted")
-    key = fingerprint(breakhis_scan.require_pngs(folder), str(folder), str(breakhis.Builder.VERSION))
+    found = breakhis_scan.require_pngs(folder)
+    _log_report(found.report())
+    key = fingerprint(
+        [*found.with_links(), *map(pathlib.Path, found.broken)], str(folder), str(breakhis.Builder.VERSION)
+    )
     return breakhis.Builder(config=config, data_dir=base / "prepared" / key, file_format="array_record"), folder
 
 
@@ -143,10 +147,17 @@ def _liver_tiles(
     if folder != source:  # an archive usually holds a single folder, which holds the tiles
         while len(inside := list(folder.iterdir())) == 1 and inside[0].is_dir():
             folder = inside[0]
-    key = fingerprint(layouts.find(folder, spec).files, str(folder), str(liver_tiles.Builder.VERSION))
+    found = layouts.find(folder, spec)
+    _log_report(found.report)
+    key = fingerprint(found.files, str(folder), str(liver_tiles.Builder.VERSION))
     with quiet_custom_configs():
         builder = liver_tiles.Builder(config=config, data_dir=base / "prepared" / key, file_format="array_record")
     return builder, folder
+
+
+def _log_report(lines: Sequence[str]) -> None:
+    for line in lines:
+        _log.warning("%s", line)
 
 
 def open_images(directory: pathlib.Path) -> Any:

@@ -1,7 +1,6 @@
 """Reading a user's table or list of images or slides: CSV, TSV or Parquet with a header."""
 
 import csv
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -9,6 +8,7 @@ import pyarrow
 import pyarrow.parquet
 
 from data_pipelines.errors import DataError
+from histojax.core.printable import printable
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 # The side of a split that a cell, or a folder's name, means.
@@ -61,11 +61,6 @@ def read_side(place: str, cell: str) -> str:
             f"{place}, column split: '{printable(cell)}' is not one of {', '.join(SIDES)}, or empty for no side"
         )
     return SIDES.get(cell.lower(), "")
-
-
-def printable(name: str | os.PathLike[str]) -> str:
-    """Return a file's name as text that any table can hold: bytes that are not UTF-8 become `\\xff`."""
-    return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _rows(

@@ -15,7 +15,7 @@ from data_pipelines.audit.inputs import Source
 from data_pipelines.breakhis import filenames
 from data_pipelines.breakhis.scan import compare_with_published, describe_missing
 from data_pipelines.errors import DataError
-from data_pipelines.tables import printable
+from histojax.core.printable import printable
 
 _log = logging.getLogger(__name__)
 AGAINST = "between datasets"  # name of the split whose sides are the two roots
@@ -151,7 +151,7 @@ def _collect(
 
 
 def _image_facts(own: Sequence[AuditImage]) -> dict[str, Any]:
-    """Return the facts that depend on the images of the root alone."""
+    """Return the facts that depend only on the images of the root."""
     colours = {
         "labels": findings.colours(own, lambda source: source.label),
         "patients": findings.colours(own, lambda source: source.patient_id),

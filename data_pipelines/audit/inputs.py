@@ -2,18 +2,21 @@
 
 import collections
 import dataclasses
+import logging
 import os
 import pathlib
 from collections.abc import Sequence
 
 from data_pipelines.breakhis import filenames
 from data_pipelines.errors import DataError
-from data_pipelines.listing import list_files
 from data_pipelines.official_folds import read_folds
-from data_pipelines.tables import SIDES, printable, read_side, read_table
+from data_pipelines.tables import SIDES, read_side, read_table
+from histojax.core.printable import printable
+from histojax.core.walk import describe, find_files
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _FOLDS = range(1, 6)
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +60,16 @@ def find(root: pathlib.Path) -> list[Source]:
         return _read_list(root)
     if not root.is_dir():
         raise DataError(f"{printable(root)}: no such folder or list (.csv)")
-    paths = list_files(root, SUFFIXES)
+    found = find_files(root, SUFFIXES)
+    for line in found.report():
+        _log.warning("%s", line)
+    unreadable = [pathlib.Path(path) for path in found.broken if path.lower().endswith(SUFFIXES)]
+    paths = sorted([*found.with_links(), *unreadable])
     if not paths:
-        raise DataError(f"{printable(root)}: no image below this folder ({', '.join(SUFFIXES)})")
+        raise DataError(
+            f"{printable(root)}: no image below this folder ({', '.join(SUFFIXES)}); its files are "
+            f"{describe(found.passed_over)}"
+        )
     first = {path.relative_to(root).parts[0].lower() for path in paths}
     sides = SIDES if first <= SIDES.keys() else {}
     bare = collections.Counter(path.with_suffix("") for path in paths)

@@ -78,6 +78,8 @@ class Measures:
 def measure(path: pathlib.Path) -> Measures | str:
     """Measure an image; return the reason if it cannot be used."""
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait forever
+            return "not a regular file"
         data = path.read_bytes()
         checked, pixels = read_image(data)
         rgb = np.ascontiguousarray(pixels)

@@ -11,8 +11,10 @@ from typing import Any
 from data_pipelines.breakhis import filenames
 from data_pipelines.errors import BadImageError, DataError, bad_images_message
 from data_pipelines.images import CheckedImage, check_png
-from data_pipelines.listing import list_files
+from histojax.core.printable import printable
+from histojax.core.walk import Files, describe, find_files
 
+_SUFFIXES = (".png",)
 DOWNLOAD = "http://www.inf.ufpr.br/vri/databases/BreaKHis_v1.tar.gz"
 
 
@@ -40,19 +42,20 @@ class Scan:
     summary: dict[str, Any]
 
 
-def require_pngs(root: pathlib.Path) -> list[pathlib.Path]:
-    """Return all PNG files below `root`, sorted.
+def require_pngs(root: pathlib.Path) -> Files:
+    """Find all PNG files below `root`.
 
     Raises:
       DataError: there are none.
     """
-    paths = list_files(root, (".png",))
-    if not paths:
+    found = find_files(root, _SUFFIXES)
+    if not found.paths:
         raise DataError(
-            f"{root}: no PNG images below this folder. Expected BreaKHis_v1.tar.gz, its extracted tree, or any folders "
-            f"with files named like SOB_B_A-14-22549AB-40-001.png; the archive is at {DOWNLOAD} (4 GB)"
+            f"{printable(root)}: no PNG images below this folder; its files are {describe(found.passed_over)}. "
+            "Expected BreaKHis_v1.tar.gz, its extracted tree, or any folders with files named like "
+            f"SOB_B_A-14-22549AB-40-001.png; the archive is at {DOWNLOAD} (4 GB)"
         )
-    return paths
+    return found
 
 
 def scan(root: pathlib.Path, magnification: str, on_bad_image: str = "error") -> Scan:
@@ -69,7 +72,9 @@ def scan(root: pathlib.Path, magnification: str, on_bad_image: str = "error") ->
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; set data.root to BreakHis's archive or a folder with its images")
     wanted = filenames.MAGNIFICATIONS if magnification == "all" else (magnification,)
-    named, bad = _parse_names(require_pngs(root), root)
+    found = require_pngs(root)
+    named, bad = _parse_names(found.with_links(), root)
+    bad |= {_below(path, root): why for path, why in found.broken.items() if path.lower().endswith(_SUFFIXES)}
     selected = [(path, name) for path, name in named if name.magnification in wanted]
     if named and not selected:
         counts = Counter(name.magnification for _, name in named)
@@ -81,7 +86,7 @@ def scan(root: pathlib.Path, magnification: str, on_bad_image: str = "error") ->
     notes: Counter[str] = Counter()
     images: dict[str, ScannedImage] = {}
     for (path, name), checked in zip(selected, checks, strict=True):
-        relative = str(path.relative_to(root))
+        relative = _below(path, root)
         twin = images.get(name.image_id)
         if isinstance(checked, str):
             bad[relative] = checked
@@ -92,7 +97,7 @@ def scan(root: pathlib.Path, magnification: str, on_bad_image: str = "error") ->
         elif twin.pixel_hash == checked.pixel_hash:
             notes["the same image under the same name in two folders, used once"] += 1
         else:
-            bad[relative] = f"same name as {twin.path.relative_to(root)}, but different pixels"
+            bad[relative] = f"same name as {_below(twin.path, root)}, but different pixels"
     if bad and on_bad_image == "error":
         raise DataError(bad_images_message(root, bad))
     if not images:
@@ -102,7 +107,7 @@ def scan(root: pathlib.Path, magnification: str, on_bad_image: str = "error") ->
     return Scan(
         images=ordered,
         summary={
-            "root": str(root),
+            "root": printable(root),
             "bad_images": dict(sorted(bad.items())),
             "notes": dict(sorted(notes.items())),
             "patients": _patients({name.image_id: name for _, name in named}.values()),
@@ -134,6 +139,10 @@ def describe_missing(published: dict[str, dict[str, int]]) -> str:
     return f"{found} of {total} published images; found/published by subtype: {', '.join(differences)}"
 
 
+def _below(path: str | pathlib.Path, root: pathlib.Path) -> str:
+    return printable(os.path.relpath(path, root))
+
+
 def _parse_names(
     paths: Iterable[pathlib.Path], root: pathlib.Path
 ) -> tuple[list[tuple[pathlib.Path, filenames.ImageName]], dict[str, str]]:
@@ -143,7 +152,7 @@ def _parse_names(
         try:
             named.append((path, filenames.parse(path.name)))
         except filenames.BadNameError as error:
-            bad[str(path.relative_to(root))] = str(error)
+            bad[_below(path, root)] = printable(str(error))
     return named, bad
 
 

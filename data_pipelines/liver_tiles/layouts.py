@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from data_pipelines.errors import DataError
-from data_pipelines.listing import list_files
 from data_pipelines.liver_tiles import masks, table
 from data_pipelines.liver_tiles.spec import LIVER_LABELS, TilesSpec
 from data_pipelines.records import label_set
 from data_pipelines.tables import SIDES, SUFFIXES
+from histojax.core.printable import printable
+from histojax.core.walk import describe, find_files
 
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _MASK_FOLDERS = ("mask", "masks")
@@ -53,6 +54,7 @@ class Found:
       bad: image -> why it cannot be used.
       notes: remarks for the user, with their counts.
       files: all files that were considered: images, masks, the table.
+      report: a line for each kind of file that is not read.
     """
 
     layout: str
@@ -61,6 +63,7 @@ class Found:
     bad: dict[str, str]
     notes: Counter[str]
     files: tuple[pathlib.Path, ...]
+    report: tuple[str, ...] = ()
 
 
 def find(root: pathlib.Path, spec: TilesSpec) -> Found:
@@ -68,23 +71,19 @@ def find(root: pathlib.Path, spec: TilesSpec) -> Found:
 
     Raises:
       DataError: no image, no known layout, or labels that do not fit.
+      RunError: a folder cannot be read.
     """
-    images = list_files(root, IMAGES)
+    if not root.is_dir():
+        raise DataError(f"{printable(root)}: no such folder (data.root)")
     tables = table.list_tables(root)
-    layout = _layout(root, spec, images, tables)
+    if spec.table or (tables and spec.layout in ("auto", "table")):
+        return _from_table(root, spec, tables)
+    walked = find_files(root, IMAGES)
+    images = walked.with_links()
+    layout = _layout(root, spec, images, describe(walked.passed_over))
     labels = spec.labels or LIVER_LABELS
     bad: dict[str, str] = {}
-    files = [*images]
-    if layout == "table":
-        path = table.choose(root, spec.table, tables)
-        items = [_with_groups(Item(**row), spec) for row in table.read(path, labels)]
-        files = sorted({item.path for item in items if item.path.is_file()} | {path})
-        bad = {
-            name_of(i.path, root): "listed in the table, but the file does not exist"
-            for i in items
-            if not i.path.is_file()
-        }
-    elif layout == "masks":
+    if layout == "masks":
         found = [path for path in images if _mask_folder(path, root) is not None]
         items = [_with_groups(Item(path, mask=masks.mask_of(path)), spec, root) for path in found]
         bad = {name_of(i.path, root): f"no mask {i.path.stem}.png beside it" for i in items if i.mask is None}
@@ -94,25 +93,44 @@ def find(root: pathlib.Path, spec: TilesSpec) -> Found:
     else:
         items, bad = _from_folders(root, images, labels, spec)
     items = [item for item in items if name_of(item.path, root) not in bad]
+    broken = {pathlib.Path(path): why for path, why in walked.broken.items() if path.lower().endswith(IMAGES)}
+    bad |= {name_of(path, root): why for path, why in broken.items()}
     items, notes = _usable_sides(sorted(items, key=lambda item: item.path))
-    return Found(layout, labels, tuple(items), bad, notes, tuple(files))
+    files = (*images, *sorted(broken))
+    return Found(layout, labels, tuple(items), bad, notes, files, tuple(walked.report()))
+
+
+def _from_table(root: pathlib.Path, spec: TilesSpec, tables: Sequence[pathlib.Path]) -> Found:
+    """Read the images that a table lists; no other file of the root is looked at."""
+    path = table.choose(root, spec.table, tables)
+    labels = spec.labels or LIVER_LABELS
+    items = [_with_groups(Item(**row), spec) for row in table.read(path, labels)]
+    missing = {item.path for item in items if not item.path.is_file()}
+    bad = {name_of(image, root): "listed in the table, but the file does not exist" for image in missing}
+    files = sorted({item.path for item in items} - missing | {path})
+    usable = sorted((item for item in items if item.path not in missing), key=lambda item: item.path)
+    kept, notes = _usable_sides(usable)
+    return Found("table", labels, tuple(kept), bad, notes, tuple(files))
 
 
 def name_of(path: pathlib.Path, root: pathlib.Path) -> str:
-    """Return the name of an image below `root`: its path relative to it."""
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+    """Return the name of an image below `root`: its path relative to it, as text."""
+    return printable(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
-def _layout(root: pathlib.Path, spec: TilesSpec, images: Sequence[pathlib.Path], tables: Sequence[pathlib.Path]) -> str:
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder (data.root)")
+def _layout(root: pathlib.Path, spec: TilesSpec, images: Sequence[pathlib.Path], others: str) -> str:
+    """Return the layout of the images below a root without a table.
+
+    Raises:
+      DataError: none is known, or it is not the wanted one; `others` describes the files that are no images.
+    """
     detected = {
-        "table": bool(tables),
+        "table": False,
         "masks": any(_mask_folder(path, root) for path in images),
         "names": any(_VECTOR.search(path.stem) for path in images),
         "folders": any(_folder_labels(path, root, spec.labels or LIVER_LABELS) is not None for path in images),
     }
-    layout = "table" if spec.table else spec.layout
+    layout = spec.layout
     if layout == "auto":
         layout = next((name for name, present in detected.items() if present), "")
     if layout and detected[layout]:
@@ -126,8 +144,11 @@ def _layout(root: pathlib.Path, spec: TilesSpec, images: Sequence[pathlib.Path],
     }
     wanted = expected[layout] if layout else "; or ".join(expected.values())
     folders = sorted({path.parent.name for path in images})[:8]
-    seen = f"{len(images)} images, in the folders {', '.join(folders)}" if images else "no image"
-    raise DataError(f"{root}: expected {wanted}. Found {seen}; see data_pipelines/liver_tiles/README.md")
+    seen = f"{len(images)} images, in the folders {', '.join(map(printable, folders))}" if images else "no image"
+    raise DataError(
+        f"{printable(root)}: expected {wanted}. Found {seen}; other files: {others}; "
+        "see data_pipelines/liver_tiles/README.md"
+    )
 
 
 def _from_names(

@@ -1,10 +1,9 @@
-"""Finding images under a root: what is there, what is wrong with it, and what is missing."""
+"""Scanning a BreakHis root: images found, bad images and their reasons, comparison with the published counts."""
 
 import pathlib
 import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -15,8 +14,8 @@ from data_pipelines.breakhis import scan as breakhis_scan
 from data_pipelines.breakhis.filenames import MAGNIFICATIONS, PUBLISHED_COUNTS
 from data_pipelines.breakhis.scan import compare_with_published, describe_missing, scan
 from data_pipelines.errors import DataError
+from tests.conftest import WriteImages
 
-WriteImages = Callable[..., list[pathlib.Path]]
 TREE = "BreaKHis_v1/histology_slides/breast"
 NAMES = [
     f"{TREE}/benign/SOB/adenosis/SOB_B_A_14-22549AB/40X/SOB_B_A-14-22549AB-40-001.png",
@@ -38,7 +37,7 @@ def _ids(found: breakhis_scan.Scan) -> list[str]:
     return [image.name.image_id for image in found.images]
 
 
-def test_the_archives_tree(tree: pathlib.Path) -> None:
+def test_images_of_the_archives_folder_tree_are_found(tree: pathlib.Path) -> None:
     found = scan(tree, "100X")
     assert _ids(found) == AT_100X
     assert all(image.path.stem == image.name.image_id for image in found.images)
@@ -47,7 +46,7 @@ def test_the_archives_tree(tree: pathlib.Path) -> None:
     assert found.summary["bad_images"] == found.summary["notes"] == {}
 
 
-def test_all_magnifications(tree: pathlib.Path) -> None:
+def test_all_magnifications_are_found(tree: pathlib.Path) -> None:
     assert _ids(scan(tree, "all")) == sorted(pathlib.Path(name).stem for name in NAMES)
 
 
@@ -56,7 +55,7 @@ def test_a_flat_mirror_gives_the_same_images(tree: pathlib.Path, tmp_path: pathl
     for path in sorted(tree.rglob("*.png")):
         cls = "benign" if "_B_" in path.name else "malignant"
         (mirror / cls).mkdir(parents=True, exist_ok=True)
-        # Some mirrors say the class in the name, too.
+        # Some mirrors also put the class into the name.
         shutil.copyfile(
             path, mirror / cls / f"{cls}___{path.name}" if "A-14" in path.name else mirror / cls / path.name
         )
@@ -66,7 +65,7 @@ def test_a_flat_mirror_gives_the_same_images(tree: pathlib.Path, tmp_path: pathl
 
 
 @pytest.mark.parametrize("magnification", ["40X", "400X", "all"])
-def test_patients_are_known_over_all_magnifications(tree: pathlib.Path, magnification: str) -> None:
+def test_patients_are_listed_with_all_their_magnifications(tree: pathlib.Path, magnification: str) -> None:
     assert scan(tree, magnification).summary["patients"] == [
         {
             "patient_id": "SOB_B_A_14-22549AB",
@@ -85,33 +84,33 @@ def test_patients_are_known_over_all_magnifications(tree: pathlib.Path, magnific
     ]
 
 
-def test_no_such_root(tmp_path: pathlib.Path) -> None:
+def test_a_missing_root_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(DataError, match=r"nowhere: no such folder; set data\.root to"):
         scan(tmp_path / "nowhere", "100X")
 
 
-def test_an_empty_root_says_what_is_expected_and_where_it_is(tmp_path: pathlib.Path) -> None:
+def test_an_empty_root_is_refused_with_the_download_address(tmp_path: pathlib.Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(DataError, match=r"no PNG images below this folder.*BreaKHis_v1\.tar\.gz.*http://www\.inf"):
         scan(tmp_path, "100X")
 
 
-def test_no_image_of_the_magnification_lists_what_is_there(tree: pathlib.Path) -> None:
+def test_a_magnification_without_images_is_refused_with_the_counts_found(tree: pathlib.Path) -> None:
     with pytest.raises(DataError, match=r"no image of magnification 200X \(found 40X: 1, 100X: 3, 400X: 1\)"):
         scan(tree, "200X")
 
 
 def test_hidden_files_and_folders_are_ignored(tree: pathlib.Path) -> None:
     folder = tree / pathlib.Path(NAMES[1]).parent
-    (folder / "._SOB_B_A-14-22549AB-100-001.png").write_bytes(b"what macOS puts beside a file")
+    (folder / "._SOB_B_A-14-22549AB-100-001.png").write_bytes(b"metadata that macOS adds")
     (tree / ".thumbnails").mkdir()
-    (tree / ".thumbnails" / "SOB_B_A-14-22549AB-100-009.png").write_bytes(b"not even an image")
+    (tree / ".thumbnails" / "SOB_B_A-14-22549AB-100-009.png").write_bytes(b"not an image")
     (tree / "LICENSE.txt").write_text("CC BY 4.0")
     assert _ids(scan(tree, "100X")) == AT_100X
 
 
 def _spoil(tree: pathlib.Path) -> dict[str, str]:
-    """Makes one image of each kind of bad; returns the reasons by file."""
+    """Make one bad image of each kind; return the reason for each file."""
     folder = pathlib.Path(NAMES[1]).parent
     cut = tree / NAMES[2]
     cut.write_bytes(cut.read_bytes()[:-20])
@@ -119,7 +118,7 @@ def _spoil(tree: pathlib.Path) -> dict[str, str]:
     (tree / folder / "SOB_M_A-14-22549AB-100-005.png").write_bytes(b"")
     (tree / folder / "SOB_B_A-14-22549AB-50-001.png").write_bytes(b"")
     (tree / "figure1.png").write_bytes(b"")
-    (tree / "SOB_M_PC-15-190EF-100-013.png").mkdir()  # a folder of that name is no image, and none is missed
+    (tree / "SOB_M_PC-15-190EF-100-013.png").mkdir()  # a folder, not a bad image
     return {
         NAMES[2]: f"truncated PNG: the end is missing after {cut.stat().st_size} bytes",
         f"{folder}/SOB_B_A-14-22549AB-100-004.png": "empty file",
@@ -147,34 +146,34 @@ def test_bad_images_are_skipped_and_recorded(tree: pathlib.Path) -> None:
     assert list(found.summary["bad_images"]) == sorted(reasons)
 
 
-def test_one_bad_image_is_one_image(tree: pathlib.Path) -> None:
+def test_the_error_counts_one_image_in_the_singular(tree: pathlib.Path) -> None:
     (tree / NAMES[1]).write_bytes(b"")
     with pytest.raises(DataError, match=": 1 bad image:\n"):
         scan(tree, "100X")
 
 
-def test_bad_pixels_of_another_magnification_are_not_looked_at(tree: pathlib.Path) -> None:
+def test_pixels_of_other_magnifications_are_not_read(tree: pathlib.Path) -> None:
     (tree / NAMES[0]).write_bytes(b"")
     assert _ids(scan(tree, "100X")) == AT_100X
     with pytest.raises(DataError, match="1 bad image"):
         scan(tree, "all")
 
 
-def test_nothing_but_bad_images_is_an_error_even_when_skipping(tree: pathlib.Path) -> None:
+def test_only_bad_images_are_an_error_even_when_skipping(tree: pathlib.Path) -> None:
     for name in NAMES:
         (tree / name).write_bytes(b"")
     with pytest.raises(DataError, match=r"no usable image of magnification 100X; .*: 3 bad images:"):
         scan(tree, "100X", "skip")
 
 
-def test_nothing_but_misnamed_images(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
+def test_only_misnamed_images_are_an_error(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
     write_images(tmp_path, ["a.png", "b.png"])
     for policy in ("error", "skip"):
         with pytest.raises(DataError, match=r": 2 bad images:\n  a\.png: not named like"):
             scan(tmp_path, "100X", policy)
 
 
-def test_a_long_list_of_bad_images_is_cut_but_counted(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
+def test_a_long_list_of_bad_images_is_shortened_but_counted(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
     for i in range(60):
         (tmp_path / f"SOB_B_A-14-22549AB-100-{i:03d}.png").write_bytes(b"")
     write_images(tmp_path, ["SOB_B_A-14-22549AB-100-900.png"])
@@ -184,13 +183,13 @@ def test_a_long_list_of_bad_images_is_cut_but_counted(tmp_path: pathlib.Path, wr
     assert lines[1:51] == [f"  SOB_B_A-14-22549AB-100-{i:03d}.png: empty file" for i in range(50)]
     assert lines[51] == "  … and 10 more"
     assert len(lines) == 53
-    assert len(scan(tmp_path, "100X", "skip").summary["bad_images"]) == 60  # the record is whole
+    assert len(scan(tmp_path, "100X", "skip").summary["bad_images"]) == 60  # all are recorded
 
 
-def test_the_same_image_twice_is_taken_once(tree: pathlib.Path) -> None:
+def test_a_copied_image_is_used_once(tree: pathlib.Path) -> None:
     (tree / "copies").mkdir()
     shutil.copyfile(tree / NAMES[1], tree / "copies" / "benign_SOB_B_A-14-22549AB-100-001.png")
-    # The same pixels in another file: still the same image.
+    # A recompressed file with the same pixels is the same image.
     pixels = cv2.imread(str(tree / NAMES[2]))
     again = tree / "copies" / pathlib.Path(NAMES[2]).name
     cv2.imwrite(str(again), pixels, [cv2.IMWRITE_PNG_COMPRESSION, 9])
@@ -202,7 +201,7 @@ def test_the_same_image_twice_is_taken_once(tree: pathlib.Path) -> None:
     assert found.summary["published"]["A"]["found"] == 2
 
 
-def test_the_same_name_with_other_pixels_is_bad(tree: pathlib.Path, write_images: WriteImages) -> None:
+def test_other_pixels_under_a_known_name_are_a_bad_image(tree: pathlib.Path, write_images: WriteImages) -> None:
     twin = f"zz/{pathlib.Path(NAMES[1]).name}"
     write_images(tree, [twin], seed=1)
     with pytest.raises(DataError, match=f"  {twin}: same name as {NAMES[1]}, but different pixels"):
@@ -216,7 +215,7 @@ def test_dropped_alpha_channels_are_noted(tree: pathlib.Path) -> None:
     assert scan(tree, "100X").summary["notes"] == {"opaque alpha channel dropped": 1}
 
 
-def test_counts_stand_beside_the_published_ones(tree: pathlib.Path) -> None:
+def test_counts_are_compared_with_the_published_ones(tree: pathlib.Path) -> None:
     published = scan(tree, "100X").summary["published"]
     assert published["A"] == {"found": 2, "published": 113}
     assert published["PC"] == {"found": 1, "published": 142}
@@ -225,14 +224,14 @@ def test_counts_stand_beside_the_published_ones(tree: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(("magnifications", "total"), [(("40X",), 1995), (("400X",), 1820), (MAGNIFICATIONS, 7909)])
-def test_a_whole_dataset_misses_nothing(magnifications: tuple[str, ...], total: int) -> None:
+def test_missing_images_are_described_by_subtype(magnifications: tuple[str, ...], total: int) -> None:
     positions = [MAGNIFICATIONS.index(m) for m in magnifications]
     found = Counter({subtype: sum(counts[p] for p in positions) for subtype, counts in PUBLISHED_COUNTS.items()})
     assert (
         describe_missing(compare_with_published(found, magnifications)) == f"all {total} published images are present"
     )
     found["PT"] -= 1
-    found["DC"] += 1  # more than published is as odd as less
+    found["DC"] += 1  # an image too many is reported as well
     line = describe_missing(compare_with_published(found, magnifications))
     pt, dc = (sum(PUBLISHED_COUNTS[s][p] for p in positions) for s in ("PT", "DC"))
     assert line == (
@@ -240,8 +239,8 @@ def test_a_whole_dataset_misses_nothing(magnifications: tuple[str, ...], total: 
     )
 
 
-def test_unpack_leaves_a_folder_with_images_alone(tree: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    (tree / "BreaKHis_v1.tar.gz").write_bytes(b"not even looked at")
+def test_unpack_returns_a_folder_with_images_unchanged(tree: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    (tree / "BreaKHis_v1.tar.gz").write_bytes(b"never read")
     assert archive.unpack(tree, tmp_path / "into") == tree
     assert not (tmp_path / "into").exists()
 
@@ -253,7 +252,7 @@ def _pack(tree: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def test_unpack_takes_an_archive_or_the_folder_that_holds_it(tree: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_unpack_accepts_an_archive_or_its_folder(tree: pathlib.Path, tmp_path: pathlib.Path) -> None:
     path = _pack(tree, tmp_path / "download" / "BreaKHis_v1.tar.gz")
     (path.parent / "readme.txt").write_text("…")
     folder = archive.unpack(path, tmp_path / "into")
@@ -262,7 +261,7 @@ def test_unpack_takes_an_archive_or_the_folder_that_holds_it(tree: pathlib.Path,
     assert archive.unpack(path.parent, tmp_path / "into") == folder
 
 
-def test_another_archive_is_extracted_beside(tree: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_another_archive_is_extracted_into_another_folder(tree: pathlib.Path, tmp_path: pathlib.Path) -> None:
     path = _pack(tree, tmp_path / "download" / "BreaKHis_v1.tar.gz")
     first = archive.unpack(path, tmp_path / "into")
     (tree / NAMES[1]).unlink()
@@ -271,7 +270,7 @@ def test_another_archive_is_extracted_beside(tree: pathlib.Path, tmp_path: pathl
     assert _ids(scan(second, "100X")) == AT_100X[1:]
 
 
-def test_several_archives_are_a_question_to_the_user(tree: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_several_archives_need_a_choice(tree: pathlib.Path, tmp_path: pathlib.Path) -> None:
     for name in ("b.tar.gz", "a.tgz"):
         _pack(tree, tmp_path / "download" / name)
     with pytest.raises(DataError, match=r"several archives \(a\.tgz, b\.tar\.gz\); set data\.root to one of them"):
@@ -287,13 +286,13 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path: pathlib.Path) -> None:
         archive.unpack(path, tmp_path / "into")
 
 
-def test_fingerprint_changes_with_any_file(tree: pathlib.Path) -> None:
+def test_the_fingerprint_changes_with_names_contents_and_facts(tree: pathlib.Path) -> None:
     def now() -> str:
-        return listing.fingerprint(breakhis_scan.require_pngs(tree), "fact")
+        return listing.fingerprint(breakhis_scan.require_pngs(tree).with_links(), "fact")
 
     first = now()
     assert now() == first
-    assert listing.fingerprint(breakhis_scan.require_pngs(tree), "other fact") != first
+    assert listing.fingerprint(breakhis_scan.require_pngs(tree).with_links(), "other fact") != first
     (tree / NAMES[0]).rename(tree / "moved.png")
     moved = now()
     assert moved != first
@@ -301,7 +300,7 @@ def test_fingerprint_changes_with_any_file(tree: pathlib.Path) -> None:
     assert now() not in (first, moved)
 
 
-def test_the_real_part(breakhis_part: pathlib.Path) -> None:
+def test_real_images_are_found(breakhis_part: pathlib.Path) -> None:
     found = scan(breakhis_part, "100X")
     assert len(found.images) == 140
     assert found.summary["bad_images"] == {}

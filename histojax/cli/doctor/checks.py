@@ -23,10 +23,11 @@ from packaging.requirements import Requirement
 from data_pipelines import archive
 from data_pipelines.breakhis import filenames
 from data_pipelines.errors import DataError
-from data_pipelines.listing import list_files
 from data_pipelines.liver_tiles import layouts, table
 from data_pipelines.liver_tiles.spec import TilesSpec
+from histojax.core.errors import RunError
 from histojax.core.machine import cores
+from histojax.core.walk import find_files
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 _LISTED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -227,7 +228,11 @@ def data_root(root: str) -> Finding:
             return Finding("data root", FAIL, f"{root}: a file that is none of {kinds}; pass its folder instead")
         path, spec = path.parent, TilesSpec(layout="table", table=path.name)
     magnifications: Counter[str] = Counter()
-    for image in [] if spec.table else list_files(path, (".png",)):
+    try:
+        images = [] if spec.table else find_files(path, (".png",)).with_links()
+    except RunError as error:
+        return Finding("data root", FAIL, str(error))
+    for image in images:
         with contextlib.suppress(filenames.BadNameError):
             magnifications[filenames.parse(image.name).magnification] += 1
     if magnifications:

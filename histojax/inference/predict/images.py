@@ -10,8 +10,10 @@ import pathlib
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from data_pipelines.tables import printable, read_table
+from data_pipelines.tables import read_table
 from histojax.core.errors import RunError
+from histojax.core.printable import printable
+from histojax.core.walk import find_files, order
 
 _log = logging.getLogger(__name__)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".jp2", ".j2k", ".jpx")
@@ -39,13 +41,13 @@ def find(paths: Sequence[str]) -> list[ImageRef]:
     """Find all images that the given paths name, in order and each once.
 
     Args:
-      paths: image files; folders, searched recursively, following links and skipping hidden files; globs (`**` matches
-        any depth); lists (.csv) with a column `path`, relative to the list, and any further columns; zip archives. A
-        list may name files that do not exist: like damaged files, they are reported as unreadable later.
+      paths: image files; folders, searched recursively as `find_files` does; globs (`**` matches any depth); lists
+        (.csv) with a column `path`, relative to the list, and any further columns; zip archives. A list may name files
+        that do not exist: like damaged files and broken links, they are reported as unreadable later.
 
     Raises:
-      RunError: no image found, a path that does not exist, a list without a column `path` or with reserved columns, an
-        invalid archive, or two different images with the same name.
+      RunError: no image found, a path that does not exist, a folder that cannot be read, a list without a column `path`
+        or with reserved columns, an invalid archive, or two different images with the same name.
       DataError: a list cannot be read.
     """
     refs: dict[str, ImageRef] = {}
@@ -121,30 +123,14 @@ def _expand_path(path: str) -> Iterator[ImageRef]:
 
 
 def _walk(root: str) -> Iterator[str]:
-    """Yield the images below a folder, sorted within each folder; a folder with several links to it is entered once."""
-    seen = {_identity(root)}
-
-    def log_skipped(error: OSError) -> None:
-        _log.warning("%s: skipped (%s)", printable(str(error.filename)), error.strerror)
-
-    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=log_skipped):
-        yield from (
-            os.path.join(folder, name)
-            for name in sorted(files)
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        )
-        new = []
-        for name in sorted(name for name in subfolders if not name.startswith(".")):
-            identity = _identity(os.path.join(folder, name))
-            if identity not in seen:
-                seen.add(identity)
-                new.append(name)
-        subfolders[:] = new  # tells os.walk which folders to enter
-
-
-def _identity(folder: str) -> tuple[int, int]:
-    stat = os.stat(folder)
-    return stat.st_dev, stat.st_ino
+    """Yield the images below a folder, each once, and the links to nothing, which are reported as unreadable later."""
+    found = find_files(root, SUFFIXES)
+    for line in found.report():
+        _log.warning("%s", line)
+    if found.repeated:
+        _log.warning("%d links lead to images that are found already; each is used once", len(found.repeated))
+    broken = (path for path in found.broken if path.lower().endswith(SUFFIXES))
+    yield from sorted([*found.paths, *broken], key=order)
 
 
 def _read_list(path: str) -> Iterator[ImageRef]:
