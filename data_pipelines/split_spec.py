@@ -4,9 +4,10 @@ import dataclasses
 
 from data_pipelines.errors import DataError
 from data_pipelines.records import Records
+from histojax.core.split_hash import GROUP_FIELDS
 
 # Protocol -> the field of a record whose groups must not be divided between sides.
-GROUPS = {"case": "case_id", "patient": "patient_id", "slide": "slide_id", "source": "source_id"}
+GROUPS = {field.removesuffix("_id"): field for field in GROUP_FIELDS if field}
 _NOUNS = {"case_id": "case", "patient_id": "patient", "slide_id": "slide", "source_id": "source image"}
 PROTOCOLS = ("auto", *GROUPS, "image", "given", "folds", "listed")
 _WITHOUT_FRACTION = ("given", "folds", "listed")  # their test sides are known in advance

@@ -44,6 +44,7 @@ from data_pipelines.split_groups import (
 from data_pipelines.split_spec import Definition, SplitSpec, describe, group_field, resolve
 from data_pipelines.stratify import assign
 from histojax.core.files import atomic_write
+from histojax.core.split_hash import split_hash
 
 SIDES = ("train", "val", "test")
 OTHER_CLASS = "of a class that the protocol is not about"  # why an image is left out; stored in splits
@@ -89,8 +90,7 @@ class Split:
     @property
     def hash(self) -> str:
         """Hash of groups and sides, independent of the order of rows."""
-        lines = sorted(f"{row.image_id},{row.side}" for row in self.rows)
-        return hashlib.sha256("\n".join([self.group_by, *lines]).encode()).hexdigest()[:16]
+        return split_hash(self.group_by, ((row.image_id, row.side) for row in self.rows))
 
     def indices(self, side: str) -> np.ndarray:
         """Return the positions in the table of a side's images, `int64 [n]`."""

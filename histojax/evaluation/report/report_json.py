@@ -105,6 +105,7 @@ def _describe_source(source: Source, spec: ReportSpec) -> dict[str, Any]:
     out["worst"] = section_errors.worst(source, rows, spec.worst)
     out["training"] = section_provenance.training_curves(source)
     out["sides"] = section_provenance.split_sides(source)
+    notes += section_provenance.damaged_split(source)
     out["notes"] = notes
     return out
 

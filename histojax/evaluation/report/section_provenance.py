@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from histojax.core.split_hash import GROUP_FIELDS, split_hash
 from histojax.evaluation import multilabel, predictions
 from histojax.evaluation.report.sources import Source
 
@@ -49,6 +50,20 @@ def facts(source: Source) -> dict[str, Any]:
             "commit": f"{commit} with uncommitted changes" if commit and git.get("dirty") else commit,
         }
     return out
+
+
+def damaged_split(source: Source) -> list[str]:
+    """Note in a sentence if split.csv is not the split that results.json states."""
+    stated = source.results.get("split_hash")
+    if source.split is None or not stated:
+        return []
+    sides = list(zip(source.split["image_id"], source.split["split"], strict=True))
+    if stated in (split_hash(field, sides) for field in GROUP_FIELDS):
+        return []
+    return [
+        f"split.csv is not the split of these results: its rows do not hash to {stated}, which results.json states. "
+        "It was changed or cut short, so the counts of the split are wrong; restore it from a copy of the run."
+    ]
 
 
 def _without_folders(source: Source, text: str) -> str:
