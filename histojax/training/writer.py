@@ -59,8 +59,9 @@ class MetricsWriter:
         finite = {key: value if abs(value) < float("inf") else None for key, value in scalars.items()}
         self._lines.write(json.dumps({"step": step, **finite, **self._data}) + "\n")
         self._lines.flush()
-        for key, value in scalars.items():
-            self._events.add_scalar(key, value, step)
+        for key, value in finite.items():
+            if value is not None:  # TensorBoard would warn of it
+                self._events.add_scalar(key, value, step)
 
 
 class Progress:

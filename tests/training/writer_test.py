@@ -41,10 +41,13 @@ def test_one_line_per_step(tmp_path):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_value_that_is_not_finite_becomes_null(tmp_path, value):
-    write_steps(tmp_path, [1], value=lambda _: value)
+def test_a_value_that_is_not_finite_becomes_null_and_no_event(tmp_path, value, caplog):
+    with MetricsWriter(tmp_path, 0, "") as metrics:
+        metrics.write(1, {"val/auroc": value, "val/loss": 0.5})
     text = (tmp_path / "metrics.jsonl").read_text()
-    assert json.loads(text, parse_constant=pytest.fail) == {"step": 1, "train/loss": None}
+    assert json.loads(text, parse_constant=pytest.fail) == {"step": 1, "val/auroc": None, "val/loss": 0.5}
+    assert events(tmp_path).Tags()["scalars"] == ["val/loss"]
+    assert "NaN" not in caplog.text
 
 
 def test_a_resumed_run_removes_lines_after_its_checkpoint(tmp_path):
