@@ -100,7 +100,7 @@ def compare(
             name: paired.mcnemar(int((a & ~b).sum()), int((b & ~a).sum()))._asdict()
             for name, (a, b) in pair.correct.items()
         },
-        "auroc": _delong_tests(pair, unit if unit_name != "image" else None),
+        "auroc": _delong_tests(pair, unit, unit_name),
     }
 
 
@@ -190,13 +190,25 @@ def _pair_of_labels(
     return _PairedScores(statistic, correct, {name: (labels[:, i], p[:, i], q[:, i]) for i, name in enumerate(names)})
 
 
-def _delong_tests(pair: _PairedScores, clusters: Array | None) -> dict[str, Any]:
+def _delong_tests(pair: _PairedScores, unit: Array, unit_name: str) -> dict[str, Any]:
     """Test the difference of the areas under the ROC curve, where images of both kinds exist."""
+    images = np.arange(len(unit))
+    clustered = unit_name != "image"
     return {
         name: {
-            "images": paired.delong(labels, a, b)._asdict(),
-            "clusters": None if clusters is None else paired.delong(labels, a, b, clusters)._asdict(),
+            "images": _delong_test(labels, a, b, images, "image"),
+            "clusters": _delong_test(labels, a, b, unit, unit_name) if clustered else None,
         }
         for name, (labels, a, b) in pair.scores.items()
         if labels.any() and not labels.all()
     }
+
+
+def _delong_test(labels: Array, first: Array, second: Array, unit: Array, unit_name: str) -> dict[str, Any]:
+    """Run `paired.delong`; `why_no_p` says in a clause why there is no p value, and is empty where there is one."""
+    found = paired.delong(labels, first, second, unit)._asdict()
+    reasons = []
+    for kind, members in (("positive", labels), ("negative", ~labels)):
+        if len(np.unique(unit[members])) < 2:
+            reasons.append(f"only one {unit_name} {'is' if unit_name == 'image' else 'has images that are'} {kind}")
+    return found | {"why_no_p": "" if found["p"] is not None else " and ".join(reasons)}

@@ -144,3 +144,15 @@ def test_coverage_of_a_difference_over_patients():
         figure = comparison.compare(*tables, n_resamples=150, seed=trial)["differences"]["accuracy"]
         held += figure["low"] <= true_difference <= figure["high"]
     assert 0.89 <= held / trials <= 0.985
+
+
+def test_a_missing_p_value_has_its_reason():
+    first, second = pair(n=40, n_patients=2)  # one patient of each class
+    test = comparison.compare(first, second, positive="malignant", n_resamples=0)["auroc"]["malignant"]
+    assert (test["images"]["p"] is not None, test["images"]["why_no_p"]) == (True, "")
+    assert test["clusters"]["p"] is None
+    one = "only one patient has images that are"
+    assert test["clusters"]["why_no_p"] == f"{one} positive and {one} negative"
+    rows = [table[:3].assign(patient_id="") for table in (first, second)]  # benign, malignant, benign
+    test = comparison.compare(*rows, positive="malignant", n_resamples=0)["auroc"]["malignant"]
+    assert (test["images"]["why_no_p"], test["clusters"]) == ("only one image is positive", None)

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 import json
 
@@ -8,6 +9,7 @@ import pytest
 import sklearn.metrics as sk
 
 from histojax.core.errors import RunError
+from histojax.core.split_hash import split_hash
 from histojax.evaluation import predictions, results, thresholds
 from histojax.evaluation.report import metrics_csv, report_json, section_provenance, sources
 from tests.helpers.prediction_tables import class_table, labels_table, with_validation
@@ -159,6 +161,41 @@ def test_patients_on_several_sides_are_counted(tmp_path):
     assert found["sides"]["val"] == {
         "n_images": 60, "patient_id": 10, "case_id": 4, "labels": {"benign": 30, "malignant": 30},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [with_validation, labels_table])
+def test_a_temperature_that_makes_the_ece_worse_is_named(make, tmp_path):
+    table = make()
+    usual = described(table, tmp_path)
+    assert not any(entry["raises_ece"] for entry in usual["calibration"])
+    assert not any("worse" in note for note in usual["notes"])
+    # Validation images without an error ask for the smallest temperature, which the test images contradict.
+    scores = [c for c in table if c.startswith("prob_")]
+    labels = np.stack([table.get(f"label_{c[5:]}", table.get("label") == c[5:]) for c in scores], 1).astype(bool)
+    val = (table["split"] == "val").to_numpy()
+    table.loc[val, scores] = np.where(labels, 0.9, 0.1)[val]
+    found = described(table, tmp_path)
+    worse = [entry for entry in found["calibration"] if entry["raises_ece"]]
+    notes = [note for note in found["notes"] if "makes the ECE of these images worse" in note]
+    assert len(notes) == 1  # two classes share their temperature, and of the labels one is worse
+    ece = [worse[0][state]["scores"]["ece"]["value"] for state in ("before", "after")]
+    assert "{:.3f} as predicted, {:.3f} with it".format(*ece) in notes[0]
+
+
+@pytest.mark.parametrize("group_by", ["", "case_id", "source_id"])
+def test_a_split_file_is_compared_with_the_hash_of_the_results(group_by, tmp_path):
+    predictions.write(with_validation(), tmp_path / "predictions")
+    split = pd.DataFrame({"image_id": ["a", "b", "c"], "split": ["train", "test", ""], "label": ["x", "y", "x"]})
+    digest = split_hash(group_by, [("c", ""), ("a", "train"), ("b", "test")])
+    source = dataclasses.replace(
+        sources.read(tmp_path / "predictions.csv"), results={"split_hash": digest}, split=split
+    )
+    assert section_provenance.damaged_split(source) == []
+    changed = split.assign(split=["test", "test", ""])
+    for rows in (split[:2], changed):
+        notes = report_json.describe([dataclasses.replace(source, split=rows)], SPEC)["sources"][0]["notes"]
+        assert f"split.csv is not the split of these results: its rows do not hash to {digest}" in notes[-1]
+    assert section_provenance.damaged_split(dataclasses.replace(source, results={})) == []
 
 
 def test_large_tables_get_fewer_resamples_and_a_note(tmp_path, monkeypatch):

@@ -11,6 +11,8 @@ from histojax.evaluation.metrics import Array
 from histojax.evaluation.report.section_levels import Scored
 from histojax.evaluation.report.sources import Source
 
+_ROUNDING = 5e-4  # a smaller rise of an ECE is not seen in three decimals
+
 
 def calibration_states(
     source: Source, rows: pd.DataFrame, scored: Scored, options: dict[str, Any]
@@ -25,7 +27,7 @@ def calibration_states(
 
     Returns:
       Entries with `of`, `temperature`, `before` and `after` (scores and bins; `after` is None without validation
-      rows), and notes for the reader.
+      rows) and `raises_ece`, whether the temperature makes the ECE worse; and notes for the reader.
     """
     notes = []
     validation: pd.DataFrame | None = source.validation
@@ -36,13 +38,25 @@ def calibration_states(
         entries = _label_entries(source, rows, scored, validation, options)
     else:
         entries = _class_entries(source, rows, validation, options)
-    for entry in entries:
+    # One temperature scales all exclusive classes, so one note about it is enough.
+    for entry in entries if source.multilabel else entries[:1]:
         if entry["temperature"] in (calibration.LOWEST, calibration.HIGHEST):
             notes.append(
                 f"The temperature of {entry['of'] or 'the predicted class'} reached the limit of the search, "
                 f"{entry['temperature']:g}: {len(source.validation)} validation images do not determine it."
             )
+        if entry["raises_ece"]:
+            notes.append(_raised_ece(entry, len(source.validation)))
     return entries, notes
+
+
+def _raised_ece(entry: dict[str, Any], n_validation: int) -> str:
+    before, after = (entry[state]["scores"]["ece"]["value"] for state in ("before", "after"))
+    return (
+        f"The temperature of {entry['of'] or 'the predicted class'}, {entry['temperature']:.3g}, makes the ECE of these "
+        f"images worse: {before:.3f} as predicted, {after:.3f} with it. It was fitted on {n_validation} validation "
+        "images that are unlike these, or too few; do not use it."
+    )
 
 
 def _label_entries(
@@ -90,5 +104,6 @@ def _label_state(rows: pd.DataFrame, labels: Array, scores: Array, options: dict
 
 
 def _entry(of: str | None, temperature: float | None, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    after = states[1] if len(states) > 1 else None
-    return {"of": of, "temperature": temperature, "before": states[0], "after": after}
+    before, after = (*states, None)[:2]
+    worse = after is not None and after["scores"]["ece"]["value"] > before["scores"]["ece"]["value"] + _ROUNDING
+    return {"of": of, "temperature": temperature, "before": before, "after": after, "raises_ece": worse}
