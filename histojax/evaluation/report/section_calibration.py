@@ -53,8 +53,8 @@ def calibration_states(
 def _raised_ece(entry: dict[str, Any], n_validation: int) -> str:
     before, after = (entry[state]["scores"]["ece"]["value"] for state in ("before", "after"))
     return (
-        f"The temperature of {entry['of'] or 'the predicted class'}, {entry['temperature']:.3g}, makes the ECE of these "
-        f"images worse: {before:.3f} as predicted, {after:.3f} with it. It was fitted on {n_validation} validation "
+        f"The temperature of {entry['of'] or 'the predicted class'}, {entry['temperature']:.3g}, makes the ECE of "
+        f"these images worse: {before:.3f} as predicted, {after:.3f} with it. It was fitted on {n_validation} validation "
         "images that are unlike these, or too few; do not use it."
     )
 
@@ -104,6 +104,9 @@ def _label_state(rows: pd.DataFrame, labels: Array, scores: Array, options: dict
 
 
 def _entry(of: str | None, temperature: float | None, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    before, after = (*states, None)[:2]
-    worse = after is not None and after["scores"]["ece"]["value"] > before["scores"]["ece"]["value"] + _ROUNDING
-    return {"of": of, "temperature": temperature, "before": before, "after": after, "raises_ece": worse}
+    after = states[1] if len(states) > 1 else None
+    eces = [state["scores"]["ece"]["value"] for state in states]
+    return {
+        "of": of, "temperature": temperature, "before": states[0], "after": after,
+        "raises_ece": eces[-1] > eces[0] + _ROUNDING,
+    }  # fmt: skip
