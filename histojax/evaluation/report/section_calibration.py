@@ -54,8 +54,8 @@ def _raised_ece(entry: dict[str, Any], n_validation: int) -> str:
     before, after = (entry[state]["scores"]["ece"]["value"] for state in ("before", "after"))
     return (
         f"The temperature of {entry['of'] or 'the predicted class'}, {entry['temperature']:.3g}, makes the ECE of "
-        f"these images worse: {before:.3f} as predicted, {after:.3f} with it. It was fitted on {n_validation} validation "
-        "images that are unlike these, or too few; do not use it."
+        f"these images worse: {before:.3f} as predicted, {after:.3f} with it. It was fitted on {n_validation} "
+        "validation images that are unlike these, or too few; do not use it."
     )
 
 
