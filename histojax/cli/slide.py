@@ -30,7 +30,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
     )
     flags.add_run(parser)
     parser.add_argument(
-        "slides", metavar="SLIDE", nargs="+", help="slides, folders of slides, lists (.csv: slide[,mpp[,roi]])"
+        "slides", metavar="SLIDE", nargs="+", help="slides, folders of slides, lists (.csv: slide[,mpp[,roi[,name]]])"
     )
     flags.add_output(parser, "folder to write; slides that it already holds are kept")
     add_slide_mpp(parser)

@@ -47,18 +47,26 @@ def run(jobs: Sequence[Job], model: Model, settings: Settings, output: pathlib.P
       The number of slides that failed.
 
     Raises:
-      RunError: a finished slide was analyzed with other settings and `redo` is not set; nothing is written then.
+      RunError: a slide was analyzed with other settings and `redo` is not set, or its folder holds another slide;
+        nothing is written then.
     """
+    finished = {folder: record for folder, record in _records(output).items() if record.get("status") == _DONE}
+    folders = {job: _folder(job, finished, output, redo) for job in jobs}
+    requested = {job: _settings(job, model, settings) for job in jobs}
+    if redo:
+        finished = {}
+    for job, folder in folders.items():
+        if folder in finished:
+            _check_settings(folder, finished[folder]["settings"], requested[job])
     output.mkdir(parents=True, exist_ok=True)
-    requested = {job.name: _fingerprint(job, model, settings) for job in jobs}
-    finished = set() if redo else _finished(jobs, requested, output)
     failed = 0
     for number, job in enumerate(jobs, start=1):
+        folder = folders[job]
         progress = f"[{number}/{len(jobs)}] {job.name}"
-        if job.name in finished:
-            _log.info("%s: already finished", progress)
+        if folder in finished:
+            _log.info("%s: already finished%s", progress, "" if folder.name == job.name else f" as {folder.name}")
             continue
-        failed += not _run_one(job, model, settings, requested[job.name], output, progress)
+        failed += not _run_one(job, model, settings, requested[job], folder, progress)
         write_table(output)
     write_table(output)
     return failed
@@ -67,44 +75,73 @@ def run(jobs: Sequence[Job], model: Model, settings: Settings, output: pathlib.P
 def write_table(output: pathlib.Path) -> None:
     """Write `slides.csv` with one row per slide that finished or failed, sorted by name."""
     rows = []
-    for path in sorted(output.glob(f"*/{_RECORD}")):
-        record = _read_json(path)
-        row = {key: record.get(key) for key in ("name", "status", "reason", "slide")} | record.get("facts", {})
-        row["seconds"] = record.get("seconds")
-        rows.append(row | _ratio_columns(_read_json(path.with_name(TSR_FILE))))
+    for folder, record in _records(output).items():
+        row = {key: record.get(key) for key in ("name", "status", "reason", "slide", "roi")}
+        row["content"] = _content(record)
+        row |= record.get("facts", {}) | {"seconds": record.get("seconds")}
+        rows.append(row | _ratio_columns(_read_json(folder / TSR_FILE)))
     with atomic_write(output / "slides.csv") as temporary:
         # convert_dtypes keeps integers as integers in columns with missing values.
         pd.DataFrame(rows).convert_dtypes().to_csv(temporary, index=False, lineterminator="\n")
 
 
-def _finished(jobs: Sequence[Job], requested: Mapping[str, Any], output: pathlib.Path) -> set[str]:
-    """Names of the slides that are finished.
+def _records(output: pathlib.Path) -> dict[pathlib.Path, dict[str, Any]]:
+    """The records of all slides in `output` by folder, sorted by name; hidden folders are unfinished."""
+    paths = sorted(path for path in output.glob(f"*/{_RECORD}") if not path.parent.name.startswith("."))
+    return {path.parent: _read_json(path) for path in paths}
+
+
+def _folder(
+    job: Job, finished: Mapping[pathlib.Path, Mapping[str, Any]], output: pathlib.Path, redo: bool
+) -> pathlib.Path:
+    """The folder of a slide's results: where the same content was analyzed before, else the one of its name.
 
     Raises:
-      RunError: one of them was analyzed with other settings than requested.
+      RunError: the folder of its name holds another slide, or `redo` is not set and the slide has changed.
     """
-    names = set()
-    for job in jobs:
-        folder = output / job.name
-        record = _read_json(folder / _RECORD)
-        if record.get("status") != _DONE:
-            continue
-        if differences := diff_settings(record["settings"], requested[job.name]):
-            lines = [f"{folder} was made with different settings:", *differences.values()]
-            raise RunError("\n".join([*lines, "Choose another --output, or overwrite it with --redo."]))
-        names.add(job.name)
-    return names
+    for folder, record in finished.items():
+        if job.content and _content(record) == job.content:
+            return folder
+    folder = output / job.name
+    if folder not in finished:
+        return folder
+    earlier = finished[folder]
+    if earlier["slide"] != str(job.slide):
+        raise RunError(
+            f"{folder} holds the results of another slide, {earlier['slide']}, not of {job.slide}. Choose another "
+            "--output, or name the slide in a CSV list with the columns slide,name."
+        )
+    if job.content and _content(earlier) and not redo:
+        raise RunError(
+            f"{job.slide} has changed since {folder} was made. Choose another --output, or overwrite it with --redo."
+        )
+    return folder
+
+
+def _content(record: Mapping[str, Any]) -> str | None:
+    """The hash of the slide's bytes in its record; None if they could not be read."""
+    return record.get("settings", {}).get("content")
+
+
+def _check_settings(folder: pathlib.Path, saved: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
+    """Raise RunError if a finished slide was analyzed with other settings than requested."""
+    if requested["content"] is None:  # the file cannot be read now, so its results cannot be outdated
+        saved = {**saved, "content": None}
+    if differences := diff_settings(saved, requested):
+        lines = [f"{folder} was made with different settings:", *differences.values()]
+        raise RunError("\n".join([*lines, "Choose another --output, or overwrite it with --redo."]))
 
 
 def _run_one(
-    job: Job, model: Model, settings: Settings, requested: dict[str, Any], output: pathlib.Path, progress: str
+    job: Job, model: Model, settings: Settings, requested: dict[str, Any], folder: pathlib.Path, progress: str
 ) -> bool:
     """Analyze one slide, write its folder and report it; return whether it succeeded."""
     started = time.monotonic()
-    partial = output / f".{job.name}.partial"
+    partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
     partial.mkdir()
-    record: dict[str, Any] = {"status": _DONE, "name": job.name, "slide": str(job.slide), "settings": requested}
+    record: dict[str, Any] = {"status": _DONE, "name": folder.name, "slide": str(job.slide)}
+    record |= {"roi": str(job.roi) if job.roi else None, "settings": requested}
     try:
         analysis = analyze(job, model, settings, partial)
         headline = analysis.headline
@@ -117,8 +154,8 @@ def _run_one(
         if not isinstance(error, RunError | OSError):
             _log.exception("%s: unexpected error in the program, please report it", progress)
     (partial / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
-    shutil.rmtree(output / job.name, ignore_errors=True)
-    partial.rename(output / job.name)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
     _log.info("%s: %s", progress, headline)
     return bool(record["status"] == _DONE)
 
@@ -138,11 +175,10 @@ def _ratio_columns(measured: Mapping[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _fingerprint(job: Job, model: Model, settings: Settings) -> dict[str, Any]:
+def _settings(job: Job, model: Model, settings: Settings) -> dict[str, Any]:
     """Everything that a slide's results depend on, by name."""
     facts = {
-        "slide": job.slide.name,
-        "slide_bytes": job.slide.stat().st_size if job.slide.is_file() else None,
+        "content": job.content,
         "mpp": job.mpp,
         "roi": hashlib.sha256(job.roi.read_bytes()).hexdigest()[:16] if job.roi and job.roi.is_file() else None,
         "model": dict(model.facts),

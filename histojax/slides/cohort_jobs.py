@@ -1,19 +1,22 @@
 """The slides of a cohort: from files, folders and CSV lists to one uniquely named job per slide."""
 
-import collections
 import dataclasses
+import functools
+import logging
 import math
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from data_pipelines.tables import read_table
 from histojax.core.errors import RunError
+from histojax.slides.content import content_hash
 
+_log = logging.getLogger(__name__)
 SUFFIXES = (
     ".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".czi",
     ".jp2", ".png", ".jpg", ".jpeg", ".bmp",
 )  # fmt: skip
-_COLUMNS = ("slide", "mpp", "roi")
+_COLUMNS = ("slide", "mpp", "roi", "name")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,22 +35,31 @@ class Job:
     mpp: float | None = None
     roi: pathlib.Path | None = None
 
+    @functools.cached_property
+    def content(self) -> str | None:
+        """Hash of the slide's bytes, which identifies it; None if the file is missing, empty or unreadable."""
+        return content_hash(self.slide)
+
 
 def find(paths: Sequence[str], mpp: float | None = None, roi: pathlib.Path | None = None) -> list[Job]:
     """List the slides that the user's paths stand for, in order.
 
+    A slide's name depends only on how it is given, not on the other slides: the name in a list, else the file's name
+    without suffix, preceded by its subfolders in a folder that is searched.
+
     Args:
-      paths: slides; folders, searched recursively; CSV lists with the columns `slide[,mpp[,roi]]` and paths relative
-        to the list. A missing slide becomes a job like any other, which later fails.
+      paths: slides; folders, searched recursively; CSV lists with the columns `slide[,mpp[,roi[,name]]]` and paths
+        relative to the list. A missing slide becomes a job like any other, which later fails.
       mpp: µm per level-0 pixel of slides without a value in a list.
-      roi: GeoJSON file for the only slide, or a folder with `<slide name>.geojson` for some slides.
+      roi: GeoJSON file for the only slide, or a folder with `<slide name>.geojson` or `<file name>.geojson` for some
+        slides.
 
     Returns:
-      One job per slide.
+      One job per slide; files of the same content are one slide.
 
     Raises:
-      RunError: a folder has no slides, a list has no or unknown columns or bad values, two slides share both file and
-        folder name, or a slide is given twice.
+      RunError: a folder has no slides, a list has no or unknown columns or bad values, two slides have the same name,
+        a slide is given twice with different settings, or two slides have the same file in the folder `roi`.
       DataError: a list cannot be read.
     """
     jobs: list[Job] = []
@@ -59,14 +71,13 @@ def find(paths: Sequence[str], mpp: float | None = None, roi: pathlib.Path | Non
             slides = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
             if not slides:
                 raise RunError(f"{path}: the folder has no slides ({', '.join(SUFFIXES)})")
-            jobs += [Job("", slide, mpp) for slide in slides]
+            jobs += [Job("_".join(slide.relative_to(path).with_suffix("").parts), slide, mpp) for slide in slides]
         else:
-            jobs.append(Job("", path, mpp))
-    repeated = [str(path) for path, n in collections.Counter(job.slide for job in jobs).items() if n > 1]
-    if repeated:
-        raise RunError(f"{', '.join(repeated)}: given more than once")
-    named = [dataclasses.replace(job, name=name) for job, name in zip(jobs, _unique_names(jobs), strict=True)]
-    return [_with_roi(job, roi, len(named)) for job in named]
+            jobs.append(Job(path.stem, path, mpp))
+    jobs = _without_copies([_with_roi(job, roi, len(jobs)) for job in jobs])
+    _check_names(jobs)
+    _check_regions(jobs, roi)
+    return jobs
 
 
 def _from_list(path: pathlib.Path, mpp: float | None) -> Iterator[Job]:
@@ -74,7 +85,9 @@ def _from_list(path: pathlib.Path, mpp: float | None) -> Iterator[Job]:
     columns, lines = read_table(path, pad=True)
     rows = list(lines)
     if not rows or "slide" not in columns:
-        raise RunError(f"{path}: no rows, or no column `slide`; a list of slides has the columns slide[,mpp[,roi]]")
+        raise RunError(
+            f"{path}: no rows, or no column `slide`; a list of slides has the columns slide[,mpp[,roi[,name]]]"
+        )
     unknown = [name for name in columns if name not in _COLUMNS]
     if unknown:
         raise RunError(f"{path}: unknown column {', '.join(unknown)}; the columns are {', '.join(_COLUMNS)}")
@@ -83,7 +96,15 @@ def _from_list(path: pathlib.Path, mpp: float | None) -> Iterator[Job]:
             raise RunError(f"{place}: the column `slide` is empty")
         slide = path.parent / pathlib.Path(row["slide"]).expanduser()
         roi = path.parent / row["roi"] if row.get("roi") else None
-        yield Job("", slide, _mpp(row.get("mpp", ""), place) or mpp, roi)
+        yield Job(_name(row, slide, place), slide, _mpp(row.get("mpp", ""), place) or mpp, roi)
+
+
+def _name(row: Mapping[str, str], slide: pathlib.Path, place: str) -> str:
+    """The name of a slide in a list: its cell `name`, else the file's name without suffix."""
+    name = row.get("name") or slide.stem
+    if name.startswith(".") or "/" in name or "\\" in name:
+        raise RunError(f"{place}: name '{name}' must be usable as the name of a folder: no /, \\ or leading dot")
+    return name
 
 
 def _mpp(text: str, place: str) -> float | None:
@@ -99,19 +120,33 @@ def _mpp(text: str, place: str) -> float | None:
     return value
 
 
-def _unique_names(jobs: Sequence[Job]) -> list[str]:
-    """The slides' file names without suffix, preceded by the folder's name where two are alike."""
-    stems = [job.slide.stem for job in jobs]
-    count = collections.Counter(stem.casefold() for stem in stems)
-    names = [
-        stem if count[stem.casefold()] == 1 else f"{job.slide.parent.name}_{stem}"
-        for stem, job in zip(stems, jobs, strict=True)
-    ]
-    count = collections.Counter(name.casefold() for name in names)
-    alike = [str(job.slide) for name, job in zip(names, jobs, strict=True) if count[name.casefold()] > 1]
-    if alike:
-        raise RunError(f"{', '.join(alike)}: the same file and folder names; pass these slides in separate commands")
-    return names
+def _without_copies(jobs: Sequence[Job]) -> list[Job]:
+    """Keep the first of the jobs whose slides have the same content.
+
+    Raises:
+      RunError: such jobs differ in µm/px or region of interest.
+    """
+    first: dict[object, Job] = {}
+    for job in jobs:
+        kept = first.setdefault(job.content or job.slide, job)
+        if kept is job:
+            continue
+        if (kept.mpp, kept.roi) != (job.mpp, job.roi):
+            raise RunError(f"{kept.slide} and {job.slide} are the same slide with different mpp or roi: give it once")
+        _log.warning("%s: the same slide as %s; it is used once", job.slide, kept.slide)
+    return list(first.values())
+
+
+def _check_names(jobs: Sequence[Job]) -> None:
+    """Raise RunError if two slides have the same name, even ignoring case."""
+    first: dict[str, Job] = {}
+    for job in jobs:
+        kept = first.setdefault(job.name.casefold(), job)
+        if kept is not job:
+            raise RunError(
+                f"{kept.slide} and {job.slide}: both slides have the name '{job.name}'. Pass the folder that holds "
+                "both, or a CSV list with the columns slide,name"
+            )
 
 
 def _with_roi(job: Job, roi: pathlib.Path | None, jobs: int) -> Job:
@@ -119,8 +154,22 @@ def _with_roi(job: Job, roi: pathlib.Path | None, jobs: int) -> Job:
     if roi is None or job.roi is not None:
         return job
     if roi.is_dir():
-        path = roi / f"{job.slide.stem}.geojson"
-        return dataclasses.replace(job, roi=path) if path.is_file() else job
+        paths = [path for name in (job.name, job.slide.stem) if (path := roi / f"{name}.geojson").is_file()]
+        return dataclasses.replace(job, roi=paths[0]) if paths else job
     if jobs > 1:
         raise RunError(f"--roi={roi} is one file for {jobs} slides: pass a folder of <slide name>.geojson, or a list")
     return dataclasses.replace(job, roi=roi)
+
+
+def _check_regions(jobs: Sequence[Job], folder: pathlib.Path | None) -> None:
+    """Raise RunError if two slides found the same file in the folder `--roi`."""
+    first: dict[pathlib.Path, Job] = {}
+    for job in jobs:
+        if job.roi is None or job.roi.parent != folder:
+            continue
+        kept = first.setdefault(job.roi, job)
+        if kept is not job:
+            raise RunError(
+                f"{job.roi}: the region of both {kept.slide} and {job.slide}. Name the files like the slides' results: "
+                f"{kept.name}.geojson, {job.name}.geojson"
+            )

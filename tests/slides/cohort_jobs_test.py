@@ -25,21 +25,45 @@ def test_files_folders_and_lists_keep_their_order(tmp_path: pathlib.Path) -> Non
         [str(tmp_path / "one.ndpi"), str(tmp_path / "s"), str(tmp_path / "listed/cohort.csv")], mpp=0.25
     )
     assert [(job.name, job.mpp) for job in found] == [
-        ("one", 0.25), ("b", 0.25), ("a", 0.25), ("x", 0.5), ("missing", 0.25),
+        ("one", 0.25), ("b", 0.25), ("deep_a", 0.25), ("x", 0.5), ("missing", 0.25),
     ]  # fmt: skip
     assert found[3].roi == tmp_path / "listed" / "x.geojson"
     assert found[4].roi is None
     assert found[4].slide == tmp_path / "listed" / "missing.svs"
 
 
-def test_slides_with_the_same_name_are_distinguished_by_their_folder(tmp_path: pathlib.Path) -> None:
+def test_a_name_does_not_depend_on_the_other_slides(tmp_path: pathlib.Path) -> None:
     touch(tmp_path, "case1/slide.svs", "case2/slide.svs", "case2/other.svs")
-    assert [job.name for job in cohort_jobs.find([str(tmp_path)])] == ["case1_slide", "other", "case2_slide"]
-    touch(tmp_path, "more/case1/slide.svs")
-    with pytest.raises(RunError, match="the same file and folder names"):
-        cohort_jobs.find([str(tmp_path)])
-    with pytest.raises(RunError, match="given more than once"):
-        cohort_jobs.find([str(tmp_path / "case1"), str(tmp_path / "case1/slide.svs")])
+    names = {job.slide: job.name for job in cohort_jobs.find([str(tmp_path)])}
+    assert sorted(names.values()) == ["case1_slide", "case2_other", "case2_slide"]
+    (tmp_path / "case1" / "slide.svs").unlink()
+    assert all(names[job.slide] == job.name for job in cohort_jobs.find([str(tmp_path)]))
+
+
+def test_two_slides_of_one_name_are_refused_until_they_are_named(tmp_path: pathlib.Path) -> None:
+    one, other = touch(tmp_path, "case1/slide.svs", "case2/slide.SVS")
+    with pytest.raises(RunError, match=r"case1/slide.svs and .*case2/slide.SVS: both slides have the name 'slide'"):
+        cohort_jobs.find([str(one), str(other)])
+    assert len(cohort_jobs.find([str(tmp_path)])) == 2, "the remedy that the message names"
+    path = tmp_path / "list.csv"
+    path.write_text("slide,name\ncase1/slide.svs,\ncase2/slide.SVS,second\n")
+    assert [job.name for job in cohort_jobs.find([str(path)])] == ["slide", "second"]
+    for wrong in ("../up", ".hidden", "a/b"):
+        path.write_text(f"slide,name\ncase1/slide.svs,{wrong}\n")
+        with pytest.raises(RunError, match=f"line 2: name '{wrong}'"):
+            cohort_jobs.find([str(path)])
+
+
+def test_copies_of_a_slide_are_used_once(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    a, copy, other = touch(tmp_path, "a.svs", "copy/b.svs", "other.svs")
+    for path, text in ((a, "slide 1"), (copy, "slide 1"), (other, "slide 2")):
+        path.write_text(text)
+    assert [job.name for job in cohort_jobs.find([str(tmp_path)])] == ["a", "other"]
+    assert f"{copy}: the same slide as {a}; it is used once" in caplog.text
+    assert len(cohort_jobs.find([str(a), str(a)])) == 1
+    (tmp_path / "list.csv").write_text("slide,mpp\na.svs,0.5\ncopy/b.svs,0.25\n")
+    with pytest.raises(RunError, match="the same slide with different mpp or roi"):
+        cohort_jobs.find([str(tmp_path / "list.csv")])
 
 
 def test_regions_of_interest(tmp_path: pathlib.Path) -> None:
@@ -50,6 +74,13 @@ def test_regions_of_interest(tmp_path: pathlib.Path) -> None:
         cohort_jobs.find([str(tmp_path / "s")], roi=tmp_path / "rois/a.geojson")
     (job,) = cohort_jobs.find([str(tmp_path / "s/a.svs")], roi=tmp_path / "rois/a.geojson")
     assert job.roi == tmp_path / "rois/a.geojson"
+    # A region belongs to one slide: a file of two slides of that name could be either's.
+    touch(tmp_path, "s/deep/a.svs")
+    with pytest.raises(RunError, match=r"rois/a.geojson: the region of both .*s/a.svs and .*s/deep/a.svs.*deep_a.geo"):
+        cohort_jobs.find([str(tmp_path / "s")], roi=tmp_path / "rois")
+    touch(tmp_path, "rois/deep_a.geojson")
+    found = cohort_jobs.find([str(tmp_path / "s")], roi=tmp_path / "rois")
+    assert [job.roi and job.roi.name for job in found] == ["a.geojson", None, "deep_a.geojson"]
 
 
 @pytest.mark.parametrize(

@@ -95,10 +95,41 @@ def test_results_of_other_settings_are_kept_and_reported(slides: list[cohort_job
     assert not (output / "<u>").exists()
     assert cohort.run(slides, model(), other, output, redo=True) == 0
     assert (output / "a" / "tsr.json").read_bytes() != before
-    # The slide itself may have changed.
-    planted.write_slide(slides[0].slide, 0.5)
-    with pytest.raises(RunError, match="slide_bytes"):
-        cohort.run(slides, model(), other, output)
+
+
+def test_a_slide_is_known_by_its_content(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "histojax")
+    output, settings = tmp_path / "out", cohort.Settings(tsr=SMALL)
+
+    def analyze(slide: pathlib.Path, name: str = "slide", redo: bool = False) -> list[dict[str, Any]]:
+        assert cohort.run([cohort_jobs.Job(name, slide)], model(), settings, output, redo=redo) == 0
+        return pd.read_csv(output / "slides.csv", keep_default_na=False).to_dict("records")
+
+    first, second = (tmp_path / folder / "slide.tif" for folder in ("case1", "case2"))
+    for path in (first, second):
+        path.parent.mkdir()
+    data = planted.write_slide(first, 0.5).read_bytes()
+    second.write_bytes(data.replace(b"tifffile.py", b"other slide"))
+    assert first.stat().st_size == second.stat().st_size
+    (row,) = analyze(first)
+    assert row["slide"] == str(first)
+    with pytest.raises(RunError, match=rf"{output}/slide holds the results of another slide, {first}, not of {second}"):
+        analyze(second)
+    with pytest.raises(RunError, match="another slide"):
+        analyze(second, redo=True)
+    rows = analyze(second, name="case2_slide")
+    assert [row["slide"] for row in rows] == [str(second), str(first)]
+    assert rows[0]["content"] != rows[1]["content"]
+    # The same slide, moved and renamed, is not counted twice.
+    moved = first.rename(tmp_path / "moved.tif")
+    assert analyze(moved, name="moved") == rows
+    assert "moved: already finished as slide" in caplog.text
+    # A slide that cannot be reached keeps its results; one that has changed is refused.
+    assert analyze(first) == rows
+    planted.write_slide(first, 0.25)
+    with pytest.raises(RunError, match=f"{first} has changed since {output}/slide was made"):
+        analyze(first)
+    assert len(analyze(first, redo=True)) == 2
 
 
 def test_a_slide_without_tissue_finishes_as_not_evaluable(tmp_path: pathlib.Path) -> None:
