@@ -13,6 +13,7 @@ from data_pipelines.images import check_image, decode_rgb, encode_png, is_tiff, 
 from data_pipelines.liver_tiles import layouts, masks
 from data_pipelines.liver_tiles.layouts import Item, name_of
 from data_pipelines.liver_tiles.spec import TilesSpec
+from data_pipelines.liver_tiles.tile_names import tile_name
 from data_pipelines.records import Record, join_labels
 
 _NO_LABEL = "tile without a label left out (data.tiles.keep_empty=True keeps them)"
@@ -145,7 +146,7 @@ def _read(item: Item, image_id: str, labels: tuple[str, ...], spec: TilesSpec) -
             continue
         record = dataclasses.replace(
             whole,
-            image_id=f"{image_id}@x{x}y{y}",
+            image_id=tile_name(image_id, x, y),
             label=join_labels(there),
             pixel_hash=pixel_hash(pixels[y : y + spec.size, x : x + spec.size]),
         )

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.audit.measures import thumbnail
 from data_pipelines.errors import BadImageError, DataError
+from data_pipelines.liver_tiles.tile_names import parse_tile_name
 from data_pipelines.pixels import decode
 from data_pipelines.prepare import open_images
 from histojax.core.errors import RunError
@@ -57,7 +58,7 @@ def _loader(
 ) -> tuple[_Loader | None, str]:
     """Choose where images are loaded from; without a choice, return None and the reason."""
     if paths:
-        return _search_loader(paths, reader), ""
+        return _search_loader(source, paths, reader), ""
     if any(row.get("path") for row in rows):
         return _path_loader(source, reader), ""
     if "data" not in source.config:
@@ -68,17 +69,39 @@ def _loader(
         return None, f"the run's images are not available ({error}); give their location with --images"
 
 
-def _search_loader(paths: Sequence[str], reader: ImageReader) -> _Loader:
-    """Find a row's image by name among the images that `paths` contain."""
+def _search_loader(source: Source, paths: Sequence[str], reader: ImageReader) -> _Loader:
+    """Find a row's image, or the image that its tile was cut from, by name among the images that `paths` contain."""
     refs = _index_by_name(image_files.find(paths))
+    size = source.config.get("data", {}).get("tiles", {}).get("size")
+
+    def find(name: str) -> np.ndarray | None:
+        ref = next((refs[key] for key in _names(name) if refs.get(key)), None)
+        return None if ref is None else reader.read(ref)
 
     def load(row: _Row) -> np.ndarray | None:
-        for key in _names(row.get("path", "")) + _names(row["image_id"]):
-            if ref := refs.get(key):
-                return reader.read(ref)
-        return None
+        for name in (row.get("path", ""), row["image_id"]):
+            if (pixels := find(name)) is not None:
+                return pixels
+        cut = parse_tile_name(row["image_id"])
+        if cut is None or (pixels := find(cut[0])) is None:
+            return None
+        if size is None:
+            raise DataError("the size of its tiles is not known from a table; give the run instead")
+        return _crop(pixels, *cut[1:], size)
 
     return load
+
+
+def _crop(pixels: np.ndarray, x: int, y: int, size: int) -> np.ndarray:
+    """Cut a tile out of its image.
+
+    Raises:
+      BadImageError: it reaches beyond the image, which is thus not the one that it was cut from.
+    """
+    height, width = pixels.shape[:2]
+    if x + size > width or y + size > height:
+        raise BadImageError(f"the image of its name is only {width}×{height} pixels: not the one it was cut from")
+    return pixels[y : y + size, x : x + size]
 
 
 def _path_loader(source: Source, reader: ImageReader) -> _Loader:
@@ -117,10 +140,14 @@ def _index_by_name(refs: Sequence[image_files.ImageRef]) -> dict[str, image_file
 
 
 def _names(path: str) -> list[str]:
-    """List the names that an image may be known by, most specific first: path, file name, file name without suffix."""
-    if not path:
-        return []
-    file_name = path.replace("\\", "/").rpartition("/")[2]
-    stem, dot, suffix = file_name.rpartition(".")
-    short = stem if dot and f".{suffix.lower()}" in image_files.SUFFIXES else file_name
-    return list(dict.fromkeys((path, file_name, short)))
+    """List the names that an image may be known by, most specific first: ever shorter ends of its path.
+
+    Each end also comes without the suffix of an image file.
+    """
+    parts = [part for part in path.replace("\\", "/").split("/") if part]
+    names = [path] if path else []
+    for i in range(len(parts)):
+        name = "/".join(parts[i:])
+        stem, dot, suffix = name.rpartition(".")
+        names += [name, stem] if dot and f".{suffix.lower()}" in image_files.SUFFIXES else [name]
+    return list(dict.fromkeys(names))
