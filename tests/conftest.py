@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 # Set before jax is imported. Processes that the tests start also keep prepared data and compiled programs here.
 _HOME = pathlib.Path(tempfile.mkdtemp(prefix="histojax-tests-"))
 os.environ["HISTOJAX_DATA"] = str(_HOME)
+os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(_HOME / "hypothesis")
 # With two test workers on two cores, spinning PyTorch threads of one worker would slow down the other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

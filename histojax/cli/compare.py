@@ -42,10 +42,11 @@ def run(args: argparse.Namespace) -> None:
     """Train every model that is not finished, and print the table."""
     from histojax.distributed import processes, runtime
     from histojax.studies import compare
-    from histojax.training import experiments
+    from histojax.training import default_config, experiments
 
-    config = experiments.read(args.config)
+    config = experiments.build(args.config)
     values = experiments.override(config, args.overrides)
+    default_config.check_values(config)
     runtime.prepare(config.sharding.cpu_devices)
     text = compare.compare(compare.configs(args.config, values, args.models), pathlib.Path(args.workdir))
     if text is None:

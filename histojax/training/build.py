@@ -1,6 +1,7 @@
 """Building the objects that a config describes: the one place that maps config fields to constructors."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,23 +26,25 @@ from histojax.training.tasks import Multiclass, Multilabel, Task
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
+def check(config: ConfigDict) -> None:
+    """Check split, threshold rule and model, which the range of a single field does not decide.
+
+    Raises:
+      RunError, DataError: as the functions that build them.
+    """
+    split_spec(config)
+    threshold_rule(config)
+    model_options(config)
+
+
 def split_spec(config: ConfigDict) -> SplitSpec:
     """Build the specification of the split from `config.data.split`, whose protocol is a name."""
     return protocols.split_spec(config.data.split)
 
 
 def augment_spec(config: ConfigDict) -> AugmentSpec:
-    """Build the specification of the augmentations from `config.data.augment`.
-
-    Raises:
-      RunError: a strength is out of range.
-    """
-    spec = AugmentSpec(**config.data.augment)
-    if not 0 < spec.crop_scale <= 1:
-        raise RunError(f"data.augment.crop_scale={spec.crop_scale} is not in (0, 1]")
-    if not (0 <= spec.colour_jitter < 1 and 0 <= spec.stain_jitter < 1 and spec.blur >= 0 and spec.crop_ratio >= 1):
-        raise RunError("data.augment: the jitters must be in [0, 1), blur at least 0 and crop_ratio at least 1")
-    return spec
+    """Build the specification of the augmentations from `config.data.augment`."""
+    return AugmentSpec(**config.data.augment)
 
 
 def cache(config: ConfigDict) -> str:
@@ -198,18 +201,12 @@ def model_spec(config: ConfigDict) -> models.ModelSpec:
         raise RunError(f"model.name / model.options: {error}") from error
 
 
-def program(config: ConfigDict, task: Task, layout: Layout, transform: optax.GradientTransformation) -> Program:
-    """Build the compiled functions of a run.
+def model_options(config: ConfigDict) -> dict[str, Any]:
+    """Return `config.model.options`.
 
     Raises:
-      RunError: an unknown model, option or type, or an image size that the model does not accept.
+      RunError: an unknown model or option, or an image size that the model does not accept.
     """
-    if config.model.dtype not in _DTYPES:
-        raise RunError(f"model.dtype='{config.model.dtype}' is not one of {', '.join(_DTYPES)}")
-    if config.train.accumulate < 1:
-        raise RunError(f"train.accumulate={config.train.accumulate} is not at least 1")
-    if not 0 <= config.train.ema_decay < 1:
-        raise RunError(f"train.ema_decay={config.train.ema_decay} is not in [0, 1)")
     model, options = model_spec(config), config.model.options.to_dict()
     try:
         model_config = model.configure(options)
@@ -219,6 +216,16 @@ def program(config: ConfigDict, task: Task, layout: Layout, transform: optax.Gra
         model.check_image_size(config.data.image_size, model_config)
     except ValueError as error:
         raise RunError(f"data.image_size={config.data.image_size}: {error}") from error
+    return options
+
+
+def program(config: ConfigDict, task: Task, layout: Layout, transform: optax.GradientTransformation) -> Program:
+    """Build the compiled functions of a run.
+
+    Raises:
+      RunError: an unknown model or option, or an image size that the model does not accept.
+    """
+    options = model_options(config)
 
     def make_model(rngs: nnx.Rngs) -> nnx.Module:
         return models.create(

@@ -1,6 +1,14 @@
-"""The fields that every experiment has, with the defaults that most of them share."""
+"""The fields that every experiment has, with the defaults that most of them share, and the values that are legal."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
 
 from ml_collections import ConfigDict
+
+from histojax.core.errors import RunError
+from histojax.core.suggestions import did_you_mean
 
 
 def base() -> ConfigDict:
@@ -131,3 +139,132 @@ def base() -> ConfigDict:
     sharding.rules = ()
     sharding.cpu_devices = 2  # simulated devices if there is no accelerator; two cores work better as two devices
     return config
+
+
+# Intervals of numbers, which also hold for each number of a tuple, and choices of texts. `data.pipeline`, `data.task`,
+# `data.magnification`, `data.split` and `train.thresholds` depend on more than one field: their readers check them.
+LEGAL_VALUES: dict[str, str | tuple[str, ...]] = {
+    "seed": "[0, 4294967295]",
+    "data.on_bad_image": ("error", "skip"),
+    "data.on_bad_record": ("error", "mask"),
+    "data.sampling": ("natural", "balanced"),
+    "data.image_size": "[1, inf)",
+    "data.mpp": "[0, inf)",
+    "data.mean": "[0, 1]",
+    "data.std": "(0, 1]",
+    "data.cache": ("none", "decoded", "resized"),
+    "data.threads": "[1, inf)",
+    "data.workers": "[0, inf)",
+    "data.tiles.size": "[1, inf)",
+    "data.tiles.stride": "[0, inf)",
+    "data.tiles.min_share": "(0, 1]",
+    "data.tiles.mask_values": "[0, 255]",
+    "data.split.test_fraction": "[0, 1)",
+    "data.split.val_fraction": "[0, 1)",
+    "data.split.seed": "[0, 4294967295]",
+    "data.split.kfolds": "[0, inf)",
+    "data.split.fold": "[0, inf)",
+    "data.split.duplicates": ("drop", "keep", "ignore"),
+    "data.augment.crop_scale": "(0, 1]",
+    "data.augment.crop_ratio": "[1, inf)",
+    "data.augment.colour_jitter": "[0, 1)",
+    "data.augment.stain_jitter": "[0, 1)",
+    "data.augment.blur": "[0, inf)",
+    "model.dtype": ("float32", "bfloat16"),
+    "train.batch_size": "[1, inf)",
+    "train.epochs": "[1, inf)",
+    "train.log_every": "[1, inf)",
+    "train.accumulate": "[1, inf)",
+    "train.ema_decay": "[0, 1)",
+    "train.freeze_backbone_epochs": "[0, inf)",
+    "train.early_stopping": "[0, inf)",
+    "train.best_metric": ("loss", "accuracy", "f1", "balanced_accuracy", "gmean"),
+    "train.batch_norm": ("global", "device"),
+    "train.watchdog": "[0, inf)",
+    "train.mixup": "[0, inf)",
+    "train.cutmix": "[0, inf)",
+    "loss.name": ("cross_entropy", "focal"),
+    "loss.label_smoothing": "[0, 1)",
+    "loss.class_weights": ("none", "inverse", "class_balanced"),
+    "loss.class_balanced_beta": "(0, 1)",
+    "loss.focal_gamma": "[0, inf)",
+    "loss.positive_weights": ("none", "balanced"),
+    "loss.asymmetric_gamma_positive": "[0, inf)",
+    "loss.asymmetric_gamma_negative": "[0, inf)",
+    "loss.asymmetric_margin": "[0, 1)",
+    "optimizer.name": ("adamw", "sgd"),
+    "optimizer.learning_rate": "(0, inf)",
+    "optimizer.head_multiplier": "(0, inf)",
+    "optimizer.schedule": ("cosine", "constant"),
+    "optimizer.warmup_epochs": "[0, inf)",
+    "optimizer.weight_decay": "[0, inf)",
+    "optimizer.momentum": "[0, 1)",
+    "optimizer.beta1": "[0, 1)",
+    "optimizer.beta2": "[0, 1)",
+    "optimizer.clip_norm": "[0, inf)",
+    "checkpoint.every_epochs": "[1, inf)",
+    "checkpoint.keep": "[1, inf)",
+    "evaluation.batch_size": "[1, inf)",
+    "evaluation.resamples": "[0, inf)",
+    "sharding.fsdp": "[1, inf)",
+    "sharding.cpu_devices": "[1, inf)",
+}
+# What is legal instead with several labels per image.
+MULTILABEL_VALUES: dict[str, tuple[str, ...]] = {
+    "train.best_metric": ("loss", "accuracy", "f1", "subset_accuracy", "mean_average_precision"),
+    "loss.name": ("cross_entropy", "focal", "asymmetric"),
+}
+_LENGTHS = {"data.mean": 3, "data.std": 3}  # red, green, blue
+_INTERVAL = re.compile(r"([\[(])(\S+), (\S+)([\])])")
+
+
+def check_values(config: ConfigDict) -> None:
+    """Check every field that `LEGAL_VALUES` lists.
+
+    Raises:
+      RunError: values that are not legal; the message has a line for each.
+    """
+    legal = LEGAL_VALUES | (MULTILABEL_VALUES if config.data.task == "multilabel" else {})
+    if problems := [problem for field, values in legal.items() for problem in _problems(config, field, values)]:
+        raise RunError("\n".join(problems))
+
+
+def _problems(config: ConfigDict, field: str, legal: str | tuple[str, ...]) -> Iterator[str]:
+    """Yield what is wrong with the value of a field, if anything is."""
+    value: Any = config
+    for name in field.split("."):
+        value = value[name]
+    if isinstance(legal, tuple):
+        if value not in legal:
+            yield f"{field}='{value}' is not one of {', '.join(legal)}{did_you_mean(str(value), legal)}"
+        return
+    numbers = value if isinstance(value, tuple) else (value,)
+    if len(numbers) != _LENGTHS.get(field, len(numbers)):
+        yield f"{field}={value} is not {_LENGTHS[field]} numbers, for red, green and blue"
+    elif not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+        yield f"{field}={value} is not a finite number" if numbers == (value,) else f"{field}={value} are not numbers"
+    elif not all(within(legal, number) for number in numbers):
+        hint = "; it is for pixels in 0 … 1: divide by 255" if field in ("data.mean", "data.std") else ""
+        yield f"{field}={value} is not {_in_words(legal)}{hint}"
+
+
+def within(interval: str, number: float) -> bool:
+    """Return whether a number lies in an interval such as "[0, 1)", which excludes 1."""
+    left, low, high, right = parse_interval(interval)
+    return (number > low if left == "(" else number >= low) and (number < high if right == ")" else number <= high)
+
+
+def _in_words(interval: str) -> str:
+    left, low, high, _ = parse_interval(interval)
+    if high < math.inf:
+        return f"in {interval}"
+    return f"above {low:g}" if left == "(" else f"at least {low:g}"
+
+
+def parse_interval(interval: str) -> tuple[str, float, float, str]:
+    """Return the left bracket, the two bounds and the right bracket of an interval."""
+    match = _INTERVAL.fullmatch(interval)
+    if match is None:
+        raise ValueError(f"'{interval}' is not an interval such as '[0, 1)'")
+    left, low, high, right = match.groups()
+    return left, float(low), float(high), right

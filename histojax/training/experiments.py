@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from histojax.core.errors import RunError
 from histojax.core.suggestions import did_you_mean
+from histojax.training import default_config
 
 Override = tuple[str, str | None]  # a field's path, such as train.epochs, and its text; None: a switch without a value
 
@@ -104,6 +105,24 @@ def read(name: str, overrides: Sequence[Override] = ()) -> ConfigDict:
     Raises:
       RunError: there is no such experiment, variant or field, or a value does not fit its field.
     """
+    config = build(name)
+    override(config, overrides)
+    default_config.check_values(config)
+    return config
+
+
+def build(name: str) -> ConfigDict:
+    """Build an experiment as its file has it.
+
+    Args:
+      name: as `locate` takes it.
+
+    Returns:
+      The config, locked.
+
+    Raises:
+      RunError: there is no such experiment or variant, or its fields are not those of `default_config.base`.
+    """
     module, variant = load(name)
     try:
         config = module.get_config(variant) if variant else module.get_config()
@@ -113,9 +132,25 @@ def read(name: str, overrides: Sequence[Override] = ()) -> ConfigDict:
         raise RunError(_failure(pathlib.Path(str(module.__file__)), error)) from error
     if not isinstance(config, ConfigDict):
         raise RunError(f"{name}: get_config returns {type(config).__name__}, not an ml_collections.ConfigDict")
-    config.lock()
-    override(config, overrides)
-    return config
+    _check_fields(name, config, default_config.base())
+    return config.lock()
+
+
+def _check_fields(name: str, config: ConfigDict, base: ConfigDict, path: str = "") -> None:
+    """Check that a config file changes fields and adds or drops none.
+
+    Raises:
+      RunError: it does.
+    """
+    for key in config:
+        if key not in base:
+            raise RunError(f"{name}: it sets {path}{key}, which is no field{did_you_mean(key, list(base))}")
+    for key, value in base.items():
+        if key not in config or isinstance(config[key], ConfigDict) != isinstance(value, ConfigDict):
+            raise RunError(f"{name}: it lacks {path}{key}; let get_config start from default_config.base()")
+        # A group that is empty in `base`, such as model.options, takes any fields.
+        if isinstance(value, ConfigDict) and len(value):
+            _check_fields(name, config[key], value, f"{path}{key}.")
 
 
 def override(config: ConfigDict, overrides: Sequence[Override]) -> dict[str, Any]:

@@ -221,7 +221,7 @@ def _open_run(config: ConfigDict, workdir: pathlib.Path) -> _Setup:
     layout = Layout(config.sharding.fsdp, rules=config.sharding.rules)
     train_spec = build.loader_spec(config, layout, training=True)
     eval_spec = build.loader_spec(config, layout, training=False)
-    build.threshold_rule(config)  # these two check the config before the data are read
+    build.check(config)  # these two check the config before the data are read
     cache = build.cache(config)
     dataset = with_cache(open_dataset(config.data), cache, config.data.image_size, config.data.threads)
     split = dataset.split(build.split_spec(config))

@@ -10,6 +10,7 @@ from histojax.core.errors import RunError
 from histojax.training import experiments
 from tests.conftest import ROOT
 
+BASE = "from histojax.training import default_config\ndef get_config():\n c = default_config.base()\n "
 NAMES = ["baselines_breakhis", "dala_resnet50_breakhis", "ldcsf_liver", "pathology_breakhis"]
 
 
@@ -62,6 +63,9 @@ def test_unknown_experiments(name: str, message: str) -> None:
         ("\nimport nothing_like_it", "mine.py", r"mine\.py:2: ModuleNotFoundError: No module named 'nothing_like_it'"),
         ("x = 1", "mine.py", "defines no function get_config"),
         ("def get_config():\n  return {}", "mine.py", "get_config returns dict, not an ml_collections.ConfigDict"),
+        (f"{BASE}c.train.epoch = 3\n return c", "mine.py", r"it sets train\.epoch, which is no field \(did you"),
+        (f"{BASE}del c.train.mixup\n return c", "mine.py", r"it lacks train\.mixup; let get_config start from"),
+        (f"{BASE}c.train.epochs = 0\n return c", "mine.py", r"train\.epochs=0 is not at least 1"),
         ("def get_config():\n  return 1 / 0", "mine.py", r"mine\.py:2: ZeroDivisionError"),
         ("def get_config():\n  return 1", "mine.py:variant", "TypeError: get_config"),
         ("", "mine.txt", "mine.txt is not a Python file"),
@@ -75,12 +79,13 @@ def test_files_that_are_no_config(tmp_path: pathlib.Path, source: str, name: str
 
 def test_a_file_of_ones_own(tmp_path: pathlib.Path) -> None:
     (tmp_path / "mine.py").write_text(
-        "from __future__ import annotations\nimport dataclasses\nfrom ml_collections import ConfigDict\n"
+        "from __future__ import annotations\nimport dataclasses\nfrom histojax.training import default_config\n"
         "@dataclasses.dataclass\nclass Sizes:\n    width: int = 3\n"
-        "def get_config():\n    return ConfigDict({'seed': Sizes().width})\n"
+        "def get_config():\n    config = default_config.base()\n    config.data.image_size = Sizes().width\n"
+        "    config.model.options.any = 1\n    return config\n"
     )
     read = experiments.read(f"{tmp_path}/mine.py", [("seed", "5")])
-    assert read.seed == 5
+    assert (read.seed, read.data.image_size) == (5, 3)
     with pytest.raises(AttributeError):
         read.other = 1  # locked
 
