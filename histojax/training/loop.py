@@ -367,7 +367,7 @@ def _end_of_epoch(run: _Run, tools: _Tools) -> bool:
         line += "".join(f"  val {key} {scores[key]:.4f}" for key in setup.task.METRICS[:3])
         if run.watch.better(scores, run.step):
             run.save(run.best, model_trees(run.state))
-            line += "  *"
+        line += run.watch.remark
     tools.progress.say(line)
     if epoch % config.checkpoint.every_epochs == 0 or run.step == setup.total_steps or run.watch.stopped:
         run.best.wait()  # a last checkpoint must not refer to a best one that a kill could still prevent

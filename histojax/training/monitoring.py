@@ -160,6 +160,9 @@ class BestTracker:
       patience: epochs without a better value after which to stop; 0: never.
       known: the task's validation metrics.
 
+    Attributes:
+      remark: end of the newest epoch's line: a star for the best one, or a note that the metric is tied at 0.
+
     Raises:
       RunError: an unknown metric.
     """
@@ -171,14 +174,18 @@ class BestTracker:
         self._best = -math.inf
         self._best_step = 0
         self._waited = 0
+        self.remark = ""
 
     def better(self, measured: dict[str, float], step: int) -> bool:
         """Return whether an epoch is the best so far; an undefined value never is."""
         value = measured[self._metric] * (-1 if self._metric == "loss" else 1)
         if value > self._best + _MIN_GAIN:
             self._best, self._best_step, self._waited = value, step, 0
+            self.remark = "  *"
             return True
         self._waited += 1
+        tied = value == self._best == 0
+        self.remark = f"  ({self._metric} is tied at 0, so step {self._best_step} stays the best)" if tied else ""
         return False
 
     @property

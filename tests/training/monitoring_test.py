@@ -54,6 +54,15 @@ def test_an_undefined_value_is_never_the_best(metric):
     }
 
 
+def test_an_epoch_that_ties_the_best_at_0_says_so():
+    tracker = BestTracker("gmean", 0, METRICS)
+    remarks = []
+    for step, value in enumerate([0.0, 0.0, math.nan, 0.5, 0.5, 0.0], 1):
+        tracker.better({"gmean": value}, 10 * step)
+        remarks.append(tracker.remark)
+    assert remarks == ["  *", "  (gmean is tied at 0, so step 10 stays the best)", "", "  *", "", ""]
+
+
 def test_patience_counts_the_epochs_since_the_best():
     tracker = BestTracker("loss", 2, METRICS)
     stopped = []
