@@ -32,7 +32,7 @@ class Member:
 
 
 def group_key(record: Record, group_by: str) -> str:
-    """Return what must not be on two sides: the record's group, or its pixels if single images are divided."""
+    """Return the key of records that must share a side: the group, or the pixels if single images are divided."""
     return getattr(record, group_by) if group_by else record.pixel_hash[:16]
 
 

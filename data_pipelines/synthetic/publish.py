@@ -38,7 +38,7 @@ def publish(
       facts: content of the marker: generator, version, spec.
       jobs: the images.
       write: writes the image of a job below a folder.
-      finish: writes into the folder what needs all jobs to be done.
+      finish: writes further files into the folder after all jobs are done.
 
     Returns:
       `root`.

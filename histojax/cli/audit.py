@@ -1,4 +1,4 @@
-"""`histojax audit`: what is wrong with a dataset or a split, before anything is trained on it."""
+"""`histojax audit`: find problems of a dataset or a split before training."""
 
 import argparse
 import csv

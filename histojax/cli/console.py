@@ -1,4 +1,4 @@
-"""What a command writes to its terminal: log lines, and errors of the user without a traceback."""
+"""The terminal output of a command: log lines, and user errors without a traceback."""
 
 import contextlib
 import logging

@@ -1,4 +1,4 @@
-"""`histojax export`: a trained model for programs that are not histojax."""
+"""`histojax export`: a trained model for other programs."""
 
 import argparse
 from collections.abc import Iterator, Sequence

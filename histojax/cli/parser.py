@@ -20,7 +20,7 @@ class CommandParser(argparse.ArgumentParser):
     """A parser whose errors are one line with a suggestion, and which may take `--config.FIELD=VALUE`.
 
     Attributes:
-      summary: what the command does, in a line of the list of commands.
+      summary: one line for the list of commands.
       takes_overrides: whether `--config.FIELD=VALUE` is allowed; such flags become `overrides` of the result, a list
         of pairs (field, text), where a switch without a value has None for its text.
     """
@@ -98,9 +98,9 @@ def add_verb(
     """Add the parser of one command.
 
     Args:
-      subparsers: where to.
-      name: of the command, as it is typed behind `histojax`.
-      run: does it, given the parsed arguments.
+      subparsers: the parsers to add it to.
+      name: name of the command, as typed after `histojax`.
+      run: runs the command with the parsed arguments.
       summary: one line for `histojax --help`.
       description: paragraphs for the command's own help; lines that begin with a blank stay as they are.
       examples: complete command lines.

@@ -1,4 +1,4 @@
-"""`histojax protocols`: one model under several split protocols, which measures what a leak is worth."""
+"""`histojax protocols`: one model under several split protocols, to measure the effect of leakage."""
 
 import argparse
 import pathlib

@@ -1,4 +1,4 @@
-"""`histojax report`: the scores of models, on one page that can be handed on."""
+"""`histojax report`: the scores of models on one self-contained page."""
 
 import argparse
 import json

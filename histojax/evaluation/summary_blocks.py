@@ -1,4 +1,4 @@
-"""What the blocks of results.json share, for exclusive classes and for labels: units, warnings, withdrawn intervals."""
+"""Parts that all blocks of results.json share, for classes and for labels: units, warnings, withdrawn intervals."""
 
 from collections.abc import Callable
 from typing import Any
@@ -42,7 +42,7 @@ def unit_warnings(split: str, rows: pd.DataFrame, unit_name: str, n_units: int) 
 
 
 def undefined_warnings(split: str, estimates: dict[Key, bootstrap.Estimate]) -> list[str]:
-    """Warn where more than one resample in a hundred lacks what a metric needs."""
+    """Warn if metrics are undefined in at least 1 % of the resamples."""
     fraction = max((estimate.get("undefined") or 0.0) for estimate in estimates.values())
     if fraction < 0.01:
         return []

@@ -40,7 +40,7 @@ _FREE_GROUPS = ("checkpoint.", "compare.", "evaluation.", "paper.", "sharding.")
 
 
 class Phase(enum.Enum):
-    """What a run does next. Checkpoints store it as `unvalidated: bool`."""
+    """The next phase of a run. Checkpoints store it as `unvalidated: bool`."""
 
     TRAIN = "train"
     VALIDATE = "validate"  # the updates of an epoch are done, but its validation was interrupted
@@ -80,7 +80,7 @@ class _Run:
       state: after `step` updates.
       step: updates done.
       saved_step: step of the newest checkpoint to resume from.
-      phase: what comes next.
+      phase: the next phase.
       decision_rule: fitted on the latest validation.
       pretrained: where the initial weights came from.
     """

@@ -1,4 +1,4 @@
-"""Tasks: training targets, the loss, and what a batch adds to the sums that validation divides."""
+"""Tasks: training targets, the loss, and the sums per batch that validation adds up and divides."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -13,7 +13,7 @@ _HUB_FILES = (SAFETENSORS, "pytorch_model.bin")
 
 
 def check(source: str) -> None:
-    """Check what can be checked of a source without the network.
+    """Check a source as far as possible without the network.
 
     Args:
       source: a path, or `hf:OWNER/NAME[/FILE]`.

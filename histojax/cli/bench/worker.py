@@ -23,7 +23,7 @@ class Side(Protocol):
     """The requests that a worker process answers."""
 
     def facts(self) -> dict[str, Any]:
-        """Describe what runs here and how; asked once, after the first step."""
+        """Describe this side: its program and settings. Called once, after the first step."""
         ...
 
     def run(self, repeats: int) -> dict[str, Any]:

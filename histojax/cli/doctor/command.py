@@ -1,4 +1,4 @@
-"""`histojax doctor`: check whether this machine is ready, and say how to fix what is not."""
+"""`histojax doctor`: check whether this machine is ready, and say how to fix problems."""
 
 import argparse
 import dataclasses

@@ -1,4 +1,4 @@
-"""Who is classified wrongly: correctness per image, patient and case, the worst errors, and labels that coexist."""
+"""Errors of a model: correctness per image, patient and case, the worst errors, and labels that coexist."""
 
 from collections.abc import Mapping
 from typing import Any

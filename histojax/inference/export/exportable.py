@@ -158,7 +158,7 @@ class ExportedModel:
       predict: images `u8 [b, s, s, 3]` -> probabilities [b, k], by the model as read back from the files.
       loading: how to load the files, as Markdown.
       facts: facts about the files, for a JSON file beside them; empty if the files contain them.
-      head: what README.md begins with.
+      head: the beginning of README.md.
     """
 
     predict: PredictFn

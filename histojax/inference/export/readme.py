@@ -17,7 +17,7 @@ def readme(model: ExportableModel, *, head: str, loading: str, checked: str) -> 
 
     Args:
       model: the model.
-      head: what precedes the title: the YAML block of Hugging Face, or nothing.
+      head: the text before the title: the YAML block of Hugging Face, or nothing.
       loading: how to load the files beside it, as Markdown.
       checked: a sentence about the comparison with the trained model.
     """
