@@ -1,4 +1,4 @@
-"""Kernels for GPUs against what XLA computes without them: interpreted here, compiled where there is a GPU."""
+"""GPU kernels compared with XLA: interpreted on a CPU, compiled if there is a GPU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def relative(a: jax.Array, b: jax.Array) -> float:
 
 
 def plain_attention(qkv, qkv_bias, bias, cut):
-    """Windows cut, rolled and masked as `swin` does without the kernel."""
+    """Attend in windows that are rolled, cut and masked as in `swin` without the kernel."""
     _, h, w, _ = qkv.shape
     x = jnp.roll(qkv + qkv_bias.reshape(1, 1, 1, -1), (-cut.down, -cut.right), (1, 2))
     x = swin.window_partition(x, cut.window)
@@ -52,7 +52,7 @@ def attention_arrays(cut: Cut, b=2, dtype=jnp.float32, size=16):
 
 
 def with_gradients(function, *arrays):
-    """The result of all arrays but the last, and the gradients, given that of the result."""
+    """Return `function` of all arrays but the last, and its gradients; the last array is the result's gradient."""
 
     @jax.jit
     def both(*arrays):
@@ -63,14 +63,14 @@ def with_gradients(function, *arrays):
 
 
 @pytest.mark.parametrize("cut", CUTS)
-def test_windows_attend_as_without_the_kernel(cut):
+def test_window_attention_equals_xla(cut):
     arrays = attention_arrays(cut)
     ours = with_gradients(lambda *a: window_attention.window_attention(*a, cut), *arrays)
     wanted = with_gradients(lambda *a: plain_attention(*a, cut), *arrays)
     assert max(map(relative, ours, wanted)) < 1e-6
 
 
-def test_images_of_a_program_share_what_they_add_up(monkeypatch):
+def test_a_program_sums_gradients_over_its_images(monkeypatch):
     monkeypatch.setattr(window_attention, "_MIN_PROGRAMS", 24)  # 2 heads, 6 windows, 2 groups
     cut = Cut(2, 4, 2, 2)
     qkv, *rest = attention_arrays(cut, b=6)
@@ -80,7 +80,7 @@ def test_images_of_a_program_share_what_they_add_up(monkeypatch):
     assert max(map(relative, ours, wanted)) < 1e-6
 
 
-def test_in_bfloat16_the_kernel_is_nearer_to_float32_than_xla_is():
+def test_in_bfloat16_the_kernel_is_about_as_accurate_as_xla():
     cut = CUTS[1]
     arrays = attention_arrays(cut, dtype=jnp.bfloat16)
     exact = with_gradients(lambda *a: plain_attention(*a, cut), *(a.astype(jnp.float32) for a in arrays))
@@ -94,8 +94,8 @@ def test_in_bfloat16_the_kernel_is_nearer_to_float32_than_xla_is():
 
 @pytest.mark.parametrize("shape", [(2, 5, 7, 96), (3, 40, 384), (1, 130, 40)])
 @pytest.mark.parametrize(("dtype", "near"), [(jnp.float32, 1e-6), (jnp.bfloat16, 4e-3)])
-def test_rows_are_normalised_as_without_the_kernel(shape, dtype, near, monkeypatch):
-    monkeypatch.setattr(row_norm, "_PROGRAMS", 2)  # so that a program takes several blocks, and one a part
+def test_row_normalisation_equals_xla(shape, dtype, near, monkeypatch):
+    monkeypatch.setattr(row_norm, "_PROGRAMS", 2)  # each program then takes several blocks, and one an incomplete block
     x, d = 3 + normal(0, *shape, dtype=dtype), normal(3, *shape, dtype=dtype)
     scale, bias = normal(1, shape[-1]), normal(2, shape[-1])
     wanted = with_gradients(lambda *a: norms.layer_norm(*a, EPSILON), x, scale, bias, d)
@@ -110,23 +110,23 @@ def small_swin(images):
     return with_gradients(lambda params: nnx.merge(graph, params, rest)(images), params, normal(4, 2, 3))
 
 
-def test_a_swin_transformer_with_kernels_is_the_same(monkeypatch):
+def test_a_swin_transformer_with_kernels_equals_one_without(monkeypatch):
     images = normal(0, 2, 64, 96, 3)
     without = small_swin(images)
     called = []
     original = kernels.call
     monkeypatch.setattr(kernels, "window_kernel_supports", lambda *_: True)
-    monkeypatch.setattr(kernels, "takes_rows", lambda *_: True)
+    monkeypatch.setattr(kernels, "row_kernel_supports", lambda *_: True)
     monkeypatch.setattr(kernels, "call", lambda kernel, **given: called.append(kernel) or original(kernel, **given))
     ours = small_swin(images)
-    # Forward and backward: blocks; their norms, the embedding's, the merging's, the last one.
+    # Forward and backward passes of 4 blocks and of 11 norms: in the blocks, the embedding, the merging, the last one.
     assert len(called) == 2 * (4 + 11)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(without), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5)
 
 
 @pytest.mark.devices
-def test_each_device_computes_its_share_only(monkeypatch):
+def test_each_device_computes_only_its_part(monkeypatch):
     layout, cut = Layout(2, jax.devices()[:4]), CUTS[1]
     arrays = attention_arrays(cut, b=8)
     seen = []
@@ -139,14 +139,14 @@ def test_each_device_computes_its_share_only(monkeypatch):
             y, back = jax.vjp(lambda *a: window_attention.window_attention(*a, cut), qkv, qkv_bias, bias)
             return y, *back(d), *row_norm.backward(y, jnp.ones(y.shape[-1]), d, EPSILON)
 
-    alone = with_gradients(lambda *a: plain_attention(*a, cut), *arrays)
+    undivided = with_gradients(lambda *a: plain_attention(*a, cut), *arrays)
     divided = [jax.device_put(a, layout.batch if a.shape[0] == 8 else layout.replicated) for a in arrays]
     y, dqkv, *sums = jax.jit(both)(*divided)
     assert seen == [2, 2, 2]
     assert y.sharding.is_equivalent_to(layout.batch, y.ndim)
     assert dqkv.sharding.is_equivalent_to(layout.batch, dqkv.ndim)
-    assert max(map(relative, (y, dqkv, *sums[:2]), alone)) < 1e-6
-    normed = row_norm.backward(alone[0], jnp.ones(y.shape[-1]), arrays[-1], EPSILON)
+    assert max(map(relative, (y, dqkv, *sums[:2]), undivided)) < 1e-6
+    normed = row_norm.backward(undivided[0], jnp.ones(y.shape[-1]), arrays[-1], EPSILON)
     assert max(map(relative, sums[2:], normed)) < 1e-5
 
 
@@ -159,8 +159,8 @@ def watched(function, seen):
 
 
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
-def test_triton_takes_the_kernels(monkeypatch):
-    """Compiled to Triton's language for an H100 that need not be there."""
+def test_the_kernels_lower_to_triton(monkeypatch):
+    """The target is an H100, which need not be present."""
     original = pallas.pallas_call
     monkeypatch.setattr(pallas, "pallas_call", lambda kernel, interpret, **given: original(kernel, **given))
     cut = Cut(3, 7, 3, 3)
@@ -179,7 +179,7 @@ def test_triton_takes_the_kernels(monkeypatch):
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
 @pytest.mark.parametrize(("side", "heads", "shift"), [(56, 3, 3), (14, 12, 0), (7, 24, 0)])
-def test_compiled_for_a_gpu_kernels_are_as_near_to_float32_as_xla(side, heads, shift):
+def test_compiled_kernels_are_close_to_float32(side, heads, shift):
     cut, c = Cut(heads, 7, shift, shift), 32 * heads
     d, qkv = (normal(seed, 32, side, side, width, dtype=jnp.bfloat16) for seed, width in ((0, c), (1, 3 * c)))
     arrays = qkv, normal(2, 3 * c, dtype=jnp.bfloat16), normal(3, heads, 49, 49), d
@@ -205,7 +205,7 @@ class _Device:
 
 
 @pytest.mark.parametrize(
-    ("capability", "switch", "there"),
+    ("capability", "switch", "usable"),
     [
         ("9.0", None, True),
         ("12.0", "on", True),
@@ -215,21 +215,21 @@ class _Device:
         (None, None, False),
     ],
 )
-def test_kernels_are_for_nvidia_gpus_that_multiply_bfloat16(capability, switch, there, monkeypatch):
+def test_kernels_need_an_nvidia_gpu_with_bfloat16(capability, switch, usable, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "local_devices", lambda: [_Device(capability)])
     monkeypatch.delenv(kernels.SWITCH, raising=False)
     if switch:
         monkeypatch.setenv(kernels.SWITCH, switch)
-    assert kernels.usable() is there
-    assert kernels.takes_rows(jnp.float32, 96) is there
-    assert kernels.window_kernel_supports(jnp.bfloat16, 7, 32) is there
+    assert kernels.usable() is usable
+    assert kernels.row_kernel_supports(jnp.float32, 96) is usable
+    assert kernels.window_kernel_supports(jnp.bfloat16, 7, 32) is usable
     assert not kernels.window_kernel_supports(jnp.float32, 7, 32)
     assert not kernels.window_kernel_supports(jnp.bfloat16, 12, 32)
     assert not kernels.window_kernel_supports(jnp.bfloat16, 7, 24)
 
 
-def test_an_unknown_switch_is_an_error(monkeypatch):
+def test_an_unknown_value_of_the_switch_is_an_error(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setenv(kernels.SWITCH, "no")
     with pytest.raises(RunError, match="HISTOJAX_KERNELS='no' is not one of on, off"):

@@ -103,7 +103,7 @@ def test_gpu_kernels_give_the_same_training_and_each_device_runs_them_on_its_own
     original = kernels.call
     monkeypatch.setattr(kernels, "call", call)
     monkeypatch.setattr(kernels, "window_kernel_supports", lambda *_: True)
-    monkeypatch.setattr(kernels, "takes_rows", lambda *_: True)
+    monkeypatch.setattr(kernels, "row_kernel_supports", lambda *_: True)
     layout = devices(4, fsdp=2)
     program = build_program(layout)
     state, losses = train(program, layout)

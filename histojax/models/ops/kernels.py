@@ -64,7 +64,7 @@ def window_kernel_supports(dtype: Any, window: int, size: int) -> bool:
     return fits and jnp.dtype(dtype).itemsize == 2 and usable()
 
 
-def takes_rows(dtype: Any, channels: int) -> bool:
+def row_kernel_supports(dtype: Any, channels: int) -> bool:
     """Return whether `row_norm` supports rows of this type and length."""
     return channels <= _MAX_CHANNELS and jnp.dtype(dtype).itemsize <= 4 and usable()
 

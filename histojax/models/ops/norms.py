@@ -160,7 +160,7 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) 
 
 
 def _layer_norm_fwd(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple[jax.Array, Any]:
-    if kernels.takes_rows(x.dtype, x.shape[-1]):
+    if kernels.row_kernel_supports(x.dtype, x.shape[-1]):
         # Imported here, because not every jax has Triton.
         from histojax.models.ops import row_norm
 
