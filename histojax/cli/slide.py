@@ -30,7 +30,10 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
     )
     flags.add_run(parser)
     parser.add_argument(
-        "slides", metavar="SLIDE", nargs="+", help="slides, folders of slides, lists (.csv: slide[,mpp[,roi[,name]]])"
+        "slides",
+        metavar="SLIDE",
+        nargs="+",
+        help="slides, folders of slides, lists (.csv: slide[,mpp][,roi][,name][,override_mpp])",
     )
     flags.add_output(parser, "folder to write; slides that it already holds are kept")
     add_slide_mpp(parser)
@@ -58,9 +61,13 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
 
 
 def add_slide_mpp(parser: argparse.ArgumentParser) -> None:
-    """Add `--mpp`, which `histojax slide train-tiles` shares."""
+    """Add `--mpp` and `--override_mpp`, which `histojax slide train-tiles` shares."""
+    parser.add_argument("--mpp", metavar="UM", type=float, help="µm per level-0 pixel of slides that state none")
     parser.add_argument(
-        "--mpp", metavar="UM", type=float, help="µm per level-0 pixel of slides that state none, or a wrong one"
+        "--override_mpp",
+        metavar="UM",
+        type=float,
+        help="µm per level-0 pixel of all slides, whatever they state; every result warns of it",
     )
 
 
@@ -82,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
     from histojax.slides import cohort, cohort_jobs
     from histojax.slides.grid import GridSpec
 
-    jobs = shards.share(cohort_jobs.find(args.slides, args.mpp, args.roi), args.shard)
+    jobs = shards.share(cohort_jobs.find(args.slides, args.mpp, args.roi, override_mpp=args.override_mpp), args.shard)
     predictor = _predictor(args.run_path, args.batch_size)
     model = _model(predictor, args.tile_um)
     # Checks the values now, not when the first slide is open.
@@ -121,10 +128,10 @@ def _model(predictor: "Predictor", tile_um: float | None) -> "cohort.Model":
     pixels, mpp = trained.meta["data"].get("tile_pixels"), trained.config.data.get("mpp", 0.0)
     if tile_um is None:
         if not (pixels and mpp):
-            missing = "the µm per pixel of its images (data.mpp)" if pixels else "a single size of its images"
+            what = "tiles whose µm per pixel (data.mpp) is unknown" if pixels else "whole images, not on tiles"
             raise RunError(
-                f"{trained.path}: the checkpoint does not state {missing}, so the side of its tiles in µm is unknown: "
-                "give it with --tile_um (side of a training image in pixels × its µm per pixel)"
+                f"{trained.path}: the model was trained on {what}: give the side in µm of its training images with "
+                "--tile_um (side in pixels × µm per pixel)"
             )
         tile_um = pixels * mpp
     if not tile_um > 0:

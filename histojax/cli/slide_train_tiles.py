@@ -30,7 +30,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         ],
     )
     parser.add_argument(
-        "slides", metavar="SLIDE", nargs="+", help="slides, folders of slides, lists (.csv: slide[,mpp])"
+        "slides", metavar="SLIDE", nargs="+", help="slides, folders of slides, lists (.csv: slide[,mpp][,override_mpp])"
     )
     flags.add_output(parser, "folder to create; train on it as data.root")
     parser.add_argument(
@@ -82,9 +82,12 @@ def run(args: argparse.Namespace) -> None:
     from histojax.slides import cohort_jobs
     from histojax.slides.annotations import training_tiles
 
-    jobs = cohort_jobs.find(args.slides, args.mpp)
+    jobs = cohort_jobs.find(args.slides, args.mpp, override_mpp=args.override_mpp)
     slides = training_tiles.pair([job.slide for job in jobs], args.annotations)
-    slides = [dataclasses.replace(slide, mpp=job.mpp) for slide, job in zip(slides, jobs, strict=True)]
+    slides = [
+        dataclasses.replace(slide, mpp=job.mpp, override_mpp=job.override_mpp)
+        for slide, job in zip(slides, jobs, strict=True)
+    ]
     for text in args.classes:
         if "=" not in text:
             raise RunError(f"--classes={text} is not CLASS=LABEL")

@@ -21,6 +21,7 @@ from histojax.core.errors import RunError
 from histojax.core.files import atomic_write
 from histojax.core.settings import diff_settings
 from histojax.slides.cohort_jobs import Job
+from histojax.slides.readers.reader import GIVEN
 from histojax.slides.slide_analysis import TSR_FILE, Model, Settings, analyze
 
 __all__ = ["Model", "Settings", "run", "write_table"]
@@ -78,7 +79,8 @@ def write_table(output: pathlib.Path) -> None:
     for folder, record in _records(output).items():
         row = {key: record.get(key) for key in ("name", "status", "reason", "slide", "roi")}
         row["content"] = _content(record)
-        row |= record.get("facts", {}) | {"seconds": record.get("seconds")}
+        row |= record.get("facts", {}) | {"warnings": "; ".join(record.get("warnings", []))}
+        row["seconds"] = record.get("seconds")
         rows.append(row | _ratio_columns(_read_json(folder / TSR_FILE)))
     with atomic_write(output / "slides.csv") as temporary:
         # convert_dtypes keeps integers as integers in columns with missing values.
@@ -127,6 +129,8 @@ def _check_settings(folder: pathlib.Path, saved: Mapping[str, Any], requested: M
     """Raise RunError if a finished slide was analyzed with other settings than requested."""
     if requested["content"] is None:  # the file cannot be read now, so its results cannot be outdated
         saved = {**saved, "content": None}
+    if saved.get("mpp") is None:  # the file states its µm/px, so a given one changes nothing
+        requested = {**requested, "mpp": None}
     if differences := diff_settings(saved, requested):
         lines = [f"{folder} was made with different settings:", *differences.values()]
         raise RunError("\n".join([*lines, "Choose another --output, or overwrite it with --redo."]))
@@ -145,7 +149,12 @@ def _run_one(
     try:
         analysis = analyze(job, model, settings, partial)
         headline = analysis.headline
-        record |= {"facts": analysis.facts, "seconds": round(time.monotonic() - started, 2)}
+        record |= {"facts": analysis.facts, "warnings": analysis.warnings}
+        record["seconds"] = round(time.monotonic() - started, 2)
+        if not analysis.facts["mpp_source"].startswith(GIVEN):
+            requested["mpp"] = None  # was not needed
+        for warning in analysis.warnings:
+            _log.warning("%s: warning: %s", progress, warning)
     except Exception as error:  # an unexpected failure of one slide must not end the cohort
         shutil.rmtree(partial)
         partial.mkdir()
@@ -180,6 +189,7 @@ def _settings(job: Job, model: Model, settings: Settings) -> dict[str, Any]:
     facts = {
         "content": job.content,
         "mpp": job.mpp,
+        "override_mpp": job.override_mpp,
         "roi": hashlib.sha256(job.roi.read_bytes()).hexdigest()[:16] if job.roi and job.roi.is_file() else None,
         "model": dict(model.facts),
         "tile_um": model.tile_um,

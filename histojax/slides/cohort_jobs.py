@@ -16,7 +16,7 @@ SUFFIXES = (
     ".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".czi",
     ".jp2", ".png", ".jpg", ".jpeg", ".bmp",
 )  # fmt: skip
-_COLUMNS = ("slide", "mpp", "roi", "name")
+_COLUMNS = ("slide", "mpp", "roi", "name", "override_mpp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +26,16 @@ class Job:
     Attributes:
       name: name of its results folder, unique within a cohort.
       slide: the slide's file.
-      mpp: µm per level-0 pixel as given by the user; None takes the value stored in the file.
+      mpp: µm per level-0 pixel if the file stores none.
       roi: GeoJSON file with the region of interest, if given.
+      override_mpp: µm per level-0 pixel, whatever the file stores.
     """
 
     name: str
     slide: pathlib.Path
     mpp: float | None = None
     roi: pathlib.Path | None = None
+    override_mpp: float | None = None
 
     @functools.cached_property
     def content(self) -> str | None:
@@ -41,16 +43,24 @@ class Job:
         return content_hash(self.slide)
 
 
-def find(paths: Sequence[str], mpp: float | None = None, roi: pathlib.Path | None = None) -> list[Job]:
+def find(
+    paths: Sequence[str],
+    mpp: float | None = None,
+    roi: pathlib.Path | None = None,
+    *,
+    override_mpp: float | None = None,
+) -> list[Job]:
     """List the slides that the user's paths stand for, in order.
 
     A slide's name depends only on how it is given, not on the other slides: the name in a list, else the file's name
     without suffix, preceded by its subfolders in a folder that is searched.
 
     Args:
-      paths: slides; folders, searched recursively; CSV lists with the columns `slide[,mpp[,roi[,name]]]` and paths
-        relative to the list. A missing slide becomes a job like any other, which later fails.
-      mpp: µm per level-0 pixel of slides without a value in a list.
+      paths: slides; folders, searched recursively; CSV lists with a column `slide`, any of the columns `mpp`, `roi`,
+        `name` and `override_mpp`, and paths relative to the list. A missing slide becomes a job like any other, which
+        later fails.
+      mpp: µm per level-0 pixel of slides that store none, unless a list gives another.
+      override_mpp: µm per level-0 pixel of slides, whatever they store, unless a list gives another.
       roi: GeoJSON file for the only slide, or a folder with `<slide name>.geojson` or `<file name>.geojson` for some
         slides.
 
@@ -66,27 +76,28 @@ def find(paths: Sequence[str], mpp: float | None = None, roi: pathlib.Path | Non
     for text in paths:
         path = pathlib.Path(text).expanduser().resolve()
         if path.suffix.lower() == ".csv":
-            jobs += _from_list(path, mpp)
+            jobs += _from_list(path)
         elif path.is_dir():
             slides = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
             if not slides:
                 raise RunError(f"{path}: the folder has no slides ({', '.join(SUFFIXES)})")
-            jobs += [Job("_".join(slide.relative_to(path).with_suffix("").parts), slide, mpp) for slide in slides]
+            jobs += [Job("_".join(slide.relative_to(path).with_suffix("").parts), slide) for slide in slides]
         else:
-            jobs.append(Job(path.stem, path, mpp))
+            jobs.append(Job(path.stem, path))
+    jobs = [dataclasses.replace(job, mpp=job.mpp or mpp, override_mpp=job.override_mpp or override_mpp) for job in jobs]
     jobs = _without_copies([_with_roi(job, roi, len(jobs)) for job in jobs])
     _check_names(jobs)
     _check_regions(jobs, roi)
     return jobs
 
 
-def _from_list(path: pathlib.Path, mpp: float | None) -> Iterator[Job]:
-    """The jobs of a CSV list; `mpp` is for rows without a value."""
+def _from_list(path: pathlib.Path) -> Iterator[Job]:
+    """The jobs of a CSV list."""
     columns, lines = read_table(path, pad=True)
     rows = list(lines)
     if not rows or "slide" not in columns:
         raise RunError(
-            f"{path}: no rows, or no column `slide`; a list of slides has the columns slide[,mpp[,roi[,name]]]"
+            f"{path}: no rows, or no column `slide`; a list of slides has slide[,mpp][,roi][,name][,override_mpp]"
         )
     unknown = [name for name in columns if name not in _COLUMNS]
     if unknown:
@@ -96,7 +107,8 @@ def _from_list(path: pathlib.Path, mpp: float | None) -> Iterator[Job]:
             raise RunError(f"{place}: the column `slide` is empty")
         slide = path.parent / pathlib.Path(row["slide"]).expanduser()
         roi = path.parent / row["roi"] if row.get("roi") else None
-        yield Job(_name(row, slide, place), slide, _mpp(row.get("mpp", ""), place) or mpp, roi)
+        mpp, override_mpp = (_mpp(row.get(column, ""), f"{place}: {column}") for column in ("mpp", "override_mpp"))
+        yield Job(_name(row, slide, place), slide, mpp, roi, override_mpp)
 
 
 def _name(row: Mapping[str, str], slide: pathlib.Path, place: str) -> str:
@@ -116,7 +128,7 @@ def _mpp(text: str, place: str) -> float | None:
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value > 0):
-        raise RunError(f"{place}: mpp '{text}' must be a number of µm per pixel above 0")
+        raise RunError(f"{place} '{text}' must be a number of µm per pixel above 0")
     return value
 
 
@@ -124,14 +136,14 @@ def _without_copies(jobs: Sequence[Job]) -> list[Job]:
     """Keep the first of the jobs whose slides have the same content.
 
     Raises:
-      RunError: such jobs differ in µm/px or region of interest.
+      RunError: such jobs differ in the given µm/px or region of interest.
     """
     first: dict[object, Job] = {}
     for job in jobs:
         kept = first.setdefault(job.content or job.slide, job)
         if kept is job:
             continue
-        if (kept.mpp, kept.roi) != (job.mpp, job.roi):
+        if (kept.mpp, kept.override_mpp, kept.roi) != (job.mpp, job.override_mpp, job.roi):
             raise RunError(f"{kept.slide} and {job.slide} are the same slide with different mpp or roi: give it once")
         _log.warning("%s: the same slide as %s; it is used once", job.slide, kept.slide)
     return list(first.values())

@@ -53,8 +53,8 @@ def make_grid(slide: Slide, tissue: Tissue, spec: GridSpec) -> tuple[Geometry, p
 
     Returns:
       The grid, and a table sorted by row, then column, with the columns minx, miny, width, height (level-0 pixels),
-      row, column (grid position, so that minx = column · stride) and tissue (fraction of the tile). A slide without
-      tissue has no rows.
+      row, column (grid position, so that minx = column · stride and miny = row · stride_height) and tissue (fraction of
+      the tile). A slide without tissue has no rows.
 
     Raises:
       SlideError: a tile is smaller than a pixel of the slide.
@@ -64,12 +64,14 @@ def make_grid(slide: Slide, tissue: Tissue, spec: GridSpec) -> tuple[Geometry, p
         message = f"{slide.path}: a pixel of {slide.mpp:g} µm is larger than a tile of {spec.size * spec.mpp:g} µm"
         raise SlideError(message)
     stride = max(1, round(tile * (1 - spec.overlap)))
-    geometry = Geometry(slide.width, slide.height, slide.mpp, tile, stride)
-    columns, rows = (max(0, math.ceil((side - tile) / stride)) + 1 for side in (slide.width, slide.height))
+    geometry = Geometry(slide.width, slide.height, slide.mpp, tile, stride, slide.stretch)
+    tall, down = geometry.tile_height, geometry.stride_height
+    columns = max(0, math.ceil((slide.width - tile) / stride)) + 1
+    rows = max(0, math.ceil((slide.height - tall) / down)) + 1
     tissue_rows = []
     for row in range(rows):  # row by row, so that memory does not grow with the area of the grid
         boxes = np.full((columns, 4), tile, np.int64)
-        boxes[:, 0], boxes[:, 1] = np.arange(columns) * stride, row * stride
+        boxes[:, 0], boxes[:, 1], boxes[:, 3] = np.arange(columns) * stride, row * down, tall
         fractions = tissue.fractions(boxes)
         column = np.flatnonzero((fractions >= spec.min_tissue) & (fractions > 0))
         if len(column):
@@ -81,9 +83,9 @@ def make_grid(slide: Slide, tissue: Tissue, spec: GridSpec) -> tuple[Geometry, p
     table = pd.DataFrame(
         {
             "minx": column * stride,
-            "miny": row_of * stride,
+            "miny": row_of * down,
             "width": np.full(len(column), tile, np.int64),
-            "height": np.full(len(column), tile, np.int64),
+            "height": np.full(len(column), tall, np.int64),
             "row": row_of,
             "column": column,
             "tissue": np.concatenate([np.zeros(0), *(fractions for _, _, fractions in tissue_rows)]),

@@ -41,8 +41,7 @@ _SMALLEST_LEVEL = 128  # pixels: the pyramid ends with the first level of at mos
 
 def grid_of(table: pd.DataFrame, geometry: Geometry, column: str) -> NDArray[np.float32]:
     """A column of a tile table on the slide's grid: float32 [rows, columns], NaN without a tile."""
-    shape = math.ceil(geometry.height / geometry.stride), math.ceil(geometry.width / geometry.stride)
-    grid = np.full(shape, np.nan, np.float32)
+    grid = np.full((geometry.rows, geometry.columns), np.nan, np.float32)
     grid[table["row"].to_numpy(), table["column"].to_numpy()] = table[column].to_numpy(np.float32)
     return grid
 
@@ -96,7 +95,7 @@ def write_overlay(
         layer[table["row"].to_numpy(), table["column"].to_numpy()] = tints[kind.reshape(-1)]
 
     figure, axes = _canvas(geometry, slide)
-    width, height = _in_mm(geometry, geometry.width), _in_mm(geometry, geometry.height)
+    width, height = _size_mm(geometry)
     axes.imshow(thumbnail, extent=(0, width, height, 0))
     axes.imshow(layer, extent=_extent(geometry), interpolation="nearest")
     common = [styles[index] for index in np.argsort(-count, kind="stable")]
@@ -110,7 +109,7 @@ def write_overlay(
         colour = _OUTLINES[number % len(_OUTLINES)]
         handles.append(Patch(facecolor="none", edgecolor=colour, label=fonts.drawable(name)))
         for line in shapely.get_parts(shapely.boundary(outline)):
-            xs, ys = shapely.get_coordinates(line).T * (geometry.mpp / 1000)
+            xs, ys = (shapely.get_coordinates(line) * (geometry.mpp / 1000, geometry.mpp_y / 1000)).T
             axes.plot(xs, ys, color=colour, linewidth=1.2)
     _set_limits(axes, geometry)
     if handles:
@@ -129,8 +128,10 @@ def write_ome_tiff(path: str | os.PathLike[str], table: pd.DataFrame, geometry: 
     """
     names = label_names(table)
     parts = max(1, round(geometry.stride * geometry.mpp / _RASTER_UM))
-    side = geometry.stride / parts
-    rows, columns = (_cells(length, side, geometry) for length in (geometry.height, geometry.width))
+    across, down = geometry.stride / parts, geometry.stride_height / parts  # of a pixel, in level-0 pixels
+    left, top = _offset(geometry)
+    columns = _cells(geometry.width, across, left, geometry.stride)
+    rows = _cells(geometry.height, down, top, geometry.stride_height)
     raster = np.stack([_resample(grid_of(table, geometry, PREFIX + name), rows, columns) for name in names])
     levels = [raster]
     while max(levels[-1].shape[1:]) > _SMALLEST_LEVEL:
@@ -142,9 +143,9 @@ def write_ome_tiff(path: str | os.PathLike[str], table: pd.DataFrame, geometry: 
         "UUID": str(
             uuid.uuid5(uuid.NAMESPACE_URL, f"histojax:heatmap/{slide}")
         ),  # fixed, so that equal maps give equal files
-        "PhysicalSizeX": side * geometry.mpp,
+        "PhysicalSizeX": across * geometry.mpp,
         "PhysicalSizeXUnit": "µm",
-        "PhysicalSizeY": side * geometry.mpp,
+        "PhysicalSizeY": down * geometry.mpp_y,
         "PhysicalSizeYUnit": "µm",
         "Channel": {
             "Name": [fonts.printable(name) for name in names],
@@ -164,10 +165,10 @@ def write_ome_tiff(path: str | os.PathLike[str], table: pd.DataFrame, geometry: 
             )
 
 
-def _cells(length: int, side: float, geometry: Geometry) -> NDArray[np.int64]:
+def _cells(length: int, side: float, offset: float, stride: int) -> NDArray[np.int64]:
     """The grid row (or column) that holds the centre of each pixel; -1 before the first one."""
     centres = (np.arange(math.ceil(length / side)) + 0.5) * side
-    return np.maximum(np.floor((centres - _offset(geometry)) / geometry.stride).astype(np.int64), -1)
+    return np.maximum(np.floor((centres - offset) / stride).astype(np.int64), -1)
 
 
 def _resample(grid: NDArray[np.float32], rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -188,26 +189,28 @@ def _ome_colour(colour: Colour) -> int:
     return int(np.uint32(red << 24 | green << 16 | blue << 8 | 255).view(np.int32))
 
 
-def _offset(geometry: Geometry) -> float:
-    return (geometry.tile - geometry.stride) / 2
+def _offset(geometry: Geometry) -> tuple[float, float]:
+    """The left and top edge of the first cell in level-0 pixels."""
+    return (geometry.tile - geometry.stride) / 2, (geometry.tile_height - geometry.stride_height) / 2
 
 
-def _in_mm(geometry: Geometry, pixels: float) -> float:
-    return pixels * geometry.mpp / 1000
+def _size_mm(geometry: Geometry) -> tuple[float, float]:
+    """The width and height of the slide in mm."""
+    return geometry.width * geometry.mpp / 1000, geometry.height * geometry.mpp_y / 1000
 
 
 def _extent(geometry: Geometry) -> tuple[float, float, float, float]:
     """The left, right, bottom and top edge of the grid in mm."""
-    start = _offset(geometry)
-    rows, columns = math.ceil(geometry.height / geometry.stride), math.ceil(geometry.width / geometry.stride)
-    right, bottom = (_in_mm(geometry, start + cells * geometry.stride) for cells in (columns, rows))
-    return _in_mm(geometry, start), right, bottom, _in_mm(geometry, start)
+    left, top = _offset(geometry)
+    right, bottom = left + geometry.columns * geometry.stride, top + geometry.rows * geometry.stride_height
+    x, y = geometry.mpp / 1000, geometry.mpp_y / 1000
+    return left * x, right * x, bottom * y, top * y
 
 
 def _canvas(geometry: Geometry, title: str) -> tuple[Figure, Axes]:
     """A figure whose axes have the slide's shape, widened if the slide is very long and narrow."""
-    scale = _MAX_SIDE / max(geometry.width, geometry.height)
-    width, height = (max(_MIN_SIDE, length * scale) for length in (geometry.width, geometry.height))
+    longest = max(_size_mm(geometry))
+    width, height = (max(_MIN_SIDE, length * _MAX_SIDE / longest) for length in _size_mm(geometry))
     size = width + _LEFT + _RIGHT, height + _BELOW + _ABOVE
     figure = Figure(figsize=size, dpi=_DPI)
     FigureCanvasAgg(figure)
@@ -219,8 +222,9 @@ def _canvas(geometry: Geometry, title: str) -> tuple[Figure, Axes]:
 
 
 def _set_limits(axes: Axes, geometry: Geometry) -> None:
-    axes.set_xlim(0, _in_mm(geometry, geometry.width))
-    axes.set_ylim(_in_mm(geometry, geometry.height), 0)
+    width, height = _size_mm(geometry)
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
     axes.set_aspect("auto")  # the axes already have the slide's shape, unless they were widened
     axes.set_facecolor(_NO_TILE)
 

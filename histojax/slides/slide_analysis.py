@@ -86,10 +86,12 @@ class Analysis:
 
     Attributes:
       facts: the slide's columns in `slides.csv`, except those of the ratio.
+      warnings: sentences that a user should see.
       headline: one line for the terminal.
     """
 
     facts: dict[str, Any]
+    warnings: list[str]
     headline: str
 
 
@@ -102,6 +104,7 @@ class _Tiles:
     thumbnail: np.ndarray  # u8 [h, w, 3]
     tissue_mm2: dict[str, float]
     facts: dict[str, Any]
+    warnings: list[str]
 
 
 def analyze(job: Job, model: Model, settings: Settings, folder: pathlib.Path) -> Analysis:
@@ -113,7 +116,7 @@ def analyze(job: Job, model: Model, settings: Settings, folder: pathlib.Path) ->
       TSRError: the ratio cannot be measured with these labels.
     """
     tiles = _predict_tiles(job, model, settings, folder)
-    warnings = _resolution_warnings(tiles.geometry.mpp, model)
+    warnings = list(tiles.warnings)
     outlines: dict[str, Any] = {}
     inside = None
     if job.roi is not None:
@@ -124,7 +127,7 @@ def analyze(job: Job, model: Model, settings: Settings, folder: pathlib.Path) ->
     measured = None
     if settings.tsr is not None:
         measured = tsr.measure(tiles.table, tiles.geometry, settings.tsr, inside, model.confusion)
-        write_json(folder / TSR_FILE, measured)
+        write_json(folder / TSR_FILE, measured | {"warnings": warnings})
         if box := measured["areas"]["hot spot"]["box"]:
             right, bottom = box["minx"] + box["width"], box["miny"] + box["height"]
             outlines["hot spot"] = shapely.box(box["minx"], box["miny"], right, bottom)
@@ -139,12 +142,12 @@ def analyze(job: Job, model: Model, settings: Settings, folder: pathlib.Path) ->
         "warnings": warnings,
     }
     summary.write(folder / "summary.html", page, pictures)
-    return Analysis(tiles.facts, f"{len(tiles.table)} tiles" + _ratio_headline(measured))
+    return Analysis(tiles.facts, warnings, f"{len(tiles.table)} tiles" + _ratio_headline(measured))
 
 
 def _predict_tiles(job: Job, model: Model, settings: Settings, folder: pathlib.Path) -> _Tiles:
     """Find the tissue, write it as `tissue.png`, and predict the tiles that lie on it."""
-    with open_slide(job.slide, job.mpp) as slide:
+    with open_slide(job.slide, job.mpp, override_mpp=job.override_mpp) as slide:
         tissue = find_tissue(slide, settings.tissue)
         tissue.write(folder / "tissue.png")
         geometry, table = grid.make_grid(slide, tissue, model.grid_spec(settings))
@@ -152,17 +155,19 @@ def _predict_tiles(job: Job, model: Model, settings: Settings, folder: pathlib.P
         for i, label in enumerate(model.labels):
             table[PREFIX + label] = probabilities[:, i]
         thumbnail = slide.thumbnail(_THUMBNAIL)
-        areas = tissue.mm2(slide.mpp)
+        areas = tissue.mm2(slide.pixel_mm2)
         facts = {
             "reader": slide.reader,
             "width": slide.width,
             "height": slide.height,
             "mpp": slide.mpp,
+            "mpp_y": slide.mpp_y,
             "mpp_source": slide.mpp_source,
             "tiles": len(table),
             **{f"{kind}_mm2": round(area, 4) for kind, area in areas.items()},
         }
-    return _Tiles(table, geometry, thumbnail, areas, facts)
+    warnings = slide.warnings + _resolution_warnings(max(slide.mpp, slide.mpp_y), model)
+    return _Tiles(table, geometry, thumbnail, areas, facts, warnings)
 
 
 def _predict(slide: Slide, table: pd.DataFrame, model: Model, settings: Settings, name: str) -> np.ndarray:

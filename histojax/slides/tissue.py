@@ -95,10 +95,10 @@ class Tissue:
         )
         return np.clip(inside / ((right - left) * (bottom - top)), 0, 1)
 
-    def mm2(self, mpp: float) -> dict[str, float]:
-        """The area of each kind in mm²; `mpp` is in µm per level-0 pixel."""
+    def mm2(self, pixel_mm2: float) -> dict[str, float]:
+        """The area of each kind in mm²; `pixel_mm2` is that of a level-0 pixel."""
         counts = np.bincount(self.kinds.ravel(), minlength=len(KINDS))
-        area = self.scale_x * self.scale_y * (mpp / 1000) ** 2
+        area = self.scale_x * self.scale_y * pixel_mm2
         return {kind: float(count * area) for kind, count in zip(KINDS, counts, strict=True)}
 
     def write(self, path: str | os.PathLike[str]) -> None:
@@ -125,10 +125,12 @@ def find_tissue(slide: Slide, spec: TissueSpec) -> Tissue:
     Raises:
       SlideError: the slide cannot be read.
     """
-    mask_mpp = max(spec.mpp, slide.mpp)
-    width, height = (max(1, round(side * slide.mpp / mask_mpp)) for side in (slide.width, slide.height))
+    coarsest = max(slide.mpp, slide.mpp_y)
+    mask_mpp = max(spec.mpp, coarsest)
+    width = max(1, round(slide.width * slide.mpp / mask_mpp))
+    height = max(1, round(slide.height * slide.mpp_y / mask_mpp))
     rgb = slide.read(0, 0, slide.width, slide.height, width, height)
-    pixel_mm2 = slide.width * slide.height * (slide.mpp / 1000) ** 2 / (width * height)
+    pixel_mm2 = slide.width * slide.height * slide.pixel_mm2 / (width * height)
 
     def area(mm2: float) -> int:
         # A small region cut out of a slide has only fragments of the usual pieces.
@@ -141,7 +143,7 @@ def find_tissue(slide: Slide, spec: TissueSpec) -> Tissue:
     tissue = _fill_holes(tissue, area(spec.max_hole_mm2))
     kinds = np.where(tissue, np.uint8(_TISSUE), np.uint8(_BACKGROUND))
     kinds[_find_folds(rgb, tissue & ~pen, area(_MIN_FOLD_MM2))] = _FOLD
-    if slide.mpp <= _BLUR_MPP:
+    if coarsest <= _BLUR_MPP:
         blurred = _find_blur(slide, kinds == _TISSUE, mask_mpp, spec.sharpness)
         kinds[_remove_small(blurred, area(_MIN_BLUR_MM2))] = _BLUR
     kinds[pen] = _PEN

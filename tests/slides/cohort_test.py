@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from histojax.core.errors import RunError
 from histojax.slides import cohort, cohort_jobs
 from histojax.slides.tsr.spec import TSRSpec
 from tests.helpers import planted
+from tests.helpers.slide_files import write_pyramid
 
 SMALL = TSRSpec(min_tumor_mm2=0, min_tissue_mm2=0.01, block_um=80, hot_spot_um=120, resamples=50)
 
@@ -132,9 +134,66 @@ def test_a_slide_is_known_by_its_content(tmp_path: pathlib.Path, caplog: pytest.
     assert len(analyze(first, redo=True)) == 2
 
 
-def test_a_slide_without_tissue_finishes_as_not_evaluable(tmp_path: pathlib.Path) -> None:
-    import cv2
+def write_oblong(path: pathlib.Path, mpp: tuple[float, float]) -> pathlib.Path:
+    """Write the picture of `planted.write_slide`, resampled to pixels that are not square."""
+    pixels = np.full((900, 1200, 3), 244, np.uint8)
+    pixels[90:810, 120:1080] = planted.tissue(720, 960, 480, np.random.default_rng(0))
+    size = (round(1200 * planted.MPP / mpp[0]), round(900 * planted.MPP / mpp[1]))
+    return write_pyramid(path, cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), mpp, compression="zlib")
 
+
+@pytest.mark.parametrize("mpp", [(1.0, 0.5), (0.5, 1.0)])
+def test_pixels_that_are_not_square_are_measured_right(mpp: tuple[float, float], tmp_path: pathlib.Path) -> None:
+    output = tmp_path / "out"
+    jobs = [
+        cohort_jobs.Job("square", planted.write_slide(tmp_path / "square.tif", 0.5)),
+        cohort_jobs.Job("oblong", write_oblong(tmp_path / "oblong.tif", mpp), mpp=0.5),
+    ]
+    assert cohort.run(jobs, model(), cohort.Settings(tsr=SMALL, overlap=0.5), output) == 0
+    table = pd.read_csv(output / "slides.csv").set_index("name")
+    square, oblong = table.loc["square"], table.loc["oblong"]
+    assert (oblong["mpp"], oblong["mpp_y"]) == mpp
+    assert "pixels are not square" in oblong["warnings"]
+    for column in ("tissue_mm2", "tumor_mm2", "stroma_mm2"):
+        assert oblong[column] == pytest.approx(square[column], rel=0.06), column
+    assert oblong["stroma_percentage"] == pytest.approx(square["stroma_percentage"], abs=3)
+    tiles = pd.read_parquet(output / "oblong" / "tiles.parquet")
+    assert (tiles["width"] * mpp[0] == tiles["height"] * mpp[1]).all()
+    boxes = [json.loads((output / name / "tsr.json").read_text())["areas"]["hot spot"]["box"] for name in table.index]
+    assert boxes[0]["width"] * mpp[0] == boxes[0]["height"] * mpp[1] == boxes[1]["width"] * planted.MPP
+
+
+def test_mpp_changes_no_other_slide_and_override_mpp_warns(tmp_path: pathlib.Path) -> None:
+    output, settings = tmp_path / "out", cohort.Settings(tsr=SMALL)
+    slide = planted.write_slide(tmp_path / "stated.tif", 0.5)
+    bare = tmp_path / "bare.png"
+    cv2.imwrite(str(bare), np.full((300, 400, 3), 245, np.uint8))
+
+    def rows(mpp: float | None, override_mpp: float | None = None, redo: bool = False) -> Any:
+        jobs = cohort_jobs.find([str(slide), str(bare)], mpp, override_mpp=override_mpp)
+        failed = cohort.run(jobs, model(), settings, output, redo=redo)
+        return failed, pd.read_csv(output / "slides.csv").set_index("name")
+
+    failed, table = rows(None)
+    assert (failed, table.loc["stated", "mpp"]) == (1, 0.5)
+    seconds = table.loc["stated", "seconds"]
+    # The next command only adds what one slide lacks; the other one is not "made with different settings".
+    failed, table = rows(2.0)
+    assert (failed, table.loc["stated", "mpp"], table.loc["bare", "mpp"]) == (0, 0.5, 2.0)
+    assert (table.loc["stated", "seconds"], table.loc["bare", "mpp_source"]) == (seconds, "given")
+    with pytest.raises(RunError, match=r"override_mpp: saved None, now 2\.0"):
+        rows(None, 2.0)
+    with pytest.raises(RunError, match=r"mpp: saved 2\.0, now 3\.0"):
+        rows(3.0)
+    failed, table = rows(None, 1.0, redo=True)
+    warning = "override_mpp 1 replaces what the file stores: 0.5 µm/px in its TIFF resolution tags"
+    assert table["mpp"].tolist() == [1.0, 1.0]
+    assert table.loc["stated", "warnings"].startswith(warning)
+    assert warning in (output / "stated" / "summary.html").read_text()
+    assert json.loads((output / "stated" / "tsr.json").read_text())["warnings"][0] == warning
+
+
+def test_a_slide_without_tissue_finishes_as_not_evaluable(tmp_path: pathlib.Path) -> None:
     cv2.imwrite(str(tmp_path / "white.png"), np.full((300, 400, 3), 245, np.uint8))
     job = cohort_jobs.Job("white", tmp_path / "white.png", mpp=0.5)
     assert cohort.run([job], model(), cohort.Settings(tsr=SMALL), tmp_path / "out") == 0

@@ -21,7 +21,7 @@ with open_slide(sys.argv[1]) as slide:
     tissue = find_tissue(slide, TissueSpec())
     geometry, table = make_grid(slide, tissue, GridSpec(224, 0.5))
     tiles = sum(len(batch) for batch in read_tiles(slide, table, 224, 64, 2))
-    areas = tissue.mm2(slide.mpp)
+    areas = tissue.mm2(slide.pixel_mm2)
     peak = memory_peak()
     print(json.dumps({"width": slide.width, "mm2": areas, "table": len(table), "tiles": tiles, "bytes": peak}))
 """

@@ -236,9 +236,9 @@ def test_an_implausible_resolution_is_refused(tmp_path: pathlib.Path) -> None:
     ask = "give it with --mpp or in the column mpp"
     cases = {
         "nothing": (write_pyramid(tmp_path / "a.tif", PICTURE), "stores no µm/px"),
-        "72 dpi": (write_pyramid(tmp_path / "b.tif", PICTURE, 25400 / 72), "stores an implausible 352.8 × 352.8 µm/px"),
-        "zero": (write_svs(tmp_path / "c.svs", PICTURE, 0), "stores an implausible 0 × 0 µm/px in the aperio header"),
-        "oblong": (write_ome(tmp_path / "d.ome.tif", PICTURE, (0.25, 0.5)), "0.25 × 0.5 µm/px.*must be square"),
+        "72 dpi": (write_pyramid(tmp_path / "b.tif", PICTURE, 25400 / 72), "stores an implausible 352.8 µm/px"),
+        "zero": (write_svs(tmp_path / "c.svs", PICTURE, 0), "stores an implausible 0 µm/px in the aperio header"),
+        "long": (write_ome(tmp_path / "d.ome.tif", PICTURE, (0.25, 1.1)), "stores an implausible 0.25 × 1.1 µm/px"),
         "one per unit": (
             write_pyramid(tmp_path / "e.tif", PICTURE, resolution=(1, 1), resolutionunit=1),
             "stores no µm/px",
@@ -250,18 +250,40 @@ def test_an_implausible_resolution_is_refused(tmp_path: pathlib.Path) -> None:
         with pytest.raises(SlideError, match=f"{reason}.*{ask}"):
             open_slide(path)
         with open_slide(path, 0.5) as slide:
-            assert (slide.mpp, slide.mpp_source) == (0.5, "given"), kind
+            assert (slide.mpp, slide.mpp_y) == (0.5, 0.5), kind
+            implausible = ", since the file stores an " + reason.removeprefix("stores an ")
+            assert slide.mpp_source.startswith("given" + (implausible if "implausible" in reason else "")), kind
+            assert not slide.warnings, kind
     for mpp in (0.0, -1.0, float("nan"), 100.0):
-        with pytest.raises(SlideError, match=r"--mpp .* is outside"):
+        with pytest.raises(SlideError, match=r"the given mpp .* is outside 0\.02 … 20 µm/px"):
             open_slide(tmp_path / "f.png", mpp)
+        with pytest.raises(SlideError, match=r"the given override_mpp .* is outside"):
+            open_slide(tmp_path / "f.png", override_mpp=mpp)
 
 
-def test_a_given_resolution_overrides_the_file_and_reports_the_difference(tmp_path: pathlib.Path) -> None:
+def test_a_given_resolution_fills_in_only_what_the_file_lacks(tmp_path: pathlib.Path) -> None:
     path = write_svs(tmp_path / "a.svs", PICTURE, 0.5)
     with open_slide(path, 0.52) as slide:
-        assert (slide.mpp, slide.mpp_source) == (0.52, "given")
+        assert (slide.mpp, slide.mpp_source, slide.warnings) == (0.5, "the aperio header", [])
     with open_slide(path, 0.25) as slide:
-        assert (slide.mpp, slide.mpp_source) == (0.25, "given, instead of 0.5 µm/px in the aperio header")
+        assert (slide.mpp, slide.mpp_source) == (0.5, "the aperio header")
+        assert slide.warnings == [
+            "mpp 0.25 is not used: the file stores 0.5 µm/px in the aperio header; --override_mpp replaces it"
+        ]
+    with open_slide(path, override_mpp=0.25) as slide:
+        assert (slide.mpp, slide.mpp_y, slide.mpp_source) == (0.25, 0.25, "given with override_mpp")
+        assert slide.warnings == ["override_mpp 0.25 replaces what the file stores: 0.5 µm/px in the aperio header"]
+
+
+def test_pixels_that_are_not_square_keep_both_sides(tmp_path: pathlib.Path) -> None:
+    with open_slide(write_ome(tmp_path / "a.ome.tif", PICTURE, (0.25, 0.5))) as slide:
+        assert (slide.mpp, slide.mpp_y, slide.stretch) == (0.25, 0.5, 2.0)
+        assert slide.pixel_mm2 == pytest.approx(0.125e-6)
+        assert slide.warnings == [
+            "the file stores 0.25 × 0.5 µm/px in its OME metadata (PhysicalSize): its pixels are not square"
+        ]
+    with open_slide(write_ome(tmp_path / "b.ome.tif", PICTURE, (0.5, 0.51))) as slide:
+        assert slide.mpp == slide.mpp_y == pytest.approx(0.505), "square but for rounding"
 
 
 @pytest.mark.parametrize("compression", ["jpeg", "aperio_jp2000_rgb"])

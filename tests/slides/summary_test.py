@@ -55,6 +55,7 @@ def make_facts() -> dict[str, Any]:
             "width": 40_000,
             "height": 30_000,
             "mpp": 0.2501,
+            "mpp_y": 0.2501,
             "mpp_source": "aperio.MPP",
             "reader": "OpenSlide 4.0.1 (aperio)",
         },

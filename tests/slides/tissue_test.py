@@ -47,7 +47,7 @@ def test_tissue_is_found_and_measured(tmp_path: pathlib.Path, tissue: np.ndarray
     found = find(tmp_path, tissue)
     assert found.kinds.shape == (300, 350)
     assert (found.scale_x, found.scale_y) == (8, 8)
-    areas = found.mm2(MPP)
+    areas = found.mm2(MPP**2 / 1e6)
     assert tuple(areas) == KINDS
     assert areas["tissue"] == pytest.approx(4.8, rel=0.01)
     assert areas["pen"] == areas["blur"] == areas["fold"] == 0
@@ -74,7 +74,7 @@ def test_ink_over_glass_and_tissue_is_pen(tmp_path: pathlib.Path, tissue: np.nda
     picture[line] = picture[line].astype(np.float32) * np.float32(ink) / 255
     found = find(tmp_path, picture)
     assert fraction(found, PEN, line) > 0.97
-    assert found.mm2(MPP)["pen"] < 1.6 * line.sum() / 1e6  # the stroke and its rim
+    assert found.mm2(MPP**2 / 1e6)["pen"] < 1.6 * line.sum() / 1e6  # the stroke and its rim
     assert fraction(found, TISSUE, stroke(tissue.shape, 100, (300, 1500), (2500, 2000))) == 1
 
 
@@ -84,7 +84,7 @@ def test_pale_ink_on_glass_is_pen(tmp_path: pathlib.Path) -> None:
     picture[line] = (150, 190, 240)
     found = find(tmp_path, picture)
     assert fraction(found, PEN, line) > 0.97
-    assert found.mm2(MPP)["tissue"] == 0
+    assert found.mm2(MPP**2 / 1e6)["tissue"] == 0
 
 
 @pytest.mark.parametrize("sigma", [4, 8, 12])
@@ -95,12 +95,12 @@ def test_blurred_tissue_is_blur(tmp_path: pathlib.Path, tissue: np.ndarray, sigm
     found = find(tmp_path, picture)
     assert fraction(found, BLUR, where) > 0.9
     assert fraction(found, BLUR, ~where) < 0.005
-    assert find(tmp_path, picture, spec=TissueSpec(sharpness=0)).mm2(MPP)["blur"] == 0
+    assert find(tmp_path, picture, spec=TissueSpec(sharpness=0)).mm2(MPP**2 / 1e6)["blur"] == 0
 
 
 def test_pale_tissue_is_not_blurred(tmp_path: pathlib.Path, tissue: np.ndarray) -> None:
     pale = 255 * (tissue / np.float32(255)) ** 0.35
-    assert find(tmp_path, pale.astype(np.uint8)).mm2(MPP)["blur"] == 0
+    assert find(tmp_path, pale.astype(np.uint8)).mm2(MPP**2 / 1e6)["blur"] == 0
 
 
 def test_tissue_without_any_structure_is_not_blurred(tmp_path: pathlib.Path) -> None:
@@ -122,7 +122,7 @@ def test_tissue_on_tissue_is_a_fold(tmp_path: pathlib.Path, tissue: np.ndarray) 
 def test_glass_has_no_tissue(tmp_path: pathlib.Path) -> None:
     rng = np.random.default_rng(0)
     glass = np.clip(np.array(GLASS) + rng.normal(0, 3, (1500, 1500, 3)), 0, 255).astype(np.uint8)
-    assert find(tmp_path, glass).mm2(MPP)["tissue"] == 0
+    assert find(tmp_path, glass).mm2(MPP**2 / 1e6)["tissue"] == 0
     Image.new("RGB", (1, 1), (200, 100, 150)).save(tmp_path / "a.png")
     with open_slide(tmp_path / "a.png", 0.5) as slide:
         one = find_tissue(slide, TissueSpec())
@@ -140,13 +140,13 @@ def test_a_slide_full_of_tissue_is_not_split(tmp_path: pathlib.Path) -> None:
 
 def test_a_small_region_keeps_its_small_pieces(tmp_path: pathlib.Path) -> None:
     found = find(tmp_path, tissue_picture(200, 300, 0.5), 0.5)
-    assert found.mm2(0.5)["tissue"] == pytest.approx(np.pi * 0.04 * 0.06, rel=0.15)  # less than min_object_mm2
+    assert found.mm2(0.5**2 / 1e6)["tissue"] == pytest.approx(np.pi * 0.04 * 0.06, rel=0.15)  # less than min_object_mm2
 
 
 def test_a_slide_coarser_than_the_mask_keeps_its_own_pixels(tmp_path: pathlib.Path) -> None:
     found = find(tmp_path, tissue_picture(200, 300, 10), 10)
     assert found.kinds.shape == (200, 300)
-    assert found.mm2(10)["tissue"] == pytest.approx(np.pi * 0.8 * 1.2, rel=0.1)
+    assert found.mm2(10**2 / 1e6)["tissue"] == pytest.approx(np.pi * 0.8 * 1.2, rel=0.1)
 
 
 def test_fractions_count_parts_of_mask_pixels() -> None:
@@ -174,6 +174,6 @@ def test_real_slides_are_tissue_without_artefacts(name: str, mpp: float | None, 
     if not SLIDES.is_dir():
         pytest.skip(f"no real slides in {SLIDES}")
     with open_slide(SLIDES / name, mpp) as slide:
-        areas = find_tissue(slide, TissueSpec()).mm2(slide.mpp)
+        areas = find_tissue(slide, TissueSpec()).mm2(slide.pixel_mm2)
     assert areas["tissue"] == pytest.approx(mm2, rel=0.05)
     assert areas["pen"] + areas["blur"] + areas["fold"] < 0.01 * mm2

@@ -232,6 +232,24 @@ def test_slides_are_paired_with_their_annotations(tmp_path: pathlib.Path) -> Non
         training_tiles.pair(good, tmp_path / "elsewhere")
 
 
+def test_tiles_of_pixels_that_are_not_square_show_squares(tmp_path: pathlib.Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    how = {"photometric": "rgb", "resolution": (20_000, 10_000), "resolutionunit": "CENTIMETER"}  # 0.5 × 1 µm
+    tifffile.imwrite(tmp_path / "a.tif", pixels, **how)
+    path = annotate(tmp_path / "a.geojson", ("tumor", shapely.box(0, 0, 400, 100)))
+    record = training_tiles.cut([AnnotatedSlide(tmp_path / "a.tif", path)], tmp_path / "out", SPEC)
+    rows = rows_of(tmp_path / "out")
+    assert {(row["width"], row["height"]) for row in rows} == {("100", "50")}
+    assert {(int(row["minx"]), int(row["miny"])) for row in rows} == {
+        (x, y) for x in (0, 100, 200, 300) for y in (0, 50)
+    }
+    assert "pixels are not square" in record["slides"]["a"]["warnings"][0]
+    override = AnnotatedSlide(tmp_path / "a.tif", path, override_mpp=0.5)
+    facts = training_tiles.cut([override], tmp_path / "other", SPEC)["slides"]["a"]
+    assert (facts["tiles"], facts["mpp"], facts["mpp_y"]) == (4, 0.5, 0.5)
+    assert facts["warnings"][0].startswith("override_mpp 0.5 replaces what the file stores: 0.5 × 1 µm/px")
+
+
 @pytest.mark.skipif(not CMU.is_file(), reason=f"no real slide at {CMU}")
 def test_a_real_slide_gives_tiles_that_look_like_it(tmp_path: pathlib.Path) -> None:
     tumor, stroma = shapely.box(900, 700, 1400, 1900), shapely.Point(900, 2400).buffer(400)

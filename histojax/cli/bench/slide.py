@@ -30,8 +30,9 @@ class TileReader:
         with open_slide(self._path, self._mpp) as slide:
             self._halvings = max(0, round(np.log2((spec["tile_mpp"] or slide.mpp) / slide.mpp)))
             self._grid = GridSpec(self._size, slide.mpp * 2**self._halvings)
-            geometry, table = make_grid(slide, find_tissue(slide, TissueSpec()), self._grid)
-            inside = (table["minx"] + geometry.tile <= slide.width) & (table["miny"] + geometry.tile <= slide.height)
+            _, table = make_grid(slide, find_tissue(slide, TissueSpec()), self._grid)
+            right, bottom = table["minx"] + table["width"], table["miny"] + table["height"]
+            inside = (right <= slide.width) & (bottom <= slide.height)
             self._table: pd.DataFrame = table[inside]  # DeepZoom's tiles at the edge are smaller
             self._reader = slide.reader
         if not len(self._table):

@@ -23,6 +23,7 @@ from histojax.core.errors import RunError
 from histojax.core.files import atomic_folder
 from histojax.slides.annotations import regions
 from histojax.slides.annotations.regions import Region
+from histojax.slides.geometry import Geometry
 from histojax.slides.labels import unique_file_names
 from histojax.slides.readers.reader import Slide, open_slide
 from histojax.slides.tile_table import BOX
@@ -44,13 +45,15 @@ class AnnotatedSlide:
     Attributes:
       slide: the slide's file.
       annotations: a GeoJSON file in level-0 pixels of the slide.
-      mpp: µm per level-0 pixel; None takes the value stored in the file.
+      mpp: µm per level-0 pixel if the file stores none.
+      override_mpp: µm per level-0 pixel, whatever the file stores.
       patient_id: the patient; empty takes it from the slide's name by `CutSpec.patient_pattern`, if that is given.
     """
 
     slide: pathlib.Path
     annotations: pathlib.Path
     mpp: float | None = None
+    override_mpp: float | None = None
     patient_id: str = ""
 
 
@@ -184,7 +187,7 @@ def cut(slides: Sequence[AnnotatedSlide], output: str | os.PathLike[str], spec: 
             table = csv.writer(file, lineterminator="\n")
             table.writerow(["path", *spec.labels, *_GROUPS, *BOX])
             for item, (labelled, ignored) in zip(slides, annotations, strict=True):
-                with open_slide(item.slide, item.mpp) as slide:
+                with open_slide(item.slide, item.mpp, override_mpp=item.override_mpp) as slide:
                     rows, facts = _cut_slide(slide, item, labelled, spec, temporary / folders[slide.name])
                 table.writerows(rows)
                 record["slides"][slide.name] = facts | {"ignored_annotations": ignored}
@@ -225,11 +228,12 @@ def _cut_slide(
     """Write a slide's tiles into `folder`; return their rows for the table and the slide's facts for the record."""
     tile = max(1, round(spec.size * spec.mpp / slide.mpp))
     stride = max(1, round(tile * (1 - spec.overlap)))
+    geometry = Geometry(slide.width, slide.height, slide.mpp, tile, stride, slide.stretch)
     annotations, warnings = _within_slide(slide, item, annotations, spec)
-    corners = _corners(slide, tile, stride)
-    corners = corners[_covered_fractions(corners, tile, annotations) >= spec.min_annotated]
+    corners = _corners(geometry)
+    corners = corners[_covered_fractions(corners, geometry, annotations) >= spec.min_annotated]
     by_label = [[region for region in annotations if region.name == label] for label in spec.labels]
-    carries = np.stack([_covered_fractions(corners, tile, those) >= spec.min_share for those in by_label], axis=1)
+    carries = np.stack([_covered_fractions(corners, geometry, those) >= spec.min_share for those in by_label], axis=1)
     if not len(corners):
         warnings.append("no tile has enough of its area annotated")
     patient = item.patient_id or _patient(item.slide, spec)
@@ -237,14 +241,14 @@ def _cut_slide(
     def save(corner: NDArray[np.int64]) -> str:
         x, y = corner.tolist()
         path = folder / f"{folder.name}_x{x}_y{y}.png"
-        path.write_bytes(encode_png(slide.read(x, y, tile, tile, spec.size, spec.size)))
+        path.write_bytes(encode_png(slide.read(x, y, tile, geometry.tile_height, spec.size, spec.size)))
         return f"{folder.name}/{path.name}"
 
     folder.mkdir()
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         paths = list(pool.map(save, corners))
     table = [
-        [path, *labels.astype(int).tolist(), patient, slide.name, *corner.tolist(), tile, tile]
+        [path, *labels.astype(int).tolist(), patient, slide.name, *corner.tolist(), tile, geometry.tile_height]
         for path, labels, corner in zip(paths, carries, corners, strict=True)
     ]
     return table, {
@@ -252,6 +256,7 @@ def _cut_slide(
         "annotations": str(item.annotations),
         "patient_id": patient,
         "mpp": slide.mpp,
+        "mpp_y": slide.mpp_y,
         "mpp_source": slide.mpp_source,
         "reader": slide.reader,
         "tile": tile,
@@ -266,11 +271,10 @@ def _within_slide(
     slide: Slide, item: AnnotatedSlide, annotations: Sequence[Region], spec: CutSpec
 ) -> tuple[Sequence[Region], list[str]]:
     """Clip annotations to the slide; return them with the warnings about resolution, outlines and clipping."""
-    warnings = []
-    if slide.mpp > 1.1 * spec.mpp:
-        warnings.append(
-            f"the slide has {slide.mpp:.4g} µm/px, coarser than the tiles' {spec.mpp:g}: tiles are enlarged"
-        )
+    warnings = list(slide.warnings)
+    coarsest = max(slide.mpp, slide.mpp_y)
+    if coarsest > 1.1 * spec.mpp:
+        warnings.append(f"the slide has {coarsest:.4g} µm/px, coarser than the tiles' {spec.mpp:g}: tiles are enlarged")
     warnings += regions.repair_warnings(annotations, item.annotations)
     if annotations:
         annotations, clip_warnings = regions.clip(annotations, slide.width, slide.height, item.annotations)
@@ -278,28 +282,32 @@ def _within_slide(
     return annotations, warnings
 
 
-def _corners(slide: Slide, tile: int, stride: int) -> NDArray[np.int64]:
+def _corners(geometry: Geometry) -> NDArray[np.int64]:
     """Upper left corners (x, y) of all grid tiles that lie fully on the slide: int64 [n, 2], row by row."""
-    x, y = (np.arange(0, length - tile + 1, stride) for length in (slide.width, slide.height))
+    x = np.arange(0, geometry.width - geometry.tile + 1, geometry.stride)
+    y = np.arange(0, geometry.height - geometry.tile_height + 1, geometry.stride_height)
     return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
 
 
-def _covered_fractions(corners: NDArray[np.int64], tile: int, annotations: Sequence[Region]) -> NDArray[np.float64]:
+def _covered_fractions(
+    corners: NDArray[np.int64], geometry: Geometry, annotations: Sequence[Region]
+) -> NDArray[np.float64]:
     """Fraction of each tile that the annotations cover together: float64 [n], for corners int64 [n, 2]."""
     parts = shapely.get_parts(regions.union(annotations))
     shapely.prepare(parts)
     tree = shapely.STRtree(parts)
+    whole = float(geometry.tile * geometry.tile_height)
     covered = np.zeros(len(corners))
     for start in range(0, len(corners), _CHUNK):
         x, y = corners[start : start + _CHUNK].T
-        boxes = shapely.box(x, y, x + tile, y + tile)
+        boxes = shapely.box(x, y, x + geometry.tile, y + geometry.tile_height)
         box, part = tree.query(boxes, predicate="intersects")
         # Most tiles of a large annotation lie within it; testing that is faster than computing the intersection.
         within = shapely.contains(parts[part], boxes[box])
-        areas = np.full(len(box), float(tile) ** 2)
+        areas = np.full(len(box), whole)
         areas[~within] = shapely.area(shapely.intersection(parts[part[~within]], boxes[box[~within]]))
         np.add.at(covered, start + box, areas)
-    return np.round(covered / float(tile) ** 2, 9)  # so that exactly half stays 0.5
+    return np.round(covered / whole, 9)  # so that exactly half stays 0.5
 
 
 def _patient(slide: pathlib.Path, spec: CutSpec) -> str:

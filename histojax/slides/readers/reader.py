@@ -4,6 +4,7 @@ import math
 import os
 import pathlib
 from types import TracebackType
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -14,11 +15,13 @@ from histojax.slides.readers.openslide_file import OpenSlideFile
 from histojax.slides.readers.plain_image import PlainImage
 from histojax.slides.readers.tiff_tiles import TiffTiles, check_complete
 
-__all__ = ["Level", "Slide", "SlideError", "open_slide"]
+__all__ = ["GIVEN", "Level", "Slide", "SlideError", "open_slide"]
 
 _MAX_READ_PIXELS = 1 << 24  # of a level, read at once: 48 MiB as RGB
 _MIN_MPP, _MAX_MPP = 0.02, 20.0
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_SQUARE, _MAX_STRETCH = 1.05, 4.0  # longer over shorter side of a pixel: square up to, plausible up to
+GIVEN = "given"  # source of µm/px that the file lacks
 _ASK_FOR_MPP = "give it with --mpp or in the column mpp of the CSV list"
 
 
@@ -30,17 +33,20 @@ class Slide:
       name: the file's name without its suffix.
       width: level-0 pixels.
       height: level-0 pixels.
-      mpp: µm per level-0 pixel.
-      mpp_source: description of where `mpp` comes from.
+      mpp: width of a level-0 pixel in µm.
+      mpp_y: height of a level-0 pixel in µm; the same unless pixels are not square.
+      mpp_source: description of where these come from.
+      warnings: sentences about the µm/px that a user should see.
       levels: levels of the pyramid, finest first.
       reader: description of the library and format.
     """
 
-    def __init__(self, path: pathlib.Path, backend: Backend, mpp: float, mpp_source: str) -> None:
+    def __init__(self, path: pathlib.Path, backend: Backend, resolution: "_Resolution") -> None:
         self.path, self.name = path, path.stem
         self.levels, self.reader = backend.levels, backend.reader
         self.width, self.height = self.levels[0].width, self.levels[0].height
-        self.mpp, self.mpp_source = mpp, mpp_source
+        self.mpp, self.mpp_y = resolution.mpp
+        self.mpp_source, self.warnings = resolution.source, resolution.warnings
         self._backend = backend
 
     def __enter__(self) -> "Slide":
@@ -50,6 +56,16 @@ class Slide:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def stretch(self) -> float:
+        """The height of a level-0 pixel over its width."""
+        return self.mpp_y / self.mpp
+
+    @property
+    def pixel_mm2(self) -> float:
+        """The area of a level-0 pixel in mm²."""
+        return (self.mpp / 1000) ** 2 * self.stretch
 
     def close(self) -> None:
         """Close the file; nothing can be read afterwards."""
@@ -114,29 +130,32 @@ class Slide:
         return pixels if same else resize_to(pixels, out_width, out_height)
 
 
-def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
+def open_slide(path: str | os.PathLike[str], mpp: float | None = None, *, override_mpp: float | None = None) -> Slide:
     """Open a slide: a scanner's format (OpenSlide), a TIFF or OME-TIFF file (tifffile), or a plain image.
 
     Args:
       path: the slide's file.
-      mpp: µm per level-0 pixel; None takes the value stored in the file.
+      mpp: µm per level-0 pixel of a file that stores no plausible value.
+      override_mpp: µm per level-0 pixel, whatever the file stores.
 
     Raises:
-      SlideError: the file cannot be read or is not 8-bit RGB, or it stores no plausible µm/px and `mpp` is None.
+      SlideError: the file cannot be read or is not 8-bit RGB, a given µm/px is out of range, or none is given and the
+        file stores no plausible one.
     """
     path = pathlib.Path(path)
     try:
-        if mpp is not None and not _MIN_MPP <= mpp <= _MAX_MPP:
-            raise SlideError(f"--mpp {mpp:g} is outside {_MIN_MPP} … {_MAX_MPP:g} µm/px")
+        for name, value in (("mpp", mpp), ("override_mpp", override_mpp)):
+            if value is not None and not _MIN_MPP <= value <= _MAX_MPP:
+                raise SlideError(f"the given {name} {value:g} is outside {_MIN_MPP} … {_MAX_MPP:g} µm/px")
         backend = _open_backend(path)
         try:
-            mpp, source = _resolve_mpp(backend, mpp)
+            resolution = _resolve_mpp(backend, mpp, override_mpp)
         except SlideError:
             backend.close()
             raise
     except SlideError as error:
         raise SlideError(f"{path}: {error}") from error
-    return Slide(path, backend, mpp, source)
+    return Slide(path, backend, resolution)
 
 
 def _open_backend(path: pathlib.Path) -> Backend:
@@ -183,25 +202,42 @@ def _open_identical_tiles(path: pathlib.Path, slide: OpenSlideFile) -> TiffTiles
     return tiles
 
 
-def _resolve_mpp(backend: Backend, given: float | None) -> tuple[float, str]:
-    """Decide the µm/px and describe its source.
+class _Resolution(NamedTuple):
+    """µm per level-0 pixel in x and y, where they come from, and warnings about them."""
+
+    mpp: tuple[float, float]
+    source: str
+    warnings: list[str]
+
+
+def _resolve_mpp(backend: Backend, given: float | None, override: float | None) -> _Resolution:
+    """Decide the µm/px: the override, else what the file stores, else what is given.
 
     Raises:
-      SlideError: none was given, and the file stores none that is plausible.
+      SlideError: the file stores none that is plausible, and none is given.
     """
     stated, source = backend.stated_mpp, backend.mpp_source
-    if stated is None:
-        fault = "stores no µm/px"
-    elif not all(_MIN_MPP <= value <= _MAX_MPP for value in stated):
-        fault = f"stores an implausible {stated[0]:.4g} × {stated[1]:.4g} µm/px in {source}"
-    elif max(stated) > 1.05 * min(stated):
-        fault = f"stores {stated[0]:.4g} × {stated[1]:.4g} µm/px in {source}: pixels must be square"
+    text = "no µm/px" if stated is None else f"{_text(stated)} µm/px in {source}"
+    if override is not None:
+        warning = f"override_mpp {override:g} replaces what the file stores: {text}"
+        return _Resolution((override, override), "given with override_mpp", [warning])
+    plausible = stated is not None and all(_MIN_MPP <= value <= _MAX_MPP for value in stated)
+    if stated is None or not plausible or max(stated) > _MAX_STRETCH * min(stated):
+        if stated is not None:
+            text = f"an implausible {text}"
+        if given is None:
+            raise SlideError(f"stores {text}: {_ASK_FOR_MPP}")
+        return _Resolution((given, given), GIVEN + ("" if stated is None else f", since the file stores {text}"), [])
+    warnings = []
+    if max(stated) <= _SQUARE * min(stated):
+        stated = (sum(stated) / 2,) * 2
     else:
-        fault = ""
-    own = 0.0 if fault or stated is None else sum(stated) / 2
-    if given is not None:
-        differs = own and abs(given - own) > 0.1 * own
-        return given, "given" + (f", instead of {own:.4g} µm/px in {source}" if differs else "")
-    if fault:
-        raise SlideError(f"{fault}: {_ASK_FOR_MPP}")
-    return own, source
+        warnings.append(f"the file stores {text}: its pixels are not square")
+    if given is not None and not all(value / _SQUARE <= given <= value * _SQUARE for value in stated):
+        warnings.append(f"mpp {given:g} is not used: the file stores {text}; --override_mpp replaces it")
+    return _Resolution(stated, source, warnings)
+
+
+def _text(mpp: tuple[float, float]) -> str:
+    x, y = (f"{value:.4g}" for value in mpp)
+    return x if x == y else f"{x} × {y}"

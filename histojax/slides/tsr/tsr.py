@@ -180,12 +180,12 @@ def _hot_spot(
     if field:
         out["status"] = "evaluated"
         # A cell lies in the centre of its tile, which is larger than the cell if tiles overlap.
-        margin = (geometry.tile - geometry.stride) // 2
+        right, down = geometry.tile - geometry.stride, geometry.tile_height - geometry.stride_height
         out["box"] = {
-            "minx": field.column * geometry.stride + margin,
-            "miny": field.row * geometry.stride + margin,
+            "minx": field.column * geometry.stride + right // 2,
+            "miny": field.row * geometry.stride_height + down // 2,
             "width": side * geometry.stride,
-            "height": side * geometry.stride,
+            "height": side * geometry.stride_height,
         }
         _add_figures(out, tiles, context, resample=False)
         out["notes"].append(HOT_SPOT_NOTE)
