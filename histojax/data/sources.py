@@ -1,6 +1,9 @@
 """A dataset as training uses it: a table, classes, labels and a split."""
 
 import dataclasses
+import functools
+import hashlib
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,6 +46,12 @@ class Dataset:
         """The table, one row per image."""
         return self.prepared.records
 
+    @functools.cached_property
+    def hash(self) -> str:
+        """Hash of the table (names, pixels, labels, patients), independent of its order and place: 16 hex digits."""
+        lines = sorted(json.dumps(dataclasses.astuple(record)) for record in self.records)
+        return hashlib.sha256("\n".join([json.dumps(self.classes), *lines]).encode()).hexdigest()[:16]
+
     @property
     def multilabel(self) -> bool:
         """Whether an image may have any number of labels."""
@@ -83,6 +92,26 @@ class Dataset:
         rows = [row if label >= 0 else dataclasses.replace(row, side="", note=OTHER_CLASS) for row, label in table]
         return dataclasses.replace(placed, rows=tuple(rows))
 
+    def check_unchanged(self, split: Split, meta: Mapping[str, Any], workdir: pathlib.Path) -> None:
+        """Verify that a run that resumes still has its data: the same names, pixels, labels, patients and sides.
+
+        Args:
+          split: the split as it is now.
+          meta: metadata of the run's checkpoint: `data` and `split`.
+          workdir: the run's work directory, for the message.
+
+        Raises:
+          DataError: they have changed.
+        """
+        now = {"split": split.hash, "data": self.hash}
+        then = {"split": meta["split"]["hash"], "data": meta["data"].get("hash")}  # older checkpoints have no data hash
+        changed = [f"{key} {then[key]}, now {now[key]}" for key in now if then[key] not in (None, now[key])]
+        if changed:
+            raise DataError(
+                f"{workdir}: the data or its split has changed since the run began ({'; '.join(changed)}); point "
+                "--config.data.root at the same images, or use a new --workdir"
+            )
+
     def facts(self, split: Split) -> dict[str, Any]:
         """Return what results say about the data: source, size, skipped images, images left out of the split."""
         summary, left_out = self.prepared.summary, split.left_out()
@@ -93,6 +122,7 @@ class Dataset:
         facts = {
             "description": f"{self.prepared.description}: {', '.join(parts)}",
             "synthetic": self.prepared.synthetic,
+            "hash": self.hash,
             "n_images": len(self.records),
             "n_bad_images_skipped": len(summary["bad_images"]),
             "bad_images": summary["bad_images"],

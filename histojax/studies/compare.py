@@ -16,6 +16,7 @@ from histojax.core.suggestions import did_you_mean
 from histojax.core.text_table import text_table
 from histojax.evaluation import formatting
 from histojax.models.cost import cost
+from histojax.studies.finished_runs import check_data, check_same, finished, read_results
 from histojax.training import experiments, loop
 
 _log = logging.getLogger(__name__)
@@ -66,12 +67,16 @@ def compare(by_model: Mapping[str, ConfigDict], workdir: pathlib.Path) -> str | 
       The table to print; None if the study was interrupted, in which case the same command resumes it.
 
     Raises:
-      RunError: a model cannot be trained. The table of the models before it is written.
+      RunError: a model cannot be trained, or finished models were trained on other data. The table of the models before
+        it is written.
     """
     rows: list[dict[str, Any]] = []
+    for config in by_model.values():
+        loop.make_root_absolute(config)
+    check_data({workdir / name: config for name, config in by_model.items()})
+    done: dict[pathlib.Path, dict[str, Any]] = {}
     for number, (name, config) in enumerate(by_model.items(), 1):
         folder = workdir / name
-        loop.make_root_absolute(config)
         if finished(folder, config):
             _log.info(f"{name} ({number} of {len(by_model)}): already finished, in {folder}")
         else:
@@ -79,28 +84,15 @@ def compare(by_model: Mapping[str, ConfigDict], workdir: pathlib.Path) -> str | 
             if not loop.train_and_evaluate(config, folder):
                 return None
             jax.clear_caches()  # the next model is another program and reuses nothing of this one
-        rows.append(_row(name, config, folder))
+        done[folder] = read_results(folder)
+        check_same(done, "data", "split")
+        rows.append(_row(name, config, folder, done[folder]))
         _write(rows, workdir)
     return table(rows)
 
 
-def finished(folder: pathlib.Path, config: ConfigDict) -> bool:
-    """Return whether a work directory holds a finished run of this config, with its results."""
-    try:
-        same = json.loads((folder / "config.json").read_text()) == json.loads(config.to_json())
-        return same and (folder / "results.json").is_file() and _sessions(folder)[-1]["status"] == "finished"
-    except (OSError, json.JSONDecodeError, KeyError, IndexError):
-        return False
-
-
-def _sessions(folder: pathlib.Path) -> list[dict[str, Any]]:
-    sessions: list[dict[str, Any]] = json.loads((folder / "run.json").read_text())["sessions"]
-    return sessions
-
-
-def _row(name: str, config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
+def _row(name: str, config: ConfigDict, folder: pathlib.Path, results: Mapping[str, Any]) -> dict[str, Any]:
     """Collect the results and costs of a finished run."""
-    results = json.loads((folder / "results.json").read_text())
     block = results["splits"]["test"]
     size = config.data.image_size
     parameters, flops = cost(name, len(block["classes"]), size, config.model.options.to_dict())

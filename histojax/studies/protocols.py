@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import json
 import logging
 import pathlib
 import statistics
@@ -20,7 +19,8 @@ from histojax.core.errors import RunError
 from histojax.core.files import atomic_write, write_json
 from histojax.data.sources import open_dataset
 from histojax.evaluation import predictions, results
-from histojax.studies import compare, transfer
+from histojax.studies import transfer
+from histojax.studies.finished_runs import check_data, check_same, finished, read_results
 from histojax.studies.protocols_table import table
 from histojax.training import build, loop
 from histojax.training.evaluate import POSITIVE
@@ -120,8 +120,10 @@ def measure(planned: Sequence[Plan], workdir: pathlib.Path, with_transfer: bool 
       The table to print; None if the study was interrupted, in which case the same command resumes it.
 
     Raises:
-      RunError, DataError: a fold cannot be trained. The table of the folds before it is written.
+      RunError, DataError: a fold cannot be trained, finished folds were trained on other data, or the folds of a
+        cross-validation do not test each image once. The table of the folds before it is written.
     """
+    check_data({workdir / name: config for plan in planned for name, config in plan.runs.items()})
     rows: list[dict[str, Any]] = []
     for plan in planned:
         done: list[pathlib.Path] = []
@@ -141,14 +143,14 @@ def measure(planned: Sequence[Plan], workdir: pathlib.Path, with_transfer: bool 
 
 def _train(name: str, position: str, config: ConfigDict, folder: pathlib.Path) -> bool:
     """Train one fold unless it is finished; return False if it was interrupted."""
-    if compare.finished(folder, config):
+    if finished(folder, config):
         _log.info(f"{name} ({position}): already finished")
         return True
     _log.info(f"{name} ({position})")
-    finished = loop.train_and_evaluate(config, folder)
-    if finished:
+    complete = loop.train_and_evaluate(config, folder)
+    if complete:
         jax.clear_caches()  # the next fold compiles its own program
-    return finished
+    return complete
 
 
 def write_folds(planned: Sequence[Plan], folder: pathlib.Path) -> list[pathlib.Path]:
@@ -185,8 +187,12 @@ def pool(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 def _row(plan: Plan, folders: Sequence[pathlib.Path], workdir: pathlib.Path) -> dict[str, Any]:
     """Summarise the finished folds of a plan: each metric per fold, and over all test images pooled."""
     config = plan.config
-    folds = [json.loads((folder / "results.json").read_text()) for folder in folders]
-    pooled = pool([predictions.read(folder / "predictions") for folder in folders])
+    folds = [read_results(folder) for folder in folders]
+    check_same(dict(zip(folders, folds, strict=True)), "data")
+    tables = [predictions.read(folder / "predictions") for folder in folders]
+    if config.data.split.kfolds:
+        _check_sides(plan, folds[0]["data"], tables)
+    pooled = pool(tables)
     block = results.summarise(
         pooled,
         positive=POSITIVE if POSITIVE in predictions.class_names(pooled) else None,
@@ -219,6 +225,21 @@ def _row(plan: Plan, folders: Sequence[pathlib.Path], workdir: pathlib.Path) -> 
         "runs": [str(folder.relative_to(workdir)) for folder in folders],
         "warnings": [*split_warnings, *block["warnings"]],
     }
+
+
+def _check_sides(plan: Plan, data: Mapping[str, Any], tables: Sequence[pd.DataFrame]) -> None:
+    """Verify that the folds of a cross-validation test no image twice and, once all are done, every image.
+
+    Raises:
+      RunError: they do not.
+    """
+    tested = pd.concat([table["image_id"][table["split"] == "test"] for table in tables])
+    repeated = int(tested.duplicated().sum())
+    missing = data["n_images"] - sum(data["left_out"].values()) - tested.nunique()
+    complete = len(tables) == len(plan.runs)
+    if repeated or (missing and complete):
+        text = f"{repeated} images are tested by several folds" + (f", {missing} by none" if complete else "")
+        raise RunError(f"{plan.name}: {text}; delete {', '.join(plan.runs)} below --workdir and train them again")
 
 
 def _metrics_over_folds(folds: Sequence[Mapping[str, Any]], block: Mapping[str, Any]) -> dict[str, Any]:

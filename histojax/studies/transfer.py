@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from data_pipelines.breakhis.filenames import MAGNIFICATIONS
 from data_pipelines.splits import Split
 from histojax.core.errors import RunError
+from histojax.core.files import read_json, write_json
 from histojax.core.text_table import text_table
 from histojax.data.sources import open_dataset
 from histojax.evaluation import formatting, predictions, results
@@ -73,14 +74,18 @@ def _cell(pooled: pd.DataFrame, config: ConfigDict) -> dict[str, Any]:
 
 
 def _predict_test_cases(run: pathlib.Path) -> pd.DataFrame:
-    """Predict the images of a run's test cases at every magnification; the predictions are stored in the run."""
-    path = run / "transfer"
-    if path.with_suffix(".parquet").is_file():
-        return predictions.read(path)
+    """Predict the images of a run's test cases at every magnification; the predictions are stored in the run.
+
+    Stored predictions are used again for the same checkpoint and the same images.
+    """
+    path, facts_path = run / "transfer", run / "transfer.json"
     trained = loading.load(run)
     config = trained.config
     config.data.magnification = "all"
     dataset = open_dataset(config.data, trained.meta["classes"])
+    facts = {"checkpoint_step": trained.meta["step"], "split": trained.meta["split"]["hash"], "data": dataset.hash}
+    if read_json(facts_path) == facts and path.with_suffix(".parquet").is_file():
+        return predictions.read(path)
     saved = Split.from_json(trained.meta["split"])
     test_cases = {row.group for row in saved.rows if row.side == "test"}
     placed = dataset.place(saved)
@@ -88,7 +93,9 @@ def _predict_test_cases(run: pathlib.Path) -> pd.DataFrame:
     split = dataclasses.replace(placed, rows=tuple(rows))
     spec = build.loader_spec(config, trained.layout, training=False)
     table = evaluate.predict_split(trained.program, trained.model, dataset, split, ["test"], spec, trained.layout)
+    facts_path.unlink(missing_ok=True)
     predictions.write(table, path)
+    write_json(facts_path, facts)
     jax.clear_caches()
     _log.info(f"{run.parent.name}/{run.name}: tested at every magnification")
     return table

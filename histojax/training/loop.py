@@ -262,12 +262,7 @@ def _resume(setup: _Setup, last: Checkpoints, best: Checkpoints) -> _Run:
         program.compile_ahead(setup.train_spec.batch_size, config.data.image_size)
     if steps:
         state, meta = restore(last.folder / str(steps[-1]), program.abstract)
-        if meta["split"]["hash"] != setup.split.hash:
-            raise RunError(
-                f"{setup.workdir}: the data or its split has changed since the run began (split "
-                f"{meta['split']['hash']}, now {setup.split.hash}); point data.root at the same images or use a new "
-                "work directory"
-            )
+        setup.dataset.check_unchanged(setup.split, meta, setup.workdir)
         watch.restore(meta["watch"])
         decision_rule = {key: meta.get(key) for key in decision_rule}  # older checkpoints lack some
         source = meta["pretrained"]

@@ -7,7 +7,6 @@ import pathlib
 import sys
 
 import pytest
-from ml_collections import ConfigDict
 
 from configs import baselines_breakhis
 from data_pipelines.synthetic.generator import SyntheticSpec, generate
@@ -66,20 +65,6 @@ def test_an_interrupted_study_returns_no_table(tmp_path: pathlib.Path, monkeypat
     monkeypatch.setattr(loop, "train_and_evaluate", lambda config, folder: False)
     assert compare.compare(compare.configs(TINY, {}, ()), tmp_path) is None
     assert not (tmp_path / "comparison.json").exists()
-
-
-def test_a_run_is_finished_with_the_same_config_its_results_and_its_status(tmp_path: pathlib.Path) -> None:
-    config = ConfigDict({"seed": 1})
-    assert not compare.finished(tmp_path, config), "an empty folder"
-    (tmp_path / "config.json").write_text(config.to_json())
-    (tmp_path / "run.json").write_text('{"sessions": [{"status": "interrupted"}, {"status": "finished"}]}')
-    assert not compare.finished(tmp_path, config), "no results"
-    (tmp_path / "results.json").write_text("{}")
-    assert compare.finished(tmp_path, config)
-    assert not compare.finished(tmp_path, ConfigDict({"seed": 2})), "another config"
-    for run_file in ('{"sessions": [{"status": "finished"}, {"status": "running"}]}', '{"sessions": []}', "{", "{}"):
-        (tmp_path / "run.json").write_text(run_file)
-        assert not compare.finished(tmp_path, config), run_file
 
 
 @pytest.mark.parametrize(

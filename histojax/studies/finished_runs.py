@@ -1,0 +1,85 @@
+"""Runs of a study that are finished: with the same config, on the same data and the same split."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from histojax.core.errors import RunError
+from histojax.data.sources import Dataset, open_dataset
+from histojax.training import build
+
+_REMEDY = (
+    "Delete these folders to train them again, choose a new --workdir, or set --config.data.root to the images that "
+    "they were trained on."
+)
+
+
+def finished(folder: pathlib.Path, config: ConfigDict) -> bool:
+    """Return whether a work directory holds a finished run of this config, with its results."""
+    try:
+        same = json.loads((folder / "config.json").read_text()) == json.loads(config.to_json())
+        sessions = json.loads((folder / "run.json").read_text())["sessions"]
+        return bool(same and (folder / "results.json").is_file() and sessions[-1]["status"] == "finished")
+    except (OSError, json.JSONDecodeError, KeyError, IndexError):
+        return False
+
+
+def read_results(folder: pathlib.Path) -> dict[str, Any]:
+    """Read the results of a finished run."""
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return results
+
+
+def check_data(runs: Mapping[pathlib.Path, ConfigDict]) -> None:
+    """Verify that the finished runs of a study were trained on the data that their config now describes.
+
+    Call it before any run is trained, so that a table never mixes runs on different data.
+
+    Args:
+      runs: work directory -> config.
+
+    Raises:
+      RunError: data or split of finished runs have changed since; the message names each folder.
+      DataError: the data cannot be opened.
+    """
+    opened: dict[str, Dataset] = {}
+    changed = []
+    for folder, config in runs.items():
+        if not finished(folder, config):
+            continue
+        key = json.dumps({k: v for k, v in json.loads(config.to_json())["data"].items() if k != "split"})
+        if key not in opened:
+            opened[key] = open_dataset(config.data)
+        dataset = opened[key]
+        now = {"split": dataset.split(build.split_spec(config)).hash, "data": dataset.hash}
+        then = _hashes(read_results(folder))
+        differing = [f"{name} {then[name]}, now {now[name]}" for name in now if then[name] not in (None, now[name])]
+        if differing:
+            changed.append(f"  {folder}: {'; '.join(differing)}")
+    if changed:
+        raise RunError("\n".join(["These finished runs were trained on other data:", *changed, _REMEDY]))
+
+
+def check_same(runs: Mapping[pathlib.Path, Mapping[str, Any]], *keys: str) -> None:
+    """Verify that the results of several runs, which stand in one table, are about the same data.
+
+    Args:
+      runs: work directory -> its results.
+      *keys: `data`, `split` or both.
+
+    Raises:
+      RunError: they differ; the message names each folder.
+    """
+    stated = {folder: _hashes(results) for folder, results in runs.items()}
+    for key in keys:
+        if len({hashes[key] for hashes in stated.values()} - {None}) > 1:
+            lines = [f"  {folder}: {key} {hashes[key]}" for folder, hashes in stated.items()]
+            raise RunError("\n".join(["These runs belong to one table, but their data differ:", *lines, _REMEDY]))
+
+
+def _hashes(results: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the hashes of split and data; results of earlier versions do not state that of the data."""
+    return {"split": results["split_hash"], "data": results["data"].get("hash")}
