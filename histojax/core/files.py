@@ -1,29 +1,44 @@
-"""Atomic writes: a file or folder appears complete or not at all."""
+"""Atomic writes: a file or folder appears complete or not at all, also after a power cut."""
 
+import contextlib
+import errno
 import json
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from histojax.core.errors import RunError
 
+# Some network and user-space file systems cannot flush, or cannot flush folders.
+_CANNOT_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF, errno.EACCES}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-@contextmanager
+
+@contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Provide a temporary path beside `path`; rename it to `path` on success, delete it on failure."""
+    """Provide a temporary path beside `path`; rename it to `path` on success, delete it on failure.
+
+    Raises:
+      OSError: the file cannot be written; `filename` of the error is `path`, also if the disk is full.
+    """
     target = pathlib.Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        flush(temporary)  # else a power cut after the rename could leave an empty file
         os.replace(temporary, target)
+        flush(target.parent)
+    except OSError as error:
+        if error.filename in (str(temporary), temporary) or (error.filename is None and error.errno in _FULL):
+            error.filename, error.filename2 = str(target), None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Provide an empty folder beside `path`; rename it to `path` on success, delete it on failure.
 
@@ -38,7 +53,9 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         yield temporary
+        flush_tree(temporary)
         os.rename(temporary, target)
+        flush(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -51,3 +68,36 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     """
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any] | None:
+    """Read a JSON object; None if the file is missing, or if a power cut left it empty or half-written.
+
+    Raises:
+      OSError: the file exists and cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def flush(path: pathlib.Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on the disk; skipped where the storage cannot do so."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:
+            raise
+
+
+def flush_tree(folder: pathlib.Path) -> None:
+    """Wait until all files below a folder, and the folders themselves, are on the disk."""
+    for path in folder.rglob("*"):
+        flush(path)
+    flush(folder)

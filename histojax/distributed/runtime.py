@@ -18,6 +18,7 @@ that as well, and they import that module but never this one, because it imports
 
 import gc
 import hashlib
+import logging
 import os
 import pathlib
 import platform
@@ -25,8 +26,10 @@ import platform
 import jax
 
 from histojax.core.directories import default_directory
+from histojax.core.errors import RunError
 from histojax.distributed import sharding
 
+_log = logging.getLogger(__name__)
 _MIN_COMPILE_SECONDS = 0.1  # programs that compile faster are not cached; a start has dozens of small ones
 
 
@@ -41,24 +44,26 @@ def prepare(cpu_devices: int = 2) -> None:
     gc.freeze()
     gc.enable()
     gc.set_threshold(100_000, 20, 20)
-    use_compilation_cache(default_directory())
+    use_compilation_cache()
     sharding.use_cpu_devices(cpu_devices)
 
 
-def use_compilation_cache(directory: pathlib.Path) -> None:
+def use_compilation_cache() -> None:
     """Keep compiled programs on disk: the second start of a run takes seconds instead of a minute.
 
-    `JAX_COMPILATION_CACHE_DIR` in the environment takes precedence over `directory`. Programs for CPUs hold
-    instructions of the machine that compiled them. Home directories are often shared between machines, so each kind
-    of processor gets its own folder.
-
-    Args:
-      directory: parent of the cache's folder.
+    They lie in the default directory, unless the environment names another folder as `JAX_COMPILATION_CACHE_DIR`.
+    Programs for CPUs hold instructions of the machine that compiled them. Home directories are often shared between
+    machines, so each kind of processor gets a folder of its own.
     """
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS)
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     processor = hashlib.sha256(f"{platform.machine()} {_cpu_flags()}".encode()).hexdigest()[:8]
+    try:
+        directory = default_directory()
+    except RunError as error:
+        _log.warning("compiled programs are not kept for the next start: %s", error)
+        return
     jax.config.update("jax_compilation_cache_dir", str(directory / f"compiled-{processor}"))
 
 
