@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             break
     if mode not in ("train", "eval"):
         sys.exit(f"error: --mode={mode} is neither train nor eval")
-    run_command([mode, *words])
+    run_command(words if words == ["--version"] else [mode, *words])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from histojax.cli import flags
-from histojax.cli.parser import CommandParser, add_verb
+from histojax.cli.parser import CommandParser, add_verb, refuse_unused
 from histojax.core.errors import RunError
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ def run(args: argparse.Namespace) -> None:
     from_run = args.checkpoint is not None and described == 0 and args.weights is None
     if not (from_file or from_run):
         raise RunError("give either --weights with --model (or --config), or --checkpoint")
+    refuse_unused(args, from_file, ["--num_classes"], "with --weights")
+    if args.overrides and args.config is None:
+        raise RunError(f"--config.{args.overrides[0][0]}: has an effect only with --config; drop it")
     from histojax.training import experiments, pretrained
     from histojax.weights import saving
 

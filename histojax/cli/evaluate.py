@@ -32,7 +32,11 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
     parser.add_argument("--checkpoint", metavar="PATH", help="work directory or checkpoint of the model")
     parser.add_argument("--data_root", metavar="PATH", default="", help="dataset root, if different from the run's")
     parser.add_argument(
-        "--image_size", metavar="PIXELS", type=int, default=0, help="height and width of the input, if different"
+        "--image_size",
+        metavar="PIXELS",
+        type=flags.positive,
+        default=0,
+        help="height and width of the input, if different",
     )
     parser.add_argument("--magnification", metavar="M", default="", help="magnification, if different from the run's")
     flags.add_verbose(parser)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from histojax.cli import flags
-from histojax.cli.parser import CommandParser, add_verb
+from histojax.cli.parser import CommandParser, add_verb, refuse_unused
 
 if TYPE_CHECKING:
     from histojax.cli.parser import Subparsers
@@ -71,6 +71,8 @@ def run(args: argparse.Namespace) -> None:
     from histojax.inference.explain.dt_grad_cam import Rule
     from histojax.inference.predict import images
 
+    refuse_unused(args, args.method == "dt_grad_cam", ["--threshold", "--min_part"], "with --method dt_grad_cam")
+    refuse_unused(args, args.check, ["--seed"], "with --check")
     rule = Rule.parse(args.threshold) if args.method == "dt_grad_cam" else None
     refs = images.find(args.images)
     _explain(_explainer(args, rule), refs, args)

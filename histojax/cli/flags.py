@@ -26,9 +26,16 @@ def add_workdir(
     parser.add_argument("--workdir", metavar="DIR", required=required, default=default, help=help)
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
+def add_run(parser: CommandParser) -> None:
     """Add the positional argument RUN, a trained model, as `run_path`."""
     parser.add_argument("run_path", metavar="RUN", type=pathlib.Path, help="work directory or checkpoint of the model")
+    advise_positional_run(parser)
+
+
+def advise_positional_run(parser: CommandParser) -> None:
+    """Say of the flags by which other commands take a run that this one takes it without a flag."""
+    for flag in ("--workdir", "--checkpoint", "--run"):
+        parser.advice[flag] = f"give the run without a flag, as the first argument of {parser.prog}"
 
 
 def add_output(parser: argparse.ArgumentParser, help: str, *, default: str | None = None) -> None:

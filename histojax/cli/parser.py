@@ -7,7 +7,8 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from histojax.core.suggestions import did_you_mean
+from histojax.core.errors import RunError
+from histojax.core.suggestions import closest, did_you_mean
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction["CommandParser"]
@@ -23,12 +24,16 @@ class CommandParser(argparse.ArgumentParser):
       summary: one line for the list of commands.
       takes_overrides: whether `--config.FIELD=VALUE` is allowed; such flags become `overrides` of the result, a list
         of pairs (field, text), where a switch without a value has None for its text.
+      advice: what to use instead of flags that other commands have, by flag.
+
+    The result also has `given`, the flags that the command line names, for `refuse_unused`.
     """
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs, allow_abbrev=False)
         self.summary = ""
         self.takes_overrides = False
+        self.advice: dict[str, str] = {}
 
     # argparse parses the words of a command with this method of the command's own parser.
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
@@ -40,28 +45,65 @@ class CommandParser(argparse.ArgumentParser):
         self._refuse_unknown_flags(argv)
         found, extra = super().parse_known_args(argv, namespace)
         if extra:
-            self.error(f"unexpected arguments: {' '.join(extra)}")
+            flags_only = "" if self._get_positional_actions() else f"; {self.prog} takes only flags"
+            self.error(f"unexpected arguments: {' '.join(extra)}{flags_only}")
         if self.takes_overrides:
             found.overrides = overrides
+        if self._subparsers is None:
+            found.given = [word.partition("=")[0] for word in argv if word.startswith("--")]
         return found, []
 
     def error(self, message: str) -> NoReturn:
         """End the program with exit code 2 and one line."""
         self.exit(2, f"error: {message}\nSee {self.prog} --help\n")
 
+    # argparse calls this for flags with choices and for the names of commands.
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            hint = did_you_mean(str(value), known)
+            raise argparse.ArgumentError(action, f"'{value}' is not one of {', '.join(known)}{hint}")
+
     def _refuse_unknown_flags(self, argv: Sequence[str]) -> None:
         """Report a misspelt flag before argparse reports the one that is missing because of it."""
-        if self._subparsers is not None:
-            return  # what follows the command is its own parser's
         flags = list(self._option_string_actions)
         for word in argv:
-            if word == "--":
-                return
+            if word == "--" or (self._subparsers is not None and not word.startswith("-")):
+                return  # what follows a command is its own parser's
             flag = word.partition("=")[0]
             if flag.startswith("--") and flag not in flags:
                 if flag.startswith("--config."):
                     self.error(f"{self.prog} reads no config, so {flag} has no meaning here")
-                self.error(f"unknown flag {flag}{did_you_mean(flag, flags)}")
+                self.error(f"unknown flag {flag}{self._instead_of(flag, flags)}")
+
+    def _instead_of(self, flag: str, flags: Sequence[str]) -> str:
+        """Return what to write instead of an unknown flag, as the end of a message."""
+        if flag in self.advice:
+            return f": {self.advice[flag]}"
+        name, fields, hint = flag.removeprefix("--"), [], closest(flag[2:], [known[2:] for known in flags])
+        if self.takes_overrides:
+            from histojax.training import experiments
+
+            fields = experiments.fields_named(name) or ([] if hint else experiments.fields_named(name, nearly=True))
+        if fields:
+            return f": use {' or '.join(f'--config.{field}' for field in fields)}"
+        return f" (did you mean '--{hint}'?)" if hint else ""
+
+
+def refuse_unused(args: argparse.Namespace, used: bool, flags: Sequence[str], where: str) -> None:
+    """Refuse flags that would have no effect.
+
+    Args:
+      args: a parsed command line.
+      used: whether the flags have an effect.
+      flags: the flags, such as `--seed`.
+      where: what they have an effect with, such as "with --check".
+
+    Raises:
+      RunError: flags are given that are not used.
+    """
+    if not used and (unused := [flag for flag in flags if flag in args.given]):
+        raise RunError(f"{', '.join(unused)}: has an effect only {where}; drop it")
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str | None]]]:

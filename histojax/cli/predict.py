@@ -42,6 +42,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         metavar="PATH",
         help="images, folders, globs, lists (.csv: path[,patient_id][,label][,…]), zip archives",
     )
+    flags.advise_positional_run(parser)
     flags.add_output(parser, "table to write, .csv or .parquet", default="predictions.csv")
     parser.add_argument(
         "--tta",

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from histojax.cli import flags
-from histojax.cli.parser import CommandParser, add_verb
+from histojax.cli.parser import CommandParser, add_verb, refuse_unused
 
 if TYPE_CHECKING:
     from histojax.cli.parser import Subparsers
@@ -62,6 +62,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
 
 def run(args: argparse.Namespace) -> None:
     """Train every fold that is not finished, and print the table."""
+    refuse_unused(args, args.write_folds is None, ["--transfer"], "without --write_folds")
     from histojax.distributed import processes, runtime
     from histojax.studies import protocols
     from histojax.training import experiments

@@ -38,6 +38,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         help="work directories, or tables (.csv, .parquet) of any framework: image_id, patient_id, magnification, "
         "split, label, prob_<class>…, or label_<name>… and prob_<name>…",
     )
+    flags.advise_positional_run(parser)
     flags.add_output(parser, "folder to write", default="report")
     parser.add_argument(
         "--names", default="", help="names of the sources on the page, as A,B,C (default: folder and file names)"

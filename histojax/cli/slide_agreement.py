@@ -29,6 +29,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
     parser.add_argument(
         "runs", metavar="RUN", nargs="+", type=pathlib.Path, help="one work directory, or the folds of one split"
     )
+    flags.advise_positional_run(parser)
     flags.add_output(parser, "folder for agreement.json and agreement.csv")
     slide_ratio.add_flags(parser)
     return parser

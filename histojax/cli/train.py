@@ -50,6 +50,9 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
     )
     flags.add_verbose(parser)
     add_process_flags(parser)
+    parser.advice["--checkpoint"] = (
+        "resume a run by its --workdir; start from the weights of a file with --config.model.pretrained=FILE"
+    )
     return parser
 
 

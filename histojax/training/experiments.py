@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from histojax.core.errors import RunError
-from histojax.core.suggestions import did_you_mean
+from histojax.core.suggestions import closest, did_you_mean
 from histojax.training import default_config
 
 Override = tuple[str, str | None]  # a field's path, such as train.epochs, and its text; None: a switch without a value
@@ -60,7 +60,8 @@ def locate(name: str) -> tuple[pathlib.Path, str]:
         return folder() / f"{place}.py", variant
     path = pathlib.Path(place).expanduser()
     if not path.is_file():
-        raise RunError(f"--config={name}: {place}: no such config file")
+        hint = did_you_mean(path.name, [other.name for other in path.parent.glob("*.py")])
+        raise RunError(f"--config={name}: {place}: no such config file{hint}")
     return path, variant
 
 
@@ -151,6 +152,22 @@ def _check_fields(name: str, config: ConfigDict, base: ConfigDict, path: str = "
         # A group that is empty in `base`, such as model.options, takes any fields.
         if isinstance(value, ConfigDict) and len(value):
             _check_fields(name, config[key], value, f"{path}{key}.")
+
+
+def fields_named(name: str, *, nearly: bool = False) -> list[str]:
+    """Return the fields that a bare name means: epochs is train.epochs, data_root is data.root.
+
+    Args:
+      name: the last parts of a field's path, joined by "_".
+      nearly: return the fields with the closest name instead.
+    """
+    paths = list(_paths(default_config.base()))
+    groups = {path.rpartition(".")[0] for path in paths}
+    named: dict[str, list[str]] = {}
+    for parts in (path.split(".") for path in paths if path not in groups):
+        for i in range(len(parts)):
+            named.setdefault("_".join(parts[i:]), []).append(".".join(parts))
+    return named.get(closest(name, named) if nearly else name, [])
 
 
 def override(config: ConfigDict, overrides: Sequence[Override]) -> dict[str, Any]:

@@ -194,7 +194,7 @@ def test_slide_against_deepzoom(tmp_path: pathlib.Path) -> None:
         (["input", "--root=/none"], "/none: no such file or folder"),
         (["input", "--root=/none", "--cache=resized"], "use crop_scale=1.0 or cache=decoded"),
         (["infer", "--rounds=0"], "argument --rounds: 0 is not at least 1"),
-        (["infer", "--options={"], "argument --options: invalid loads value"),
+        (["infer", "--options={"], "argument --options: '{' is not a JSON object"),
     ],
 )
 def test_user_errors_have_a_message(words: list[str], message: str) -> None:

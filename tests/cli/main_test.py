@@ -16,6 +16,7 @@ from tests.helpers.command import histojax
 from tests.helpers.programs import run
 
 VERBS = RootParser().verbs
+RUN = ["--config=ldcsf_liver", "--workdir=x"]
 
 
 def test_the_list_of_commands_is_generated() -> None:
@@ -58,7 +59,21 @@ def test_version() -> None:
         (["train", "--config=x", "--workdir=x", "y"], "unexpected arguments: y"),
         (["train", "--conf=x", "--workdir=x"], "unknown flag --conf "),  # no abbreviations
         (["predict", "a", "b", "--threads=0"], "argument --threads: 0 is not at least 1"),
-        (["bench", "stp"], "invalid choice: 'stp'"),
+        (["bench", "stp"], "argument WORK: 'stp' is not one of step, infer, input, slide (did you mean 'step'?)"),
+        (["bench", "step", "--options", "["], "argument --options: '[' is not a JSON object such as"),
+        (["predict", "a", "b", "--tta=dihedra"], "not one of none, dihedral (did you mean 'dihedral'?)"),
+        (["--verison"], "unknown flag --verison (did you mean '--version'?)"),
+        (["eval", "runs/x"], "unexpected arguments: runs/x; histojax eval takes only flags"),
+        (["predict", "--workdir=a", "b"], "give the run without a flag, as the first argument of histojax predict"),
+        (["explain", "--checkpoint=a", "b"], "give the run without a flag"),
+        # Flags of evaluation, and fields of the config without their group.
+        (["train", *RUN, "--data_root=MINE"], "unknown flag --data_root: use --config.data.root"),
+        (["train", *RUN, "--magnification=40X"], "unknown flag --magnification: use --config.data.magnification"),
+        (["train", *RUN, "--image_size=64"], "unknown flag --image_size: use --config.data.image_size"),
+        (["train", *RUN, "--checkpoint=x"], "resume a run by its --workdir; start from the weights of a file with "),
+        (["protocols", *RUN, "--epochs=3"], "unknown flag --epochs: use --config.train.epochs"),
+        (["compare", *RUN, "--lr=3"], "unknown flag --lr: use --config.optimizer.learning_rate"),
+        (["eval", "--workdir=x", "--image_size=-1"], "argument --image_size: -1 is not at least 1"),
         (["protocols", "--config=x", "--workdir=x", "--write_folds=y"], "not allowed with argument"),
         (["audit", "x", "--split=a", "--folds=b"], "not allowed with argument"),
     ],
@@ -77,6 +92,21 @@ def test_arguments_that_cannot_be_parsed(argv: list[str], message: str) -> None:
         (["train", "--config=ldcsf_liver:smok", "--workdir=x"], "unknown variant ':smok'"),
         (["train", "--config=ldcsf_liver", "--workdir=gs://bucket/run"], "--workdir=gs://bucket/run: a path is needed"),
         (["train", "--config=ldcsf_liver", "--workdir=x", "--config.data.magnificatoin=40X"], "'magnification'"),
+        (["train", *RUN, "--config.optimizer.lr=0.1"], "optimizer has no field 'lr' (did you mean 'learning_rate'?)"),
+        (["train", *RUN, "--config.train.epoch=3"], "train has no field 'epoch' (did you mean 'epochs'?)"),
+        (["train", *RUN, "--config.model.options="], "--config.model.options=: the value must be a mapping, such as"),
+        (["train", "--config=configs/ldcsf_live.py", "--workdir=x"], "no such config file (did you mean 'ldcsf_liver."),
+        (
+            ["explain", "a", "b", "--output=c", "--method=grad_cam", "--min_part=0"],
+            "effect only with --method dt_",
+        ),
+        (["explain", "a", "b", "--output=c", "--seed=1"], "--seed: has an effect only with --check"),
+        (["convert", "--checkpoint=a", "--output=b", "--num_classes=2"], "--num_classes: has an effect only with --w"),
+        (["convert", "--checkpoint=a", "--output=b", "--config.seed=2"], "--config.seed: has an effect only with --co"),
+        (["protocols", "--config=ldcsf_liver", "--write_folds=a", "--transfer"], "--transfer: has an effect only with"),
+        (["bench", "step", "--peer_compile"], "--peer_compile: has an effect only with --against"),
+        (["bench", "step", "--memory_gib=3"], "--memory_gib: has an effect only with --find_batch"),
+        (["bench", "step", "--model", "resnet50", "resnet5"], "unknown model 'resnet5' (did you mean 'resnet50'?)"),
         (["eval", "--checkpoint=s3://b", "--workdir=x"], "--checkpoint=s3://b: a path is needed"),
         (["eval"], "evaluation needs --workdir=DIR of a run, or --checkpoint=PATH"),
         (["eval", "--workdir=x", "--config=ldcsf_liver"], "drop --config"),
@@ -135,6 +165,12 @@ def test_the_door_of_earlier_commands(argv: list[str], verb: str, monkeypatch: p
     door.main(argv)
     assert seen[0].run is VERBS[verb].get_default("run")
     assert seen[0].workdir == "b"
+
+
+def test_the_door_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        door.main(["--version"])
+    assert (end.value.code, capsys.readouterr().out) == (0, f"histojax {__version__}\n")
 
 
 def test_another_mode_is_refused() -> None:

@@ -3,10 +3,12 @@
 import argparse
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from histojax.cli import flags
-from histojax.cli.parser import CommandParser, add_verb
+from histojax.cli.parser import CommandParser, add_verb, refuse_unused
+from histojax.core.errors import RunError
 
 if TYPE_CHECKING:
     from histojax.cli.parser import Subparsers
@@ -73,7 +75,7 @@ def _add_model_flags(parser: CommandParser) -> None:
         help=f"models, as `histojax models` lists them (default: {', '.join(DEFAULT_MODELS)})",
     )
     parser.add_argument(
-        "--options", metavar="JSON", type=json.loads, default={}, help="model options, such as '{\"dropout\": 0}'"
+        "--options", metavar="JSON", type=_json_object, default={}, help="model options, such as '{\"dropout\": 0}'"
     )
     parser.add_argument(
         "--dtype", choices=_DTYPES, default="float32", help="compute type of histojax (default: float32)"
@@ -176,8 +178,37 @@ def _add_round_flags(parser: CommandParser, peer: str) -> None:
     flags.add_json(parser, "all measurements")
 
 
+def _check_models(names: Sequence[str]) -> None:
+    """Check names before the first model is measured; jax is imported only if there are any.
+
+    Raises:
+      RunError: an unknown model.
+    """
+    for name in names:
+        from histojax import models
+
+        try:
+            models.spec(name)
+        except ValueError as error:
+            raise RunError(f"--model: {error}") from error
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    """Parse a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a JSON object such as '{{\"dropout\": 0}}'")
+    return value
+
+
 def run(args: argparse.Namespace) -> None:
     """Measure, and print a table for each model."""
+    refuse_unused(args, bool(args.against), ["--peer_dtype", "--peer_compile", "--peer_workers"], "with --against")
+    refuse_unused(args, getattr(args, "find_batch", False), ["--memory_gib"], "with --find_batch")
+    _check_models([model for model in getattr(args, "model", ()) if model not in DEFAULT_MODELS])
     from histojax.cli.bench import benchmarks, tables
     from histojax.core.files import atomic_write
 
@@ -188,7 +219,7 @@ def run(args: argparse.Namespace) -> None:
     settings = {
         key: str(value) if isinstance(value, pathlib.Path) else value
         for key, value in vars(args).items()
-        if key != "run"
+        if key not in ("run", "given")
     }
     results: dict[str, Any] = {"machine": machine, "settings": settings, "results": []}
     title = f"batches of {args.batch_size} × {args.image_size}×{args.image_size}, {args.rounds} rounds"
