@@ -143,7 +143,8 @@ def _model(predictor: "Predictor", tile_um: float | None) -> "cohort.Model":
         tile_um=tile_um,
         batch_size=predictor.batch_size,
         stream=predictor.stream,
-        confusion=trained.meta.get("confusion"),
+        # Older checkpoints have no counts per patient, slide or source image.
+        confusion=trained.meta.get("confusion_by_unit") or trained.meta.get("confusion"),
         facts={
             "name": trained.config.model.name,
             "checkpoint": predictor.digest,

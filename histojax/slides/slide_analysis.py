@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ class Model:
       tile_um: side in µm of the area that an input shows.
       batch_size: images per batch.
       stream: maps batches `u8 [b, s, s, 3]` to probabilities `f32 [b, k]` in order; b is at most `batch_size`.
-      confusion: [tn, fp, fn, tp] of each label on validation images; None if unknown.
+      confusion: counts of each label on validation images, as for `ambiguity_range`; None if unknown.
       facts: JSON-able description of the model and its origin.
     """
 
@@ -46,7 +46,7 @@ class Model:
     tile_um: float
     batch_size: int
     stream: Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]
-    confusion: Mapping[str, Sequence[int]] | None
+    confusion: Mapping[str, Any] | None
     facts: Mapping[str, Any]
 
     def grid_spec(self, settings: "Settings") -> grid.GridSpec:

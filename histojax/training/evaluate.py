@@ -17,6 +17,7 @@ from histojax.data.pipeline import Batch, LoaderSpec, eval_batches
 from histojax.data.sources import Dataset, open_dataset
 from histojax.distributed.sharding import Layout
 from histojax.evaluation import (
+    bootstrap,
     calibration,
     decisions,
     metrics,
@@ -116,7 +117,9 @@ def validation_metrics(output: EvalOutput, dataset: Dataset, indices: np.ndarray
 def default_decision_rule(dataset: Dataset) -> dict[str, Any]:
     """Return the decision rule of a checkpoint without validation images; see `fit_decision_rule`."""
     halves = [0.5] * len(dataset.classes) if dataset.multilabel else None
-    return {"thresholds": halves, "confusion": None, "decision": None, "temperatures": None}
+    return {
+        "thresholds": halves, "confusion": None, "confusion_by_unit": None, "decision": None, "temperatures": None,
+    }  # fmt: skip
 
 
 def fit_decision_rule(output: EvalOutput, dataset: Dataset, indices: np.ndarray, rule: str) -> dict[str, Any]:
@@ -132,6 +135,8 @@ def fit_decision_rule(output: EvalOutput, dataset: Dataset, indices: np.ndarray,
       `thresholds`: one per label, with several labels.
       `confusion`: true negatives, false positives, false negatives and true positives of each label at its threshold.
       They bound the error of a count of predicted labels.
+      `confusion_by_unit`: the same counts, a row per patient, else per slide or source image; None if no images share
+      one.
       `decision`: threshold of the positive class, with two classes.
       `temperatures`: the calibration, one per label, or one in all.
     """
@@ -143,9 +148,16 @@ def fit_decision_rule(output: EvalOutput, dataset: Dataset, indices: np.ndarray,
     chosen = thresholds.choose_thresholds(labels, probabilities, rule)
     true, predicted = labels > 0.5, thresholds.is_positive(probabilities, chosen)
     cells = (~true & ~predicted, ~true & predicted, true & ~predicted, true & predicted)
+    rows = dataset.records.take(indices)
+    unit_name, unit, n_units = bootstrap.units(*(rows.column(name) for name in ("patient_id", "slide_id", "source_id")))
+    by_unit = {
+        name: bootstrap.unit_sums(np.stack([cell[:, i] for cell in cells], 1), unit, n_units).astype(int).tolist()
+        for i, name in enumerate(dataset.classes)
+    }
     return {
         "thresholds": chosen.tolist(),
         "confusion": {name: [int(cell[:, i].sum()) for cell in cells] for i, name in enumerate(dataset.classes)},
+        "confusion_by_unit": by_unit if unit_name != "image" else None,
         "decision": None,
         "temperatures": [
             calibration.fit_temperature(label, np.stack([1 - p, p], axis=1))

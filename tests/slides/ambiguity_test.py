@@ -1,10 +1,12 @@
 """The range that the model's errors allow: by hand and by a dense grid of rates; Wilson's interval by scipy."""
 
+import re
+
 import numpy as np
 import pytest
 import scipy.stats
 
-from histojax.slides.tsr import ambiguity
+from histojax.slides.tsr import intervals
 from histojax.slides.tsr.spec import TSRError
 from tests.helpers.tsr_grids import make_table, measure_whole, value
 
@@ -20,6 +22,7 @@ def test_ambiguity_by_hand():
     for rate in rates:
         assert (rate["value"], rate["low"], rate["high"]) == pytest.approx((0.8, expected.low, expected.high))
     # No rates within the intervals lead beyond the ends, and the ends are reached.
+    assert found["note"] == "validation images are taken as independent"
     spans = [np.linspace(rate["low"], rate["high"], 9) for label in found["labels"].values() for rate in label.values()]
     se_t, sp_t, se_s, sp_s = np.meshgrid(*spans)
     tumor, stroma = (0.5 + sp_t - 1) / (se_t + sp_t - 1), (0.25 + sp_s - 1) / (se_s + sp_s - 1)
@@ -35,12 +38,66 @@ def test_a_faultless_model_leaves_the_value_and_divided_tiles_divided():
         assert ends == pytest.approx([value(area)] * 3, abs=1e-4)
 
 
-def test_the_range_is_clipped():
-    # A share of stroma (3/20) below what false positives alone give (0.2, perhaps only 0.13): perhaps none.
-    confusion = {"tumor": [95, 5, 5, 95], "stroma": [80, 20, 5, 95]}
+def test_a_range_ends_where_a_fraction_would_be_below_0():
+    # False positives alone would give a stroma fraction of 0.10, perhaps 0.17; 0.15 is observed.
+    confusion = {"tumor": [95, 5, 5, 95], "stroma": [90, 10, 5, 95]}
     found = measure_whole(make_table("T" * 17 + "SSS"), confusion)["ambiguity"]
-    assert (found["value"], found["low"]) == (0, 0)
-    assert 0 < found["high"] < 20
+    assert found["low"] == 0
+    assert 0 < found["value"] < found["high"] < 20
+
+
+@pytest.mark.parametrize(
+    ("row", "stroma", "reason"),
+    [
+        # 20 % of the tiles without stroma would be called stroma; only 15 % are.
+        ("T" * 17 + "SSS", [80, 20, 5, 95], "15.0% of the tiles carry label 'stroma', but .* 20.0% to 95.0%"),
+        # The case of a specificity of 0.65 on validation images and of 0.07 on other ones.
+        ("T" + "S" * 19, [65, 35, 10, 90], "95.0% of the tiles carry label 'stroma', but .* 35.0% to 90.0%"),
+        ("T" * 20, [95, 5, 5, 95], "0.0% of the tiles carry label 'stroma', but .* 5.0% to 95.0%"),
+    ],
+)
+def test_a_fraction_beyond_what_the_rates_allow_cannot_be_corrected(row, stroma, reason):
+    found = measure_whole(make_table(row), {"tumor": [100, 0, 0, 100], "stroma": stroma})["ambiguity"]
+    assert (found["value"], found["low"], found["high"]) == (None, None, None)
+    assert re.search(f"^cannot be corrected: {reason}", found["reason"])
+
+
+def test_a_range_without_width_is_not_given():
+    faultless = [10**9, 0, 0, 10**9]
+    found = measure_whole(make_table("TTTT"), {"tumor": faultless, "stroma": faultless})["ambiguity"]
+    assert found["low"] is None
+    assert "only one of the two labels was found" in found["reason"]
+
+
+def test_tiles_of_one_source_are_not_independent():
+    # Sources are either right or wrong throughout: five of them tell less than their 100 tiles.
+    sources = [[10, 0, 0, 10], [9, 1, 0, 10], [10, 0, 1, 9], [10, 0, 0, 10], [6, 4, 3, 7]]
+    table = make_table("TTTTSS..")
+    independent = measure_whole(table, {name: np.sum(sources, 0).tolist() for name in ("tumor", "stroma")})["ambiguity"]
+    clustered = measure_whole(table, {"tumor": sources, "stroma": sources})["ambiguity"]
+    assert clustered["value"] == independent["value"]
+    assert clustered["labels"]["tumor"]["specificity"]["sources"] == 5
+    assert clustered["note"] == "from 5 to 5 validation patients, slides or source images per rate"
+    for rate in ("sensitivity", "specificity"):
+        one, other = (found["labels"]["stroma"][rate] for found in (clustered, independent))
+        assert one["high"] - one["low"] > 1.3 * (other["high"] - other["low"])
+    # One row says nothing about how sources differ: not even that of a model without an error.
+    alone = measure_whole(table, {"tumor": [[900, 0, 0, 900]], "stroma": [[900, 0, 0, 900]]})["ambiguity"]
+    assert alone["reason"].startswith("cannot be corrected")
+
+
+def test_a_clustered_interval_holds_the_truth_where_one_over_tiles_does_not():
+    rng = np.random.default_rng(0)
+    clustered = over_tiles = 0
+    for _ in range(200):
+        trials = np.full(20, 30.0)
+        successes = rng.binomial(30, rng.beta(4.0, 2.0, 20)).astype(float)  # sources differ; the mean is 2/3
+        low, high = intervals.clustered_proportion(successes, trials)
+        clustered += low <= 2 / 3 <= high
+        low, high = intervals.wilson(successes.sum(), trials.sum())
+        over_tiles += low <= 2 / 3 <= high
+    assert 0.9 <= clustered / 200 <= 0.99
+    assert over_tiles / 200 < 0.65
 
 
 @pytest.mark.parametrize(
@@ -61,19 +118,19 @@ def test_a_missing_ambiguity_range_has_a_reason(confusion, reason):
 
 
 def test_areas_that_errors_may_explain_have_no_range():
-    confusion = {"tumor": [80, 20, 5, 95], "stroma": [80, 20, 5, 95]}
-    found = measure_whole(make_table("TS........"), confusion)["ambiguity"]
+    confusion = {"tumor": [75, 25, 5, 95], "stroma": [75, 25, 5, 95]}
+    found = measure_whole(make_table("TSTS...."), confusion)["ambiguity"]
     assert found["low"] is None
     assert "errors alone may explain" in found["reason"]
 
 
 def test_a_malformed_confusion_is_refused():
-    for cells in ([1, 2, 3], [1, 2, 3, -1]):
-        with pytest.raises(TSRError, match=r"four counts \[tn, fp, fn, tp\]"):
+    for cells in ([1, 2, 3], [1, 2, 3, -1], [[1, 2, 3]], [[[1, 2, 3, 4]]]):
+        with pytest.raises(TSRError, match=r"must be counts \[tn, fp, fn, tp\]"):
             measure_whole(make_table("TS"), {"tumor": cells, "stroma": [1, 1, 1, 1]})
 
 
 def test_wilson_equals_scipy():
     for successes, n in ((0, 5), (3, 7), (12, 12), (480, 500)):
         expected = scipy.stats.binomtest(successes, n).proportion_ci(0.95, "wilson")
-        assert ambiguity.wilson(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+        assert intervals.wilson(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-12)

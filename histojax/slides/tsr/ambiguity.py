@@ -1,12 +1,16 @@
 """How the model's errors may change a stroma percentage: a range from its confusion on validation images."""
 
 import itertools
-import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from histojax.evaluation.metrics import Array
+from histojax.slides.tsr.intervals import clustered_proportion, wilson
 from histojax.slides.tsr.spec import TSRError
+
+_ROUNDING = 1e-9
 
 
 class LabelArea(NamedTuple):
@@ -17,42 +21,26 @@ class LabelArea(NamedTuple):
     area: float
 
 
-def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, float]:
-    """The score interval of a proportion of n > 0 trials (Wilson 1927)."""
-    z = statistics.NormalDist().inv_cdf((1 + level) / 2)
-    p = successes / n
-    centre = p + z**2 / (2 * n)
-    half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    scale = 1 + z**2 / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
-
-
-def corrected_fraction(observed: float, sensitivity: float, specificity: float) -> float:
-    """The true fraction of a label, within [0, 1], from the `observed` one (Rogan and Gladen 1978).
-
-    Requires sensitivity + specificity > 1.
-    """
-    return min(1.0, max(0.0, (observed + specificity - 1) / (sensitivity + specificity - 1)))
-
-
-def ambiguity_range(
-    tumor: LabelArea, stroma: LabelArea, confusion: Mapping[str, Sequence[float]] | None
-) -> dict[str, Any]:
+def ambiguity_range(tumor: LabelArea, stroma: LabelArea, confusion: Mapping[str, Any] | None) -> dict[str, Any]:
     """Correct a stroma percentage for the model's errors, with a range.
 
-    Each area is scaled by the corrected over the observed fraction, so that a tile divided between the two labels
-    stays divided. The range covers all ends of the 95 % Wilson intervals of sensitivity and specificity.
+    The true fraction of a label is (observed + specificity - 1) / (sensitivity + specificity - 1) (Rogan and Gladen
+    1978). Each area is scaled by the corrected over the observed fraction, so that a tile divided between the two
+    labels stays divided. The range covers all ends of the 95 % intervals of sensitivity and specificity; an end cannot
+    lie beyond a fraction of 0 or 1. If the corrected fraction itself lies beyond them, the rates of the validation
+    images do not hold for these tiles, and there is no correction.
 
     Args:
       tumor: the tumor in the tiles.
       stroma: the stroma in the tiles.
-      confusion: [tn, fp, fn, tp] of each label on validation images, at the thresholds used here.
+      confusion: counts of each label on validation images, at the thresholds used here: [tn, fp, fn, tp] of
+        independent images, or one such row per patient, slide or source image.
 
     Returns:
-      {value, low, high, labels, reason}; the figures are None if they cannot be determined, with the reason.
+      {value, low, high, labels, reason, note}; the figures are None if they cannot be determined, with the reason.
 
     Raises:
-      TSRError: the confusion does not hold four counts.
+      TSRError: the confusion does not hold counts of four.
     """
     if not confusion:
         return unknown("the checkpoint has no confusion counts of its labels on validation images")
@@ -63,12 +51,9 @@ def ambiguity_range(
         if reason:
             return unknown(reason)
         labels[area.label] = rates
-        if rates["sensitivity"]["low"] + rates["specificity"]["low"] <= 1:
-            return unknown(
-                f"on its validation images the model may recognize label {area.label!r} no better than chance: "
-                "the lower ends of sensitivity and specificity add up to 1 or less",
-                labels,
-            )
+        reason = _why_not_correctable(area, rates["sensitivity"], rates["specificity"])
+        if reason:
+            return unknown(f"cannot be corrected: {reason}", labels)
         points.append(_scaled(area, rates["sensitivity"]["value"], rates["specificity"]["value"]))
         corners = itertools.product(*((rate["low"], rate["high"]) for rate in rates.values()))
         ends.append([_scaled(area, sensitivity, specificity) for sensitivity, specificity in corners])
@@ -78,39 +63,74 @@ def ambiguity_range(
         "high": _percentage(min(ends[0]), max(ends[1])),
     }
     if None in figures.values():
-        return unknown("the model's errors alone may explain all the tumor and stroma that it found", labels)
-    return {**figures, "labels": labels, "reason": None}
+        reason = "the model's errors alone may explain all the tumor and stroma that it found"
+        return unknown(f"cannot be corrected: {reason}", labels)
+    if figures["low"] == figures["high"]:
+        return unknown("cannot be corrected: only one of the two labels was found", labels)
+    return {**figures, "labels": labels, "reason": None, "note": _note(labels)}
 
 
 def unknown(reason: str, labels: dict[str, Any] | None = None) -> dict[str, Any]:
     """An ambiguity range that cannot be determined, with the reason."""
-    return {"value": None, "low": None, "high": None, "labels": labels or {}, "reason": reason}
+    return {"value": None, "low": None, "high": None, "labels": labels or {}, "reason": reason, "note": None}
 
 
-def _rates(label: str, confusion: Mapping[str, Sequence[float]]) -> tuple[dict[str, dict[str, float]], str | None]:
+def _rates(label: str, confusion: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], str | None]:
     """Sensitivity and specificity with their intervals, or why there are none."""
     if label not in confusion:
         return {}, f"the checkpoint has no confusion counts of label {label!r} on validation images"
-    cells = [float(cell) for cell in confusion[label]]
-    if len(cells) != 4 or not all(math.isfinite(cell) and cell >= 0 for cell in cells):
-        raise TSRError(f"the confusion of label {label!r} must be four counts [tn, fp, fn, tp]; it is {cells}")
-    tn, fp, fn, tp = cells
-    if tp + fn == 0 or tn + fp == 0:
-        which = "no" if tp + fn == 0 else "every"
+    cells = np.asarray(confusion[label], np.float64)
+    if cells.shape[-1:] != (4,) or cells.ndim > 2 or not (np.isfinite(cells) & (cells >= 0)).all():
+        raise TSRError(f"the confusion of label {label!r} must be counts [tn, fp, fn, tp]; it is {confusion[label]}")
+    tn, fp, fn, tp = cells.reshape(-1, 4).T
+    if not (tp + fn).any() or not (tn + fp).any():
+        which = "every" if (tp + fn).any() else "no"
         return {}, f"{which} validation image carries label {label!r}"
-    out = {}
-    for name, correct, n in (("sensitivity", tp, tp + fn), ("specificity", tn, tn + fp)):
-        low, high = wilson(correct, n)
-        out[name] = {"value": correct / n, "low": low, "high": high}
-    return out, None
+    return {"sensitivity": _rate(tp, fn, cells.ndim == 2), "specificity": _rate(tn, fp, cells.ndim == 2)}, None
+
+
+def _rate(correct: Array, wrong: Array, clustered: bool) -> dict[str, Any]:
+    """A rate with its interval and the number of clusters that it rests on (None: images are independent)."""
+    trials = correct + wrong
+    if clustered:
+        low, high = clustered_proportion(correct, trials)
+    else:
+        low, high = wilson(float(correct.sum()), float(trials.sum()))
+    sources = int((trials > 0).sum()) if clustered else None
+    return {"value": float(correct.sum() / trials.sum()), "low": low, "high": high, "sources": sources}
+
+
+def _why_not_correctable(area: LabelArea, sensitivity: Mapping[str, Any], specificity: Mapping[str, Any]) -> str | None:
+    """Why the fraction of a label cannot be corrected; None if it can."""
+    if sensitivity["low"] + specificity["low"] <= 1:
+        return (
+            f"on its validation images the model may recognize label {area.label!r} no better than chance: "
+            "the lower ends of sensitivity and specificity add up to 1 or less"
+        )
+    least, most = 1 - specificity["value"], sensitivity["value"]
+    if least - _ROUNDING <= area.fraction <= most + _ROUNDING:
+        return None
+    return (
+        f"{area.fraction:.1%} of the tiles carry label {area.label!r}, but with the sensitivity and specificity of the "
+        f"validation images it would be {least:.1%} to {most:.1%}: the model makes other errors on this slide"
+    )
 
 
 def _scaled(observed: LabelArea, sensitivity: float, specificity: float) -> float:
     """The area of a label, scaled by its corrected over its observed fraction."""
     if observed.fraction == 0:
         return 0.0
-    return observed.area * corrected_fraction(observed.fraction, sensitivity, specificity) / observed.fraction
+    corrected = (observed.fraction + specificity - 1) / (sensitivity + specificity - 1)
+    return observed.area * min(1.0, max(0.0, corrected)) / observed.fraction
 
 
 def _percentage(tumor: float, stroma: float) -> float | None:
     return 100 * stroma / (tumor + stroma) if tumor + stroma > 0 else None
+
+
+def _note(labels: Mapping[str, Any]) -> str:
+    """What the range rests on."""
+    sources = [rate["sources"] for rates in labels.values() for rate in rates.values()]
+    if None in sources:
+        return "validation images are taken as independent"
+    return f"from {min(sources)} to {max(sources)} validation patients, slides or source images per rate"

@@ -18,8 +18,9 @@ FORMULAS = {
     "necrosis_share": "necrosis share = A_necrosis / A_tissue",
     "ambiguity": (
         "corrected share of a label = (share + specificity - 1) / (sensitivity + specificity - 1), within [0, 1] "
-        "(Rogan and Gladen 1978); each area is scaled by corrected / observed share; the range covers the ends of "
-        "the 95 % Wilson intervals of sensitivity and specificity"
+        "(Rogan and Gladen 1978), else there is no correction; each area is scaled by corrected / observed share; the "
+        "range covers the ends of the 95 % intervals of sensitivity and specificity, by bootstrap over validation "
+        "patients, slides or source images (Wilson's where validation images are independent)"
     ),
 }
 

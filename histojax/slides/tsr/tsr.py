@@ -5,14 +5,12 @@ tiles are not counted twice. The formulas are in `spec.FORMULAS`.
 """
 
 import dataclasses
-import math
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import spatial, special
+from scipy import spatial
 
 from histojax.evaluation import bootstrap, metrics, summary_blocks
 from histojax.evaluation.metrics import Array
@@ -20,6 +18,7 @@ from histojax.slides.geometry import Geometry
 from histojax.slides.labels import PREFIX, carried_labels, label_names
 from histojax.slides.tsr.ambiguity import LabelArea, ambiguity_range, unknown
 from histojax.slides.tsr.hot_spot import find_hot_spot
+from histojax.slides.tsr.intervals import expanded_level
 from histojax.slides.tsr.spec import CUTOFFS, FORMULAS, TSRError, TSRSpec
 
 MIN_BLOCKS = 4  # with fewer blocks an interval is noise
@@ -35,7 +34,7 @@ def measure(
     geometry: Geometry,
     spec: TSRSpec,
     inside: Array | None = None,
-    confusion: Mapping[str, Sequence[float]] | None = None,
+    confusion: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measure the tumor-to-stroma ratio of the whole tissue, the region of interest and the hot spot.
 
@@ -45,8 +44,7 @@ def measure(
       spec: how the ratio is measured.
       inside: whether each row lies in the region of interest, boolean (n,). If given, the hot spot is searched there.
         The distance of stroma to tumor is always taken on the whole slide.
-      confusion: [tn, fp, fn, tp] of each label on validation images at the thresholds of `spec`, for the ambiguity
-        range.
+      confusion: counts of each label on validation images at the thresholds of `spec`, as for `ambiguity_range`.
 
     Returns:
       JSON-able: the settings and one block of figures per area. A figure that cannot be determined is None, with its
@@ -108,7 +106,7 @@ class _Context:
 
     spec: TSRSpec
     cell_mm2: float
-    confusion: Mapping[str, Sequence[float]] | None
+    confusion: Mapping[str, Any] | None
     block: int
 
 
@@ -254,7 +252,7 @@ def _add_figures(out: dict[str, Any], tiles: _Tiles, context: _Context, resample
     elif informative < MIN_BLOCKS:
         no_interval = f"no interval: only {informative} blocks have tumor or stroma, at least {MIN_BLOCKS} are needed"
     resamples = 0 if no_interval else spec.resamples
-    level = _expanded_level(informative) if resamples else 0.95
+    level = expanded_level(informative) if resamples else 0.95
     figures = bootstrap.intervals(statistic, n_blocks, n_resamples=resamples, seed=spec.seed, level=level)
     percentage = _with_interval(figures["stroma_percentage"], no_interval)
     out |= _ratios(percentage, spec)
@@ -288,16 +286,6 @@ def _blocks(tiles: _Tiles, side: int) -> tuple[Array, int]:
 def _necrosis(tiles: _Tiles, spec: TSRSpec) -> Array:
     """Necrosis area of each tile, (n,)."""
     return tiles.parts[:, tiles.labels.index(spec.necrosis)] if spec.necrosis else np.zeros(len(tiles.row))
-
-
-def _expanded_level(n: int) -> float:
-    """The level at which percentiles of n ≥ 2 resampled units are as wide as a 95 % interval of Student's t.
-
-    The bootstrap's spread is √((n − 1)/n) of the unbiased one, and its tails are normal. With few units both make it
-    too narrow. Hesterberg 2015, What teachers should know about the bootstrap, "expanded percentile".
-    """
-    t = float(special.stdtrit(n - 1, 0.975))
-    return 2 * statistics.NormalDist().cdf(math.sqrt(n / (n - 1)) * t) - 1
 
 
 def _same_class_share(
