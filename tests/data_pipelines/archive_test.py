@@ -61,7 +61,7 @@ def test_only_images_are_extracted_and_unchanged(name: str, tmp_path: pathlib.Pa
         _special("BreaKHis_v1", tarfile.DIRTYPE),
         _file("BreaKHis_v1/README.txt", b"hello"),
         _file("BreaKHis_v1/run.sh", b"rm -rf ~"),
-        _file("BreaKHis_v1/breast/._0.png", b"what macOS puts beside a file"),
+        _file("BreaKHis_v1/breast/._0.png", b"metadata that macOS adds"),
         _file("./BreaKHis_v1/UPPER.PNG", b"x"),
     ]
     destination = tmp_path / "deep" / "extracted"

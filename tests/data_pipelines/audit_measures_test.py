@@ -1,4 +1,4 @@
-"""Measures of one image in an audit, and when it counts as blank, marked with pen, blurred or an outlier."""
+"""Measures of one image in an audit, and when it counts as blank, pen-marked, blurred or an outlier."""
 
 import pathlib
 

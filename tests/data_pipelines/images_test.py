@@ -106,7 +106,7 @@ def test_flipped_byte_in_the_pixels_is_refused() -> None:
         _png(_chunk(b"IDAT", _scanlines()[:1000])),
         _png(),
         _png(_chunk(b"IDAT", _scanlines()), height=40),
-        _png(_chunk(b"IDAT", b"these are no compressed pixels")),
+        _png(_chunk(b"IDAT", b"these are not compressed pixels")),
     ],
     ids=["stream cut", "no pixels", "fewer rows than declared", "not compressed"],
 )

@@ -1,12 +1,10 @@
-"""Multi-label tiles: every layout that people have, what is wrong with them in words, and what is stored."""
+"""Multi-label tiles: labels from a table, names or folders; errors in them; the stored images and records."""
 
 import io
 import pathlib
 import tarfile
-from collections.abc import Callable
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,32 +12,19 @@ from PIL import Image
 
 from data_pipelines.errors import DataError
 from data_pipelines.images import check_image, decode_rgb
-from data_pipelines.liver_tiles import layouts
-from data_pipelines.liver_tiles.scan import Scan, scan, stored_bytes
+from data_pipelines.liver_tiles.scan import scan, stored_bytes
 from data_pipelines.liver_tiles.spec import LIVER_LABELS, TilesSpec
 from data_pipelines.prepare import open_images, prepare
+from tests.conftest import WriteImages
+from tests.helpers.tile_scans import labels_of
 
-WriteImages = Callable[..., list[pathlib.Path]]
-WSSS = [0, 64, 128, 64, 128, 0, 243, 152, 0, 255, 255, 255]
 HEADER = "path,interstitial,necrosis,non_tumor,tumor"
-
-
-def labels_of(found: Scan) -> dict[str, str]:
-    return {tile.record.image_id: tile.record.label for tile in found.tiles}
 
 
 def write_table(root: pathlib.Path, *lines: str, name: str = "tiles.csv") -> pathlib.Path:
     root.mkdir(parents=True, exist_ok=True)
     (root / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return root
-
-
-def write_mask(path: pathlib.Path, values: np.ndarray, palette: list[int] | None = None) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(values.astype(np.uint8), "L" if palette is None else "P")
-    if palette is not None:
-        image.putpalette(palette)
-    image.save(path)
 
 
 # --- Table --------------------------------------------------------------------------------------------------
@@ -52,7 +37,7 @@ def table_root(tmp_path: pathlib.Path, write_images: WriteImages) -> pathlib.Pat
     return root
 
 
-def test_a_table_names_tiles_labels_and_groups(table_root: pathlib.Path) -> None:
+def test_a_table_gives_labels_groups_and_sides(table_root: pathlib.Path) -> None:
     lines = ["a.png,1,0,0,1,P1,S1,train", "sub/b.png,0,0,0,0,P2,S2,TEST", "sub/c.png,True,1.0,false,0,P1,S1,train"]
     write_table(table_root, f"\ufeff{HEADER},patient_id,slide_id,split", *lines)
     found = scan(table_root, TilesSpec())
@@ -76,7 +61,7 @@ def test_other_delimiters_are_read(table_root: pathlib.Path, delimiter: str) -> 
 
 def test_parquet_is_read_like_csv(table_root: pathlib.Path) -> None:
     frame = pd.DataFrame({"path": ["a.png", "sub/b.png"], "fat": [1, 0], "vessel": [True, True]})
-    frame["patient_id"] = [12.0, None]  # whole numbers with a gap
+    frame["patient_id"] = [12.0, None]  # pandas stores integers with a missing one as floats
     frame.to_parquet(table_root / "tiles.parquet")
     found = scan(table_root, TilesSpec(labels=("fat", "vessel")))
     assert labels_of(found) == {"a": "fat+vessel", "sub/b": "vessel"}
@@ -101,12 +86,14 @@ def test_parquet_is_read_like_csv(table_root: pathlib.Path) -> None:
         ([""], "tiles.csv: empty"),
     ],
 )
-def test_a_wrong_table_is_told_by_line_and_column(table_root: pathlib.Path, lines: list[str], message: str) -> None:
+def test_an_invalid_table_is_refused_with_line_and_column(
+    table_root: pathlib.Path, lines: list[str], message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         scan(write_table(table_root, *lines), TilesSpec())
 
 
-def test_a_table_that_is_no_text_or_no_parquet(table_root: pathlib.Path) -> None:
+def test_an_undecodable_table_is_refused(table_root: pathlib.Path) -> None:
     (table_root / "tiles.csv").write_bytes(b"path,\xff\xfe")
     with pytest.raises(DataError, match=r"tiles\.csv: cannot be read as UTF-8"):
         scan(table_root, TilesSpec())
@@ -115,7 +102,7 @@ def test_a_table_that_is_no_text_or_no_parquet(table_root: pathlib.Path) -> None
         scan(table_root, TilesSpec())
 
 
-def test_several_tables_want_a_choice(table_root: pathlib.Path) -> None:
+def test_several_tables_need_a_choice(table_root: pathlib.Path) -> None:
     write_table(table_root, HEADER, "a.png,1,0,0,0")
     write_table(table_root, HEADER, "a.png,0,0,0,1", name="other.csv")
     with pytest.raises(DataError, match=r"several tables \(other\.csv, tiles\.csv\); choose with"):
@@ -125,7 +112,7 @@ def test_several_tables_want_a_choice(table_root: pathlib.Path) -> None:
         scan(table_root, TilesSpec(table="none.csv"))
 
 
-def test_a_row_without_its_file_is_a_bad_image(table_root: pathlib.Path) -> None:
+def test_a_listed_file_that_does_not_exist_is_a_bad_image(table_root: pathlib.Path) -> None:
     write_table(table_root, HEADER, "a.png,1,0,0,0", "gone.png,1,0,0,0")
     with pytest.raises(DataError, match=r"1 bad image:\n  gone\.png: listed in the table, but the file does not exist"):
         scan(table_root, TilesSpec())
@@ -134,7 +121,9 @@ def test_a_row_without_its_file_is_a_bad_image(table_root: pathlib.Path) -> None
     assert list(found.summary["bad_images"]) == ["gone.png"]
 
 
-def test_names_that_differ_in_their_suffix_alone_stay_apart(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
+def test_names_that_differ_only_in_their_suffix_are_two_tiles(
+    tmp_path: pathlib.Path, write_images: WriteImages
+) -> None:
     write_images(tmp_path, ["a.png", "a.jpg"])
     write_table(tmp_path, HEADER, "a.png,1,0,0,0", "a.jpg,0,0,0,1")
     assert labels_of(scan(tmp_path, TilesSpec())) == {"a.jpg": "tumor", "a.png": "interstitial"}
@@ -143,7 +132,7 @@ def test_names_that_differ_in_their_suffix_alone_stay_apart(tmp_path: pathlib.Pa
 # --- Names and folders --------------------------------------------------------------------------------------
 
 
-def test_labels_in_names(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
+def test_labels_are_read_from_file_names(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
     write_images(
         tmp_path, ["P1_S1_7[1 0 0 1].png", "P1_S2-8-[0001].png", "x/P2_S3[0,1,1,0].jpg", "P2_S3 [0 0 0 0].png"]
     )
@@ -154,7 +143,7 @@ def test_labels_in_names(tmp_path: pathlib.Path, write_images: WriteImages) -> N
     assert groups == {("P1", "S1"), ("P1", "S2"), ("P2", "S3")}
 
 
-def test_names_with_another_number_of_digits_say_what_to_do(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
+def test_another_number_of_digits_in_a_name_is_refused(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
     write_images(tmp_path, ["a[1 0 1].png", "b.png"])
     with pytest.raises(DataError, match=r"3 digits in the name, but 4 labels .* --config\.data\.tiles\.labels"):
         scan(tmp_path, TilesSpec())
@@ -164,13 +153,13 @@ def test_names_with_another_number_of_digits_say_what_to_do(tmp_path: pathlib.Pa
     assert labels_of(scan(tmp_path, spec, "skip")) == {"a[1 0 1]": "tumor+normal"}
 
 
-def test_a_pattern_must_match_every_name(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
+def test_the_group_pattern_must_match_every_name(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
     write_images(tmp_path, ["P1[1 0 0 1].png", "Q2[1 0 0 1].png"])
     with pytest.raises(DataError, match=r"Q2\[1 0 0 1\]\.png: its name does not match data\.tiles\.group_pattern"):
         scan(tmp_path, TilesSpec(group_pattern=r"(?P<patient>P\d+)"))
 
 
-def test_class_folders_also_below_sides(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
+def test_class_folders_may_lie_in_train_and_test_folders(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
     names = ["training/tumor/a.png", "training/tumor+necrosis/deep/b.png", "test/non_tumor/c.png", "test/misc/d.png"]
     write_images(tmp_path, names)
     with pytest.raises(DataError, match=r"test/misc/d\.png: none of its folders is named after a label"):
@@ -181,111 +170,24 @@ def test_class_folders_also_below_sides(tmp_path: pathlib.Path, write_images: Wr
     assert [tile.record.given_split for tile in found.tiles] == ["test", "train", "train"]
 
 
-def test_the_nearest_folder_tells_the_label(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
+def test_the_innermost_label_folder_gives_the_label(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
     write_images(tmp_path, ["necrosis/tumor/a.png", "tumor/necrosis/2019/b.png"])
     assert list(labels_of(scan(tmp_path, TilesSpec())).values()) == ["tumor", "necrosis"]
 
 
-def test_sides_that_make_no_split_are_not_used_and_counted(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
+def test_a_train_folder_without_a_test_folder_is_no_split(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
     write_images(tmp_path, ["train/tumor/a.png", "train/necrosis/b.png"])
     found = scan(tmp_path, TilesSpec())
     assert {tile.record.given_split for tile in found.tiles} == {""}
     assert sum(found.summary["notes"].values()) == 2
 
 
-# --- Masks --------------------------------------------------------------------------------------------------
+# --- Any layout ---------------------------------------------------------------------------------------------
 
 
-def halves(height: int, width: int, left: int, right: int) -> np.ndarray:
-    values = np.full((height, width), right)
-    values[:, : width // 2] = left
-    return values
-
-
-@pytest.fixture
-def mask_root(tmp_path: pathlib.Path) -> pathlib.Path:
-    rng = np.random.default_rng(0)
-    for name, height, width in (("a", 40, 64), ("b", 20, 20), ("c", 15, 40)):
-        (tmp_path / "img").mkdir(exist_ok=True)
-        cv2.imwrite(str(tmp_path / "img" / f"{name}.png"), rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        write_mask(tmp_path / "mask" / f"{name}.png", halves(height, width, 0, 3 if name == "b" else 1), WSSS)
-    return tmp_path
-
-
-def test_masks_are_cut_into_tiles(mask_root: pathlib.Path) -> None:
-    found = scan(mask_root, TilesSpec(size=20))
-    assert found.summary["layout"] == "masks"
-    assert found.summary["labels"] == ["tumor", "stroma", "normal"]  # the palette's
-    # a: 2 rows of 3; the border between the halves is at 32, in the second column. c is too low for a tile.
-    assert labels_of(found) == {
-        f"img/a@x{x}y{y}": label for y in (0, 20) for x, label in ((0, "tumor"), (20, "tumor+stroma"), (40, "stroma"))
-    } | {"img/b@x0y0": "tumor"}
-    assert found.summary["notes"] == {"image smaller than a tile left out (data.tiles.size)": 1}
-    image = cv2.imread(str(mask_root / "img" / "a.png"))[..., ::-1]
-    sources = set()
-    for tile in found.tiles[:6]:
-        x, y = tile.corner or (-1, -1)
-        stored = decode_rgb(stored_bytes(tile))
-        np.testing.assert_array_equal(stored, image[y : y + 20, x : x + 20])
-        assert check_image(stored_bytes(tile)).pixel_hash == tile.record.pixel_hash
-        sources.add(tile.record.source_id)
-    assert len(sources) == 1
-    # Named by its content: the a.png of another set is another image.
-    assert sources == {f"a-{check_image((mask_root / 'img' / 'a.png').read_bytes()).pixel_hash[:8]}"}
-
-
-@pytest.mark.parametrize(("share", "expected"), [(0.39, "tumor+stroma"), (0.41, "tumor")])
-def test_a_class_needs_its_share(mask_root: pathlib.Path, share: float, expected: str) -> None:
-    found = labels_of(scan(mask_root, TilesSpec(size=20, min_share=share)))
-    assert found["img/a@x20y0"] == expected  # 12 of 20 columns tumor, 8 stroma
-
-
-def test_a_stride_overlaps_and_empty_tiles_are_kept_on_demand(mask_root: pathlib.Path) -> None:
-    found = scan(mask_root, TilesSpec(size=10, stride=5))
-    corners = {tile.corner for tile in found.tiles if tile.record.image_id.startswith("img/a@")}
-    assert corners == {(x, y) for x in range(0, 55, 5) for y in range(0, 31, 5)}
-    assert "img/b@x10y0" not in labels_of(found)
-    notes = found.summary["notes"]
-    assert notes == {"tile without a label left out (data.tiles.keep_empty=True keeps them)": 3}
-    assert labels_of(scan(mask_root, TilesSpec(size=10, stride=5, keep_empty=True)))["img/b@x10y0"] == ""
-
-
-def test_values_of_ones_own(mask_root: pathlib.Path) -> None:
-    for path in (mask_root / "mask").iterdir():
-        path.unlink()
-        write_mask(path, np.full(cv2.imread(str(mask_root / "img" / path.name)).shape[:2], 7))
-    with pytest.raises(DataError, match=r"the meaning of the values in the masks is unknown .*mask_values"):
-        scan(mask_root, TilesSpec(size=20))
-    found = scan(mask_root, TilesSpec(size=20, labels=("fat", "vessel"), mask_values=(3, 7)))
-    assert set(labels_of(found).values()) == {"vessel"}
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda mask: mask.unlink(), r"img/a\.png: no mask a\.png beside it"),
-        (
-            lambda mask: write_mask(mask, np.zeros((40, 65)), WSSS),
-            "a.png is 65×40 pixels, but the image is 64×40",
-        ),
-        (lambda mask: mask.write_bytes(mask.read_bytes()[:60]), r"its mask a\.png is unreadable"),
-        (lambda mask: Image.fromarray(np.zeros((40, 64), np.uint16)).save(mask), r"has mode I;16 where one number"),
-    ],
-)
-def test_a_bad_mask_is_a_bad_image(
-    mask_root: pathlib.Path, spoil: Callable[[pathlib.Path], None], message: str
+def test_a_root_without_images_is_refused_with_the_expected_layouts(
+    tmp_path: pathlib.Path, write_images: WriteImages
 ) -> None:
-    spec = TilesSpec(size=20, labels=("tumor", "stroma", "normal"))
-    spoil(mask_root / "mask" / "a.png")
-    with pytest.raises(DataError, match=message):
-        scan(mask_root, spec)
-    assert list(labels_of(scan(mask_root, spec, "skip"))) == ["img/b@x0y0"]
-
-
-# --- Whatever the layout ------------------------------------------------------------------------------------
-
-
-def test_nothing_to_read_says_what_was_expected(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
     with pytest.raises(DataError, match=r"expected a table .*; or images named like .*Found no image"):
         scan(tmp_path, TilesSpec())
     write_images(tmp_path, ["stuff/a.png"])
@@ -297,7 +199,7 @@ def test_nothing_to_read_says_what_was_expected(tmp_path: pathlib.Path, write_im
         scan(tmp_path / "none", TilesSpec())
 
 
-def test_bad_files_are_listed_or_left_out(table_root: pathlib.Path) -> None:
+def test_bad_files_are_listed_or_skipped(table_root: pathlib.Path) -> None:
     write_table(table_root, HEADER, "a.png,1,0,0,0", "sub/b.png,0,0,0,1", "sub/c.png,0,0,0,1")
     (table_root / "a.png").write_bytes((table_root / "a.png").read_bytes()[:-20])
     (table_root / "sub/b.png").write_bytes(b"GIF89a" + b"x" * 99)
@@ -325,12 +227,12 @@ def test_bad_files_are_listed_or_left_out(table_root: pathlib.Path) -> None:
         ({"table": "x.csv", "layout": "masks"}, r"table='x.csv' cannot be combined"),
     ],
 )
-def test_a_wrong_field_is_named(fields: dict[str, Any], message: str) -> None:
+def test_an_invalid_field_is_named(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=rf"^data\.tiles\..*{message}"):
         TilesSpec(**fields)
 
 
-def test_what_is_stored_is_what_lies_there(table_root: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_stored_tiles_match_their_files(table_root: pathlib.Path, tmp_path: pathlib.Path) -> None:
     rng = np.random.default_rng(1)
     pixels = rng.integers(0, 256, (30, 20, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(table_root / "d.tiff")
@@ -341,14 +243,14 @@ def test_what_is_stored_is_what_lies_there(table_root: pathlib.Path, tmp_path: p
     assert first.description == f"tiles of {table_root}"
     assert not first.synthetic
     stored = open_images(first.directory)
-    there = {record.image_id: (stored[i]["image"], record) for i, record in enumerate(first.records)}
-    assert {name: record.label for name, (_, record) in there.items()} == {
+    by_id = {record.image_id: (stored[i]["image"], record) for i, record in enumerate(first.records)}
+    assert {name: record.label for name, (_, record) in by_id.items()} == {
         "a": "interstitial+tumor", "d": "", "e": "necrosis",
     }  # fmt: skip
-    assert there["a"][0] == (table_root / "a.png").read_bytes()
-    assert there["e"][0] == (table_root / "e.jpg").read_bytes()
-    np.testing.assert_array_equal(decode_rgb(there["d"][0]), pixels)  # TIFF becomes PNG
-    assert [there[name][1].patient_id for name in "ade"] == ["P1", "P2", "P1"]
+    assert by_id["a"][0] == (table_root / "a.png").read_bytes()
+    assert by_id["e"][0] == (table_root / "e.jpg").read_bytes()
+    np.testing.assert_array_equal(decode_rgb(by_id["d"][0]), pixels)  # a TIFF file is stored as PNG
+    assert [by_id[name][1].patient_id for name in "ade"] == ["P1", "P2", "P1"]
     assert first.summary["labels"] == list(LIVER_LABELS)
 
     again = prepare("liver_tiles", str(table_root / "tiles.csv"), magnification="", directory=str(tmp_path / "base"))
@@ -365,7 +267,7 @@ def test_what_is_stored_is_what_lies_there(table_root: pathlib.Path, tmp_path: p
         prepare("liver_tiles", str(table_root), magnification="40X", directory=str(tmp_path / "base"))
 
 
-def test_an_archive_keeps_its_table(table_root: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_an_archive_is_extracted_with_its_table(table_root: pathlib.Path, tmp_path: pathlib.Path) -> None:
     write_table(table_root, HEADER, "a.png,1,0,0,1")
     (table_root / "run.sh").write_text("rm")
     with tarfile.open(tmp_path / "tiles.tar.gz", "w:gz") as tar:
@@ -380,7 +282,7 @@ def test_an_archive_keeps_its_table(table_root: pathlib.Path, tmp_path: pathlib.
     assert extracted == {"a.png", "b.png", "c.png", "tiles.csv"}
 
 
-def test_jpeg_that_was_cut_short_or_is_grey_is_refused(tmp_path: pathlib.Path) -> None:
+def test_truncated_and_grey_jpeg_files_are_refused(tmp_path: pathlib.Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.jpg")
     Image.fromarray(pixels[..., 0]).save(tmp_path / "b.jpg")
@@ -389,16 +291,3 @@ def test_jpeg_that_was_cut_short_or_is_grey_is_refused(tmp_path: pathlib.Path) -
     for content, message in ((data[:-500], "damaged or truncated"), ((tmp_path / "b.jpg").read_bytes(), "mode L")):
         with pytest.raises(ValueError, match=message):
             check_image(content)
-
-
-def test_real_masks_give_tiles_of_three_labels() -> None:
-    from tests.conftest import SHARED
-
-    root = SHARED / "wsss4luad_part"
-    if not root.is_dir():
-        pytest.skip(f"real images are not here ({root})")
-    found = layouts.find(root, TilesSpec())
-    assert (found.layout, found.labels, len(found.items)) == ("masks", ("tumor", "stroma", "normal"), 31)
-    cut = scan(root, TilesSpec(size=112, stride=56))
-    assert len({tile.record.source_id for tile in cut.tiles}) == 31
-    assert len(cut.tiles) == 671

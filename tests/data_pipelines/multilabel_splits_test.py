@@ -17,20 +17,20 @@ PREVALENCE = (0.5, 0.08, 0.6, 0.4)
 
 
 def table(n: int = 400, patients: int = 40, seed: int = 0, **known: bool) -> Records:
-    """Make tiles of patients with label frequencies of their own; `known` says which group fields are recorded."""
+    """Make tiles of patients whose label frequencies differ; `known` says which group fields are recorded."""
     rng = np.random.default_rng(seed)
-    liking = np.clip(np.array(PREVALENCE) * rng.uniform(0.3, 1.7, (patients, 4)), 0, 1)
+    frequencies = np.clip(np.array(PREVALENCE) * rng.uniform(0.3, 1.7, (patients, 4)), 0, 1)
     rows = []
     for i in range(n):
         patient = int(rng.integers(patients))
-        there = [name for name, share in zip(NAMES, liking[patient], strict=True) if rng.uniform() < share]
+        present = [name for name, p in zip(NAMES, frequencies[patient], strict=True) if rng.uniform() < p]
         groups = {
             "patient_id": f"P{patient}" if known.get("patient", True) else "",
             "slide_id": f"P{patient}-{rng.integers(2)}" if known.get("slide", True) else "",
             "source_id": f"{i // 4}" if known.get("source", True) else "",
         }
         row = Record(
-            f"tile{i}", join_labels(there), "", groups.pop("patient_id"), "", "", f"{seed:08d}{i:08d}", **groups
+            f"tile{i}", join_labels(present), "", groups.pop("patient_id"), "", "", f"{seed:08d}{i:08d}", **groups
         )
         rows.append(row)
     return Records(rows)
@@ -59,10 +59,10 @@ def test_auto_keeps_the_strictest_known_group_on_one_side(known: dict[str, bool]
     made = split(records, protocol="auto")
     assert made.protocol == protocol
     assert made.group_by == field
-    sides: dict[str, set[str]] = {}
+    sides_of: dict[str, set[str]] = {}
     for row, record in zip(made.rows, records, strict=True):
-        sides.setdefault(getattr(record, field), set()).add(row.side)
-    assert all(len(there) == 1 for there in sides.values())
+        sides_of.setdefault(getattr(record, field), set()).add(row.side)
+    assert all(len(sides) == 1 for sides in sides_of.values())
     assert {row.side for row in made.rows} == set(SIDES)
 
 
@@ -99,11 +99,9 @@ def test_grouped_split_keeps_every_label_near_its_fraction(seed: int) -> None:
     made = split(records, protocol="patient", seed=seed)
     np.testing.assert_allclose(fractions(records, made, "test"), 0.25, atol=0.06)
     np.testing.assert_allclose(fractions(records, made, "val"), 0.15, atol=0.06)
-    # A random split is often farther off in the rare label alone.
+    # A random split is often farther off, if only in the rare label.
     rng = np.random.default_rng(seed)
-    at_random = [
-        np.abs(_at_random(records, rng) - 0.25).max() for _ in range(20)
-    ]  # fmt: skip
+    at_random = [np.abs(_at_random(records, rng) - 0.25).max() for _ in range(20)]
     assert np.abs(fractions(records, made, "test") - 0.25).max() < np.median(at_random)
 
 

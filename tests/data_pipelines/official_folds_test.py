@@ -68,7 +68,7 @@ def _split(names: list[str], folder: pathlib.Path, **spec: object) -> Split:
     )
 
 
-def test_parse(tmp_path: pathlib.Path) -> None:
+def test_lines_are_parsed_with_blanks_and_empty_lines(tmp_path: pathlib.Path) -> None:
     _write(
         tmp_path,
         ["SOB_M_DC-14-13412-100-001.png|100|3|train", "", " SOB_B_A-14-22549AB-40-001.png | 40 | 3 | test ", "  "],
@@ -77,7 +77,7 @@ def test_parse(tmp_path: pathlib.Path) -> None:
     assert read_folds(tmp_path, 3) == {"SOB_M_DC-14-13412-100-001": "train", "SOB_B_A-14-22549AB-40-001": "test"}
 
 
-def test_windows_line_endings(tmp_path: pathlib.Path) -> None:
+def test_windows_line_endings_are_accepted(tmp_path: pathlib.Path) -> None:
     (tmp_path / "dsfold1.txt").write_bytes(b"SOB_M_DC-14-13412-100-001.png|100|1|train\r\n")
     assert read_folds(tmp_path, 1) == {"SOB_M_DC-14-13412-100-001": "train"}
 

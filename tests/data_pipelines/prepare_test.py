@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
 
 import pytest
 
@@ -17,8 +16,8 @@ from data_pipelines import tfds_builder
 from data_pipelines.breakhis import scan as breakhis_scan
 from data_pipelines.errors import DataError
 from data_pipelines.prepare import Prepared, open_images, prepare
+from tests.conftest import WriteImages
 
-WriteImages = Callable[..., list[pathlib.Path]]
 NAMES = [
     f"{patient}-{magnification}-{i:03d}.png"
     for patient in ("SOB_B_A-14-22549AB", "SOB_M_DC-14-2523", "SOB_M_PC-15-190EF")
@@ -289,7 +288,9 @@ def test_no_temporary_files_are_left(
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-def test_order_is_the_same_in_many_files(root: pathlib.Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_does_not_depend_on_the_number_of_files(
+    root: pathlib.Path, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     in_one = prepare("breakhis", str(root), magnification="all", directory=base)
     monkeypatch.setattr(tfds_builder, "_IMAGES_PER_SHARD", 5)
     in_many = prepare("breakhis", str(root), magnification="all", directory=base + "-many")
@@ -302,7 +303,7 @@ def test_order_is_the_same_in_many_files(root: pathlib.Path, base: str, monkeypa
     assert sorted(names) != names  # shuffled: images of a patient are not adjacent
 
 
-def test_real_images(breakhis_part: pathlib.Path, base: str) -> None:
+def test_real_images_are_prepared(breakhis_part: pathlib.Path, base: str) -> None:
     prepared = prepare("breakhis", str(breakhis_part), magnification="100X", directory=base)
     assert len(prepared.records) == 140
     _assert_stored(prepared, breakhis_part)

@@ -48,9 +48,9 @@ def _split(rows: Sequence[Record], spec: SplitSpec, field: str = "label") -> Spl
     records = Records(rows)
     counts: dict[str, Member] = {}
     for row in rows:
-        there = dict(counts[row.patient_id].images) if row.patient_id in counts else {}
-        there[row.magnification] = there.get(row.magnification, 0) + 1
-        counts[row.patient_id] = Member(row.patient_id, row.case_id, getattr(row, field), there)
+        images = dict(counts[row.patient_id].images) if row.patient_id in counts else {}
+        images[row.magnification] = images.get(row.magnification, 0) + 1
+        counts[row.patient_id] = Member(row.patient_id, row.case_id, getattr(row, field), images)
     labels = records.column(field).tolist()
     return make_split(records, labels, list(counts.values()), spec, filenames.DUPLICATE_SLIDES)
 
@@ -249,7 +249,7 @@ def test_eva_as_a_dataset(tmp_path: pathlib.Path, write_images: WriteImages) -> 
     assert len(dataset.label_names) == len(dataset.records)
     foreign = {r.subtype for r, name in zip(dataset.records, dataset.label_names, strict=True) if not name}
     assert foreign == {"PT", "LC"}
-    # An evaluation of its checkpoint opens and places them like this, whatever the table.
+    # An evaluation of the checkpoint opens the dataset and places its images in this way.
     restored = open_dataset(config.data, dataset.classes)
     saved = Split.from_json(split.to_json())
     assert restored.place(saved).hash == split.hash
@@ -270,12 +270,12 @@ def test_written_folds_are_read_as_the_same_split(name: str, tmp_path: pathlib.P
         split = _split(rows, _spec(name, kfolds=5, fold=fold))
         path = write_fold(tmp_path, fold + 1, {row.image_id: row.side for row in split.rows})
         assert path == tmp_path / f"dsfold{fold + 1}.txt"
-        said = read_folds(tmp_path, fold + 1)
+        side_of = read_folds(tmp_path, fold + 1)
         want = {r.image_id: "test" if r.side == "test" else "train" for r in split.rows if r.side}
-        assert said == want
+        assert side_of == want
         read = _split(rows, _spec("folds_with_copies", fold=fold + 1, folds_dir=str(tmp_path), val_fraction=0.0))
         assert {r.image_id for r in read.rows if r.side == "test"} == {k for k, v in want.items() if v == "test"}
-        tested += [image for image, side in said.items() if side == "test"]
+        tested += [image for image, side in side_of.items() if side == "test"]
     assert sorted(tested) == sorted(row.image_id for row in split.rows if row.side)
     first = (tmp_path / "dsfold1.txt").read_text().splitlines()[0]
     assert first.startswith("SOB_B_F-14-1000-40-001.png|40|1|t")

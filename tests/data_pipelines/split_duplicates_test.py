@@ -59,7 +59,7 @@ def test_kept_duplicates_share_a_side(protocol: str) -> None:
 
 
 def test_kept_aliases_share_a_side_even_with_other_pixels() -> None:
-    # A copy saved again with lossy compression has other pixels: only the alias connects the two.
+    # A copy with lossy compression has other pixels: only the alias connects the two.
     table = table_with_13412()
     rows = tuple(
         dataclasses.replace(row, pixel_hash=fake_hash("resaved", row.image_id))

@@ -1,4 +1,4 @@
-"""The synthetic slides: names, all-or-nothing writing, and that shape, not colour, tells the class."""
+"""Synthetic BreakHis images: names, complete or no output, and classes that differ in shape but not in colour."""
 
 import dataclasses
 import hashlib
@@ -37,21 +37,21 @@ def test_the_same_spec_gives_the_same_bytes(small: pathlib.Path, tmp_path: pathl
     assert _digest(generate(tmp_path / "again", SMALL)) == _digest(small)
 
 
-def test_another_seed_gives_other_images_under_the_same_names(small: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_another_seed_gives_other_pixels_under_the_same_names(small: pathlib.Path, tmp_path: pathlib.Path) -> None:
     one, other = _digest(small), _digest(generate(tmp_path / "other", dataclasses.replace(SMALL, seed=1)))
     assert one.keys() == other.keys()
     assert not set(one.values()) & set(other.values())
     assert len(set(one.values())) == len(one)  # no image twice
 
 
-def test_a_subset_holds_the_same_images(small: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_a_smaller_spec_gives_a_subset_of_the_same_images(small: pathlib.Path, tmp_path: pathlib.Path) -> None:
     part = dataclasses.replace(SMALL, magnifications=("400X",), images_per_patient=1)
     got = _digest(generate(tmp_path / "part", part))
     got.pop("SYNTHETIC.json")
     assert got.items() <= _digest(small).items()
 
 
-def test_layout_and_names_are_those_of_breakhis(small: pathlib.Path) -> None:
+def test_folders_and_names_follow_breakhis(small: pathlib.Path) -> None:
     images = [p for p in small.rglob("*") if p.is_file() and p.name != "SYNTHETIC.json"]
     slides = {}
     for path in images:
@@ -66,19 +66,19 @@ def test_layout_and_names_are_those_of_breakhis(small: pathlib.Path) -> None:
         assert (label == "B") == (code in ("A", "F", "PT", "TA"))
         slides[slide] = digits
         assert cv2.imread(str(path), cv2.IMREAD_UNCHANGED).shape == (48, 64, 3)
-    assert len(slides) == 9  # eight cases, one of them in two slides
+    assert len(slides) == 9  # eight cases; one has two slides
     assert len(set(slides.values())) == 8
     assert len(images) == 9 * 2 * 2
 
 
-def test_marker_says_synthetic_and_holds_the_spec(small: pathlib.Path) -> None:
+def test_the_marker_file_holds_the_spec_and_a_warning(small: pathlib.Path) -> None:
     marker = json.loads((small / "SYNTHETIC.json").read_text())
     assert marker["synthetic"] is True
     assert marker["note"] == "computer-made images; no patient, no diagnosis"
     assert SyntheticSpec(**{f.name: marker[f.name] for f in dataclasses.fields(SyntheticSpec)}) == SMALL
 
 
-def test_generating_again_writes_nothing(small: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_set_is_not_written_again(small: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generator, "_render", None)
     before = {p: p.stat().st_mtime_ns for p in small.rglob("*")}
     assert generate(str(small), SMALL) == small
@@ -86,7 +86,7 @@ def test_generating_again_writes_nothing(small: pathlib.Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("content", ["real.png", "SYNTHETIC.json"])
-def test_a_folder_of_something_else_is_refused(tmp_path: pathlib.Path, content: str) -> None:
+def test_a_folder_with_other_files_is_refused(tmp_path: pathlib.Path, content: str) -> None:
     root = tmp_path / "root"
     root.mkdir()
     (root / content).write_text("{}")
@@ -95,13 +95,13 @@ def test_a_folder_of_something_else_is_refused(tmp_path: pathlib.Path, content: 
     assert _digest(tmp_path).keys() == {f"root/{content}"}
 
 
-def test_another_spec_is_refused(small: pathlib.Path) -> None:
+def test_an_existing_set_of_another_spec_is_refused(small: pathlib.Path) -> None:
     with pytest.raises(ValueError, match="another version or spec"):
         generate(small, dataclasses.replace(SMALL, seed=3))
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_interruption_leaves_nothing(
+def test_an_interruption_leaves_no_files(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
     render, calls = generator._render, []
@@ -136,14 +136,14 @@ def test_an_empty_folder_is_filled(tmp_path: pathlib.Path) -> None:
         ({"seed": -1}, "negative"),
     ],
 )
-def test_bad_specs_say_what_is_wrong(change: dict[str, object], message: str) -> None:
+def test_an_invalid_spec_is_refused_with_its_field(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SyntheticSpec(**change)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def default_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images (n, h, w, 3), malignant (n,) and case (n,) of the default spec at 100X."""
+    """Return images (n, h, w, 3), malignant (n,) and case (n,) of the default spec at 100X."""
     root = generate(tmp_path_factory.mktemp("default") / "root", SyntheticSpec(magnifications=("100X",)))
     paths = sorted(root.rglob("*.png"))
     matches = [NAME.fullmatch(p.name) for p in paths]
@@ -160,7 +160,7 @@ def _balanced_accuracy(model: object, x: np.ndarray, y: np.ndarray, cases: np.nd
     )
 
 
-def test_colour_does_not_tell_the_class(default_set: tuple[np.ndarray, ...]) -> None:
+def test_colour_does_not_predict_the_class(default_set: tuple[np.ndarray, ...]) -> None:
     images, malignant, cases = default_set
     colour = np.concatenate([images.mean(axis=(1, 2)), images.std(axis=(1, 2))], axis=1)
     logistic = linear_model.LogisticRegression(class_weight="balanced")
@@ -168,17 +168,17 @@ def test_colour_does_not_tell_the_class(default_set: tuple[np.ndarray, ...]) -> 
     assert _balanced_accuracy(neighbors.NearestCentroid(), colour, malignant, cases) < 0.65
 
 
-def test_shape_tells_the_class(default_set: tuple[np.ndarray, ...]) -> None:
+def test_shape_predicts_the_class(default_set: tuple[np.ndarray, ...]) -> None:
     images, malignant, cases = default_set
 
     def granulometry(image: np.ndarray) -> np.ndarray:
-        """Share of the darkness in red (nuclei) that goes with each size of opening."""
+        """Return the fraction of the red channel's darkness (nuclei) that each size of opening removes."""
         dark = 255 - image[..., 2]
-        left = [dark.mean()]
+        remaining = [dark.mean()]
         for size in (3, 5, 7, 9, 13, 17):
             disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
-            left.append(cv2.morphologyEx(dark, cv2.MORPH_OPEN, disc).mean())
-        return np.diff(left) / left[0]
+            remaining.append(cv2.morphologyEx(dark, cv2.MORPH_OPEN, disc).mean())
+        return np.diff(remaining) / remaining[0]
 
     sizes = np.stack([granulometry(image) for image in images])
     logistic = linear_model.LogisticRegression(class_weight="balanced")

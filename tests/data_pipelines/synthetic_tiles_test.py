@@ -1,4 +1,4 @@
-"""The synthetic tiles: a table that says what the pixels show, the same bytes each time, patients with slides."""
+"""Synthetic tiles: labels that match the pixels, reproducible bytes, patients with slides."""
 
 import csv
 import hashlib
@@ -49,7 +49,7 @@ def test_the_same_spec_gives_the_same_bytes_and_another_seed_does_not(
     assert not {v for k, v in other.items() if k.endswith("png")} & set(digest(small).values())
 
 
-def test_a_label_is_what_covers_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_label_covers_at_least_min_share_of_its_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     regions = tiles._regions
     seen = []
 
@@ -59,14 +59,14 @@ def test_a_label_is_what_covers_its_share(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(tiles, "_regions", spy)
     for tile in list(tiles._tiles(TilesSyntheticSpec()))[:60]:
-        image, there = tiles._render(TilesSyntheticSpec(size=48), tile)
+        image, present = tiles._render(TilesSyntheticSpec(size=48), tile)
         assert image.shape == (48, 48, 3)
         np.testing.assert_allclose(seen[-1].sum(0), 1)
-        assert there == tuple((seen[-1].mean((1, 2)) >= MIN_SHARE).tolist())
-    assert {sum(share.mean() >= MIN_SHARE for share in one) for one in seen} == {1, 2, 3}
+        assert present == tuple((seen[-1].mean((1, 2)) >= MIN_SHARE).tolist())
+    assert {sum(region.mean() >= MIN_SHARE for region in maps) for maps in seen} == {1, 2, 3}
 
 
-def test_the_pipeline_reads_it(small: pathlib.Path) -> None:
+def test_scanning_gives_the_labels_of_the_table(small: pathlib.Path) -> None:
     found = scan(small, TilesSpec())
     assert [tile.record.label.split("+") for tile in found.tiles] == [
         [name for name in LIVER_LABELS if row[name] == "1"] for row in sorted(rows(small), key=lambda row: row["path"])
@@ -74,7 +74,7 @@ def test_the_pipeline_reads_it(small: pathlib.Path) -> None:
     assert json.loads((small / "SYNTHETIC.json").read_text())["synthetic"] is True
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: pathlib.Path) -> None:
+def test_a_folder_with_other_files_and_a_small_size_are_refused(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a.png").write_text("")
     with pytest.raises(ValueError, match="nothing was changed"):
         generate_tiles(tmp_path, SMALL)
