@@ -4,7 +4,7 @@ A run keeps its last states in `checkpoints/last/<step>` and the best one in `ch
 in the background to a temporary name and renames it. After that we write `sha256.json`, the checksum of every file,
 because orbax restores a flipped byte without an error. So:
 
-* without `sha256.json`, the save was interrupted: the checkpoint is ignored with a warning.
+* without `sha256.json`, the save was interrupted: the checkpoint is ignored with a warning, and deleted on resume.
 * a file differs from its checksum: the checkpoint is damaged, and an error names the file and says what to do.
 """
 
@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import pathlib
+import re
 import shutil
 import tempfile
 from typing import Any
@@ -22,8 +23,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from histojax.core.directories import expand_user
 from histojax.core.errors import RunError
-from histojax.core.files import atomic_write
+from histojax.core.files import atomic_write, flush_tree
 from histojax.core.quiet import quiet_logger
 from histojax.core.retries import with_backoff
 from histojax.distributed import processes
@@ -36,6 +38,11 @@ _log = logging.getLogger(__name__)
 _FOLDER, _MANIFEST = "checkpoints", "sha256.json"
 _MODEL, _EMA, _TRAIN, _META = "model", "ema", "train", "meta"
 _SHARED_BYTES = 1 << 20
+# Names of our own in the folder of a series, and of entries in a checkpoint.
+_STEP = re.compile(r"0|[1-9][0-9]*", re.ASCII)
+_PROBE = ".probe-"
+_TEMPORARY = re.compile(rf"(0|[1-9][0-9]*)\.orbax-checkpoint-tmp.*|{re.escape(_PROBE)}.*", re.ASCII)
+_ENTRIES = {_MODEL, _EMA, _TRAIN, _META, "_CHECKPOINT_METADATA", "commit_success.txt", "descriptor"}
 
 
 class CheckpointError(RunError):
@@ -95,12 +102,13 @@ class Checkpoints:
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         try:
             # If the folder cannot be created, orbax's threads wait for five minutes, and again at exit.
-            tempfile.TemporaryDirectory(prefix=".", dir=self.folder).cleanup()
+            tempfile.TemporaryDirectory(prefix=_PROBE, dir=self.folder).cleanup()
             arguments = ocp.args.Composite(**items, **{_META: ocp.args.JsonSave(meta)})
             with_backoff(str(self.folder), lambda: self._manager.save(step, args=arguments, force=True))
         except Exception as error:  # orbax and tensorstore raise many types
             raise self._cannot_write(error) from error
-        self._sealing = self._pool.submit(self._seal, step)
+        counts = {name: len(jax.tree.leaves(tree)) for name, tree in trees.items()}
+        self._sealing = self._pool.submit(self._seal, step, counts)
 
     def wait(self) -> None:
         """Block until the save in progress is on disk with its checksums.
@@ -121,22 +129,24 @@ class Checkpoints:
         return complete_steps(self.folder)
 
     def discard_incomplete(self) -> None:
-        """Delete the checkpoints that a killed process left incomplete, with a warning for each."""
+        """Delete the saves that a killed process left incomplete, with a warning for each, and no other folder.
+
+        Raises:
+          CheckpointError: a folder is named like a checkpoint and is none, so that later saves would collide with it.
+        """
         self.wait()
-        complete = {str(step) for step in self.steps()}
-        for path in sorted(self.folder.iterdir()):
-            if path.is_dir() and path.name not in complete and jax.process_index() == 0:
-                _log.warning("%s: this save was interrupted; deleting it", path)
-                shutil.rmtree(path, ignore_errors=True)
+        for path in _incomplete(self.folder) if jax.process_index() == 0 else ():
+            _log.warning("%s: this save was interrupted; deleting it", path)
+            shutil.rmtree(path, ignore_errors=True)
         processes.barrier(f"discarded in {self.folder}")
         self._manager.reload()
 
-    def _seal(self, step: int) -> None:
+    def _seal(self, step: int, counts: dict[str, int]) -> None:
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
         if jax.process_index() == 0:
             folder = self.folder / str(step)
-            with_backoff(str(folder), lambda: _write_manifest(folder))
+            with_backoff(str(folder), lambda: _write_manifest(folder, counts))
 
     def _cannot_write(self, error: Exception) -> CheckpointError:
         return CheckpointError(
@@ -154,7 +164,7 @@ def complete_steps(folder: pathlib.Path) -> list[int]:
     """Return the steps of the complete checkpoints in the folder of a series, ascending."""
     if not folder.is_dir():
         return []
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / _MANIFEST).is_file())
+    return sorted(int(p.name) for p in folder.iterdir() if _STEP.fullmatch(p.name) and (p / _MANIFEST).is_file())
 
 
 def find(path: pathlib.Path) -> pathlib.Path:
@@ -166,12 +176,12 @@ def find(path: pathlib.Path) -> pathlib.Path:
     Raises:
       CheckpointError: the path has no complete checkpoint.
     """
-    path = path.expanduser().absolute()
+    path = expand_user(path).absolute()
     if (path / _MANIFEST).is_file():
         return path
     for folder in (path, path / BEST, path / LAST, series(path, BEST), series(path, LAST)):
         if folder.is_dir():
-            for incomplete in sorted(p for p in folder.iterdir() if p.name.isdigit() and not (p / _MANIFEST).is_file()):
+            for incomplete in sorted(filter(_is_unsealed, folder.iterdir())):
                 _log.warning("%s: this save was interrupted; ignoring it", incomplete)
         if steps := complete_steps(folder):
             return folder / str(steps[-1])
@@ -181,7 +191,8 @@ def find(path: pathlib.Path) -> pathlib.Path:
 
 def run_of(checkpoint: pathlib.Path) -> pathlib.Path | None:
     """Return the work directory that contains a checkpoint; None for a copy elsewhere."""
-    return checkpoint.parents[2] if checkpoint.parents[1].name == _FOLDER else None
+    folder = checkpoint.parent.parent
+    return folder.parent if folder.name == _FOLDER else None
 
 
 def digest(checkpoint: pathlib.Path) -> str:
@@ -279,9 +290,42 @@ def _register_arrays() -> None:
 
 
 _register_arrays()
+compat.take_folder_names_literally()
 
 
-def _write_manifest(folder: pathlib.Path) -> None:
+def _is_unsealed(path: pathlib.Path) -> bool:
+    return _STEP.fullmatch(path.name) is not None and not (path / _MANIFEST).is_file()
+
+
+def _incomplete(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Return the saves in the folder of a series that were interrupted: our own folders without checksums.
+
+    Raises:
+      CheckpointError: a folder is named like a checkpoint and is none.
+    """
+    found = []
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir():
+            continue
+        if _TEMPORARY.fullmatch(path.name):
+            found.append(path)
+        elif _is_unsealed(path):
+            entries = {entry.name.partition(".orbax")[0] for entry in path.iterdir()}
+            if path.is_symlink() or not entries <= _ENTRIES:
+                raise CheckpointError(
+                    f"{path}: named like a checkpoint of this run and holds other files. Move it out of {folder}, then "
+                    "rerun the same command to resume"
+                )
+            found.append(path)
+    return found
+
+
+def _write_manifest(folder: pathlib.Path, counts: dict[str, int]) -> None:
+    """Seal a checkpoint, once its arrays (`counts` in each item) can be found and are on the disk."""
+    for name, count in counts.items():
+        if (found := compat.count_arrays(folder / name)) != count:
+            raise OSError(f"of {count} arrays in {folder / name}, {found} can be read back")
+    flush_tree(folder)
     content = json.dumps(_checksums(folder), indent=1)
     with atomic_write(folder / _MANIFEST) as temporary:
         temporary.write_text(content)
@@ -325,7 +369,7 @@ def _is_key(leaf: Any) -> bool:
 
 def _damaged(checkpoint: pathlib.Path, name: str, problem: str) -> CheckpointError:
     # A copy may have any name, and need not lie in a series.
-    step = int(checkpoint.name) if checkpoint.name.isdigit() else 0
+    step = int(checkpoint.name) if _STEP.fullmatch(checkpoint.name) else 0
     earlier = [other for other in complete_steps(checkpoint.parent) if other < step]
     remedy = f"resume from step {earlier[-1]}" if earlier else "start from scratch"
     return CheckpointError(

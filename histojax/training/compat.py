@@ -1,13 +1,19 @@
 """Every use in this room of interfaces that are private or undocumented; an upgrade breaks here or nowhere.
 
-These are one attribute of orbax, the names that XLA gives to the parts of a trace, and the text of a compiled program.
+These are one attribute of orbax, how it looks for files and names arrays on disk, the names that XLA gives to the parts
+of a trace, and the text of a compiled program.
 """
 
+import glob
+import os
+import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
+import tensorstore
+from etils import epath
 
 # These contain other operations, whose time would count twice.
 _CONTAINERS = ("while", "call", "conditional")
@@ -21,6 +27,29 @@ def array_metadata_store(handler: Any) -> Any:
       handler: an `orbax.checkpoint.type_handlers.ArrayHandler`.
     """
     return handler._array_metadata_store
+
+
+def take_folder_names_literally() -> None:
+    """Let orbax find files in folders such as `run[lr=0.01]`.
+
+    It looks for some files by a pattern, and the class of its paths makes the folder's name a part of the pattern:
+    brackets, stars and question marks in the name then match other names, and what is saved cannot be read.
+    """
+    local = type(epath.Path("/"))
+    find = local.glob
+
+    def find_below(self: Any, pattern: str) -> Iterator[Any]:
+        path = os.fspath(self)
+        return find(type(self)(glob.escape(path)) if path.startswith("/") else self, pattern)
+
+    local.glob = find_below
+
+
+def count_arrays(item: pathlib.Path) -> int:
+    """Count the arrays that can be found in an item of a checkpoint; this reads their names only."""
+    base = {"driver": "file", "path": f"{item}/"}
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    return sum(key.endswith(b"/.zarray") for key in store.list().result())
 
 
 def traced_operations(profiles: Iterable[jax.profiler.ProfileData]) -> Iterable[tuple[str, float]]:

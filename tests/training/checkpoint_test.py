@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 from flax import nnx
 
 from histojax.distributed.sharding import Layout
@@ -445,3 +446,64 @@ def test_a_full_disk_is_reported_and_the_earlier_checkpoint_is_intact(small_disk
         write()
     assert find(folder) == folder / "1"
     assert_equal(restore(folder / "1", abstract(trees(1))), trees(1))
+
+
+# ---- Names ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["[lr=0.01]", "a*b", "a**b", "a?b", "x[1", "100%#ü{1,2}"])
+def test_a_folder_may_have_any_name(tmp_path, name):
+    decoy = tmp_path / "a-b" / "last" / "1" / "model" / "ocdbt.process_9"  # `a*b` would match it
+    decoy.mkdir(parents=True)
+    folder = save(tmp_path / name / "last", 1)
+    assert_equal(restore(folder / "1", abstract(trees(1))), trees(1))
+    assert read_meta(folder / "1") == META | {"step": 1}
+
+
+def test_a_save_that_cannot_be_read_back_is_not_sealed(tmp_path, monkeypatch):
+    # What orbax did to a save in a folder such as `[lr=0.01]`: it found none of the parts to merge.
+    monkeypatch.setattr(type(epath.Path("/")), "glob", lambda *_: iter(()))
+    with pytest.raises(CheckpointError, match=r"of 8 arrays in .*/last/1/model, 0 can be read back"):
+        save(tmp_path / "last", 1)
+    assert checkpoint.complete_steps(tmp_path / "last") == []
+
+
+def test_a_copy_at_the_root_of_a_mount_belongs_to_no_run():
+    for path in ("/model", "/", "/a/model"):
+        assert checkpoint.run_of(pathlib.Path(path)) is None
+    assert checkpoint.run_of(pathlib.Path("/run/checkpoints/best/3")) == pathlib.Path("/run")
+
+
+KEPT = ["42_backup", "copy_1", "keep_for_paper", "1_1", "00003", "²", "copy.orbax-checkpoint-tmp", ".hidden"]
+
+
+def test_folders_of_the_user_are_left_alone(copy):
+    folder = checkpoint.series(copy, LAST)
+    for name in KEPT:
+        shutil.copytree(last(copy, 1), folder / name, ignore=shutil.ignore_patterns(MANIFEST))
+    for name in ("3.orbax-checkpoint-tmp", "4.orbax-checkpoint-tmp-17", ".probe-abc"):
+        (folder / name).mkdir()
+    with Checkpoints(folder, 2) as series:
+        series.discard_incomplete()
+        assert series.steps() == [1, 2]
+        series.save(3, trees(3), META)
+        series.save(4, trees(4), META)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*KEPT, "3", "4"])
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_a_folder_of_the_user_that_is_named_like_a_checkpoint_is_reported(copy, tmp_path, kind):
+    folder = checkpoint.series(copy, LAST)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    if kind == "folder":
+        shutil.copytree(tmp_path / "mine", folder / "99")
+    else:
+        (folder / "99").symlink_to(tmp_path / "mine")
+    with (
+        Checkpoints(folder, 2) as series,
+        pytest.raises(CheckpointError, match=f"^{folder}/99: named like a checkpoint of this run"),
+    ):
+        series.discard_incomplete()
+    assert (folder / "99" / "notes.txt").read_text() == "mine"
+    assert checkpoint.complete_steps(folder) == [1, 2]
