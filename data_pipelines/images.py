@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import io
+import pathlib
 import struct
 import warnings
 import zlib
@@ -13,6 +14,7 @@ from PIL import Image
 
 from data_pipelines.errors import BadImageError
 from data_pipelines.pixels import decode
+from histojax.core.retries import is_transient, read_bytes
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
@@ -35,6 +37,21 @@ class CheckedImage:
     width: int
     pixel_hash: str
     note: str = ""
+
+
+def read_file(path: pathlib.Path) -> bytes:
+    """Read an image file; a transient error of network storage is retried.
+
+    Raises:
+      BadImageError: the file cannot be read.
+      OSError: the storage failed, which says nothing about the image: it must not be left out because of that.
+    """
+    try:
+        return read_bytes(path)
+    except OSError as error:
+        if is_transient(error):
+            raise
+        raise BadImageError(f"unreadable: {error.strerror}") from error
 
 
 def check_image(data: bytes) -> CheckedImage:

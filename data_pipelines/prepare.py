@@ -22,6 +22,7 @@ from data_pipelines.synthetic import tiles as tiles_generator
 from data_pipelines.synthetic.publish import MARKER
 from data_pipelines.tables import SUFFIXES as TABLES
 from histojax.core.directories import default_directory
+from histojax.core.errors import RunError
 from histojax.core.locks import exclusive_lock
 
 _log = logging.getLogger(__name__)
@@ -187,7 +188,7 @@ def _build(builder: Any, folder: pathlib.Path) -> None:
     except Exception as error:
         # TFDS re-raises with a prefix and another type; the user's message is in the chain of causes.
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, DataError | OSError):
+        while cause is not None and not isinstance(cause, DataError | RunError | OSError):
             cause = cause.__cause__
         if cause is None:
             raise

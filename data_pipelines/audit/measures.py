@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipelines.audit import hashes
 from data_pipelines.errors import BadImageError
-from data_pipelines.images import read_image
+from data_pipelines.images import read_file, read_image
 
 _COLOUR_SIDE = 256  # pixels of the longer side at which colours are measured
 _BLANK_LEVELS, _BLANK_SHARE = 10, 0.05
@@ -78,15 +78,11 @@ class Measures:
 def measure(path: pathlib.Path) -> Measures | str:
     """Measure an image; return the reason if it cannot be used."""
     try:
-        if path.exists() and not path.is_file():  # reading a pipe would wait forever
-            return "not a regular file"
-        data = path.read_bytes()
+        data = read_file(path)
         checked, pixels = read_image(data)
         rgb = np.ascontiguousarray(pixels)
     except BadImageError as error:
         return str(error)
-    except OSError as error:
-        return f"unreadable: {error.strerror}"
     kind = "PNG" if data.startswith(b"\x89PNG") else "JPEG" if data.startswith(b"\xff\xd8") else "TIFF"
     grey = hashes.grey_of(rgb)
     small = _reduced(rgb)

@@ -12,6 +12,7 @@ from data_pipelines.breakhis import filenames
 from data_pipelines.breakhis.scan import DOWNLOAD, ScannedImage, scan
 from data_pipelines.compat import LocalDatasetInfo, data_dir_root
 from data_pipelines.errors import DataError
+from data_pipelines.images import read_file
 from data_pipelines.tfds_builder import shuffled_shards
 
 
@@ -93,7 +94,7 @@ class Builder(tfds.core.ShardBasedBuilder):
 def _example(image: ScannedImage) -> dict[str, Any]:
     name = image.name
     return {
-        "image": image.path.read_bytes(),
+        "image": read_file(image.path),
         "label": name.label,
         "subtype": name.subtype,
         "image_id": name.image_id,

@@ -10,7 +10,7 @@ from typing import Any
 
 from data_pipelines.breakhis import filenames
 from data_pipelines.errors import BadImageError, DataError, bad_images_message
-from data_pipelines.images import CheckedImage, check_png
+from data_pipelines.images import CheckedImage, check_png, read_file
 from histojax.core.printable import printable
 from histojax.core.walk import Files, describe, find_files
 
@@ -173,8 +173,6 @@ def _patients(names: Iterable[filenames.ImageName]) -> list[dict[str, Any]]:
 def _check(path: pathlib.Path) -> CheckedImage | str:
     """Return the checked image, or the reason why it cannot be used."""
     try:
-        return check_png(path.read_bytes())
+        return check_png(read_file(path))
     except BadImageError as error:
         return str(error)
-    except OSError as error:
-        return f"unreadable: {error.strerror}"

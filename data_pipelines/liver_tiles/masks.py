@@ -8,7 +8,9 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.errors import BadImageError, DataError
+from data_pipelines.images import read_file
 from data_pipelines.liver_tiles.spec import TilesSpec
+from histojax.core.printable import printable
 
 # WSSS4LUAD (Han et al. 2022): tumor, stroma, normal, and white for the background.
 _WSSS4LUAD = (0, 64, 128, 64, 128, 0, 243, 152, 0, 255, 255, 255)
@@ -53,7 +55,11 @@ def read_mask(path: pathlib.Path, height: int, width: int) -> np.ndarray:
       BadImageError: the mask is unreadable, holds colours instead of numbers, or has another size than the image.
     """
     try:
-        with Image.open(io.BytesIO(path.read_bytes()), formats=("PNG", "TIFF")) as mask:
+        data = read_file(path)
+    except BadImageError as error:
+        raise BadImageError(f"its mask {printable(path.name)} is {error}") from error
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "TIFF")) as mask:
             mode, values = mask.mode, np.asarray(mask)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadImageError(f"its mask {path.name} is unreadable ({error})") from error

@@ -9,12 +9,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from data_pipelines.errors import BadImageError, DataError, bad_images_message
-from data_pipelines.images import check_image, decode_rgb, encode_png, is_tiff, pixel_hash
+from data_pipelines.images import check_image, decode_rgb, encode_png, is_tiff, pixel_hash, read_file
 from data_pipelines.liver_tiles import layouts, masks
 from data_pipelines.liver_tiles.layouts import Item, name_of
 from data_pipelines.liver_tiles.spec import TilesSpec
 from data_pipelines.liver_tiles.tile_names import tile_name
 from data_pipelines.records import Record, join_labels
+from histojax.core.printable import printable
 
 _NO_LABEL = "tile without a label left out (data.tiles.keep_empty=True keeps them)"
 _SMALL = "image smaller than a tile left out (data.tiles.size)"
@@ -84,7 +85,7 @@ def scan(root: pathlib.Path, spec: TilesSpec, on_bad_image: str = "error") -> Sc
     return Scan(
         tiles=tuple(sorted(tiles, key=lambda tile: tile.record.image_id)),
         summary={
-            "root": str(root),
+            "root": printable(root),
             "layout": found.layout,
             "labels": list(found.labels),
             "bad_images": dict(sorted(bad.items())),
@@ -96,7 +97,7 @@ def scan(root: pathlib.Path, spec: TilesSpec, on_bad_image: str = "error") -> Sc
 
 def stored_bytes(tile: Tile) -> bytes:
     """Return what is stored of a tile: the file's own bytes if possible (PNG, JPEG), else a PNG of its pixels."""
-    data = tile.path.read_bytes()
+    data = read_file(tile.path)
     if tile.corner is not None:
         (x, y), (height, width) = tile.corner, tile.shape
         return encode_png(decode_rgb(data)[y : y + height, x : x + width])
@@ -113,7 +114,7 @@ def image_ids(items: Iterable[Item], root: pathlib.Path) -> dict[pathlib.Path, s
 def _read(item: Item, image_id: str, labels: tuple[str, ...], spec: TilesSpec) -> tuple[list[Tile], Counter[str]] | str:
     """Return the tiles of an image and its notes, or the reason why it cannot be used."""
     try:
-        data = item.path.read_bytes()
+        data = read_file(item.path)
         checked = check_image(data)
         whole = Record(
             image_id=image_id,
@@ -133,8 +134,6 @@ def _read(item: Item, image_id: str, labels: tuple[str, ...], spec: TilesSpec) -
         mask = masks.read_mask(item.mask, checked.height, checked.width)
     except BadImageError as error:
         return str(error)
-    except OSError as error:
-        return f"unreadable: {error.strerror}"
     if min(mask.shape) < spec.size:
         return [], notes + Counter({_SMALL: 1})
     pixels = decode_rgb(data)

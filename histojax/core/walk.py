@@ -95,6 +95,16 @@ def find_files(root: str | os.PathLike[str], suffixes: tuple[str, ...], skip: It
     return walk.run()
 
 
+def check_readable(folder: str) -> None:
+    """Verify that a folder, if it is one, can be listed.
+
+    Raises:
+      RunError: it cannot.
+    """
+    if os.path.isdir(folder):
+        _entries(folder, folder)
+
+
 def order(path: str) -> list[tuple[bool, str]]:
     """Return the sort key of a path: files come before the folders beside them."""
     *folders, name = path.split(os.sep)
@@ -114,6 +124,31 @@ def _kind(entry: os.DirEntry[str]) -> _Kind:
     if entry.is_dir(follow_symlinks=False):
         return _Kind.FOLDER
     return _Kind.FILE if entry.is_file(follow_symlinks=False) else _Kind.OTHER
+
+
+def _entries(folder: str, root: str) -> dict[str, _Kind]:
+    """Return the kind of each entry of a folder.
+
+    Raises:
+      RunError: the folder, which is below `root`, cannot be read.
+    """
+
+    def entries() -> dict[str, _Kind]:
+        with os.scandir(folder) as found:
+            return {entry.name: _kind(entry) for entry in found}
+
+    try:
+        return with_backoff(printable(folder), entries)
+    except OSError as error:
+        raise _unreadable(folder, root, error) from error
+
+
+def _unreadable(path: str, root: str, error: OSError) -> RunError:
+    permission = error.errno in (errno.EACCES, errno.EPERM)
+    remedy = f"make it readable: chmod -R u+rX '{printable(path)}'" if permission else "check the storage and rerun"
+    away = "" if path == root else f", or move it out of {printable(root)}"
+    reason = error.strerror or error
+    return RunError(f"{printable(path)}: cannot be read ({reason}), so inputs may be missing; {remedy}{away}")
 
 
 class _Walk:
@@ -162,7 +197,7 @@ class _Walk:
             if real in self._folders or (real in self._skip and folder != self._root):
                 continue
             self._folders.add(real)
-            entries = self._list(folder)
+            entries = _entries(folder, self._root)
             if folder != self._root and any(marks <= entries.keys() for marks in _RESULTS):
                 self._results.append(folder)
                 continue
@@ -176,31 +211,12 @@ class _Walk:
                 else:
                     self._add(os.path.join(folder, name), os.path.join(real, name), kind is _Kind.FILE)
 
-    def _list(self, folder: str) -> dict[str, _Kind]:
-
-        def entries() -> dict[str, _Kind]:
-            with os.scandir(folder) as found:
-                return {entry.name: _kind(entry) for entry in found}
-
-        try:
-            return with_backoff(printable(folder), entries)
-        except OSError as error:
-            raise self._unreadable(folder, error) from error
-
-    def _unreadable(self, path: str, error: OSError) -> RunError:
-        permission = error.errno in (errno.EACCES, errno.EPERM)
-        remedy = f"make it readable: chmod -R u+rX '{printable(path)}'" if permission else "check the storage and rerun"
-        return RunError(
-            f"{printable(path)}: cannot be read ({error.strerror or error}), so inputs may be missing; {remedy}, or "
-            f"move it out of {printable(self._root)}"
-        )
-
     def _add_link(self, link: str) -> None:
         try:
             mode = with_backoff(printable(link), lambda: os.stat(link)).st_mode
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                raise self._unreadable(link, error) from error
+                raise _unreadable(link, self._root, error) from error
             self._broken[link] = "broken link" if error.errno != errno.ELOOP else "link to itself"
             return
         if stat.S_ISDIR(mode):

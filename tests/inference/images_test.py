@@ -93,6 +93,30 @@ def test_circular_links_end_and_names_of_any_bytes_are_kept(tmp_path: pathlib.Pa
             reader.read(found[2])
 
 
+def test_globs_read_each_folder_once_or_say_that_they_cannot(
+    tmp_path: pathlib.Path, write_images: WriteImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path, ["a/1.png", "a/b/2.png", "a/b/._2.png", "c/3.png"])
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    os.chdir(tmp_path)
+    assert ids("**/*.png") == ["a/1.png", "a/b/2.png", "c/3.png"]
+    assert ids(f"{tmp_path}/a/**/b") == [f"{tmp_path}/a/b/2.png"]
+    assert ids("?/**") == ["a/1.png", "a/b/2.png", "c/3.png"]
+    assert ids("./[ab]/**/[12].*") == ["./a/1.png", "./a/b/2.png"]
+    scandir = os.scandir
+
+    def locked(path: object) -> object:
+        if str(path) in ("a/b", f"{tmp_path}/a/b"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "scandir", locked)
+    for pattern in ("a/b/*.png", f"{tmp_path}/a/**/*.png", "a"):
+        with pytest.raises(RunError, match=r"a/b: cannot be read \(Permission denied\)"):
+            find([pattern])
+    assert ids("a/*.png") == ["a/1.png"]
+
+
 def test_a_list_is_relative_to_itself_and_keeps_its_columns(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
     write_images(tmp_path, ["img/1.png", "img/2.png"])
     table = tmp_path / "list.csv"
@@ -191,7 +215,7 @@ def test_transparent_pixels_lie_on_white(tmp_path: pathlib.Path, kind: str) -> N
     np.testing.assert_allclose(found[0, 1], COLOURS[0, 1] * (128 / 255) + 127, atol=1)
 
 
-def test_a_colour_declared_transparent_lies_on_white(tmp_path: pathlib.Path) -> None:
+def test_a_colour_declared_transparent_is_shown_on_white(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "1.png"
     path.write_bytes(encoded(COLOURS, "PNG", transparency=tuple(COLOURS[2, 3].tolist())))
     found = read(path)

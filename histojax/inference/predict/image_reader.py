@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data_pipelines.pixels import decode
+from histojax.core.retries import with_backoff
 from histojax.inference.predict.images import ImageRef, open_archive
 
 MAX_PIXELS = 89_478_485  # Pillow's limit, which the scan of training images also applies
@@ -57,24 +58,27 @@ class ImageReader:
           UnreadableError: not an image, damaged, too large, or of a kind that training does not accept.
         """
         try:
-            with contextlib.ExitStack() as stack:
-                stream, size = self._open(ref)
-                stack.enter_context(stream)
-                if size > MAX_BYTES:
-                    raise UnreadableError(f"{size:,} bytes, more than {MAX_BYTES:,}: a slide? See histojax slide")
-                if size > _LARGE_BYTES:
-                    stack.enter_context(self._large_image_lock)
-                data = stream.read(MAX_BYTES)
-                image = stack.enter_context(_open_image(data))
-                if image.width * image.height > _LARGE_PIXELS:
-                    stack.enter_context(self._large_image_lock)
-                return _decode(image, data)
+            return with_backoff(ref.image_id, lambda: self._read(ref))
         except UnreadableError:
             raise
         except OSError as error:
             raise UnreadableError(error.strerror or f"damaged or cut short ({error})") from error
         except Exception as error:  # decoders raise anything when they meet bytes that their authors did not expect
             raise UnreadableError(f"damaged ({type(error).__name__}: {error})") from error
+
+    def _read(self, ref: ImageRef) -> np.ndarray:
+        with contextlib.ExitStack() as stack:
+            stream, size = self._open(ref)
+            stack.enter_context(stream)
+            if size > MAX_BYTES:
+                raise UnreadableError(f"{size:,} bytes, more than {MAX_BYTES:,}: a slide? See histojax slide")
+            if size > _LARGE_BYTES:
+                stack.enter_context(self._large_image_lock)
+            data = stream.read(MAX_BYTES)
+            image = stack.enter_context(_open_image(data))
+            if image.width * image.height > _LARGE_PIXELS:
+                stack.enter_context(self._large_image_lock)
+            return _decode(image, data)
 
     def _open(self, ref: ImageRef) -> tuple[IO[bytes], int]:
         """Open the file or archive member; return it with the size in bytes that it claims."""

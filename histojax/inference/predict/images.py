@@ -1,6 +1,7 @@
 """Find the images that a command line names: files, folders, globs, lists and zip archives."""
 
 import dataclasses
+import fnmatch
 import functools
 import glob
 import hashlib
@@ -13,10 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from data_pipelines.tables import read_table
 from histojax.core.errors import RunError
 from histojax.core.printable import printable
-from histojax.core.walk import find_files, order
+from histojax.core.walk import check_readable, find_files, order
 
 _log = logging.getLogger(__name__)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".jp2", ".j2k", ".jpx")
+_INPUTS = (*SUFFIXES, ".zip", ".csv")
 _RESERVED = ("prob_", "predicted")  # prefixes of the columns that prediction adds to the table
 
 
@@ -100,12 +102,51 @@ def _stamp(path: str) -> str:
 def _expand(text: str) -> Iterator[ImageRef]:
     """Yield the images that one argument names, which may be a glob."""
     path = os.path.expanduser(text)
-    if not os.path.lexists(path) and any(sign in path for sign in "*?["):
-        for match in sorted(glob.glob(path, recursive=True)):
-            if os.path.isdir(match) or match.lower().endswith((*SUFFIXES, ".zip", ".csv")):
+    if not os.path.lexists(path) and glob.has_magic(path):
+        for match in sorted(_below_any_depth(path) if "**" in path.split(os.sep) else _matches(path)):
+            if os.path.isdir(match) or match.lower().endswith(_INPUTS):
                 yield from _expand_path(match)
     else:
         yield from _expand_path(path)
+
+
+def _matches(pattern: str) -> list[str]:
+    """Return the paths that match a glob without `**`.
+
+    Raises:
+      RunError: a folder cannot be read; `glob` alone would pass it over.
+    """
+    parts = pattern.split(os.sep)
+    for end, part in enumerate(parts):
+        if glob.has_magic(part):
+            for folder in glob.glob(os.sep.join(parts[:end]) or os.sep) if end else ["."]:
+                check_readable(folder)
+    return glob.glob(pattern)
+
+
+def _below_any_depth(pattern: str) -> list[str]:
+    """Return the files that match a glob with `**`, or are in a folder that does; circular links end."""
+    parts = pattern.split(os.sep)
+    start = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    root = os.sep.join(parts[:start]) or (os.sep if start else os.curdir)
+    if not os.path.isdir(root):
+        return []
+    found = find_files(root, _INPUTS)
+    matching = []
+    for path in (*found.paths, *found.broken):
+        names = os.path.relpath(path, root).split(os.sep)
+        if any(_fits(names[:end], parts[start:]) for end in range(1, len(names) + 1)):
+            matching.append(path if start else os.sep.join(names))
+    return matching
+
+
+def _fits(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Return whether the parts of a path match those of a glob."""
+    if not pattern:
+        return not names
+    if pattern[0] == "**":
+        return _fits(names, pattern[1:]) or (bool(names) and _fits(names[1:], pattern))
+    return bool(names) and fnmatch.fnmatchcase(names[0], pattern[0]) and _fits(names[1:], pattern[1:])
 
 
 def _expand_path(path: str) -> Iterator[ImageRef]:
