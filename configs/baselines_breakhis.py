@@ -66,6 +66,7 @@ def get_config(variant: str = "") -> ConfigDict:
     reported = {"40X": 0.985, "100X": 0.987, "200X": 0.979, "400X": 0.943}  # DALAResNet50
     config.paper.accuracy = ConfigDict({"dala_resnet50": ConfigDict(reported)})
     if "smoke" in parts:
+        config.data.synthetic = True
         config.data.image_size = 56 if config.model.name == "dinov2_vitb14" else 64  # four patches of 14
         config.train.batch_size = 16
         config.train.epochs = 1

@@ -37,6 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.loss.class_weights = "inverse"
     config.optimizer.clip_norm = 1.0
     if variant == "smoke":
+        config.data.synthetic = True
         config.data.image_size = 64
         config.train.batch_size = 16
         config.train.epochs = 10

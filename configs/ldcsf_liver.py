@@ -56,6 +56,7 @@ def get_config(variant: str = "") -> ConfigDict:
         {"interstitial": 0.9460, "necrosis": 0.9960, "non_tumor": 0.9808, "tumor": 0.9847}
     )
     if smoke:
+        config.data.synthetic = True
         config.data.image_size = 64
         config.data.tiles.size = 112
         config.data.tiles.stride = 56

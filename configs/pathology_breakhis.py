@@ -93,6 +93,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer.learning_rate = 1e-4
     config.optimizer.clip_norm = 1.0
     if "smoke" in parts:
+        config.data.synthetic = True
         config.data.image_size = 56 if backbone.options.get("patch") == 14 else 64
         config.train.batch_size = 16
         config.train.epochs = 1

@@ -24,7 +24,8 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         examples=[
             "histojax protocols --config dala_resnet50_breakhis --workdir runs/meter --folds 5 "
             "--config.data.root=BreaKHis_v1.tar.gz",
-            "histojax protocols --config dala_resnet50_breakhis --protocols case_deduplicated --write_folds folds",
+            "histojax protocols --config dala_resnet50_breakhis --protocols case_deduplicated --write_folds folds "
+            "--config.data.root=BreaKHis_v1.tar.gz",
         ],
     )
     flags.add_config(parser)
@@ -65,9 +66,10 @@ def run(args: argparse.Namespace) -> None:
     refuse_unused(args, args.write_folds is None, ["--transfer"], "without --write_folds")
     from histojax.distributed import processes, runtime
     from histojax.studies import protocols
-    from histojax.training import experiments
+    from histojax.training import default_config, experiments
 
     config = experiments.read(args.config, args.overrides)
+    default_config.check_data_root(config)
     runtime.prepare(config.sharding.cpu_devices)
     names = args.protocols or list(protocols.DEFAULT)
     if args.transfer and not any(name.partition("_")[0] == "case" for name in names):

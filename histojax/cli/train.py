@@ -67,10 +67,11 @@ def add_process_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train."""
-    from histojax.training import experiments
+    from histojax.training import default_config, experiments
 
     check_local("--workdir", args.workdir)
     config = experiments.read(args.config, args.overrides)
+    default_config.check_data_root(config)  # without waiting for jax
     gc.disable()  # until `runtime.prepare`: the objects that imports create stay
     from histojax.distributed import processes
 

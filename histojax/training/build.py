@@ -18,7 +18,7 @@ from histojax.data.pipeline import LoaderSpec
 from histojax.data.transforms import AugmentSpec
 from histojax.distributed.sharding import Layout
 from histojax.evaluation import thresholds
-from histojax.training import losses
+from histojax.training import default_config, losses
 from histojax.training.optimizer import OptimizerSpec, make_optimizer
 from histojax.training.program import Program, StepSpec
 from histojax.training.tasks import Multiclass, Multilabel, Task
@@ -27,11 +27,12 @@ _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def check(config: ConfigDict) -> None:
-    """Check split, threshold rule and model, which the range of a single field does not decide.
+    """Check data root, split, threshold rule and model, which the range of a single field does not decide.
 
     Raises:
       RunError, DataError: as the functions that build them.
     """
+    default_config.check_data_root(config)
     split_spec(config)
     threshold_rule(config)
     model_options(config)

@@ -18,7 +18,8 @@ def base() -> ConfigDict:
 
     config.data = data = ConfigDict()
     data.pipeline = "breakhis"  # or liver_tiles: any multi-label data set of tiles
-    data.root = ""  # archive, folder or table (see the pipeline's README); empty: synthetic images
+    data.root = ""  # archive, folder or table (see the pipeline's README)
+    data.synthetic = False  # without root: train on the built-in synthetic images, as the variants `smoke` do
     data.prepared_dir = ""  # empty: $HISTOJAX_DATA, else ~/.cache/histojax
     data.magnification = "100X"  # BreakHis: 40X, 100X, 200X, 400X or all
     data.task = "binary"  # BreakHis: binary (benign, malignant) or subtype (the eight); liver_tiles: multilabel
@@ -227,6 +228,19 @@ def check_values(config: ConfigDict) -> None:
     legal = LEGAL_VALUES | (MULTILABEL_VALUES if config.data.task == "multilabel" else {})
     if problems := [problem for field, values in legal.items() for problem in _problems(config, field, values)]:
         raise RunError("\n".join(problems))
+
+
+def check_data_root(config: ConfigDict) -> None:
+    """Check that training has images: only a config that says so trains on synthetic ones.
+
+    Raises:
+      RunError: `data.root` is empty, and `data.synthetic` is not set.
+    """
+    if not (config.data.root or config.data.synthetic):
+        raise RunError(
+            "data.root is empty: give your images with --config.data.root=PATH, or train on the built-in synthetic "
+            "images with --config.data.synthetic=true"
+        )
 
 
 def _problems(config: ConfigDict, field: str, legal: str | tuple[str, ...]) -> Iterator[str]:

@@ -33,7 +33,7 @@ from histojax.training.writer import MetricsWriter, Progress, RunFile
 _log = logging.getLogger(__name__)
 # Fields that change neither what is learned nor the data it is learned from (the split's hash guards the data).
 _FREE_FIELDS = {"data.root", "data.prepared_dir", "data.mpp", "data.threads", "data.workers", "data.on_bad_record"}
-_FREE_FIELDS |= {"data.cache", "train.log_every", "train.watchdog"}
+_FREE_FIELDS |= {"data.cache", "data.synthetic", "train.log_every", "train.watchdog"}
 # Fields that older runs lack, with the value that such a run had.
 _ADDED_FIELDS = {"model.module": "", "train.batch_norm": "global"}
 _FREE_GROUPS = ("checkpoint.", "compare.", "evaluation.", "paper.", "sharding.")

@@ -12,6 +12,7 @@ from histojax import main as door
 from histojax.cli import audit, train
 from histojax.cli.main import GROUPS, RootParser, parse
 from histojax.cli.parser import CommandParser, split_overrides
+from histojax.training import default_config, experiments
 from tests.helpers.command import histojax
 from tests.helpers.programs import run
 
@@ -40,7 +41,10 @@ def test_every_command_has_help_with_an_example_that_parses(name: str) -> None:
     examples = re.findall(rf"^  (histojax {name}\b.*)$", done.stdout, re.MULTILINE)
     assert examples
     for example in examples:
-        assert parse(example.replace("'", "").split()[1:]).run
+        args = parse(example.replace("'", "").split()[1:])
+        assert args.run
+        if name in ("train", "compare", "protocols"):
+            default_config.check_data_root(experiments.read(args.config, args.overrides))
 
 
 def test_version() -> None:
@@ -90,6 +94,9 @@ def test_arguments_that_cannot_be_parsed(argv: list[str], message: str) -> None:
     [
         (["train", "--config=dala_resnet50_breakhi", "--workdir=x"], "(did you mean 'dala_resnet50_breakhis'?)"),
         (["train", "--config=ldcsf_liver:smok", "--workdir=x"], "unknown variant ':smok'"),
+        (["train", *RUN], "or train on the built-in synthetic images with --config.data.synthetic=true"),
+        (["protocols", *RUN], "data.root is empty: give your images with --config.data.root=PATH, or train on the"),
+        (["compare", "--config=baselines_breakhis", "--workdir=x"], "data.root is empty: give your images with"),
         (["train", "--config=ldcsf_liver", "--workdir=gs://bucket/run"], "--workdir=gs://bucket/run: a path is needed"),
         (["train", "--config=ldcsf_liver", "--workdir=x", "--config.data.magnificatoin=40X"], "'magnification'"),
         (["train", *RUN, "--config.optimizer.lr=0.1"], "optimizer has no field 'lr' (did you mean 'learning_rate'?)"),

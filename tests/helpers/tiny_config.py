@@ -18,6 +18,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.model.options = ConfigDict(sizes | {"dropout": 0.1, "stochastic_depth": 0.1})
         config.data.augment.crop_scale = 0.7
         config.data.augment.colour_jitter = 0.1
+    config.data.synthetic = True
     config.data.image_size = 32
     config.train.batch_size = 8
     config.train.epochs = 3

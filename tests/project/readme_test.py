@@ -7,6 +7,7 @@ import pytest
 
 from histojax import main as door
 from histojax import models
+from histojax.cli import compare, protocols, train
 from histojax.cli.main import RootParser, parse
 from histojax.training import default_config, experiments
 from tests.conftest import ROOT
@@ -36,7 +37,9 @@ def test_a_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None
     args = parse(arguments(command))
     monkeypatch.chdir(ROOT)  # paths are relative to the root, as the README's reader stands there
     if getattr(args, "config", None) is not None:
-        experiments.read(args.config, args.overrides)
+        config = experiments.read(args.config, args.overrides)
+        if args.run in (train.run, compare.run, protocols.run):
+            default_config.check_data_root(config)
 
 
 def test_commands_of_every_kind_are_found() -> None:

@@ -16,7 +16,7 @@ from configs import dala_resnet50_breakhis
 from data_pipelines.errors import DataError
 from histojax.core.errors import RunError
 from histojax.distributed.sharding import Layout
-from histojax.training import build, default_config, loop
+from histojax.training import build, default_config, experiments, loop
 from histojax.training.optimizer import learning_rate
 from histojax.training.tasks import Multiclass, Multilabel
 from tests.helpers import tiny_config
@@ -176,6 +176,19 @@ def test_model_and_split_are_checked_before_the_data_are_opened(
         config.update_from_flattened_dict({field: value})
     with pytest.raises((RunError, DataError), match=message):
         loop.train_and_evaluate(config, tmp_path / "run")
+
+
+def test_only_smoke_runs_default_to_synthetic_images(tmp_path: pathlib.Path) -> None:
+    both_ways = r"--config\.data\.root=PATH, or .*--config\.data\.synthetic=true"
+    with pytest.raises(RunError, match=both_ways):
+        loop.train_and_evaluate(dala_resnet50_breakhis.get_config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    for name in experiments.names():
+        with pytest.raises(RunError, match=both_ways):
+            default_config.check_data_root(experiments.read(name))
+        default_config.check_data_root(experiments.read(f"{name}:smoke"))
+        default_config.check_data_root(experiments.read(name, [("data.root", "images")]))
+        default_config.check_data_root(experiments.read(name, [("data.synthetic", "true")]))
 
 
 def test_shipped_experiments_are_legal() -> None:

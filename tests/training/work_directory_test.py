@@ -16,7 +16,7 @@ def test_a_run_from_before_a_field_existed_can_be_resumed(
     monkeypatch.setattr(loop.checkpoint, "complete_steps", lambda folder: [1])
     config = get_config()
     saved = json.loads(config.to_json())
-    del saved["model"]["module"], saved["train"]["batch_norm"]
+    del saved["data"]["synthetic"], saved["model"]["module"], saved["train"]["batch_norm"]
     (tmp_path / "config.json").write_text(json.dumps(saved))
     loop.check_config(tmp_path, config)
     config.train.batch_norm = "device"
