@@ -89,7 +89,8 @@ def run(args: argparse.Namespace) -> None:
     from histojax.slides import cohort, cohort_jobs
     from histojax.slides.grid import GridSpec
 
-    jobs = shards.share(cohort_jobs.find(args.slides, args.mpp, args.roi, override_mpp=args.override_mpp), args.shard)
+    jobs = cohort_jobs.find(args.slides, args.mpp, args.roi, override_mpp=args.override_mpp, output=args.output)
+    jobs = shards.share(jobs, args.shard)
     predictor = _predictor(args.run_path, args.batch_size)
     model = _model(predictor, args.tile_um)
     # Checks the values now, not when the first slide is open.

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
     from histojax.slides import cohort_jobs
     from histojax.slides.annotations import training_tiles
 
-    jobs = cohort_jobs.find(args.slides, args.mpp, override_mpp=args.override_mpp)
+    jobs = cohort_jobs.find(args.slides, args.mpp, override_mpp=args.override_mpp, output=args.output)
     slides = training_tiles.pair([job.slide for job in jobs], args.annotations)
     slides = [
         dataclasses.replace(slide, mpp=job.mpp, override_mpp=job.override_mpp)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from data_pipelines.tables import read_table
 from histojax.core.errors import RunError
+from histojax.core.walk import find_files
 from histojax.slides.content import content_hash
 
 _log = logging.getLogger(__name__)
@@ -16,6 +17,7 @@ SUFFIXES = (
     ".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".czi",
     ".jp2", ".png", ".jpg", ".jpeg", ".bmp",
 )  # fmt: skip
+TILES_RECORD = "train_tiles.json"  # file that marks a folder of training tiles
 _COLUMNS = ("slide", "mpp", "roi", "name", "override_mpp")
 
 
@@ -49,6 +51,7 @@ def find(
     roi: pathlib.Path | None = None,
     *,
     override_mpp: float | None = None,
+    output: pathlib.Path | None = None,
 ) -> list[Job]:
     """List the slides that the user's paths stand for, in order.
 
@@ -56,11 +59,12 @@ def find(
     without suffix, preceded by its subfolders in a folder that is searched.
 
     Args:
-      paths: slides; folders, searched recursively; CSV lists with a column `slide`, any of the columns `mpp`, `roi`,
-        `name` and `override_mpp`, and paths relative to the list. A missing slide becomes a job like any other, which
-        later fails.
+      paths: slides; folders, searched by `walk.find_files` without training tiles that were cut from slides; CSV lists
+        with a column `slide`, any of the columns `mpp`, `roi`, `name` and `override_mpp`, and paths relative to the
+        list. A missing slide becomes a job like any other, which later fails.
       mpp: µm per level-0 pixel of slides that store none, unless a list gives another.
       override_mpp: µm per level-0 pixel of slides, whatever they store, unless a list gives another.
+      output: folder that the command writes to, which holds no slides.
       roi: GeoJSON file for the only slide, or a folder with `<slide name>.geojson` or `<file name>.geojson` for some
         slides.
 
@@ -78,10 +82,7 @@ def find(
         if path.suffix.lower() == ".csv":
             jobs += _from_list(path)
         elif path.is_dir():
-            slides = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not slides:
-                raise RunError(f"{path}: the folder has no slides ({', '.join(SUFFIXES)})")
-            jobs += [Job("_".join(slide.relative_to(path).with_suffix("").parts), slide) for slide in slides]
+            jobs += _from_folder(path, output)
         else:
             jobs.append(Job(path.stem, path))
     jobs = [dataclasses.replace(job, mpp=job.mpp or mpp, override_mpp=job.override_mpp or override_mpp) for job in jobs]
@@ -89,6 +90,29 @@ def find(
     _check_names(jobs)
     _check_regions(jobs, roi)
     return jobs
+
+
+def _from_folder(folder: pathlib.Path, output: pathlib.Path | None) -> list[Job]:
+    """The slides in a folder, named by their path in it.
+
+    Raises:
+      RunError: it has none, or a folder in it cannot be read.
+    """
+    found = find_files(folder, SUFFIXES, skip=[output] if output else [])
+    for line in found.report():
+        _log.warning("%s", line)
+    slides = [path for path in map(pathlib.Path, found.paths) if not _is_training_tile(path, folder)]
+    if passed_over := len(found.paths) - len(slides):
+        _log.warning("%d training tiles of `histojax slide train-tiles` are passed over", passed_over)
+    if not slides:
+        raise RunError(f"{folder}: the folder has no slides ({', '.join(SUFFIXES)})")
+    return [Job("_".join(slide.relative_to(folder).with_suffix("").parts), slide) for slide in slides]
+
+
+def _is_training_tile(path: pathlib.Path, root: pathlib.Path) -> bool:
+    """Whether a file below `root` lies in a folder of training tiles below `root`."""
+    folders = path.relative_to(root).parents
+    return any((root / folder / TILES_RECORD).is_file() for folder in folders if folder != pathlib.Path())
 
 
 def _from_list(path: pathlib.Path) -> Iterator[Job]:

@@ -115,3 +115,18 @@ def test_shards_cover_every_slide_once() -> None:
     for wrong in ("3/3", "1", "a/2", "-1/2", "0/0"):
         with pytest.raises(RunError, match="is not I/N"):
             shards.share(all_, wrong)
+
+
+def test_results_hidden_files_and_links_are_no_slides(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(
+        tmp_path, "a.svs", "._a.svs", ".ipynb_checkpoints/a-checkpoint.tif", "__MACOSX/a.svs",
+        "earlier/a/slide.json", "earlier/a/heatmap.tif", "earlier/a/overlay.png", "out/heatmap.tif",
+        "tiles/train_tiles.json", "tiles/a/a_x0_y0.png",
+    )  # fmt: skip
+    (tmp_path / "link.svs").symlink_to("a.svs")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "nothing.svs").symlink_to("absent.svs")
+    assert [job.name for job in cohort_jobs.find([str(tmp_path)], output=tmp_path / "out")] == ["a"]
+    assert "nothing.svs: broken link" in caplog.text
+    assert "1 training tiles of `histojax slide train-tiles` are passed over" in caplog.text
+    assert [job.name for job in cohort_jobs.find([str(tmp_path / "tiles")])] == ["a_a_x0_y0"], "given on purpose"

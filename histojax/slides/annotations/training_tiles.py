@@ -23,12 +23,13 @@ from histojax.core.errors import RunError
 from histojax.core.files import atomic_folder
 from histojax.slides.annotations import regions
 from histojax.slides.annotations.regions import Region
+from histojax.slides.cohort_jobs import TILES_RECORD
 from histojax.slides.geometry import Geometry
 from histojax.slides.labels import unique_file_names
 from histojax.slides.readers.reader import Slide, open_slide
 from histojax.slides.tile_table import BOX
 
-TABLE, RECORD = "tiles.csv", "train_tiles.json"
+TABLE = "tiles.csv"
 _GROUPS = ("patient_id", "slide_id")
 _NO_CLASS = "(no class)"
 _CHUNK = 1 << 16  # tile boxes in memory at once; a slide with overlapping tiles has millions
@@ -198,7 +199,7 @@ def cut(slides: Sequence[AnnotatedSlide], output: str | os.PathLike[str], spec: 
                 "larger annotations, lower --min_annotated or cut smaller tiles"
             )
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-        (temporary / RECORD).write_text(text, encoding="utf-8")
+        (temporary / TILES_RECORD).write_text(text, encoding="utf-8")
     return record
 
 
