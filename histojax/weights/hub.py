@@ -49,16 +49,35 @@ def locate(source: str) -> pathlib.Path:
     owner, name, file = _parts(source)
     candidates = [file] if file else list(_HUB_FILES)
     for candidate in candidates:
+        offline = _connection_error(f"{owner}/{name}", candidate)
         try:
-            return pathlib.Path(huggingface_hub.hf_hub_download(f"{owner}/{name}", candidate))
+            path = huggingface_hub.hf_hub_download(f"{owner}/{name}", candidate, local_files_only=bool(offline))
+            return pathlib.Path(path)
         except huggingface_hub.errors.EntryNotFoundError as error:
-            # Offline, a file missing from the cache raises a subclass of this error: then the connection is missing.
+            # A file missing from the cache raises a subclass of this error: then the connection is missing.
             if candidate != candidates[-1] and not isinstance(error, huggingface_hub.errors.LocalEntryNotFoundError):
                 continue
-            raise _download_error(source, candidate, error) from error
+            raise _download_error(source, candidate, offline or _first_line(error)) from error
         except Exception as error:  # the network, its proxies and the hub raise many kinds of errors
-            raise _download_error(source, candidate, error) from error
+            raise _download_error(source, candidate, _first_line(error)) from error
     raise AssertionError(candidates)
+
+
+def _connection_error(repository: str, file: str) -> str:
+    """Ask the hub for a file once, and return why it does not answer; "" if it does.
+
+    `hf_hub_download` would ask six times, for more than 20 seconds, before it looks into the cache.
+    """
+    import huggingface_hub
+
+    url = huggingface_hub.hf_hub_url(repository, file)
+    try:
+        huggingface_hub.get_hf_file_metadata(url, timeout=huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT)
+    except huggingface_hub.errors.HfHubHTTPError:
+        return ""  # an answer, which the download explains
+    except Exception as error:  # of the network
+        return f"no connection to the hub: {_first_line(error)}"
+    return ""
 
 
 def _parts(source: str) -> tuple[str, str, str]:
@@ -67,9 +86,12 @@ def _parts(source: str) -> tuple[str, str, str]:
     return owner, name, file
 
 
-def _download_error(source: str, file: str, error: Exception) -> RunError:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _download_error(source: str, file: str, reason: str) -> RunError:
     return RunError(
-        f"model.pretrained={source}: {file} could not be downloaded and is not in the cache ({first}). Offline, name a "
-        "file on this machine; for a repository behind a licence, accept the licence on its page and set HF_TOKEN"
+        f"model.pretrained={source}: {file} could not be downloaded and is not in the cache ({reason}). Offline, name "
+        "a file on this machine; for a repository behind a licence, accept the licence on its page and set HF_TOKEN"
     )
