@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from data_pipelines.depth import describe_fault
 from data_pipelines.errors import BadImageError
 from data_pipelines.pixels import decode
 from histojax.core.retries import is_transient, read_bytes
@@ -160,6 +161,8 @@ def _read_with_pillow(data: bytes) -> np.ndarray:
                 kind = image.format
                 if image.mode != "RGB":
                     raise BadImageError(f"{kind} of mode {image.mode} where 8-bit RGB is expected: convert it")
+                if fault := describe_fault(image, data):
+                    raise BadImageError(f"{fault} where one picture of 8-bit RGB is expected: convert it")
                 return np.asarray(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImageError("more than 89 million pixels: if this is a slide, cut it into tiles first") from error

@@ -227,17 +227,45 @@ def test_images_that_training_rejects_are_rejected(tmp_path: pathlib.Path) -> No
     path = tmp_path / "1.png"
     grey = COLOURS[..., 0]
     deep = cv2.imencode(".png", COLOURS.astype(np.uint16) * 257)[1].tobytes()
-    for data in (encoded(grey, "PNG"), encoded(grey, "JPEG"), encoded(grey, "TIFF"), deep):
+    # 12-bit pixels in 16 bits, which would come out nearly black.
+    deep_tiff = cv2.imencode(".tif", COLOURS.astype(np.uint16) * 16)[1].tobytes()
+    two_pages = encoded(COLOURS, "TIFF", save_all=True, append_images=[Image.fromarray(COLOURS)])
+    for data in (encoded(grey, "PNG"), encoded(grey, "JPEG"), encoded(grey, "TIFF"), deep, deep_tiff, two_pages):
         with pytest.raises(BadImageError, match="8-bit RGB is expected"):
             check_image(data)
         path.write_bytes(data)
         assert "8-bit RGB is expected: convert it" in reason(path)
     path.write_bytes(encoded(grey, "BMP"))
     assert "BMP of mode L" in reason(path)
-    # Prediction and training both read the upper 8 bits of a 16-bit TIFF.
-    path.write_bytes(cv2.imencode(".tif", COLOURS[..., ::-1].astype(np.uint16) * 256 + 7)[1].tobytes())
-    check_image(path.read_bytes())
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG2000"])
+def test_16_bits_are_refused(tmp_path: pathlib.Path, kind: str) -> None:
+    deep = np.tile(COLOURS, (4, 4, 1)).astype(np.uint16) * 257
+    suffix = {"PNG": ".png", "TIFF": ".tif", "JPEG2000": ".jp2"}[kind]
+    path = tmp_path / "image"
+    path.write_bytes(cv2.imencode(suffix, deep)[1].tobytes())
+    assert reason(path).startswith(f"a {kind} of 16 bits per channel, but")
+
+
+def test_a_smaller_version_is_no_second_page(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "1.tif"
+    half = Image.fromarray(COLOURS).resize((COLOURS.shape[1] // 2, COLOURS.shape[0] // 2))
+    path.write_bytes(encoded(COLOURS, "TIFF", save_all=True, append_images=[half]))
     np.testing.assert_array_equal(read(path), COLOURS)
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+def test_a_palette_png_is_read(tmp_path: pathlib.Path, transparent: bool) -> None:
+    colours = np.array([[200, 0, 100], [0, 150, 50], [9, 8, 7]], np.uint8)
+    image = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4) % 3, mode="P")
+    image.putpalette(colours.ravel().tolist())
+    path = tmp_path / "1.png"
+    image.save(path, **({"transparency": 0} if transparent else {}))
+    expected = colours[np.asarray(image)]
+    if transparent:
+        expected[np.asarray(image) == 0] = 255
+    np.testing.assert_array_equal(read(path), expected)
 
 
 def test_damage_is_reported(tmp_path: pathlib.Path) -> None:

@@ -170,6 +170,18 @@ def _tiff(pixels: np.ndarray, **how: Any) -> Callable[[pathlib.Path], pathlib.Pa
     return write
 
 
+def _pages(first: np.ndarray, second: np.ndarray, **how: Any) -> Callable[[pathlib.Path], pathlib.Path]:
+    """A TIFF file of two pages, the second one stored as `how` says."""
+
+    def write(folder: pathlib.Path) -> pathlib.Path:
+        with tifffile.TiffWriter(folder / "a.tif") as file:
+            file.write(first, photometric="rgb", metadata=None)
+            file.write(second, photometric="rgb", metadata=None, **how)
+        return folder / "a.tif"
+
+    return write
+
+
 def _file(name: str, data: bytes) -> Callable[[pathlib.Path], pathlib.Path]:
     def write(folder: pathlib.Path) -> pathlib.Path:
         (folder / name).write_bytes(data)
@@ -197,6 +209,8 @@ REFUSED = {
     "TIFF of 16 bits": (_tiff(SMALL.astype(np.uint16), photometric="rgb"), "has uint16 pixels.*convert it"),
     "TIFF of floats": (_tiff(SMALL.astype(np.float32), photometric="rgb"), "has float32 pixels"),
     "greyscale TIFF": (_tiff(SMALL[..., 0]), "greyscale"),
+    "TIFF of two pages": (_pages(SMALL, SMALL), r"shape \(2, 128, 128, 3\)\): .*pages"),
+    "TIFF of two images": (_pages(SMALL, SMALL, compression="zlib"), "several images of one size"),
     "TIFF in planes": (
         _tiff(np.moveaxis(SMALL, 2, 0).copy(), photometric="rgb", planarconfig="separate"),
         "is not one RGB image",
@@ -217,8 +231,11 @@ REFUSED = {
     ),
     "greyscale PNG": (_plain(Image.new("L", (9, 9)), "a.png"), "mode L: greyscale"),
     "CMYK JPEG": (_plain(Image.new("CMYK", (9, 9)), "a.jpg"), "mode CMYK"),
-    "PNG of 16 bits": (_file("a.png", _deep_png()), "PNG image of 16 bits"),
-    "JPEG 2000 of 16 bits": (_file("a.jp2", imagecodecs.jpeg2k_encode(SMALL.astype(np.uint16) * 257)), "of 16 bits"),
+    "PNG of 16 bits": (_file("a.png", _deep_png()), "is a PNG of 16 bits per channel"),
+    "JPEG 2000 of 12 bits": (
+        _file("a.jp2", imagecodecs.jpeg2k_encode(SMALL.astype(np.uint16) * 16, bitspersample=12)),
+        "is a JPEG2000 of 12 bits per channel",
+    ),
     "JPEG truncated": (_file("a.jpg", _half_jpeg()), "damaged or truncated"),
 }
 
@@ -230,6 +247,12 @@ def test_unreadable_files_are_refused_with_path_and_reason(tmp_path: pathlib.Pat
     with pytest.raises(SlideError, match=reason) as caught:
         open_slide(path, 0.5)
     assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_the_reader_names_the_image_that_it_took(tmp_path: pathlib.Path) -> None:
+    with open_slide(_pages(SMALL, PICTURE)(tmp_path), 0.5) as slide:
+        np.testing.assert_array_equal(whole(slide), PICTURE)
+        assert slide.reader.endswith("(TIFF), image 2 of 2")
 
 
 def test_an_implausible_resolution_is_refused(tmp_path: pathlib.Path) -> None:
@@ -334,5 +357,5 @@ def test_a_missing_package_is_reported_with_its_remedy(tmp_path: pathlib.Path, m
     for name in ("openslide", "tifffile", "imagecodecs"):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, name, None)
-            with pytest.raises(SlideError, match=rf"need the package {name}.*pip install 'histojax\[slides\]'"):
+            with pytest.raises(SlideError, match=rf"need {name}.*pip install 'histojax\[slides\]'"):
                 open_slide(path)

@@ -17,6 +17,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps
 
+from data_pipelines.depth import describe_fault
 from data_pipelines.pixels import decode
 from histojax.core.retries import with_backoff
 from histojax.inference.predict.images import ImageRef, open_archive
@@ -24,6 +25,8 @@ from histojax.inference.predict.images import ImageRef, open_archive
 MAX_PIXELS = 89_478_485  # Pillow's limit, which the scan of training images also applies
 MAX_BYTES = 2**29
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "JPEG2000")
+_MODES = ("RGB", "RGBA")
+_PNG_MODES = (*_MODES, "P", "PA")  # of a palette
 _LARGE_PIXELS, _LARGE_BYTES = 2**24, 2**26  # images larger than this are decoded by one thread at a time
 _TOO_LARGE = f"more than {MAX_PIXELS / 1e6:.0f} million pixels: a slide? See histojax slide"
 _BOMB_RATIO = 200  # no photograph is compressed better than this; applies to large archive members
@@ -123,20 +126,21 @@ def _open_image(data: bytes) -> Image.Image:
         raise UnreadableError(_TOO_LARGE) from error
     if image.width * image.height > MAX_PIXELS:
         raise UnreadableError(_TOO_LARGE)
-    bits = data[24] if image.format == "PNG" else 8
-    if image.mode not in ("RGB", "RGBA") or bits != 8:
-        kind = f"{image.format} of mode {image.mode}" + (f", {bits} bits" if bits != 8 else "")
-        raise UnreadableError(f"{kind}, but 8-bit RGB is expected: convert it")
+    fault = describe_fault(image, data)
+    if not fault and image.mode not in (_PNG_MODES if image.format == "PNG" else _MODES):
+        fault = f"{image.format} of mode {image.mode}"
+    if fault:
+        raise UnreadableError(f"{fault}, but one picture of 8-bit RGB is expected: convert it")
     return image
 
 
 def _decode(image: Image.Image, data: bytes) -> np.ndarray:
-    if image.mode == "RGBA" or "transparency" in image.info:
+    if image.mode in ("RGBA", "PA") or "transparency" in image.info:
         rgba = ImageOps.exif_transpose(image).convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
-    if image.format not in ("PNG", "JPEG", "MPO"):
-        return np.asarray(image)
+    if image.format not in ("PNG", "JPEG", "MPO") or image.mode == "P":
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     if image.format != "PNG":
         # OpenCV fills the rest of a truncated JPEG with grey; Pillow raises, and a tiny draft is enough to notice.
         image.draft(None, (1, 1))

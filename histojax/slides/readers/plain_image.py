@@ -3,13 +3,13 @@
 import io
 import pathlib
 import warnings
-from typing import Any
 
 import numpy as np
 import PIL
 from PIL import Image, ImageOps
 
-from histojax.slides.readers.backend import Level, SlideError, on_white, package
+from data_pipelines.depth import describe_fault
+from histojax.slides.readers.backend import Level, SlideError, on_white
 
 _ORIENTATION = 0x0112
 _COLOR_MODES = ("RGB", "RGBA", "P", "PA")
@@ -32,9 +32,11 @@ class PlainImage:
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 with Image.open(io.BytesIO(data)) as image:
                     orientation = image.getexif().get(_ORIENTATION, 1)
-                    fault = _unsupported(image, data)
+                    fault = describe_fault(image, data)
+                    if not fault and image.mode not in _COLOR_MODES:
+                        fault = f"a {image.format} image of mode {image.mode}: greyscale or not RGB"
                     if fault:
-                        raise SlideError(f"{fault}; slides must be 8-bit RGB: convert it")
+                        raise SlideError(f"is {fault}; slides must be one picture of 8-bit RGB: convert it")
                     has_alpha = image.mode in ("RGBA", "PA") or "transparency" in image.info
                     upright = ImageOps.exif_transpose(image)
                     self._pixels = on_white(np.asarray(upright.convert("RGBA" if has_alpha else "RGB")))
@@ -57,13 +59,3 @@ class PlainImage:
 
     def close(self) -> None:
         """See `Backend`."""
-
-
-def _unsupported(image: Any, data: bytes) -> str:
-    """Why the pixels of a plain image are not supported; empty if they are."""
-    if image.mode not in _COLOR_MODES:
-        return f"is a {image.format} image of mode {image.mode}: greyscale or not RGB"
-    has_16_bits = image.format == "PNG" and data[24] == 16  # Pillow silently reduces 16 bits to 8
-    if image.format == "JPEG2000":
-        has_16_bits = package("imagecodecs").jpeg2k_decode(data).dtype != np.uint8
-    return f"is a {image.format} image of 16 bits" if has_16_bits else ""

@@ -41,6 +41,7 @@ class TiffTiles:
         tifffile = package("tifffile")
         package("imagecodecs")
         self._file = _open_tiff(path)
+        self.reader = f"tifffile {tifffile.__version__} ({'OME-TIFF' if self._file.is_ome else 'TIFF'})"
         try:
             series, pages = self._pyramid()
             _refuse_truncated(path, pages)
@@ -54,7 +55,6 @@ class TiffTiles:
             raise SlideError(f"damaged: its TIFF structure cannot be read ({error})") from error
         self.plain_jpeg = all(page.compression == _JPEG and all(page.databytecounts) for page in pages)
         self.levels = tuple(_level(page, pages[0]) for page in pages)
-        self.reader = f"tifffile {tifffile.__version__} ({'OME-TIFF' if self._file.is_ome else 'TIFF'})"
         self._lock = threading.Lock()
         self._cache: collections.OrderedDict[tuple[int, int], np.ndarray] = collections.OrderedDict()
         self._cached_bytes = 0
@@ -119,6 +119,10 @@ class TiffTiles:
         if not nonempty:
             raise SlideError("has no image: it is damaged or truncated")
         series = max(nonempty, key=lambda series: (series.axes == "YXS", series.size))
+        if sum(other.shape == series.shape for other in nonempty) > 1:
+            raise SlideError("holds several images of one size: save each image as a file")
+        if len(nonempty) > 1:
+            self.reader += f", image {nonempty.index(series) + 1} of {len(nonempty)}"
         page = series.levels[0].pages[0].aspage()
         fault = _unsupported(series, page)
         if fault:
@@ -188,11 +192,9 @@ def _level(page: Any, base: Any) -> Level:
 def _unsupported(series: Any, page: Any) -> str:
     """Why the pixels of a TIFF file are not supported; empty if they are."""
     if series.dtype != np.uint8:
-        return f"has {series.dtype} pixels"
+        return f"has {series.dtype} pixels, whose range is not known"
     if series.axes != "YXS" or len(series.pages) != 1:
-        return (
-            f"is not one RGB image (axes {series.axes}, shape {series.shape}): greyscale, channels, planes or a stack"
-        )
+        return f"is not one RGB image (axes {series.axes}, shape {series.shape}): greyscale, channels, pages or a stack"
     if page.photometric.name not in ("RGB", "YCBCR") or page.samplesperpixel not in (3, 4):
         return f"has {page.photometric.name} pixels of {page.samplesperpixel} samples"
     decodes_ycbcr = page.compression in (_OLD_JPEG, _JPEG)
