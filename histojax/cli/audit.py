@@ -149,7 +149,7 @@ def _label_table(facts: Mapping[str, Any]) -> list[str]:
         colour = facts["colours"]["labels"].get(label)
         means = [f"{colour[key]['mean']:.1f} ± {colour[key]['sd']:.1f}" for key in _COLOURS] if colour else [""] * 3
         rest = [f"{colour['lightness_sd']['mean']:.1f}", f"{colour['sharpness']['mean']:.2f}"] if colour else [""] * 2
-        rows.append([label or "(none)", *(str(counts[key] or "–") for key in rows[0][1:4]), *means, *rest])
+        rows.append([label or "(none)", *(str(counts[key] or "unknown") for key in rows[0][1:4]), *means, *rest])
     return text_table(rows, right=range(1, len(rows[0])))
 
 

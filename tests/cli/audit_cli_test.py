@@ -53,6 +53,8 @@ def test_exit_codes_and_files(images: list[pathlib.Path], tmp_path: pathlib.Path
     page = (out / "audit.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 2
     assert "Leaks found: metrics on this split are too optimistic" in page
+    assert page.count("<table") == page.count('<div class="scroll" tabindex="0"><table') > 2
+    assert '<meta name="viewport" content="width=device-width' in page
     assert not re.search(r"<script|https?:|src=\"(?!data:)|url\(", page)  # one file, nothing from elsewhere
     assert {path.name for path in out.iterdir()} == {"audit.html", "audit.json", "images.csv"}
 

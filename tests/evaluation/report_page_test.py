@@ -75,17 +75,69 @@ def rendered(tmp_path, *tables, thumbnails=None):
     return found, page, check
 
 
-@pytest.mark.parametrize("k", [2, 4])
-def test_a_page_of_classes(k, tmp_path):
-    found, page, check = rendered(tmp_path, with_validation(k))
-    for title in ("Metrics", "Confusion matrices", "Curves", "Calibration", "By magnification", "Patients", "Cases",
+@pytest.fixture(scope="module", params=[2, 4])
+def of_classes(request, tmp_path_factory):
+    """The number of classes, and what `rendered` returns."""
+    return request.param, *rendered(tmp_path_factory.mktemp("page"), with_validation(request.param))
+
+
+def test_a_page_of_classes(of_classes):
+    k, found, page, check = of_classes
+    for title in ("Metrics", "Confusion matrices", "Calibration", "By magnification", "Patients", "Cases",
                   "Worst errors", "Split", "Provenance", "Definitions"):  # fmt: skip
         assert f">{title}<" in page, title
+    assert (">Curves<" in page) == (k == 4)  # those of patients and cases; the others stand beside the verdict
     assert ("At 0.5 and at the locked threshold" in page) == (k == 2)
     accuracy = found["sources"][0]["splits"]["test"]["image"]["accuracy"]
     told = f"{accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]"
     assert told in " ".join(check.text.split())
     assert "Thumbnails: none were found" in check.text
+
+
+def test_the_verdict_stands_above_everything(of_classes):
+    _, found, page, _ = of_classes
+    top = page[: page.index("<h3>Metrics")]
+    block = found["sources"][0]["splits"]["test"]
+    assert "Better than always answering" in top
+    for key in ("accuracy", "balanced_accuracy", "auroc"):
+        assert f"<b>{block['image'][key]['value']:.3f}</b>" in top
+    assert f"<b>{block['patient']['recognition_rate']['value']:.3f}</b>" in top
+    assert top.count("<b>0.") + top.count("<b>1.") == 4
+    assert f">{block['confusion_matrix'][0][0]}<br>" in top
+    assert [word for word in ("ROC", "Precision-recall") if f'alt="{word} curves"' in top] == [
+        "ROC",
+        "Precision-recall",
+    ]
+    assert "<h2>table_0" not in page  # a single source needs no heading of its own
+
+
+def test_calibration_is_shown_once(of_classes):
+    _, _, page, _ = of_classes
+    body = page[: page.index("<h2>Definitions")]
+    assert body.count("Brier score") == body.count("ECE (15 bins)") == body.count("predicted class</th>") == 1
+    assert body.count('alt="Reliability diagram') == 2  # as predicted, and at the temperature
+
+
+def test_cases_that_are_the_patients_are_folded(of_classes, tmp_path):
+    k, other, page, _ = of_classes
+    assert not other["sources"][0]["cases_are_patients"]
+    assert re.search(r"Case level \(\d cases\)", page)
+    table = with_validation(k)
+    found, page, check = rendered(tmp_path, table.assign(case_id="c" + table["patient_id"]))
+    assert "case" in found["sources"][0]["levels"]  # report.json keeps them
+    assert "Every patient has one case" in check.text
+    assert not re.search(r"Case level|<h3>Cases<", page)
+
+
+def test_missing_p_values_and_bad_temperatures_have_their_reason(tmp_path):
+    val = class_table(n=20, n_patients=4, split="val").assign(prob_benign=0.9, prob_malignant=0.1)
+    val.loc[val["label"] == "malignant", ["prob_benign", "prob_malignant"]] = 0.1, 0.9
+    val[["image_id", "patient_id"]] = "v" + val[["image_id", "patient_id"]]
+    table = predictions.normalise(pd.concat([class_table(n=40, n_patients=2), val]))
+    _, page, check = rendered(tmp_path, table, table)
+    assert "–: no p value for malignant, because only one patient has images that are positive" in check.text
+    assert "–: χ² needs an image that only one of the sources gets right" in check.text
+    assert page.count("at temperature 0.05<br><b>worse: do not use it</b>") == 2
 
 
 def test_a_page_of_several_labels_and_sources(tmp_path):
@@ -94,6 +146,10 @@ def test_a_page_of_several_labels_and_sources(tmp_path):
     assert "model_1 against model_0" in check.text
     assert "Obuchowski" in check.text
     assert page.count("<h3>Calibration</h3>") == 2
+    # Narrow screens scroll a table instead of breaking its words.
+    assert page.count("<table") == page.count('<div class="scroll" tabindex="0"><table') > 5
+    assert '<meta name="viewport" content="width=device-width' in page
+    assert re.search(r"th:first-child { min-width: [\d.]+em", page)
 
 
 def test_a_page_says_why_sources_are_not_compared(tmp_path):
@@ -127,7 +183,7 @@ def test_names_do_no_harm(tmp_path):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert r"\u202egnp.exe" in page
     assert "漢字" in page
-    drawn = plots.curves_svg(found["sources"][0]["levels"]["image"]["curves"]).decode()
+    drawn = plots.curves_svgs(found["sources"][0]["levels"]["image"]["curves"])[0].decode()
     assert "&lt;script&gt;" in drawn
     assert "<script" not in drawn
     texts = [node.text for node in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
@@ -148,13 +204,13 @@ def test_thumbnails_are_shown_with_their_errors(tmp_path):
 def test_plots_are_reproducible(tmp_path):
     found, _, _ = rendered(tmp_path, with_validation())
     entry = found["sources"][0]["calibration"][0]
-    assert plots.reliability_svg(entry) == plots.reliability_svg(entry)
-    assert b"at temperature" in plots.reliability_svg(entry)
+    assert plots.reliability_svgs(entry) == plots.reliability_svgs(entry)
+    assert b"at temperature" in plots.reliability_svgs(entry)[1]
     undefined = {"x": {"roc": None, "precision_recall": None}}
-    assert plots.curves_svg(undefined) is None
-    assert plots.training_svg({}) is None
+    assert plots.curves_svgs(undefined) == []
+    assert plots.training_svgs({}) == []
     series = {"step": [1, 2], "value": [0.5, 0.25]}
-    assert b"train: loss" in plots.training_svg({"train/loss": series, "val/loss": series})
+    assert b"train: loss" in plots.training_svgs({"train/loss": series, "val/loss": series})[0]
 
 
 def test_few_patients_are_marked(tmp_path):

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from histojax.evaluation import formatting
+from histojax.evaluation.report import section_levels
 from histojax.evaluation.report.html_templates import printable
 from histojax.evaluation.report.report_json import USE
 
@@ -203,7 +204,7 @@ def _results_tables(source: Mapping[str, Any], block: Mapping[str, Any]) -> list
         rows = [[code(name), *(_estimate(of[key]) for key in keys)] for name, of in block["labels"].items()]
         overall = [[name.replace("_", " "), _estimate(block["image"][name])] for name in _MULTILABEL_METRICS]
         return [*_table(["label", *(k.replace("_", " ") for k in keys)], rows), *_table(["all labels", ""], overall)]
-    levels = source["levels"]
+    levels = section_levels.shown_levels(source)
     names = list(dict.fromkeys(key for level in levels.values() for key in level["figures"]))
     rows = [
         [

@@ -18,6 +18,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 _DASHES = ("-", "--", "-.", ":")
 _GREY = "#8a8a8a"
 _MAX_NAME = 34  # characters of a name in a legend
+_WIDTH = 4.1  # inches of a figure: legible on a telephone, and two stand side by side on a page
 MAX_LINES = 12  # lines of one plot; more cannot be told apart
 # Text stays text, in the reader's fonts. A dollar sign does not start a formula.
 _STYLE: Any = {
@@ -37,48 +38,66 @@ _STYLE: Any = {
 }
 
 
-def curves_svg(curves: Mapping[str, Mapping[str, Any]]) -> bytes | None:
-    """Plot ROC and precision-recall curves side by side.
+def curves_svgs(curves: Mapping[str, Mapping[str, Any]]) -> list[bytes]:
+    """Plot ROC and precision-recall curves, each in a figure of its own.
 
     Args:
       curves: name in the legend -> curves as `report_json.describe` returns them.
 
     Returns:
-      An SVG file; None where no curve is defined.
+      Two SVG files; none where no curve is defined.
     """
     drawn = {name: curve for name, curve in curves.items() if curve["roc"] and curve["precision_recall"]}
     if not drawn:
-        return None
+        return []
     drawn = dict(list(drawn.items())[:MAX_LINES])
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(9.2, 3.9), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        left.plot([0, 1], [0, 1], color=_GREY, linewidth=0.8, linestyle=":")
-        roc_lines: list[Any] = []
-        precision_lines: list[Any] = []
-        for i, curve in enumerate(drawn.values()):
-            roc, precision = curve["roc"], curve["precision_recall"]
-            roc_lines += left.plot(roc["x"], roc["y"], **_line_style(i))
-            steps = right.plot(precision["x"], precision["y"], drawstyle="steps-pre", **_line_style(i))
-            precision_lines += steps
-            right.axhline(curve["prevalence"], color=steps[0].get_color(), linewidth=0.7, linestyle=":")
-        for axes, lines, key, title, place in (
-            (left, roc_lines, "auroc", "area", "lower right"),
-            (right, precision_lines, "average_precision", "average precision", "lower left"),
-        ):
-            texts = [f"{number(curve[key]['value'])}  {_short_name(name)}" for name, curve in drawn.items()]
-            axes.legend(lines, texts, loc=place, title=title)
-            _unit_square(axes)
-        left.set(xlabel="False positive rate", ylabel="True positive rate", title="ROC")
-        right.set(xlabel="Recall", ylabel="Precision", title="Precision-recall (dotted: prevalence)")
-        return _svg(figure)
+        return [_svg(_roc_figure(drawn)), _svg(_precision_recall_figure(drawn))]
 
 
-def reliability_svg(entry: Mapping[str, Any]) -> bytes:
-    """Plot a reliability diagram as predicted and after temperature scaling, with the number of images per bin.
+def _roc_figure(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
+    figure, axes = _square_figure()
+    axes.plot([0, 1], [0, 1], color=_GREY, linewidth=0.8, linestyle=":")
+    lines: list[Any] = []
+    for i, curve in enumerate(curves.values()):
+        lines += axes.plot(curve["roc"]["x"], curve["roc"]["y"], **_line_style(i))
+    axes.legend(lines, _legend(curves, "auroc"), loc="lower right", title="area")
+    axes.set(xlabel="False positive rate", ylabel="True positive rate", title="ROC")
+    return figure
+
+
+def _precision_recall_figure(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
+    figure, axes = _square_figure()
+    lines: list[Any] = []
+    for i, curve in enumerate(curves.values()):
+        points = curve["precision_recall"]
+        lines += axes.plot(points["x"], points["y"], drawstyle="steps-pre", **_line_style(i))
+        axes.axhline(curve["prevalence"], color=lines[-1].get_color(), linewidth=0.7, linestyle=":")
+    axes.legend(lines, _legend(curves, "average_precision"), loc="lower left", title="average precision")
+    axes.set(xlabel="Recall", ylabel="Precision", title="Precision-recall (dotted: prevalence)")
+    return figure
+
+
+def _square_figure() -> tuple[Figure, Axes]:
+    """Make a figure whose axes show 0 to 1 in both directions."""
+    figure = Figure(figsize=(_WIDTH, 3.7), layout="constrained")
+    axes = figure.subplots()
+    _unit_square(axes)
+    return figure, axes
+
+
+def _legend(curves: Mapping[str, Mapping[str, Any]], key: str) -> list[str]:
+    return [f"{number(curve[key]['value'])}  {_short_name(name)}" for name, curve in curves.items()]
+
+
+def reliability_svgs(entry: Mapping[str, Any]) -> list[bytes]:
+    """Plot reliability diagrams as predicted and after temperature scaling, with the number of images per bin.
 
     Args:
       entry: of `calibration` in `report_json.describe`.
+
+    Returns:
+      One or two SVG files.
     """
     states = [("as predicted", entry["before"])]
     if entry["after"] is not None:
@@ -87,15 +106,17 @@ def reliability_svg(entry: Mapping[str, Any]) -> bytes:
         xlabel, ylabel = "probability of the predicted class", "fraction correct"
     else:
         xlabel, ylabel = f"probability of {_short_name(entry['of'])}", "fraction positive"
+    files = []
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.6 * len(states), 4.1), layout="constrained")
-        grid = figure.subplots(2, len(states), sharex=True, squeeze=False, height_ratios=(4, 1))
-        for i, (title, state) in enumerate(states):
-            _reliability_panel(grid[0, i], state["bins"], COLOURS[i])
-            grid[0, i].set(title=f"{title}: ECE {number(state['scores']['ece']['value'])}", ylabel=ylabel)
-            _count_panel(grid[1, i], state["bins"], COLOURS[i])
-            grid[1, i].set(xlabel=xlabel, ylabel="images")
-        return _svg(figure)
+        for colour, (title, state) in zip(COLOURS, states, strict=False):
+            figure = Figure(figsize=(_WIDTH, 4.1), layout="constrained")
+            upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+            _reliability_panel(upper, state["bins"], colour)
+            upper.set(title=f"{title}: ECE {number(state['scores']['ece']['value'])}", ylabel=ylabel)
+            _count_panel(lower, state["bins"], colour)
+            lower.set(xlabel=xlabel, ylabel="images")
+            files.append(_svg(figure))
+    return files
 
 
 def _reliability_panel(axes: Axes, bins: Sequence[Mapping[str, Any]], colour: str) -> None:
@@ -117,35 +138,38 @@ def _count_panel(axes: Axes, bins: Sequence[Mapping[str, Any]], colour: str) -> 
     axes.locator_params(axis="y", nbins=2)
 
 
-def training_svg(training: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes | None:
+def training_svgs(training: Mapping[str, Mapping[str, Sequence[float]]]) -> list[bytes]:
     """Plot the loss, and the other metrics, over optimizer steps.
 
     Args:
       training: name, such as `train/loss` -> `step` and `value`.
 
     Returns:
-      An SVG file; None without any value.
+      An SVG file for each of the two that has any value.
     """
     losses = {name: series for name, series in training.items() if name.endswith("/loss")}
     others = {name: series for name, series in training.items() if name not in losses}
-    groups = [("Loss", losses), ("Metrics", others)]
-    groups = [(title, group) for title, group in groups if any(len(series["step"]) for series in group.values())]
-    if not groups:
-        return None
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.6 * len(groups), 3.2), layout="constrained")
-        for axes, (title, group) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
-            lines = []
-            for i, series in enumerate(group.values()):
-                marker = "." if len(series["step"]) < 60 else ""
-                lines += axes.plot(series["step"], series["value"], marker=marker, **_line_style(i))
-            names = [name.replace("/", ": ").replace("_", " ") for name in group]
-            axes.legend(lines, names, loc="best")
-            axes.set(xlabel="Optimizer steps", title=title)
-            if title == "Metrics":
-                axes.set_ylim(-0.02, 1.02)
-            axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
-        return _svg(figure)
+    files = []
+    for title, group in (("Loss", losses), ("Metrics", others)):
+        if any(len(series["step"]) for series in group.values()):
+            with matplotlib.rc_context(_STYLE):
+                files.append(_svg(_training_figure(title, group)))
+    return files
+
+
+def _training_figure(title: str, group: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    figure = Figure(figsize=(_WIDTH, 3.2), layout="constrained")
+    axes = figure.subplots()
+    lines: list[Any] = []
+    for i, series in enumerate(group.values()):
+        marker = "." if len(series["step"]) < 60 else ""
+        lines += axes.plot(series["step"], series["value"], marker=marker, **_line_style(i))
+    axes.legend(lines, [name.replace("/", ": ").replace("_", " ") for name in group], loc="best")
+    axes.set(xlabel="Optimizer steps", title=title)
+    if title == "Metrics":
+        axes.set_ylim(-0.02, 1.02)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
+    return figure
 
 
 def _line_style(i: int) -> dict[str, Any]:

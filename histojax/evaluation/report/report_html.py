@@ -6,9 +6,11 @@ from typing import Any
 
 from histojax.core.files import atomic_write
 from histojax.evaluation import formatting, summary_blocks
-from histojax.evaluation.report import html_templates, plots, section_errors
+from histojax.evaluation.report import html_templates, plots, section_errors, section_levels, verdict
 
 LISTED = 60  # patients that the page shows
+_MAX_MATRIX = 8  # classes of a confusion matrix that stands beside the curves; a larger one has a section
+_CALIBRATION = ("ece", "brier", "log_loss")  # metrics that the page shows under Calibration
 # Metrics of the overview table of several sources: key, heading.
 _HEADLINE = (
     ("accuracy", "accuracy"), ("recognition_rate", "patient recognition rate"), ("gmean", "GMean"),
@@ -74,10 +76,14 @@ def render(report: Mapping[str, Any], thumbnails: Sequence[Thumbnails], version:
     return environment.get_template("report.html.jinja").render(
         report=report,
         title=f"Report on {names[0]}" if len(names) == 1 else f"Report on {len(names)} sources",
-        images={"sources": images, "comparison": _comparison_plot(report)},
+        images={"sources": images, "comparison": _comparison_plots(report)},
         headline=headline,
         several_tests=n_tests > 1,
         definitions=DEFINITIONS,
+        judge=verdict.verdict,
+        shown_levels=section_levels.shown_levels,
+        calibration=_calibration,
+        missing_p=_missing_p,
         metric_names=_metric_names,
         shade=_shade,
         listed=LISTED,
@@ -95,41 +101,66 @@ def display_name(key: str) -> str:
 
 
 def _images(source: Mapping[str, Any], thumbnails: Mapping[str, bytes], missing: str) -> dict[str, Any]:
-    """Draw a source's plots and encode all its images as data URLs."""
-    curves = {}
-    if source["positive"] is not None:  # one line per level: a single plot holds them all
-        levels = {name: level for name, level in source["levels"].items() if level["curves"]}
-        lines = {f"{name}s": level["curves"][source["positive"]] for name, level in levels.items()}
-        curves["All levels"] = plots.curves_svg(lines)
-    else:
-        for name, level in source["levels"].items():
-            limit = plots.MAX_LINES
-            caption = f"{name.capitalize()} level" + (
-                f", the first {limit} only" if len(level["curves"]) > limit else ""
-            )
-            curves[caption] = plots.curves_svg(level["curves"])
-    training = plots.training_svg(source["training"])
+    """Draw a source's plots and encode all its images as data URLs.
+
+    The confusion matrix and the curves of the image level stand beside the verdict, in `top`.
+    """
+    levels = section_levels.shown_levels(source)
+    matrices = {name: level["confusion_matrix"] for name, level in levels.items() if level.get("confusion_matrix")}
+    matrix = matrices.pop("image") if len(matrices.get("image", ())) in range(1, _MAX_MATRIX + 1) else []
+    lines = _lines(levels, source["positive"])
+    n_curves = max(map(len, lines.values()))
+    note = f"Only the first {plots.MAX_LINES} of {n_curves} curves are drawn." if n_curves > plots.MAX_LINES else ""
+    curves = {name: _svg_urls(plots.curves_svgs(curves)) for name, curves in lines.items()}
     return {
-        "curves": {caption: _svg_url(svg) for caption, svg in curves.items() if svg is not None},
-        "reliability": [_svg_url(plots.reliability_svg(entry)) for entry in source["calibration"]],
-        "training": None if training is None else _svg_url(training),
+        "top": {"confusion": matrix, "curves": curves.pop("image"), "note": note},
+        "matrices": matrices,
+        "curves": {name: urls for name, urls in curves.items() if urls},
+        "reliability": [_svg_urls(plots.reliability_svgs(entry)) for entry in _calibration(source)],
+        "training": _svg_urls(plots.training_svgs(source["training"])),
         "thumbnails": {name: html_templates.inline(data, "image/jpeg") for name, data in thumbnails.items()},
         "missing": missing,
     }
 
 
-def _comparison_plot(report: Mapping[str, Any]) -> str | None:
-    """Draw the curves of all sources in one plot, if each source has a positive class."""
+def _lines(levels: Mapping[str, Mapping[str, Any]], positive: str | None) -> dict[str, dict[str, Any]]:
+    """Take the curves of each plot: one plot of all levels for a positive class, else one per level."""
+    if positive is None:
+        return {name: level["curves"] for name, level in levels.items()}
+    return {"image": {f"{name}s": level["curves"][positive] for name, level in levels.items() if level["curves"]}}
+
+
+def _comparison_plots(report: Mapping[str, Any]) -> list[str]:
+    """Draw the curves of all sources together, if each source has a positive class."""
     sources = report["sources"]
     if len(sources) < 2 or any(source["positive"] is None for source in sources):
-        return None
+        return []
     lines = {source["name"]: source["levels"]["image"]["curves"][source["positive"]] for source in sources}
-    svg = plots.curves_svg(lines)
-    return None if svg is None else _svg_url(svg)
+    return _svg_urls(plots.curves_svgs(lines))
 
 
-def _svg_url(svg: bytes) -> str:
-    return html_templates.inline(svg, "image/svg+xml")
+def _calibration(source: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Take the calibration of each label, or of the predicted class; the positive class repeats it with another ECE."""
+    entries: list[Mapping[str, Any]] = source["calibration"]
+    return entries if source["kind"] == "labels" else entries[:1]
+
+
+def _missing_p(pair: Mapping[str, Any]) -> list[str]:
+    """Say why some p values of a comparison are missing."""
+    reasons = []
+    if any(test["chi2_p"] is None for test in pair["mcnemar"].values()):
+        reasons.append("χ² needs an image that only one of the sources gets right")
+    for name, test in pair["auroc"].items():
+        for part in (test["images"], test["clusters"]):
+            if part is not None and part["why_no_p"]:
+                reasons.append(f"no p value for {name}, because {part['why_no_p']}")
+    if not pair["auroc"]:
+        reasons.append("no AUROC, because the images in both sources are all of one class")
+    return reasons
+
+
+def _svg_urls(svgs: Sequence[bytes]) -> list[str]:
+    return [html_templates.inline(svg, "image/svg+xml") for svg in svgs]
 
 
 def _has(block: Mapping[str, Any], key: str) -> bool:
@@ -141,7 +172,10 @@ def _metric_names(levels: Mapping[str, Mapping[str, Any]], positive: str | None)
     # Without a positive class these are macro means, which already have their own rows.
     repeated = () if positive is not None else ("precision", "recall", "f1")
     names = [name for name in levels["image"]["figures"] if name not in repeated]
-    others = [key for level in levels.values() for key in level["figures"] if key not in (*names, *repeated)]
+    names = [name for name in names if name not in _CALIBRATION]
+    others = [
+        key for level in levels.values() for key in level["figures"] if key not in (*names, *repeated, *_CALIBRATION)
+    ]
     at = names.index("accuracy") + 1
     return [*names[:at], *dict.fromkeys(others), *names[at:]]
 

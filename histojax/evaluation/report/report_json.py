@@ -90,6 +90,7 @@ def _describe_source(source: Source, spec: ReportSpec) -> dict[str, Any]:
     else:
         out["levels"], level_notes = section_levels.levels_of_classes(source, rows, blocks[split], options)
         notes += level_notes
+    out["cases_are_patients"] = section_levels.cases_are_patients(rows)
     out["decisions"] = section_levels.decisions_at_thresholds(source, rows, scored, options)
     out["calibration"], calibration_notes = section_calibration.calibration_states(source, rows, scored, options)
     notes += calibration_notes

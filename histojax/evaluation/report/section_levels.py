@@ -50,6 +50,24 @@ def levels_of_classes(
     return out, notes
 
 
+def cases_are_patients(rows: pd.DataFrame) -> bool:
+    """Whether every patient is one case, and every case one patient, so that both levels are the same."""
+    if "case_id" not in rows or (rows[["patient_id", "case_id"]] == "").any(axis=None):
+        return False
+    pairs = rows[["patient_id", "case_id"]].drop_duplicates()
+    return bool(pairs["patient_id"].is_unique and pairs["case_id"].is_unique)
+
+
+def shown_levels(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Take the levels of a source that differ: cases are left out where they are the patients.
+
+    Args:
+      source: an entry of `sources` of `report_json.describe`.
+    """
+    hidden = ("case",) if source["cases_are_patients"] else ()
+    return {name: level for name, level in source["levels"].items() if name not in hidden}
+
+
 def _one_row_per_group(groups: pd.DataFrame, column: str, source: Source, split: str) -> pd.DataFrame:
     """Build a table of predictions with one row per patient or case."""
     return predictions.make_table(
