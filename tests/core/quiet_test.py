@@ -7,7 +7,7 @@ import pytest
 from histojax.core.quiet import quiet_logger
 
 
-def test_the_level_is_restored_also_after_an_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_level_is_restored_even_after_an_error(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("histojax.core.quiet_test")
     logger.setLevel(logging.INFO)
 

@@ -20,7 +20,7 @@ def plain(q, k, v, bias):
 
 
 @pytest.mark.parametrize("shape", [None, (4, 5, 5), (1, 4, 5, 5), (3, 4, 5, 5)])
-def test_attention_and_its_gradients_are_those_of_the_plain_formula_in_float64(shape):
+def test_attention_and_gradients_equal_the_plain_formula_in_float64(shape):
     rng = np.random.default_rng(0)
     q, k, v, weights = rng.normal(size=(4, 2, 3, 4, 5, 6))
     bias = None if shape is None else rng.normal(size=shape)
@@ -36,7 +36,7 @@ def test_attention_and_its_gradients_are_those_of_the_plain_formula_in_float64(s
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
 
 
-def test_bfloat16_keeps_the_weights_in_its_type_and_sums_the_bias_in_float32():
+def test_bfloat16_stores_bfloat16_weights_and_sums_the_bias_gradient_in_float32():
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(2, 3, 4, 5, 6)), jnp.bfloat16) for _ in range(3))
     bias = jnp.asarray(rng.normal(size=(4, 5, 5)), jnp.float32)

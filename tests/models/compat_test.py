@@ -1,4 +1,4 @@
-"""Every unstable name of jax that the kernels use exists and does what they expect, interpreted on a CPU."""
+"""Unstable jax APIs that the kernels use: they exist and behave as expected, interpreted on a CPU."""
 
 import ast
 
@@ -25,7 +25,7 @@ def test_unstable_modules_are_imported_in_one_place_and_their_names_exist(path):
             assert hasattr({"pl": pl, "triton": triton}[node.value.id], node.attr), node.attr
 
 
-def test_a_kernel_loads_and_stores_under_a_mask_and_multiplies():
+def test_a_kernel_loads_stores_and_multiplies_with_a_mask():
     def kernel(x_ref, out_ref):
         column = jnp.arange(16)[None, :]
         row = (pl.program_id(0) * 16 + jnp.arange(16))[:, None]

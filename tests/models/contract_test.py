@@ -1,4 +1,4 @@
-"""What every model promises, whatever its architecture; a new model is tested here by being registered."""
+"""The contract of every model, for any architecture; each registered model is tested automatically."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ with_drops = pytest.mark.parametrize("name", [name for name in models.names() if
 
 @pytest.fixture(scope="module", autouse=True)
 def _compile_quickly():
-    """Most of the time here would go into optimizing programs that run once."""
+    """Skip optimization, which would take most of the time, because each program runs once."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -32,7 +32,7 @@ def build(name, *, rate=0.0, seed=0, dtype=jnp.float32, remat=False, **options):
     """The small model of a specification, with every drop rate set to `rate`."""
     spec = models.spec(name)
     options = {**spec.small, **dict.fromkeys(spec.drop_options, rate), **options}
-    if "zero_init_residual" in spec.options:  # a branch that starts at zero hides what lies within it
+    if "zero_init_residual" in spec.options:  # a branch that starts at zero hides its layers
         options["zero_init_residual"] = False
     rngs = nnx.Rngs(params=0, dropout=seed)
     return models.create(name, num_classes=K, rngs=rngs, dtype=dtype, remat=remat, **options)
@@ -58,7 +58,7 @@ def parts(name, dtype=jnp.float32):
 
 
 @every_model
-def test_logits_are_the_classified_features(name):
+def test_logits_equal_the_classified_features(name):
     _, _, _, classified, logits = parts(name)
     assert (logits.shape, logits.dtype) == ((B, K), jnp.float32)
     np.testing.assert_allclose(logits, classified, rtol=1e-5, atol=1e-6)
@@ -76,8 +76,8 @@ def test_feature_maps_are_named_and_never_grow(name):
 
 
 @pytest.mark.parametrize("name", [name for name in models.names() if name not in ("ldcsf",) and "vit" not in name])
-def test_features_are_the_last_map(name):
-    # A ViT's features have the class token and the last norm, LDCSF's come before the modules that follow.
+def test_features_are_the_last_feature_map(name):
+    # A ViT's features include the class token and the last norm; LDCSF's precede its last modules.
     names, maps, features, *_ = parts(name)
     np.testing.assert_array_equal(maps[names[-1]], features)
 
@@ -95,7 +95,7 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32(name):
 
 
 @every_model
-def test_float64_is_float64_throughout(name):
+def test_float64_is_used_throughout(name):
     with jax.enable_x64(True):
         model = evaluation(nnx.eval_shape(lambda: build(name, dtype=jnp.float64)))
         graphdef, values, rest = nnx.split(model, (nnx.Param, nnx.BatchStat), ...)
@@ -104,7 +104,7 @@ def test_float64_is_float64_throughout(name):
         def forward(values, rest, x):
             return nnx.merge(graphdef, values, rest)(x)
 
-        # 64 pixels: models with windows pad and shift there.
+        # At 64 pixels, models with windows pad and shift.
         jaxpr = jax.make_jaxpr(forward)(values, nnx.as_pure(rest), images(1, 64, 64, dtype=np.float64))
         assert jaxpr.out_avals[0].dtype == jnp.float64
         assert not re.findall(r"f32\[\d[^\]]*\]", str(jaxpr.jaxpr))
@@ -112,7 +112,7 @@ def test_float64_is_float64_throughout(name):
 
 @functools.cache
 def train_pass(name, *, remat=False):
-    """Loss, gradients and new state of one pass in training mode, drops included."""
+    """Return the loss, gradients and new state of one pass in training mode, with all drops."""
     model = nnx.view(
         small(name, remat=remat, rate=RATE), use_running_average=False, deterministic=False, raise_if_not_found=False
     )
@@ -140,7 +140,7 @@ def test_gradients_are_finite_and_reach_the_head_and_the_backbone(name):
 
 
 @every_model
-def test_rematerialisation_changes_nothing_but_memory(name):
+def test_rematerialisation_changes_no_values(name):
     loss, grads, state = train_pass(name)
     loss_remat, grads_remat, state_remat = train_pass(name, remat=True)
     # Without batch statistics, rounding is the only difference.
@@ -151,7 +151,7 @@ def test_rematerialisation_changes_nothing_but_memory(name):
         np.testing.assert_allclose((grads_remat | state_remat)[path], value, rtol=rtol, atol=atol, err_msg=path)
 
 
-# Blocks, units or modules that are recomputed one by one in the small models.
+# Number of blocks, units or modules that are rematerialised separately in each small model.
 REMATERIALISED = {
     "resnet50": 5, "dala_resnet50": 5, "seresnet50": 5, "densenet121": 6,
     "vgg16": 5, "vgg16_bn": 5, "vgg16_inception": 5,
@@ -162,7 +162,7 @@ REMATERIALISED = {
 
 
 @every_model
-def test_rematerialisation_is_on_where_requested(name):
+def test_rematerialisation_is_on_only_if_requested(name):
     assert checkpoints(small(name), images(B)) == 0
     assert checkpoints(small(name, remat=True), images(B)) == REMATERIALISED[name]
 
@@ -201,7 +201,7 @@ def test_a_misspelt_option_is_named_with_a_hint(name):
 
 
 @every_model
-def test_options_are_the_fields_of_a_frozen_config_read_back_from_json_as_well(name):
+def test_options_are_fields_of_a_frozen_config_and_survive_json(name):
     spec = models.spec(name)
     assert dataclasses.is_dataclass(spec.config)
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -213,12 +213,12 @@ def test_options_are_the_fields_of_a_frozen_config_read_back_from_json_as_well(n
         models.create(name, num_classes=0, rngs=nnx.Rngs(0))
 
 
-# Their convolutions and poolings have a result for every image; only `check_image_size` refuses small ones.
+# These models run at any size; only `check_image_size` refuses small images.
 RUN_AT_ANY_SIZE = ("resnet50", "dala_resnet50", "seresnet50", "densenet121")
 
 
 @every_model
-def test_image_sizes_are_refused_before_and_while_the_model_runs(name):
+def test_invalid_image_sizes_are_refused_before_and_during_a_call(name):
     spec = models.spec(name)
     models.check_image_size(name, 32, spec.small)
     models.check_image_size(name, spec.config.image_size if "image_size" in spec.options else 224)
@@ -235,7 +235,7 @@ def test_image_sizes_are_refused_before_and_while_the_model_runs(name):
 
 
 @every_model
-def test_graphdefs_are_hashable_and_the_mode_is_part_of_them(name):
+def test_graphdefs_are_hashable_and_depend_on_the_mode(name):
     model = nnx.eval_shape(lambda: build(name))
     # Swin has no batch statistics, and nnx.view raises for a keyword that no module takes.
     training, evaluating = (

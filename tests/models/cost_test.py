@@ -7,7 +7,7 @@ from histojax.models.cost import cost, measure
 from histojax.models.ops import kernels
 
 
-def test_the_cost_is_that_of_the_model() -> None:
+def test_resnet50_has_its_published_cost() -> None:
     parameters, flops = cost("resnet50", 1000, 224, {})
     assert parameters == 25_557_032
     assert 7.5e9 < flops < 9e9  # 4.1 G multiply-adds of two operations each, and the rest
@@ -15,11 +15,11 @@ def test_the_cost_is_that_of_the_model() -> None:
 
 def test_the_cost_is_counted_without_gpu_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"depths": (1,), "heads": (2,), "embed_dim": 32}
-    here = cost("swin_tiny_patch4_window7_224", 2, 56 * 4, small)
+    expected = cost("swin_tiny_patch4_window7_224", 2, 56 * 4, small)
     monkeypatch.setattr(kernels, "usable_here", lambda: True)
     monkeypatch.setattr(kernels, "call", None)  # any call fails
     assert kernels.usable()
-    assert cost("swin_tiny_patch4_window7_224", 2, 56 * 4, small) == here
+    assert cost("swin_tiny_patch4_window7_224", 2, 56 * 4, small) == expected
 
 
 @pytest.mark.parametrize("name", models.names())

@@ -44,7 +44,7 @@ def evaluation(model):
 
 
 def predict(model, x) -> jax.Array:
-    """Call the model in evaluation mode under jit, which compiles sooner than one operation at a time."""
+    """Call the model in evaluation mode under jit, which compiles faster than one operation at a time."""
     graphdef, state = nnx.split(evaluation(model))
     return jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))(nnx.as_pure(state), x)
 
@@ -100,7 +100,7 @@ def test_parameter_groups_follow_from_paths(attention, head):
 
 
 @pytest.mark.parametrize(("attention", "head"), CHOICES)
-def test_shapes(attention, head):
+def test_shapes_of_features_and_logits(attention, head):
     model = nnx.eval_shape(lambda: evaluation(tiny(attention, head)))
     features = nnx.eval_shape(lambda m, x: m.features(x), model, images(2))
     assert features.shape == (2, 2, 2, TINY.num_features)
@@ -109,7 +109,7 @@ def test_shapes(attention, head):
         assert (out.shape, out.dtype) == (shape, jnp.float32)
 
 
-def test_without_attention_and_dual_head_it_is_resnet():
+def test_without_attention_and_dual_head_it_equals_resnet():
     dala, resnet = tiny("none", "linear"), ResNet(TINY, num_classes=K, rngs=nnx.Rngs(1))
     assert not np.array_equal(dala.conv1.kernel[...], resnet.conv1.kernel[...])
     nnx.update(resnet, nnx.state(dala))
@@ -126,7 +126,7 @@ def test_the_gate_starts_open_for_every_input(scale):
     np.testing.assert_allclose(attention(x), x * np.asarray(gate)[:, None, None], rtol=1e-6)
 
 
-def test_the_attention_learns_from_its_start():
+def test_the_attention_gets_gradients_within_two_steps():
     model = tiny()
     _, grads, _ = train_pass(model)
     assert np.linalg.norm(grads["attention/fc2/kernel"]) > 0
@@ -146,7 +146,7 @@ def tiny_pass(attention, **kwargs):
     return train_pass(tiny(attention, **kwargs))
 
 
-def test_rematerialisation_changes_nothing():
+def test_rematerialisation_changes_no_values():
     loss, grads, stats = tiny_pass("layer4_blocks")
     loss_remat, grads_remat, stats_remat = tiny_pass("layer4_blocks", remat=True)
     np.testing.assert_allclose(loss, loss_remat, rtol=1e-6)
@@ -222,6 +222,6 @@ def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32():
         ("dala_resnet50", {"dropout": 1.0}, "dropout=1.0 is not in [0, 1)"),
     ],
 )
-def test_mistakes_are_named(name, options, message):
+def test_invalid_options_are_named(name, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         abstract(name, **options)

@@ -19,7 +19,7 @@ SMALL = {"growth_rate": 4, "block_sizes": (2, 3, 1, 2), "width": 8, "bn_size": 2
 
 @pytest.fixture(scope="module", autouse=True)
 def _compile_quickly():
-    """Most of the time here would go into optimizing programs that run once."""
+    """Skip optimization, which would take most of the time, because each program runs once."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -53,9 +53,9 @@ def test_sizes_are_rounded_down_at_transitions(size):
     assert [found[f"block{i + 1}"][:2] for i in range(4)] == [(h // 2**i, w // 2**i) for i in range(4)]
 
 
-def test_dropout_is_in_training_only_after_each_layer():
+def test_dropout_follows_each_layer_in_training_only():
     def new(model):
-        """What the first block's layers add."""
+        """Return the channels that the first block's layers add."""
         return np.asarray(call(model, images(8), lambda m, x: m.feature_maps(x)["block1"]))[..., SMALL["width"] :]
 
     one, other = (small(drop_rate=0.5, seed=seed) for seed in (1, 2))
@@ -77,7 +77,7 @@ def test_dropout_is_in_training_only_after_each_layer():
         ({"drop_rate": 1.0}, "drop_rate=1.0 is not in [0, 1)"),
     ],
 )
-def test_mistakes_are_named(options, message):
+def test_invalid_options_are_named(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         DenseNetConfig(**options)
     if "drop_rate" in options:

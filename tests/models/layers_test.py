@@ -36,7 +36,7 @@ def weighted_sum(f, weights):
     return lambda *args: jnp.sum(f(*args) * weights)
 
 
-def test_matmul_gradients_are_those_of_autodiff():
+def test_matmul_gradients_equal_autodiff():
     x, kernel, weights = normal(0, 7, 5), normal(1, 5, 3), normal(2, 7, 3)
     ours = jax.jit(jax.grad(weighted_sum(layers.matmul, weights), (0, 1)))(x, kernel)
     plain = jax.jit(jax.grad(weighted_sum(jnp.dot, weights), (0, 1)))(x, kernel)
@@ -49,7 +49,7 @@ def test_matmul_in_bfloat16_keeps_the_kernel_gradient_in_float32():
     weights = normal(2, 512, 4).astype(jnp.bfloat16)
     dx, dkernel = jax.grad(weighted_sum(layers.matmul, weights), (0, 1))(x, kernel)
     assert (dx.dtype, dkernel.dtype) == (jnp.bfloat16, jnp.float32)
-    # bfloat16 accumulation of 512 products would miss this by a hundred times.
+    # The error of summing 512 products in bfloat16 would be a hundred times the tolerance.
     exact = np.asarray(x, np.float64).T @ weights.astype(np.float64)
     np.testing.assert_allclose(dkernel, exact, rtol=1e-4, atol=1e-4)
 
@@ -57,7 +57,7 @@ def test_matmul_in_bfloat16_keeps_the_kernel_gradient_in_float32():
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1)])
 @pytest.mark.parametrize("size", [(8, 8), (7, 9)])
 @pytest.mark.parametrize("use_bias", [False, True])
-def test_pointwise_convolution_is_the_same_as_dot_and_as_convolution(strides, size, use_bias):
+def test_pointwise_convolution_by_dot_equals_convolution(strides, size, use_bias):
     x = normal(0, 2, *size, 5)
     dot, conv = (
         layers.Conv(5, 6, (1, 1), strides=strides, use_bias=use_bias, impl=impl, rngs=nnx.Rngs(0))
@@ -78,7 +78,7 @@ def test_pointwise_convolution_is_the_same_as_dot_and_as_convolution(strides, si
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
-def test_grouped_and_padded_convolutions_do_not_take_the_dot_path():
+def test_grouped_and_padded_convolutions_do_not_use_dot():
     x = normal(0, 1, 4, 4, 6)
     grouped = layers.Conv(6, 6, (1, 1), groups=6, impl="dot", rngs=nnx.Rngs(0))
     np.testing.assert_allclose(grouped(x), x * np.asarray(grouped.kernel[...])[0], rtol=1e-6)
@@ -88,7 +88,7 @@ def test_grouped_and_padded_convolutions_do_not_take_the_dot_path():
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_depthwise_convolution_is_the_same_as_shifts_and_as_convolution(dtype, strides):
+def test_depthwise_convolution_by_shifts_equals_convolution(dtype, strides):
     x = normal(0, 2, 7, 6, 5)
     options = {"strides": strides, "padding": PAD_1, "groups": 5, "use_bias": True, "dtype": dtype, "rngs": nnx.Rngs(0)}
     shifts, auto, conv = (layers.Conv(5, 5, (3, 3), impl=impl, **options) for impl in ("dot", "auto", "conv"))
@@ -124,7 +124,7 @@ def test_depthwise_convolution_is_the_same_as_shifts_and_as_convolution(dtype, s
         (1, ((0, 0), (0, 0)), 4, (8, 6)),
     ],
 )
-def test_convolution_of_blocks_is_the_same(kernel, padding, channels, size):
+def test_strided_convolution_by_blocks_equals_convolution(kernel, padding, channels, size):
     x = normal(0, 2, *size, channels, dtype=np.float64)
     with jax.enable_x64(True):
         blocks, conv = (
@@ -145,12 +145,12 @@ def test_convolution_of_blocks_is_the_same(kernel, padding, channels, size):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-11)
 
 
-def test_convolution_of_an_odd_map_is_not_one_of_blocks():
+def test_an_odd_map_is_not_convolved_by_blocks():
     conv = layers.Conv(3, 4, (3, 3), strides=(2, 2), padding=PAD_1, impl="blocks", rngs=nnx.Rngs(0))
     assert conv(normal(0, 1, 7, 8, 3)).shape == (1, 4, 4, 4)
 
 
-def test_gelu_with_slope_is_gelu():
+def test_gelu_with_slope_equals_gelu():
     x, weights = 3 * normal(0, 50, dtype=np.float64), normal(1, 50, dtype=np.float64)
     with jax.enable_x64(True):
         (y, ours), (_, exact) = (
@@ -163,7 +163,7 @@ def test_gelu_with_slope_is_gelu():
     assert [leaf.shape for leaf in jax.tree.leaves(kept)] == [(7,)]
 
 
-def test_layer_norm_gradients_are_those_of_the_plain_formula_in_float64():
+def test_layer_norm_gradients_equal_the_plain_formula_in_float64():
     x = 3 + 2 * normal(0, 4, 5, 7, dtype=np.float64)
     weights = normal(3, *x.shape, dtype=np.float64)
     with jax.enable_x64(True):
@@ -215,7 +215,7 @@ def value_and_grads(f, weights):
     return jax.jit(jax.value_and_grad(weighted_sum(f, weights), (0, 1, 2)))
 
 
-def test_batch_norm_gradients_are_those_of_the_plain_formula_in_float64():
+def test_batch_norm_gradients_equal_the_plain_formula_in_float64():
     x = 3 + 2 * normal(0, 4, 5, 6, 7, dtype=np.float64)
     scale, bias = normal(1, 7, dtype=np.float64), normal(2, 7, dtype=np.float64)
     weights = normal(3, *x.shape, dtype=np.float64)
@@ -249,7 +249,7 @@ def test_constant_channels_stay_finite():
     assert (np.asarray(var) >= 0).all()
 
 
-def test_running_statistics_are_flax_ones():
+def test_running_statistics_equal_those_of_flax():
     x = 2 + 3 * normal(0, 4, 5, 5, 3)
     ours = norms.BatchNorm(3, rngs=nnx.Rngs(0))
     flax = nnx.BatchNorm(3, momentum=0.9, rngs=nnx.Rngs(0))
@@ -275,8 +275,8 @@ def window_max(x):
 
 
 @pytest.mark.parametrize("size", [(8, 8), (2, 4), (7, 8), (8, 7), (9, 5), (1, 1)])
-def test_max_pool_is_the_window_reduction(size):
-    # Distinct, because equal ones split the gradient differently; negative, to see what the padding is.
+def test_max_pool_equals_the_window_reduction(size):
+    # Distinct values, because ties split the gradient differently; negative, so that padding with zeros would show.
     shape = (2, *size, 3)
     x = -1 - np.random.default_rng(0).permutation(np.prod(shape)).reshape(shape).astype(np.float32)
     expected = window_max(x)
@@ -299,13 +299,13 @@ def test_the_gradient_of_a_bias_is_summed_in_float32():
     np.testing.assert_allclose(back(d)[0], d.astype(jnp.float32).sum((0, 1)), rtol=1e-5)
 
 
-def test_a_folded_convolution_is_the_normalised_one(monkeypatch):
+def test_a_folded_convolution_equals_convolution_and_norm(monkeypatch):
     conv = layers.Conv(3, 4, (3, 3), strides=(2, 2), padding=PAD_1, rngs=nnx.Rngs(0))
     norm = norms.BatchNorm(4, rngs=nnx.Rngs(0))
     for variable, value in zip((norm.scale, norm.bias, norm.mean, norm.var), normal(1, 4, 4), strict=True):
         variable.set_value(jnp.abs(value) + 0.1)
     x = normal(2, 2, 8, 8, 3)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # where it is folded
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # folding is for GPUs only
     trained = norms.conv_norm(conv, norm, x)
     np.testing.assert_array_equal(trained, norms.batch_norm_train(conv(x), norm.scale[...], norm.bias[...], 1e-5)[0])
     norm.use_running_average = True
@@ -341,9 +341,9 @@ def loss_fn(params, stats, x):
 step = jax.value_and_grad(loss_fn, has_aux=True)
 args = nnx.as_pure(params), nnx.as_pure(stats), np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("f")
 mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
-whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
 one = jax.jit(step)(*args)
-two = jax.jit(step, in_shardings=(whole, whole, split), out_shardings=whole)(*args)
+two = jax.jit(step, in_shardings=(replicated, replicated, split), out_shardings=replicated)(*args)
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, two)
 """
 

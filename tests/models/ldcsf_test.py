@@ -26,7 +26,7 @@ BLOCKS = {"ldc": "blocks", "ldc_norm": "batch", "stochastic_depth": 0.5}
 
 @pytest.fixture(scope="module", autouse=True)
 def _compile_quickly():
-    """Most of the time here would go into optimizing programs that run once."""
+    """Skip optimization, which would take most of the time, because each program runs once."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -104,22 +104,22 @@ def small_pass(**options):
 
 
 @pytest.mark.parametrize("places", ["stages", "blocks"])
-def test_it_starts_as_the_swin_transformer_whose_weights_it_is_given(places):
+def test_it_starts_equal_to_a_swin_transformer_with_its_weights(places):
     ldcsf, swin = small(ldc=places), Swin(BACKBONE, num_classes=3, rngs=nnx.Rngs(1))
     copy(swin, ldcsf)
     wanted = apply(Swin.features, swin, images())
     np.testing.assert_array_equal(apply(LDCSF.features, ldcsf, images()), wanted)
-    # FR lets 0.953 of every channel pass at first, and all of it where the gate is wide open.
+    # FR initially scales every channel by 0.953; with an open gate it changes nothing.
     np.testing.assert_allclose(apply(lambda m, x: m.fr(x), ldcsf, wanted), 0.9526 * wanted, rtol=1e-4)
     ldcsf.fr.fc2.bias[...] = jnp.full_like(ldcsf.fr.fc2.bias[...], 50.0)
     np.testing.assert_array_equal(apply(lambda m, x: m.fr(x), ldcsf, wanted), wanted)
-    # And the LDCs do something as soon as their last layers are not zero.
+    # The LDCs have an effect once their last layers are not zero.
     for conv in ldcsf.ldc:
         conv.pointwise.kernel[...] = jnp.eye(len(conv.pointwise.bias[...]))
     assert np.abs(np.asarray(apply(LDCSF.features, ldcsf, images()) - wanted)).max() > 0.1
 
 
-def test_without_its_parts_it_is_that_swin_transformer():
+def test_without_its_parts_it_equals_the_swin_transformer():
     plain, swin = small(ldc="none", fr=False, resnet=False), Swin(BACKBONE, num_classes=3, rngs=nnx.Rngs(1))
     assert parameters(plain).keys() == parameters(swin).keys()
     copy(swin, plain)
@@ -150,7 +150,7 @@ def test_the_backbone_has_the_paths_and_shapes_of_swin_tiny():
 def test_parameter_groups_follow_from_paths(options, groups):
     names = parameters(abstract(**options))
     assert {group: sum(group in name.split("/") for name in names) for group in ADDED} == groups
-    # A component of another name must not put a part of the backbone into a group of the optimizer.
+    # No other component of a path may put a part of the backbone into an optimizer group.
     assert not any("attention" in name.split("/") for name in names)
 
 
@@ -174,7 +174,7 @@ LDCSF_PARAMETERS = 25_706_214
 
 @pytest.mark.parametrize("size", [(224, 224), (64, 96)])
 @pytest.mark.parametrize("resnet", [True, False])
-def test_shapes(size, resnet):
+def test_shapes_of_features_and_logits(size, resnet):
     model = nnx.eval_shape(lambda: evaluation(abstract(resnet=resnet)))
     x = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
     features = nnx.eval_shape(lambda m, x: m.features(x), model, x)
@@ -186,7 +186,7 @@ def test_shapes(size, resnet):
 
 
 @pytest.mark.parametrize("norm", ["layer", "batch"])
-def test_the_local_convolution_is_its_formula(norm):
+def test_the_local_convolution_equals_its_formula(norm):
     conv = LocalDepthConv(3, norm=norm, rngs=nnx.Rngs(0))
     conv.pointwise.kernel[...] = jnp.eye(3)[::-1] * 2
     conv.pointwise.bias[...] = jnp.arange(3.0)
@@ -200,8 +200,8 @@ def test_the_local_convolution_is_its_formula(norm):
     np.testing.assert_allclose(conv(x), x + 2 * y[..., ::-1] + np.arange(3), rtol=1e-5, atol=1e-5)
 
 
-def test_every_parameter_learns_from_the_start():
-    """At once, or from the second step on where the layer above starts at zero."""
+def test_every_parameter_gets_a_gradient_within_two_steps():
+    """At the first step, or at the second where the layer above starts at zero."""
     _, grads, _ = small_pass()
     behind_zero = r"ldc/\d/(depthwise|norm)|fr/fc1|resnet/\d/(conv\d|bn[12])/"
     assert {n for n, g in grads.items() if not np.linalg.norm(g) > 0} == {n for n in grads if re.match(behind_zero, n)}
@@ -210,7 +210,7 @@ def test_every_parameter_learns_from_the_start():
     assert not [name for name, grad in run(after)[1].items() if not np.linalg.norm(grad) > 0]
 
 
-def test_rematerialisation_changes_nothing():
+def test_rematerialisation_changes_no_values():
     loss, grads, stats = small_pass()
     loss_remat, grads_remat, stats_remat = small_pass(remat=True)
     np.testing.assert_allclose(loss_remat, loss, rtol=1e-6)
@@ -249,12 +249,12 @@ def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32():
         ({"fr_reductoin": 8}, "'fr_reductoin' of ldcsf (did you mean 'fr_reduction'?)"),
     ],
 )
-def test_mistakes_are_named(options, message):
+def test_invalid_options_are_named(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         abstract(**options)
 
 
-def test_a_default_config_is_the_default_model():
+def test_the_default_config_gives_the_default_model():
     model = nnx.eval_shape(lambda: LDCSF(LDCSFConfig(), num_classes=1000, rngs=nnx.Rngs(0)))
     expected = nnx.eval_shape(lambda: models.create("ldcsf", num_classes=1000, rngs=nnx.Rngs(0)))
     assert nnx.graphdef(model) == nnx.graphdef(expected)

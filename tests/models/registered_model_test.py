@@ -1,4 +1,4 @@
-"""A user's own model, in a file of their own, trains, saves, reloads, explains and exports like ours."""
+"""A user's model outside the package trains, saves, reloads, explains and exports like a built-in one."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def config_of(root: pathlib.Path) -> ConfigDict:
     return config
 
 
-def test_it_trains_saves_reloads_explains_and_exports(module: str, tmp_path: pathlib.Path) -> None:
+def test_a_registered_model_trains_saves_reloads_explains_and_exports(module: str, tmp_path: pathlib.Path) -> None:
     spec = SyntheticSpec(cases_per_subtype=(1, 1, 1, 1, 1, 1, 1, 1), images_per_patient=1, magnifications=("100X",))
     root = generate(tmp_path / "images", spec)
     run = tmp_path / "run"
@@ -116,7 +116,7 @@ def test_an_entry_point_provides_models(module: str, monkeypatch: pytest.MonkeyP
     assert "users_tiny" in models.names()
 
 
-def test_mistakes_are_named(module: str, tmp_path: pathlib.Path) -> None:
+def test_invalid_modules_and_names_are_refused(module: str, tmp_path: pathlib.Path) -> None:
     config = config_of(tmp_path)
     config.model.module = str(tmp_path / f"{MODULE}.py")
     with pytest.raises(RunError, match=r"model\.module: .*is not the name of a Python module"):

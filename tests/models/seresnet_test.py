@@ -45,13 +45,13 @@ def test_each_block_has_a_gate_that_starts_open():
     assert block.attention.activation is jax.nn.relu
 
 
-def test_without_gates_it_is_the_resnet_at_the_same_paths():
+def test_only_the_gates_add_paths_to_resnet():
     plain, gated = (set(flat(nnx.state(m))) for m in (ResNet(TINY, num_classes=K, rngs=nnx.Rngs(0)), small()))
     assert plain < gated
     assert all("/attention/fc" in name for name in gated - plain)
 
 
-def test_attention_is_made_for_each_block_by_stage_and_channels():
+def test_attention_is_built_per_block_from_stage_and_channels():
     def make(stage, channels):
         return ChannelAttention(channels, 4 if stage == 3 else 8, rngs=nnx.Rngs(0)) if stage else None
 
@@ -65,14 +65,14 @@ def test_attention_is_made_for_each_block_by_stage_and_channels():
     ]
 
 
-def test_stages_by_name_and_size():
-    # Also of the ResNet without gates, whose method this is.
+def test_feature_maps_have_the_names_and_sizes_of_the_stages():
+    # ResNet defines the method, so it is tested as well.
     for model in (small(), ResNet(TINY, num_classes=K, rngs=nnx.Rngs(0))):
         wanted = {"layer1": (19, 25, 16), "layer2": (10, 13, 32), "layer3": (5, 7, 64), "layer4": (3, 4, 128)}
         assert map_shapes(model, 75, 97) == wanted
 
 
 @pytest.mark.parametrize("reduction", [0, -2])
-def test_mistakes_are_named(reduction):
+def test_invalid_options_are_named(reduction):
     with pytest.raises(ValueError, match=re.escape(f"reduction={reduction} is not a positive number")):
         models.create("seresnet50", num_classes=K, rngs=nnx.Rngs(0), reduction=reduction)

@@ -23,7 +23,7 @@ CHANNELS, WINDOW = 4, 4
 
 @pytest.fixture(scope="module", autouse=True)
 def _compile_quickly():
-    """Most of the time here would go into optimizing programs that run once."""
+    """Skip optimization, which would take most of the time, because each program runs once."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -34,7 +34,7 @@ def small(**kwargs) -> Swin:
     return models.create(NAME, num_classes=3, **options)
 
 
-def test_windows_are_squares_of_the_map_and_go_back():
+def test_windows_are_squares_of_the_map_and_can_be_reversed():
     x = np.arange(2 * 6 * 9 * 2).reshape(2, 6, 9, 2)
     windows = swin.window_partition(jnp.asarray(x), 3)
     assert windows.shape == (2, 6, 9, 2)
@@ -50,7 +50,7 @@ def test_the_bias_depends_only_on_the_relative_position():
 
 
 def reach(shift, h, w) -> np.ndarray:
-    """Which positions of the map each position's attention depends on, by the gradient: bool (h, w, h, w)."""
+    """Return bool (h, w, h, w): the positions that each position's attention depends on, by the gradient."""
     attention = ShiftedWindowAttention(CHANNELS, 2, WINDOW, shift, rngs=nnx.Rngs(0))
     x = np.random.default_rng(1).normal(size=(1, h, w, CHANNELS)).astype(np.float32)
     graphdef, state = nnx.split(attention)
@@ -63,7 +63,7 @@ def reach(shift, h, w) -> np.ndarray:
 
 
 def expected_reach(shift, h, w) -> np.ndarray:
-    """Positions depend on those that lie with them in one window of a grid moved by `shift` that does not wrap."""
+    """Return bool (h, w, h, w): the positions in the same window of a grid moved by `shift`, without wrapping."""
 
     def group(size, s):
         padded = -(-size // WINDOW) * WINDOW
@@ -75,13 +75,13 @@ def expected_reach(shift, h, w) -> np.ndarray:
     return same_row[:, None, :, None] & same_column[None, :, None, :]
 
 
-# (8, 12): whole windows; (6, 10): padded; (4, 12): one window high, so shifted along the width alone.
+# (8, 12): no padding; (6, 10): padded; (4, 12): one window high, so shifted only along the width.
 @pytest.mark.parametrize("size", [(8, 12), (6, 10), (4, 12)])
 @pytest.mark.parametrize("shift", [0, 2])
-def test_attention_reaches_the_whole_window_and_nothing_else(shift, size):
+def test_attention_reaches_its_window_and_nothing_else(shift, size):
     found = reach(shift, *size)
     np.testing.assert_array_equal(found, expected_reach(shift, *size))
-    # Shifted windows connect the neighbours that the other blocks keep apart, and not the map's two ends.
+    # Shifted windows connect neighbours across the other blocks' boundaries, but not opposite edges of the map.
     assert found[0, 3, 0, 4] == bool(shift)
     assert not found[0, 0, 0, -1]
 
@@ -94,7 +94,7 @@ def test_padding_takes_part_in_attention_as_zeros():
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 32), (96, 160), (224, 224), (256, 256), (512, 224)])
-def test_multiples_of_32_work(size):
+def test_multiples_of_32_are_accepted(size):
     model = nnx.eval_shape(lambda: evaluation(models.create(NAME, num_classes=5, rngs=nnx.Rngs(0))))
     x = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
     assert nnx.eval_shape(lambda m, x: m.features(x), model, x).shape == (2, size[0] // 32, size[1] // 32, 768)
@@ -115,7 +115,7 @@ def test_other_sizes_are_refused_with_the_nearest_ones(name, size, nearest):
                 nnx.eval_shape(lambda m, x: m(x), model, jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
-def test_sizes_of_the_published_models():
+def test_published_image_sizes_are_accepted():
     for name in models.names():
         for size in (56, 112, 224) if name == "dinov2_vitb14" else (32, 64, 224, 256):
             models.check_image_size(name, size)
@@ -137,7 +137,7 @@ def test_one_set_of_parameters_serves_every_size():
     assert before == jax.tree.map(jnp.shape, nnx.state(full, nnx.Param))
 
 
-def test_every_parameter_learns_and_each_block_draws_twice():
+def test_every_parameter_gets_a_gradient_and_each_block_draws_twice():
     model = nnx.view(small(stochastic_depth=0.5), deterministic=False)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
@@ -152,7 +152,7 @@ def test_every_parameter_learns_and_each_block_draws_twice():
     assert sorted(int(v) for name, v in flat(counts).items() if "stochastic_depth" in name) == [0, 2, 2, 2, 2, 2]
 
 
-def test_stochastic_depth_drops_whole_rows_and_keeps_the_expectation():
+def test_stochastic_depth_drops_whole_images_and_keeps_the_expectation():
     rate, b = 0.25, 4096
     block = SwinBlock(CHANNELS, 2, 2, drop_rate=rate, rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=(1, 2, 2, CHANNELS)).astype(np.float32)
@@ -187,6 +187,6 @@ def test_stochastic_depth_grows_linearly_over_all_blocks():
         ({"stochastic_depth": 1.0}, "stochastic_depth=1.0 is not in [0, 1)"),
     ],
 )
-def test_mistakes_are_named(options, message):
+def test_invalid_options_are_named(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         nnx.eval_shape(lambda: models.create(NAME, num_classes=3, rngs=nnx.Rngs(0), **options))

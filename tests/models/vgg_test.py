@@ -37,7 +37,7 @@ def small(kind="plain", *, batch_norm=False):
     return VGGInception(config, num_classes=K, rngs=nnx.Rngs(0))
 
 
-def test_stages_by_name_and_size():
+def test_feature_maps_have_the_names_and_sizes_of_the_stages():
     wanted = {"conv1": (224, 224, 64), "conv2": (112, 112, 128), "conv3": (56, 56, 256), "conv4": (28, 28, 512)}
     wanted |= {"conv5": (14, 14, 512), "pool5": (7, 7, 512)}
     for name in ("vgg16", "vgg16_bn", "vgg16_inception"):
@@ -55,7 +55,7 @@ def test_images_smaller_than_32_are_refused(kind):
             map_shapes(small(kind), *size)
 
 
-def test_hidden_dense_layers_are_the_classifier_and_the_last_one_the_head():
+def test_hidden_dense_layers_lie_in_classifier_and_the_last_one_in_head():
     model = nnx.eval_shape(lambda: models.create("vgg16", num_classes=K, rngs=nnx.Rngs(0)))
     dense = {name: v.shape for name, v in flat(nnx.state(model)).items() if "kernel" in name and "blocks" not in name}
     assert dense == {
@@ -65,7 +65,7 @@ def test_hidden_dense_layers_are_the_classifier_and_the_last_one_the_head():
     }
 
 
-def test_batch_norm_where_asked_for():
+def test_batch_norm_is_only_where_requested():
     assert not [name for name in flat(nnx.state(small())) if "norm" in name]
     norms = {name for name in flat(nnx.state(small(batch_norm=True))) if name.endswith("norm/mean")}
     assert len(norms) == sum(SMALL["depths"])
@@ -77,7 +77,7 @@ def test_batch_norm_where_asked_for():
     assert "blocks/4/layers/2/norm/scale" in flat(nnx.state(made))
 
 
-def test_averages_over_cells_by_hand():
+def test_adaptive_averages_equal_hand_computed_values():
     x = jnp.arange(5.0).reshape(1, 5, 1, 1)
     # Cells of 5 positions on a grid of 3: 0-1, 1-3 and 3-4; the one column is repeated.
     wanted = np.broadcast_to(np.array([0.5, 2.0, 3.5])[:, None], (3, 3))
@@ -85,7 +85,7 @@ def test_averages_over_cells_by_hand():
     assert adaptive_avg_pool(x.astype(jnp.bfloat16), 3).dtype == jnp.bfloat16
 
 
-def test_branches_see_1_3_and_5_pixels():
+def test_branches_have_receptive_fields_of_1_3_and_5_pixels():
     block = evaluation(Inception(2, (1, 1, 1, 1, 1, 1), rngs=nnx.Rngs(0)))
     for unit in (block.branch1, *block.branch2, *block.branch3, block.branch4):
         unit.conv.kernel[...] = jnp.ones_like(unit.conv.kernel[...])
@@ -95,7 +95,7 @@ def test_branches_see_1_3_and_5_pixels():
     assert [int((y[..., i] > 0).sum()) for i in range(4)] == [1, 9, 25, 9]
 
 
-def test_both_hidden_layers_are_dropped_from():
+def test_dropout_follows_both_hidden_layers():
     layers = Classifier(4, 64, 0.5, rngs=nnx.Rngs(0))
     layers.fc1.kernel[...], layers.fc1.bias[...] = jnp.zeros((4, 64)), jnp.ones(64)
     layers.fc2.kernel[...] = jnp.eye(64)
@@ -105,7 +105,7 @@ def test_both_hidden_layers_are_dropped_from():
 
 
 @pytest.mark.parametrize(("name", "rate"), [("vgg16", 0.5), ("vgg16_bn", 0.5), ("vgg16_inception", 0.4)])
-def test_rates_of_dropout(name, rate):
+def test_dropout_rates_follow_the_options(name, rate):
     for options, wanted in (({}, rate), ({"dropout": 0.1}, 0.1)):
         model = nnx.eval_shape(lambda o=options: models.create(name, num_classes=K, rngs=nnx.Rngs(0), **o))
         found = [model.dropout] if "inception" in name else [model.classifier.dropout1, model.classifier.dropout2]
@@ -125,6 +125,6 @@ def test_rates_of_dropout(name, rate):
         (VGGInceptionConfig, {"inceptions": ((1, 2, 3, 4, 5, 0),)}, "is not a tuple of blocks of six positive numbers"),
     ],
 )
-def test_mistakes_are_named(make, options, message):
+def test_invalid_options_are_named(make, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         make(**options)

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from histojax import models
+from histojax.models.vit import resample_positions
 
 SMALL = {"image_size": 32, "patch": 8, "embed_dim": 16, "depth": 2, "heads": 2}
 
@@ -37,22 +38,20 @@ def test_any_multiple_of_the_patch_works_with_the_same_parameters():
     models.check_image_size("vit_base_patch16_224", 64)
 
 
-def test_a_constant_position_embedding_stays_so_at_every_size():
+def test_resampling_keeps_a_constant_position_embedding():
     model = evaluated(small())
     model.position_embedding[...] = jnp.full_like(model.position_embedding[...], 0.7)
-    from histojax.models.vit import resample_positions
-
     np.testing.assert_allclose(resample_positions(model.position_embedding[...], (4, 4), (7, 2)), 0.7, rtol=1e-6)
 
 
-def test_bfloat16_is_near_and_gives_float32():
+def test_bfloat16_is_close_and_returns_float32():
     wide, narrow = evaluated(small())(images()), evaluated(small(dtype=jnp.bfloat16))(images())
     assert narrow.dtype == jnp.float32
     np.testing.assert_allclose(narrow, wide, atol=0.05)
     assert not np.array_equal(narrow, wide)
 
 
-def test_rematerialised_it_is_the_same():
+def test_rematerialisation_changes_no_values():
     def value(model, x):
         return jnp.sum(model(x) ** 2)
 
@@ -68,7 +67,7 @@ def test_drops_are_random_in_training_and_off_in_evaluation():
     np.testing.assert_array_equal(still(images()), still(images()))
 
 
-def test_stochastic_depth_leaves_out_whole_images():
+def test_stochastic_depth_drops_whole_images():
     model = small(stochastic_depth=0.9)
     before = model.feature_maps(images(b=64))
     same = np.all(np.isclose(before["block1"], before["block2"]), axis=(1, 2, 3))
@@ -76,7 +75,7 @@ def test_stochastic_depth_leaves_out_whole_images():
 
 
 @pytest.mark.parametrize(("pool", "width"), [("token", 16), ("mean", 16), ("token_mean", 32)])
-def test_what_the_head_sees(pool, width):
+def test_the_head_sees_the_pooled_tokens(pool, width):
     model = evaluated(small(pool=pool))
     assert model.head.kernel.shape == (width, 3)
     tokens = model.features(images())
@@ -85,7 +84,7 @@ def test_what_the_head_sees(pool, width):
     np.testing.assert_allclose(model(images()), seen @ model.head.kernel[...], atol=1e-5)
 
 
-def test_layer_scale_weighs_the_branches():
+def test_layer_scale_scales_the_branches():
     model = evaluated(small(layer_scale=1e-30))
     maps = model.feature_maps(images())
     np.testing.assert_array_equal(maps["block1"], maps["block2"])
@@ -103,6 +102,6 @@ def test_layer_scale_weighs_the_branches():
         ({"layer_scale": -1.0}, "layer_scale=-1.0 is negative"),
     ],
 )
-def test_mistakes_are_named(options, message):
+def test_invalid_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         small(**options)

@@ -32,7 +32,7 @@ def tree(seed=0):
 
 
 def run(optimizer, params, steps, gradients=None):
-    """Parameters after each step."""
+    """Return the parameters after each step."""
     state, history = optimizer.init(params), []
     for i in range(steps):
         updates, state = optimizer.update(tree(100 + i) if gradients is None else gradients, state, params)
@@ -71,7 +71,7 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_schedule_at_hand_picked_steps(name):
+def test_the_schedule_has_hand_computed_values(name):
     fields, expected = SCHEDULES[name]
     schedule = learning_rate(fields)
     for step, value in expected.items():
@@ -153,7 +153,7 @@ def test_the_head_is_recognised_by_path_components():
     }
 
 
-# All models' groups as they were before the specifications listed them; checkpoints depend on them.
+# The groups of all models before the specifications listed them; existing checkpoints depend on them.
 HEAD = re.compile(r"(^|/)(head|attention|ldc|fr|resnet)(/|$)")
 NOT_DECAYED = re.compile(r"position|registers")
 
@@ -163,7 +163,7 @@ NOT_DECAYED = re.compile(r"position|registers")
     [*((name, {}) for name in models.names()), ("dala_resnet50", {"attention": "layer4_blocks", "head": "linear"}),
      ("ldcsf", {"ldc": "blocks", "fr": False}), ("vit", {"layer_scale": 0.1})],
 )  # fmt: skip
-def test_the_groups_of_each_model(name, options):
+def test_the_groups_of_each_model_match_earlier_checkpoints(name, options):
     spec = models.spec(name)
     shapes = parameter_shapes(name, 3, {**spec.small, **options})
     params = {path: jax.ShapeDtypeStruct(shape, dtype) for path, (shape, dtype) in shapes.items()}
@@ -185,7 +185,7 @@ def test_the_head_multiplier_scales_the_heads_updates_and_their_decay(name):
     assert_close(scaled["head"], jax.tree.map(lambda p, m: p + 10 * m, params["head"], moved), rtol=1e-5, atol=1e-6)
 
 
-def test_a_frozen_backbone_moves_after_its_steps_as_if_it_had_seen_all_gradients():
+def test_moments_of_a_frozen_backbone_are_still_updated():
     params = tree()
     fields = {"schedule": "constant", "weight_decay": 0.2}
     frozen = run(make_optimizer(spec(**fields, freeze_backbone_steps=3)), params, 4)
@@ -228,7 +228,7 @@ def test_clipping_limits_the_global_norm():
     assert_close(untouched, jax.tree.map(jnp.negative, small))
 
 
-def test_adamw_is_optaxs():
+def test_adamw_equals_optax():
     fields = {"warmup_steps": 3, "weight_decay": 0.05, "beta1": 0.8, "beta2": 0.95}
     ours = run(make_optimizer(spec(**fields)), tree(), 6)
     theirs = optax.adamw(learning_rate(spec(**fields)), b1=0.8, b2=0.95, weight_decay=0.05, mask=decayed)
@@ -246,14 +246,14 @@ def assert_follows(ours, theirs, params):
             np.testing.assert_allclose(mine, p.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_adamw_is_pytorchs():
+def test_adamw_equals_pytorch():
     # With the usual β₂ = 0.999, 1 - β₂ in float32 is off by 6e-5; β₂ = 0.9 keeps the bound tight.
     params = [torch.nn.Parameter(torch.tensor(np.asarray(p))) for p in jax.tree.leaves(tree())]
     theirs = torch.optim.AdamW(params, lr=0.1, betas=(0.9, 0.9), eps=1e-8, weight_decay=0.0)
     assert_follows(run(make_optimizer(spec(schedule="constant", beta2=0.9)), tree(), 5), theirs, params)
 
 
-def test_sgd_is_pytorchs():
+def test_sgd_equals_pytorch():
     params = [torch.nn.Parameter(torch.tensor(np.asarray(p))) for p in jax.tree.leaves(tree())]
     theirs = torch.optim.SGD(params, lr=0.1, momentum=0.9)
     assert_follows(run(make_optimizer(spec(name="sgd", schedule="constant", momentum=0.9)), tree(), 5), theirs, params)

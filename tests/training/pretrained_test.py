@@ -28,7 +28,7 @@ from histojax.weights.saving import rewrite
 from tests.helpers.command import histojax
 from tests.helpers.programs import run
 
-# It defines what torchvision misses beside a CPU build of torch.
+# It makes torchvision importable with a CPU build of torch.
 from tests.helpers import torchvision_import  # noqa: F401  # isort: skip
 import torchvision
 
@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.parity]
 
 @pytest.fixture(scope="module", autouse=True)
 def _compile_quickly() -> Iterator[None]:
-    """Skip optimization, which would take most of the time here, because each program runs once."""
+    """Skip optimization, which would take most of the time, because each program runs once."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -81,7 +81,7 @@ def command(workdir: pathlib.Path, images: pathlib.Path, *fields: str) -> list[s
 def trained(
     tmp_path_factory: pytest.TempPathFactory, images: pathlib.Path, weights: pathlib.Path
 ) -> tuple[pathlib.Path, str]:
-    """A run from the file, with a learning rate so small that the parameters stay the file's."""
+    """Train from the file, with a learning rate so small that the parameters do not change."""
     workdir = tmp_path_factory.mktemp("runs") / "run"
     done = run(command(workdir, images, f"model.pretrained={weights}", "optimizer.learning_rate=1e-30"))
     assert done.returncode == 0, done.stderr
@@ -130,7 +130,7 @@ def layouts() -> list[Layout]:
 
 @pytest.mark.devices
 @pytest.mark.parametrize("layout", layouts(), ids=["laid out as on GPUs", "sharded over four"])
-def test_a_filled_state_is_the_files_model_and_can_be_trained(
+def test_a_state_filled_from_a_file_predicts_the_same_and_can_be_trained(
     layout: Layout, resnet: torch.nn.Module, weights: pathlib.Path
 ) -> None:
     def make_model(rngs: nnx.Rngs) -> nnx.Module:
@@ -156,7 +156,7 @@ def test_a_filled_state_is_the_files_model_and_can_be_trained(
     assert np.isfinite(np.asarray(jax.tree.leaves(state.ema.params)[0])).all()
 
 
-def test_ldcsf_starts_as_the_swin_of_the_file(tmp_path: pathlib.Path) -> None:
+def test_ldcsf_starts_with_the_swin_weights_of_the_file(tmp_path: pathlib.Path) -> None:
     swin = torchvision.models.swin_transformer.SwinTransformer(
         patch_size=[4, 4], window_size=[2, 2], num_classes=7,
         embed_dim=24, depths=[2, 2, 2, 2], num_heads=[3, 6, 12, 24],
@@ -199,7 +199,7 @@ def test_a_file_that_would_run_code_is_refused_and_leaves_no_results(
         assert not list((tmp_path / "run").rglob("results.json"))
 
 
-def test_weights_of_another_model_are_refused_with_all_their_names(
+def test_convert_refuses_another_models_weights_and_skips_another_head(
     tmp_path: pathlib.Path, weights: pathlib.Path
 ) -> None:
     argv = ("convert", f"--weights={weights}", f"--output={tmp_path / 'out'}")
