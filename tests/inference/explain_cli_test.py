@@ -72,7 +72,7 @@ def test_all_classes_of_images_with_checks(
     assert results["insertion"]["mean_probability"][-1] == pytest.approx(mean, abs=1e-5)
 
 
-def test_grad_cam_alone_marks_nothing(
+def test_plain_grad_cam_marks_no_area(
     ldcsf_run: pathlib.Path, images: list[pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
     done = histojax("explain", ldcsf_run, images[0], "--output", tmp_path, "--method=grad_cam")

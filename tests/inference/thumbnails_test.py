@@ -35,7 +35,7 @@ def colours(found: dict[str, bytes]) -> dict[str, tuple[int, ...]]:
     return {name: tuple((pixels.mean((0, 1))[::-1] > 127) * 255) for name, pixels in decoded.items()}
 
 
-def test_tiles_of_one_name_in_several_folders_are_told_apart(tmp_path: pathlib.Path) -> None:
+def test_tiles_with_one_name_in_several_folders_are_distinguished(tmp_path: pathlib.Path) -> None:
     write(tmp_path / "tiles" / "tumor" / "001.png", RED)
     write(tmp_path / "tiles" / "stroma" / "001.jpg", GREEN)
     write(tmp_path / "tiles" / "stroma" / "002.png", BLUE)

@@ -29,7 +29,7 @@ def test_help_names_every_option_and_setting(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["functions.sh", *SCRIPTS])
-def test_bash_parses_it_and_shellcheck_passes(name: str) -> None:
+def test_every_script_parses_and_passes_shellcheck(name: str) -> None:
     path = LAUNCH / name
     assert run_script(["bash", "-n", str(path)]).returncode == 0
     shellcheck = pathlib.Path(sys.executable).parent / "shellcheck"  # of the extra `test`

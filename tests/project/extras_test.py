@@ -79,7 +79,7 @@ def hide(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
         ("huggingface_hub", "hub", "convert --weights hf:a/b --model resnet50 --output out"),
     ],
 )
-def test_a_missing_extra_is_asked_for_before_any_work(
+def test_a_missing_extra_is_reported_before_any_work(
     module: str, extra: str, command: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -77,7 +77,7 @@ def test_files_that_are_no_config(tmp_path: pathlib.Path, source: str, name: str
         experiments.read(f"{tmp_path}/{name}")
 
 
-def test_a_file_of_ones_own(tmp_path: pathlib.Path) -> None:
+def test_a_users_config_file_is_read(tmp_path: pathlib.Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from __future__ import annotations\nimport dataclasses\nfrom histojax.training import default_config\n"
         "@dataclasses.dataclass\nclass Sizes:\n    width: int = 3\n"

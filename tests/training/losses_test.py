@@ -216,7 +216,7 @@ def test_unknown_class_weights_are_refused():
         ({"label_smoothing": -0.1}, r"loss\.label_smoothing=-0\.1"),
     ],
 )
-def test_a_task_refuses_what_it_does_not_know(options, message):
+def test_a_task_refuses_invalid_options(options, message):
     with pytest.raises(ValueError, match=message):
         tasks.Multiclass(("a", "b"), (1.0, 1.0), **options)
 
@@ -380,7 +380,7 @@ def test_a_label_that_no_or_every_image_carries_cannot_be_balanced(positives):
         ({"asymmetric": (0.0, 1.0, 1.0)}, r"loss\.asymmetric"),
     ],
 )
-def test_a_multilabel_task_refuses_what_it_does_not_know(options, message):
+def test_a_multilabel_task_refuses_invalid_options(options, message):
     with pytest.raises(ValueError, match=message):
         tasks.Multilabel(("a", "b"), (1.0, 1.0), **options)
 

@@ -45,7 +45,7 @@ def test_on_cpus_all_arrays_are_row_major():
     assert not orders(cached_program(layout_of(False)).init())
 
 
-def test_values_do_not_depend_on_it_and_nothing_is_compiled_twice(compilations):
+def test_values_do_not_depend_on_the_layout_and_nothing_is_compiled_twice(compilations):
     plain, layout = layout_of(False), layout_of(True)
     batches = [make_batch(0), make_batch(1), make_batch(2)]
     expected, expected_metrics = train(cached_program(plain), plain, batches)

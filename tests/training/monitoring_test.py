@@ -163,7 +163,7 @@ def test_a_window_holds_means_the_rate_of_its_last_step_and_images_per_second(wi
     assert 0 < speed < math.inf
 
 
-def test_images_per_second_leave_out_what_was_not_training(windows, record, monkeypatch):
+def test_images_per_second_exclude_time_outside_training(windows, record, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     windows.restart_clock()

@@ -160,7 +160,7 @@ def test_no_tensors_by_name(tmp_path, thing):
         weights.read(save(tmp_path / "w.pth", thing))
 
 
-def test_a_whole_model_is_refused_with_what_to_do(tmp_path):
+def test_a_pickled_model_is_refused_with_a_remedy(tmp_path):
     for write in FORMATS:
         with pytest.raises(WeightsError, match=r"(would run code: torch.nn|whole model).*Save `model.state_dict\(\)`"):
             weights.read(save(tmp_path / "w.pth", torch.nn.Linear(2, 2), write))
@@ -248,7 +248,7 @@ def test_safetensors_whose_header_declares_too_much(tmp_path):
     ],
     ids=["empty", "lfs", "html", "tar", "safetensors", "text"],
 )
-def test_what_is_no_torch_file(tmp_path, content, message):
+def test_files_of_other_kinds_are_refused(tmp_path, content, message):
     path = tmp_path / "w.pth"
     path.write_bytes(content)
     with pytest.raises(WeightsError, match=message) as caught:
@@ -256,7 +256,7 @@ def test_what_is_no_torch_file(tmp_path, content, message):
     assert str(path) in str(caught.value)
 
 
-def test_paths_that_are_none(tmp_path):
+def test_missing_files_other_suffixes_and_directories_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="does not exist"):
         weights.read(tmp_path / "w.pth")
     with pytest.raises(WeightsError, match=r"end in .safetensors, .npz, .pth"):

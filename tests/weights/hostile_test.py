@@ -76,7 +76,7 @@ def benign(form="zip") -> bytes:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_the_writer_here_writes_what_torch_reads(tmp_path, form):
+def test_torch_reads_the_files_that_this_module_writes(tmp_path, form):
     path = write(tmp_path / "w.pt", benign(form), form)
     assert torch.load(path)["w0"].tolist() == weights.read(path)["w0"].tolist() == [[1, 2], [3, 4]]
 
@@ -163,7 +163,7 @@ def test_no_code_is_run_before_the_tensors_of_a_legacy_file(tmp_path, part):
     assert not marker.exists()
 
 
-# The permitted names only build tensors, whatever arguments they are called with.
+# The permitted names only build tensors, for any arguments.
 @pytest.mark.parametrize(
     "pickled",
     [
@@ -180,7 +180,7 @@ def test_no_code_is_run_before_the_tensors_of_a_legacy_file(tmp_path, part):
     ids=["namespace", "setstate", "storage", "string", "parameter", "arguments", "storage", "build", "pairs"],
 )
 @pytest.mark.parametrize("form", FORMATS)
-def test_what_is_allowed_cannot_be_misused(tmp_path, pickled, form):
+def test_permitted_names_cannot_be_misused(tmp_path, pickled, form):
     with pytest.raises(WeightsError):
         weights.read(write(tmp_path / "w.pt", pickled, form))
 
@@ -260,7 +260,7 @@ def test_pickles_that_exhaust_or_confuse(tmp_path, pickled, form):
     assert time.perf_counter() - start < 20
 
 
-def test_a_message_is_short_whatever_the_file_holds(tmp_path):
+def test_messages_are_short_for_any_content(tmp_path):
     doubled = b"\x80\x02)" + b"q\x00h\x00\x86" * 200
     for pickled in (
         b"\x80\x02ctorch\n" + b"x" * 900 + b"\n.",

@@ -1,4 +1,4 @@
-"""Pathology backbones: files with their names and sizes find every place, through the config and the front door."""
+"""Pathology backbones: files with their names and sizes load completely and convert back."""
 
 import functools
 import pathlib
