@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from histojax.cli.parser import Subparsers
 
 
+# Fields of the config that describe images and evaluation; all others belong to the trained model.
+_FIELDS = (
+    *("data.root", "data.magnification", "data.prepared_dir", "data.on_bad_image", "data.on_bad_record"),
+    *("data.threads", "data.workers"),
+)
+_GROUPS = ("data.tiles.", "evaluation.")
+
+
 def add_parser(subparsers: "Subparsers") -> CommandParser:
     """Add `histojax eval`."""
     parser = add_verb(
@@ -22,7 +30,8 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         run,
         summary="evaluate a checkpoint on the test images, or on other images",
         description="Evaluates a trained model. Without further flags, on the validation and test images of its run. "
-        "On other images, patients of the training images are left out.",
+        "On other images, patients of the training images are left out. --config.FIELD=VALUE changes how images are "
+        "read, such as --config.data.on_bad_image=skip.",
         examples=[
             "histojax eval --workdir runs/dala_100x",
             "histojax eval --checkpoint runs/dala_100x --magnification 200X --workdir runs/at_200x",
@@ -41,17 +50,19 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
     parser.add_argument("--magnification", metavar="M", default="", help="magnification, if different from the run's")
     flags.add_verbose(parser)
     add_process_flags(parser)
-    flags.add_config(parser, required=False, help=argparse.SUPPRESS)  # accepted to say why it does not belong here
+    parser.takes_overrides = True
+    parser.advice["--config"] = (
+        "evaluation takes the config of the checkpoint; --config.FIELD=VALUE changes fields of images and evaluation"
+    )
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate."""
-    if args.config is not None or args.overrides:
-        raise RunError(
-            "evaluation takes its config from the checkpoint: drop --config; "
-            "see --data_root, --magnification and --image_size"
-        )
+    for field, _ in args.overrides:
+        if field not in _FIELDS and not field.startswith(_GROUPS):
+            listed = ", ".join((*_FIELDS, *(f"{group}*" for group in _GROUPS)))
+            raise RunError(f"--config.{field} belongs to the trained model; evaluation can change {listed}")
     check_local("--workdir", args.workdir)
     check_local("--checkpoint", args.checkpoint)
     if not (args.checkpoint or args.workdir):
@@ -73,6 +84,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         data_root=args.data_root,
         magnification=args.magnification,
         image_size=args.image_size,
+        overrides=args.overrides,
     )
     if first:
         print_results(folder, verbose=args.verbose)

@@ -1,8 +1,9 @@
 """The fields that every experiment has, with the defaults that most of them share, and the values that are legal."""
 
+import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -142,6 +143,25 @@ def base() -> ConfigDict:
     return config
 
 
+def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete a saved config by the fields that did not exist when it was saved.
+
+    So the default of a new field must be what programs did before the field existed.
+
+    Args:
+      saved: the config as JSON values, by group.
+    """
+    return _merge(json.loads(base().to_json()), saved)
+
+
+def _merge(defaults: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(defaults)
+    for key, value in saved.items():
+        default = merged.get(key)
+        merged[key] = _merge(default, value) if isinstance(default, dict) and isinstance(value, dict) else value
+    return merged
+
+
 # Intervals of numbers, which also hold for each number of a tuple, and choices of texts. `data.pipeline`, `data.task`,
 # `data.magnification`, `data.split` and `train.thresholds` depend on more than one field: their readers check them.
 LEGAL_VALUES: dict[str, str | tuple[str, ...]] = {
@@ -219,14 +239,19 @@ _LENGTHS = {"data.mean": 3, "data.std": 3}  # red, green, blue
 _INTERVAL = re.compile(r"([\[(])(\S+), (\S+)([\])])")
 
 
-def check_values(config: ConfigDict) -> None:
-    """Check every field that `LEGAL_VALUES` lists.
+def check_values(config: ConfigDict, fields: Collection[str] = LEGAL_VALUES) -> None:
+    """Check fields that `LEGAL_VALUES` lists.
+
+    Args:
+      config: the config.
+      fields: those to check; others than `LEGAL_VALUES` lists are not checked.
 
     Raises:
       RunError: values that are not legal; the message has a line for each.
     """
     legal = LEGAL_VALUES | (MULTILABEL_VALUES if config.data.task == "multilabel" else {})
-    if problems := [problem for field, values in legal.items() for problem in _problems(config, field, values)]:
+    checked = {field: values for field, values in legal.items() if field in fields}
+    if problems := [problem for field, values in checked.items() for problem in _problems(config, field, values)]:
         raise RunError("\n".join(problems))
 
 

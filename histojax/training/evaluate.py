@@ -27,7 +27,7 @@ from histojax.evaluation import (
     terminal,
     thresholds,
 )
-from histojax.training import build, checkpoint
+from histojax.training import build, checkpoint, default_config, experiments
 from histojax.training.loading import load
 from histojax.training.program import Program
 from histojax.training.state import ModelState
@@ -266,6 +266,7 @@ def evaluate_checkpoint(
     data_root: str = "",
     magnification: str = "",
     image_size: int = 0,
+    overrides: Sequence[experiments.Override] = (),
 ) -> pathlib.Path:
     """Evaluate a checkpoint; it holds everything that model, preprocessing and split are rebuilt from.
 
@@ -279,6 +280,7 @@ def evaluate_checkpoint(
       data_root: dataset root; empty: the run's.
       magnification: magnification of the images; empty: the run's.
       image_size: height and width of the model's input; 0: the run's.
+      overrides: fields of the run's config with other values, such as `data.on_bad_image` or `data.prepared_dir`.
 
     Returns:
       The folder with the results, which the first process writes.
@@ -292,6 +294,8 @@ def evaluate_checkpoint(
         output = _default_output(path, image_size)
     trained = load(path, image_size=image_size)
     meta, config = trained.meta, trained.config
+    changed = experiments.override(config, overrides)
+    default_config.check_values(config, changed)
     saved = Split.from_json(meta["split"])
     dataset, split = _open_images(config, meta["classes"], saved, data_root, magnification)
     same = split.hash == saved.hash
@@ -326,6 +330,8 @@ def _open_images(
     """Open the images to evaluate and place the run's split on them; `config.data` is changed to describe them."""
     if data_root:
         config.data.root = str(pathlib.Path(data_root).expanduser().resolve())
+    elif config.data.root and not pathlib.Path(config.data.root).exists():
+        raise RunError(f"{config.data.root}: the run's images are not there; name their folder with --data_root=PATH")
     if magnification:
         config.data.magnification = magnification
     dataset = open_dataset(config.data, classes)

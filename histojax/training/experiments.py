@@ -234,7 +234,7 @@ def _typed(field: str, text: str | None, current: Any) -> Any:
         return _converted(field, text, current, float, "a number")
     if isinstance(current, str):
         return text
-    if isinstance(current, tuple):
+    if isinstance(current, tuple | list):  # a saved config has lists
         return _converted(field, text, current, _tuple, "a tuple, such as \"(1, 2)\" or \"('a', 'b')\"")
     if isinstance(current, ConfigDict):
         fields = f"the fields {', '.join(current)}" if len(current) else "empty"

@@ -47,7 +47,7 @@ def command(workdir: pathlib.Path, images: pathlib.Path, *more: str) -> list[str
 
 
 def tiny(workdir: pathlib.Path, images: pathlib.Path, *more: str) -> list[str]:
-    """The same of a model that takes seconds, where it is not the model that matters."""
+    """Return the command of a run that takes seconds, for tests in which the model does not matter."""
     words = [sys.executable, "-m", "histojax.main", f"--config={TINY}", f"--workdir={workdir}"]
     return [*words, f"--config.data.root={images}", "--config.sharding.cpu_devices=2", *more]
 
@@ -60,11 +60,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory, images: pathlib.Path) -> 
     assert done.returncode == 0, done.stderr
     assert "SYNTHETIC" in done.stdout
     assert "test:" in done.stdout
-    assert "\r" not in done.stderr, "the progress line must be silent where there is no terminal"
+    assert "\r" not in done.stderr, "there must be no progress bar without a terminal"
     return workdir
 
 
-def test_a_run_leaves_what_it_promises(finished: pathlib.Path) -> None:
+def test_a_run_writes_all_its_files(finished: pathlib.Path) -> None:
     config = json.loads((finished / "config.json").read_text())
     results = json.loads((finished / "results.json").read_text())
     record = json.loads((finished / "run.json").read_text())
@@ -97,7 +97,7 @@ def test_a_run_leaves_what_it_promises(finished: pathlib.Path) -> None:
     assert steps == [line["step"] for line in lines if "train/loss" in line]
 
 
-def test_the_threshold_is_locked_on_validation_and_stands_beside_a_half(finished: pathlib.Path) -> None:
+def test_the_threshold_is_fitted_on_validation_and_reported_beside_one_half(finished: pathlib.Path) -> None:
     results = json.loads((finished / "results.json").read_text())
     table = pd.read_parquet(finished / "predictions.parquet")
     meta = read_meta(find(finished))
@@ -105,19 +105,19 @@ def test_the_threshold_is_locked_on_validation_and_stands_beside_a_half(finished
     assert locked["class"] == "malignant"
     assert locked["rule"] == "youden"
     validation = table[table["split"] == "val"]
-    there = (validation["label"] == "malignant").to_numpy()[:, None]
-    # Chosen in the epoch that was kept, of which these are the predictions.
-    (cut,) = choose_thresholds(there, validation[["prob_malignant"]].to_numpy(), "youden")
-    assert locked["threshold"] == pytest.approx(cut, abs=1e-6)
+    positive = (validation["label"] == "malignant").to_numpy()[:, None]
+    # Fitted in the epoch of the best checkpoint, whose predictions the table holds.
+    (fitted,) = choose_thresholds(positive, validation[["prob_malignant"]].to_numpy(), "youden")
+    assert locked["threshold"] == pytest.approx(fitted, abs=1e-6)
     assert results["thresholds"] == {"malignant": locked["threshold"]}
     test = table[table["split"] == "test"]
     for name, threshold in (("half", 0.5), ("locked", locked["threshold"])):
         block = results["splits"]["test"]["decisions"][name]
-        right = (test["prob_malignant"] >= threshold) == (test["label"] == "malignant")
-        assert block["accuracy"]["value"] == pytest.approx(right.mean())
+        correct = (test["prob_malignant"] >= threshold) == (test["label"] == "malignant")
+        assert block["accuracy"]["value"] == pytest.approx(correct.mean())
 
 
-def test_prediction_labels_at_the_locked_threshold(
+def test_predict_labels_images_at_the_locked_threshold(
     tmp_path: pathlib.Path, finished: pathlib.Path, images: pathlib.Path
 ) -> None:
     output = tmp_path / "table.parquet"
@@ -143,7 +143,7 @@ def test_prediction_labels_at_the_locked_threshold(
 
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")  # the reader of this test wants plain arrays
-def test_interrupted_and_killed_ends_bitwise_the_same(tmp_path: pathlib.Path, images: pathlib.Path) -> None:
+def test_an_interrupted_and_killed_run_ends_bitwise_the_same(tmp_path: pathlib.Path, images: pathlib.Path) -> None:
     workdir, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     epochs = "--config.train.epochs=6"
     done = run(tiny(undisturbed, images, epochs))
@@ -158,9 +158,9 @@ def test_interrupted_and_killed_ends_bitwise_the_same(tmp_path: pathlib.Path, im
     stopped_at = max(int(p.name) for p in last.iterdir())
     assert stopped_at >= 2
 
-    # Amid a save: its temporary folder is there, the checkpoint is not.
+    # During a save: its temporary folder exists, the checkpoint does not.
     run_until(words, lambda: any("tmp" in p.name for p in last.iterdir()), signal.SIGKILL)
-    # Amid an epoch.
+    # During an epoch.
     now = last_logged_step(workdir)
     run_until(words, lambda: last_logged_step(workdir) >= now + 2, signal.SIGKILL)
 
@@ -185,9 +185,7 @@ def test_eval_needs_only_the_checkpoint(tmp_path: pathlib.Path, finished: pathli
     assert again["split_hash"] == trained["split_hash"]
 
 
-def test_eval_on_other_images_leaves_out_the_patients_of_training(
-    tmp_path: pathlib.Path, finished: pathlib.Path
-) -> None:
+def test_eval_on_other_images_leaves_out_training_patients(tmp_path: pathlib.Path, finished: pathlib.Path) -> None:
     split = pd.read_csv(finished / "split.csv")
     words = [sys.executable, "-m", "histojax.main", "--mode=eval", f"--checkpoint={finished}", "--magnification=40X"]
     done = run([*words, f"--workdir={tmp_path}"])
@@ -199,7 +197,7 @@ def test_eval_on_other_images_leaves_out_the_patients_of_training(
     assert "left out" in json.loads((path.parent / "results.json").read_text())["protocol"]
 
 
-def test_a_flipped_byte_stops_resume_and_eval(tmp_path: pathlib.Path, images: pathlib.Path) -> None:
+def test_a_flipped_byte_in_a_checkpoint_stops_the_resumed_run(tmp_path: pathlib.Path, images: pathlib.Path) -> None:
     workdir = tmp_path / "run"
     words = tiny(workdir, images, "--config.train.epochs=1")
     assert run(words).returncode == 0
@@ -226,7 +224,7 @@ def test_a_flipped_byte_stops_resume_and_eval(tmp_path: pathlib.Path, images: pa
         (["--config.optimizer.learning_rate=1e30", "--config.optimizer.warmup_epochs=0.0"], "step "),
     ],
 )
-def test_mistakes_are_reported(
+def test_invalid_settings_are_reported(
     tmp_path: pathlib.Path, images: pathlib.Path, monkeypatch: pytest.MonkeyPatch, more: list[str], message: str
 ) -> None:
     monkeypatch.chdir(ROOT)  # in this process, because only the message matters
@@ -237,15 +235,7 @@ def test_mistakes_are_reported(
     assert "Traceback" not in done.stderr
 
 
-def test_evaluation_rejects_a_config(tmp_path: pathlib.Path, images: pathlib.Path) -> None:
-    done = run(tiny(tmp_path / "run", images, "--mode=eval"))
-    assert done.returncode == 1
-    assert "error: " in done.stderr
-    assert "drop --config" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_the_work_directory_of_another_config_is_left_alone(finished: pathlib.Path, images: pathlib.Path) -> None:
+def test_the_work_directory_of_another_config_is_left_unchanged(finished: pathlib.Path, images: pathlib.Path) -> None:
     before = (finished / "config.json").read_text()
     done = run(command(finished, images, "--config.model.options.attention=none", "--config.train.epochs=5"))
     assert done.returncode == 1
@@ -254,7 +244,7 @@ def test_the_work_directory_of_another_config_is_left_alone(finished: pathlib.Pa
     assert (finished / "config.json").read_text() == before
 
 
-def test_a_checkpoint_of_another_model_names_what_differs(finished: pathlib.Path) -> None:
+def test_a_checkpoint_of_another_model_is_refused_with_the_differences(finished: pathlib.Path) -> None:
     config = ConfigDict(json.loads((finished / "config.json").read_text()))
     config.model.name, config.model.options = "resnet50", ConfigDict()
     layout = Layout(1)
@@ -270,7 +260,7 @@ def test_a_checkpoint_of_another_model_names_what_differs(finished: pathlib.Path
 
 @pytest.fixture
 def small_disk(tmp_path: pathlib.Path) -> Iterator[Callable[[str], pathlib.Path]]:
-    """Mounts a tmpfs with the given options; again: with other options."""
+    """Return a function that mounts a tmpfs with the given options, or remounts it with others."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
@@ -286,7 +276,7 @@ def small_disk(tmp_path: pathlib.Path) -> Iterator[Callable[[str], pathlib.Path]
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_named_and_the_run_resumes_with_more_room(
+def test_a_full_disk_is_reported_and_the_run_resumes_with_more_space(
     small_disk: Callable[[str], pathlib.Path], images: pathlib.Path
 ) -> None:
     large = "--config.model.options.embed_dim=256"  # some 20 MB
@@ -301,7 +291,7 @@ def test_a_full_disk_is_named_and_the_run_resumes_with_more_room(
     assert done.returncode == 0, done.stderr
 
 
-def test_a_read_only_directory_is_named(small_disk: Callable[[str], pathlib.Path], images: pathlib.Path) -> None:
+def test_a_read_only_directory_is_reported(small_disk: Callable[[str], pathlib.Path], images: pathlib.Path) -> None:
     folder = small_disk("size=10m,ro")
     done = run(command(folder / "run", images))
     assert done.returncode == 1
