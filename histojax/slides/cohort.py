@@ -20,6 +20,7 @@ import pandas as pd
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write
 from histojax.core.settings import diff_settings
+from histojax.slides.annotations import regions
 from histojax.slides.cohort_jobs import Job
 from histojax.slides.readers.reader import GIVEN
 from histojax.slides.slide_analysis import TSR_FILE, Model, Settings, analyze
@@ -50,6 +51,7 @@ def run(jobs: Sequence[Job], model: Model, settings: Settings, output: pathlib.P
     Raises:
       RunError: a slide was analyzed with other settings and `redo` is not set, or its folder holds another slide;
         nothing is written then.
+      RegionError: a region of interest cannot be used; nothing is written then.
     """
     finished = {folder: record for folder, record in _records(output).items() if record.get("status") == _DONE}
     folders = {job: _folder(job, finished, output, redo) for job in jobs}
@@ -59,6 +61,9 @@ def run(jobs: Sequence[Job], model: Model, settings: Settings, output: pathlib.P
     for job, folder in folders.items():
         if folder in finished:
             _check_settings(folder, finished[folder]["settings"], requested[job])
+    for job, folder in folders.items():
+        if job.roi is not None and folder not in finished:
+            regions.read(job.roi)  # a bad file is refused now, not after hours
     output.mkdir(parents=True, exist_ok=True)
     failed = 0
     for number, job in enumerate(jobs, start=1):

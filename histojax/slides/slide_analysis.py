@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import shapely
+from shapely.geometry.base import BaseGeometry
 from tqdm import tqdm
 
+from histojax.core.errors import RunError
 from histojax.core.files import write_json
 from histojax.slides import geojson, grid, maps, summary, tile_table
 from histojax.slides.annotations import regions
@@ -61,14 +63,14 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Settings for the analysis of slides.
+    """Settings for the analysis of slides; raises RunError for an invalid field.
 
     Attributes:
       tissue: what counts as tissue.
       overlap: fraction of a tile's side shared with its neighbour, in [0, 1).
       min_tissue: smallest fraction of tissue in a tile.
       tsr: how the tumor-to-stroma ratio is measured; None if the model lacks the labels.
-      threads: threads that read the slide.
+      threads: threads that read the slide, at least 1.
       compress: write .geojson.gz instead of .geojson.
     """
 
@@ -78,6 +80,10 @@ class Settings:
     tsr: TSRSpec | None = None
     threads: int = 4
     compress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise RunError(f"--threads {self.threads} must be 1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +111,7 @@ class _Tiles:
     tissue_mm2: dict[str, float]
     facts: dict[str, Any]
     warnings: list[str]
+    region: BaseGeometry | None  # of interest, in level-0 pixels
 
 
 def analyze(job: Job, model: Model, settings: Settings, folder: pathlib.Path) -> Analysis:
@@ -119,11 +126,8 @@ def analyze(job: Job, model: Model, settings: Settings, folder: pathlib.Path) ->
     warnings = list(tiles.warnings)
     outlines: dict[str, Any] = {}
     inside = None
-    if job.roi is not None:
-        roi, clip_warnings = regions.clip(regions.read(job.roi), tiles.geometry.width, tiles.geometry.height, job.roi)
-        warnings += clip_warnings + regions.repair_warnings(roi, job.roi)
-        shape = regions.union(roi)
-        outlines, inside = {"region of interest": shape}, regions.inside(tiles.table, shape)
+    if tiles.region is not None:
+        outlines, inside = {"region of interest": tiles.region}, regions.inside(tiles.table, tiles.region)
     measured = None
     if settings.tsr is not None:
         measured = tsr.measure(tiles.table, tiles.geometry, settings.tsr, inside, model.confusion)
@@ -148,6 +152,7 @@ def analyze(job: Job, model: Model, settings: Settings, folder: pathlib.Path) ->
 def _predict_tiles(job: Job, model: Model, settings: Settings, folder: pathlib.Path) -> _Tiles:
     """Find the tissue, write it as `tissue.png`, and predict the tiles that lie on it."""
     with open_slide(job.slide, job.mpp, override_mpp=job.override_mpp) as slide:
+        region, region_warnings = _region(job, slide)  # before the work that a bad region would waste
         tissue = find_tissue(slide, settings.tissue)
         tissue.write(folder / "tissue.png")
         geometry, table = grid.make_grid(slide, tissue, model.grid_spec(settings))
@@ -166,8 +171,17 @@ def _predict_tiles(job: Job, model: Model, settings: Settings, folder: pathlib.P
             "tiles": len(table),
             **{f"{kind}_mm2": round(area, 4) for kind, area in areas.items()},
         }
-    warnings = slide.warnings + _resolution_warnings(max(slide.mpp, slide.mpp_y), model)
-    return _Tiles(table, geometry, thumbnail, areas, facts, warnings)
+    warnings = slide.warnings + _resolution_warnings(max(slide.mpp, slide.mpp_y), model) + region_warnings
+    return _Tiles(table, geometry, thumbnail, areas, facts, warnings, region)
+
+
+def _region(job: Job, slide: Slide) -> tuple[BaseGeometry | None, list[str]]:
+    """The region of interest within the slide, None without one, and warnings about it."""
+    if job.roi is None:
+        return None, []
+    annotated, warnings = regions.read(job.roi)
+    clipped, clip_warnings = regions.clip(annotated, slide.width, slide.height, job.roi)
+    return regions.union(clipped), warnings + clip_warnings
 
 
 def _predict(slide: Slide, table: pd.DataFrame, model: Model, settings: Settings, name: str) -> np.ndarray:

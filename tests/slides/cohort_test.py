@@ -1,5 +1,6 @@
 """A cohort with an arithmetic model: failures are reported, results are kept, for every kind of model."""
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Iterable, Iterator
@@ -132,6 +133,30 @@ def test_a_slide_is_known_by_its_content(tmp_path: pathlib.Path, caplog: pytest.
     with pytest.raises(RunError, match=f"{first} has changed since {output}/slide was made"):
         analyze(first)
     assert len(analyze(first, redo=True)) == 2
+
+
+def test_a_bad_region_is_refused_before_any_prediction(slides: list[cohort_jobs.Job], tmp_path: pathlib.Path) -> None:
+    def never(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        raise AssertionError("a slide was predicted")
+
+    square = {"type": "Polygon", "coordinates": [[[0, 0], [9, 0], [9, 9], [0, 9]]]}
+    roi = tmp_path / "roi.geojson"
+    roi.write_text(json.dumps([square, {"type": "Polygon", "coordinates": [[[0, 0], [1, None]]]}]))
+    jobs = [slides[0], dataclasses.replace(slides[1], roi=roi)]
+    with pytest.raises(RunError, match=rf"{roi}, feature 1: a polygon ring is not a list of number pairs"):
+        cohort.run(jobs, model(stream=never), cohort.Settings(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    # Whether a region lies on the slide is known when the slide is open, still before its tissue is searched.
+    square["coordinates"] = [[[x + 10_000, y] for x, y in square["coordinates"][0]]]  # type: ignore[index]
+    roi.write_text(json.dumps(square))
+    assert cohort.run(jobs[1:], model(stream=never), cohort.Settings(), tmp_path / "out") == 1
+    record = json.loads((tmp_path / "out" / "<u>" / "slide.json").read_text())
+    assert record["reason"].startswith(f"{roi}: all annotations lie outside the slide of 1200 × 900 pixels")
+
+
+def test_no_threads_are_refused_once() -> None:
+    with pytest.raises(RunError, match="--threads 0 must be 1 or more"):
+        cohort.Settings(threads=0)
 
 
 def write_oblong(path: pathlib.Path, mpp: tuple[float, float]) -> pathlib.Path:

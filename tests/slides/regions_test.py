@@ -51,10 +51,10 @@ SHAPES = {
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("suffix", [".geojson", ".json.gz"])
 def test_every_way_of_writing_a_polygon_with_a_hole_is_read(tmp_path: pathlib.Path, name: str, suffix: str) -> None:
-    (found,) = regions.read(write(tmp_path / f"a{suffix}", SHAPES[name]))
+    (found,), warnings = regions.read(write(tmp_path / f"a{suffix}", SHAPES[name]))
     assert shapely.equals(found.shape, Polygon(SQUARE, [HOLE]))
     assert found.name == ""
-    assert not found.repaired
+    assert not warnings
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_every_way_of_writing_a_polygon_with_a_hole_is_read(tmp_path: pathlib.Pa
 def test_the_name_is_the_classification_or_else_the_objects_name(
     tmp_path: pathlib.Path, properties: dict[str, Any], name: str
 ) -> None:
-    (found,) = regions.read(write(tmp_path / "a.geojson", [feature(polygon(SQUARE), **properties)]))
+    (found,), _ = regions.read(write(tmp_path / "a.geojson", [feature(polygon(SQUARE), **properties)]))
     assert found.name == name
 
 
@@ -81,8 +81,11 @@ def test_an_outline_that_crosses_itself_is_repaired_without_losing_area(tmp_path
     overlap = {"type": "MultiPolygon", "coordinates": [[SQUARE], [[[x + 5, y + 5] for x, y in SQUARE]]]}
     spike = [[0, 0], [10, 0], [10, 10], [10, 15], [10, 10], [0, 10]]
     contents = [feature(g) for g in (polygon(BOWTIE), polygon(star), overlap, polygon(spike))]
-    found = regions.read(write(tmp_path / "a.geojson", contents))
-    assert all(region.repaired and shapely.is_valid(region.shape) for region in found)
+    found, warnings = regions.read(write(tmp_path / "a.geojson", contents))
+    assert all(shapely.is_valid(region.shape) for region in found)
+    assert [warning.split("json, ")[1] for warning in warnings] == [
+        f"feature {n}: the outline crosses itself and was repaired" for n in range(4)
+    ]
     pentagram = 1.12256994  # its middle included: a hole there would leave 0.776
     assert [region.shape.area for region in found] == pytest.approx([50, pentagram, 175, 100])
 
@@ -95,7 +98,7 @@ def test_annotations_are_read_and_detections_skipped(tmp_path: pathlib.Path) -> 
         feature(polygon(HOLE), object_type="detection"),  # QuPath 0.3
         feature(polygon(HOLE), objectType="unknown"),
     ]
-    found = regions.read(write(tmp_path / "a.geojson", contents))
+    found, _ = regions.read(write(tmp_path / "a.geojson", contents))
     assert [(region.name, region.feature) for region in found] == [("Tumor", "feature 1"), ("", "feature 4")]
     write_tiles(make_table(), tmp_path / "t.geojson", slide="S", thresholds=None)
     with pytest.raises(RegionError, match="all 12 objects are tiles"):
@@ -111,14 +114,16 @@ BAD: dict[str, tuple[Any, str]] = {
     "deep lists": ("[" * 30 + "]" * 30, "more than 20 levels deep"),
     "number": (3, "top level: expected a Feature or one of Polygon"),
     "other object": ({"tiles": []}, "expected a Feature"),
-    "nothing": ({"type": "FeatureCollection", "features": []}, "no annotation .the file is empty"),
+    "nothing": ({"type": "FeatureCollection", "features": []}, "no annotation with an area .the file is empty"),
     "no list": ({"type": "FeatureCollection", "features": {}}, "'features' is not a list"),
     "second": ([feature(polygon(SQUARE)), 1], "feature 1: expected a Feature"),
     "properties": ({"type": "Feature", "geometry": polygon(SQUARE), "properties": [1]}, "is not an object"),
     "class": (feature(polygon(SQUARE), classification=3), "classification is not text"),
-    "no geometry": (feature(None), "no geometry where an area is expected"),
-    "point": ([feature({"type": "Point", "coordinates": [1, 2]})], "feature 0: a Point where an area is expected"),
-    "line": (feature({"type": "LineString", "coordinates": SQUARE}), "a LineString where"),
+    "no geometry": (feature(None), "no annotation with an area .*top level: no geometry"),
+    "no type": (feature({"coordinates": SQUARE}), "no geometry where an area is expected"),
+    "point": ([feature({"type": "Point", "coordinates": [1, 2]})], "no annotation with an area .*feature 0: a Point"),
+    "line": ({"type": "LineString", "coordinates": SQUARE}, "no annotation with an area .*a LineString"),
+    "circle": ([feature(polygon(SQUARE)), feature({"type": "Circle"})], "feature 1: a Circle where an area is"),
     "no coordinates": (feature({"type": "Polygon"}), "a Polygon has no coordinates"),
     "no rings": (feature({"type": "MultiPolygon", "coordinates": [[]]}), "a polygon has no rings"),
     "flat": (feature(polygon([1, 2, 3, 4])), "not a list of number pairs"),
@@ -146,13 +151,27 @@ def test_unusable_annotations_are_refused_with_file_and_feature(tmp_path: pathli
     assert str(path) in str(raised.value)
 
 
+def test_objects_without_an_area_are_ignored_with_a_warning(tmp_path: pathlib.Path) -> None:
+    points = {"type": "MultiPoint", "coordinates": [[1, 2], [3, 4]]}
+    mixed = {"type": "GeometryCollection", "geometries": [{"type": "Point", "coordinates": [1, 1]}, polygon(HOLE)]}
+    contents = [feature(polygon(SQUARE)), feature(points), feature(None), feature(mixed)]
+    path = write(tmp_path / "a.geojson", contents)
+    found, warnings = regions.read(path)
+    assert [(region.feature, region.shape.area) for region in found] == [("feature 0", 100), ("feature 3", 4)]
+    assert warnings == [
+        f"{path}, feature 1: a MultiPoint, which has no area; it is ignored",
+        f"{path}, feature 2: no geometry; it is ignored",
+        f"{path}, feature 3: a Point, which has no area; it is ignored",
+    ]
+
+
 def test_unreadable_files_are_refused(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = gzip.compress(json.dumps(SHAPES["list"]).encode())
     for data in (b"no gzip", whole[:-9], whole[:20] + b"\x00\x01" + whole[22:]):
         (tmp_path / "a.geojson.gz").write_bytes(data)
-        with pytest.raises(RegionError, match="cannot be read"):
+        with pytest.raises(RegionError, match=r"a\.geojson\.gz: cannot be read"):
             regions.read(tmp_path / "a.geojson.gz")
-    with pytest.raises(RegionError, match="cannot be read"):
+    with pytest.raises(RegionError, match=r"none\.geojson: cannot be read"):  # not: invalid JSON
         regions.read(tmp_path / "none.geojson")
     monkeypatch.setattr(regions, "_MAX_BYTES", 1 << 20)
     bomb = write(tmp_path / "bomb.geojson.gz", "[" + " " * (1 << 21))
@@ -166,19 +185,19 @@ def test_unreadable_files_are_refused(tmp_path: pathlib.Path, monkeypatch: pytes
 def test_clipping_keeps_the_part_on_the_slide_and_warns_about_the_rest(tmp_path: pathlib.Path) -> None:
     beyond = shapely.box(-5, 0, 5, 10)
     content = [feature(mapping(s)) for s in (shapely.box(1, 1, 9, 9), beyond, shapely.box(30, 0, 40, 9))]
-    kept, warnings = regions.clip(regions.read(write(tmp_path / "a.geojson", content)), 20, 10, "a.geojson")
+    kept, warnings = regions.clip(regions.read(write(tmp_path / "a.geojson", content))[0], 20, 10, "a.geojson")
     assert [region.shape.bounds for region in kept] == [(1, 1, 9, 9), (0, 0, 5, 10)]
     assert [warning.split(" lies")[0] for warning in warnings] == [
         "a.geojson, feature 1: 50 % of its area",
         "a.geojson, feature 2: 100 % of its area",
     ]
     with pytest.raises(RegionError, match="all annotations lie outside the slide of 20 × 10 pixels"):
-        regions.clip(regions.read(write(tmp_path / "a.geojson", content[2:])), 20, 10, "a.geojson")
+        regions.clip(regions.read(write(tmp_path / "a.geojson", content[2:]))[0], 20, 10, "a.geojson")
 
 
 def test_a_region_that_touches_the_slide_leaves_no_line(tmp_path: pathlib.Path) -> None:
     l_shape = [[-5, -5], [30, -5], [30, 0], [5, 0], [5, 5], [0, 5], [0, 0], [-5, 0]]  # also touches the edge y = 0
-    kept, _ = regions.clip(regions.read(write(tmp_path / "a.geojson", polygon(l_shape))), 20, 10, "a")
+    kept, _ = regions.clip(regions.read(write(tmp_path / "a.geojson", polygon(l_shape)))[0], 20, 10, "a")
     assert kept[0].shape.geom_type == "Polygon"
     assert kept[0].shape.area == 25
 
@@ -194,4 +213,4 @@ def test_a_tile_is_inside_if_its_centre_is() -> None:
 
 def test_the_union_counts_overlaps_once(tmp_path: pathlib.Path) -> None:
     content = [feature(mapping(shapely.box(0, 0, 10, 10))), feature(mapping(shapely.box(5, 0, 15, 10)))]
-    assert regions.union(regions.read(write(tmp_path / "a.geojson", content))).area == 150
+    assert regions.union(regions.read(write(tmp_path / "a.geojson", content))[0]).area == 150

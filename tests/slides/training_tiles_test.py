@@ -232,6 +232,20 @@ def test_slides_are_paired_with_their_annotations(tmp_path: pathlib.Path) -> Non
         training_tiles.pair(good, tmp_path / "elsewhere")
 
 
+def test_a_point_beside_areas_does_not_end_the_run(annotated: AnnotatedSlide, tmp_path: pathlib.Path) -> None:
+    content = json.loads(annotated.annotations.read_text())
+    content["features"].append(
+        {"type": "Feature", "geometry": {"type": "MultiPoint", "coordinates": [[1, 2]]}, "properties": {}}
+    )
+    content["features"].append({"type": "Feature", "geometry": None, "properties": {}})
+    annotated.annotations.write_text(json.dumps(content))
+    facts = training_tiles.cut([annotated], tmp_path / "out", SPEC)["slides"]["P1_a"]
+    assert facts["tiles"] == 5
+    assert [warning.split("json, ")[1].split(";")[0] for warning in facts["warnings"]] == [
+        "feature 5: a MultiPoint, which has no area", "feature 6: no geometry",
+    ]  # fmt: skip
+
+
 def test_tiles_of_pixels_that_are_not_square_show_squares(tmp_path: pathlib.Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
     how = {"photometric": "rgb", "resolution": (20_000, 10_000), "resolutionunit": "CENTIMETER"}  # 0.5 × 1 µm

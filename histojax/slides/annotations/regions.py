@@ -22,7 +22,8 @@ SUFFIXES = (".geojson", ".json", ".geojson.gz", ".json.gz")
 _MAX_BYTES = 1 << 29  # half a GB of text is exported cells or a decompression bomb, not annotations
 _MAX_DEPTH = 20  # objects within objects, and collections within collections
 _MAX_COORDINATE = 1e8  # pixels: no slide is this large, and areas of larger polygons lose all digits
-_GEOMETRIES = ("Polygon", "MultiPolygon", "GeometryCollection")
+_AREAS = ("Polygon", "MultiPolygon", "GeometryCollection")
+_NO_AREAS = ("Point", "MultiPoint", "LineString", "MultiLineString")
 # Like QuPath, treat an object without a type as an annotation. QuPath 0.3 called the property object_type.
 _ANNOTATION = ("annotation", "unknown")
 
@@ -39,41 +40,54 @@ class Region:
       name: the classification (several are joined as in QuPath: "tumor: stroma"), else the object's name, else empty.
       shape: Polygon or MultiPolygon in level-0 pixels, valid and not empty.
       feature: position in the file, as shown in error messages.
-      repaired: whether the outline crossed itself and was made valid.
     """
 
     name: str
     shape: BaseGeometry
     feature: str
-    repaired: bool = False
 
 
-def read(path: str | os.PathLike[str]) -> list[Region]:
+@dataclasses.dataclass
+class _Found:
+    """What was found in a file so far: regions, warnings, and the number of detections."""
+
+    regions: list[Region] = dataclasses.field(default_factory=list)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    detections: int = 0
+
+
+def read(path: str | os.PathLike[str]) -> tuple[list[Region], list[str]]:
     """Read the annotations of a GeoJSON file (`.gz`: compressed), in file order.
 
     The file may hold a FeatureCollection, a Feature, a geometry, or a list of these. Child objects of QuPath's
-    hierarchy are read like the others. Tiles, cells and other detections are skipped. An outline that crosses itself
-    is repaired.
+    hierarchy are read like the others. Tiles, cells and other detections are skipped. Points, lines and objects
+    without a geometry have no area and are ignored with a warning. An outline that crosses itself is repaired with a
+    warning.
 
     Returns:
-      At least one region.
+      At least one region, and the warnings.
 
     Raises:
-      RegionError: the file cannot be read as JSON or GeoJSON or has no annotation, or a feature is not a polygon, has
-        coordinates that are not pixels, or cannot be repaired.
+      RegionError: the file cannot be read as JSON or GeoJSON or has no annotation with an area, or a polygon has
+        coordinates that are not pixels or cannot be repaired.
     """
     path = pathlib.Path(path)
+    text = _read_text(path)
     try:
-        content = json.loads(_read_text(path))
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:  # broken text, numbers of a million digits, nesting
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise RegionError(f"{path}: invalid JSON ({reason}); export the annotations again") from error
-    found: list[Region] = []
-    detections = _collect(path, content, "", found, depth=0)
-    if not found:
-        why = f"all {detections} objects are tiles, cells or other detections" if detections else "the file is empty"
-        raise RegionError(f"{path}: no annotation ({why}); draw one in QuPath and export it as GeoJSON")
-    return found
+    found = _Found()
+    _collect(path, content, "", found, depth=0)
+    if not found.regions:
+        why = "the file is empty"
+        if found.detections:
+            why = f"all {found.detections} objects are tiles, cells or other detections"
+        if found.warnings:
+            why = found.warnings[0]
+        raise RegionError(f"{path}: no annotation with an area ({why}); draw one in QuPath and export it as GeoJSON")
+    return found.regions, found.warnings
 
 
 def clip(
@@ -112,15 +126,6 @@ def clip(
     return clipped, warnings
 
 
-def repair_warnings(regions: Sequence[Region], path: str | os.PathLike[str]) -> list[str]:
-    """A warning for each region whose outline was repaired; `path` is the regions' file."""
-    return [
-        f"{path}, {region.feature}: the outline crosses itself and was repaired"
-        for region in regions
-        if region.repaired
-    ]
-
-
 def union(regions: Sequence[Region]) -> BaseGeometry:
     """The union of all regions; overlaps count once."""
     return shapely.union_all([region.shape for region in regions])
@@ -147,8 +152,8 @@ def _read_text(path: pathlib.Path) -> str:
         raise RegionError(f"{path}: cannot be read ({error})") from error
 
 
-def _collect(path: pathlib.Path, value: Any, where: str, found: list[Region], depth: int) -> int:
-    """Append the annotations in `value` and then those in its children; return the number of other objects."""
+def _collect(path: pathlib.Path, value: Any, where: str, found: _Found, depth: int) -> None:
+    """Add the annotations in `value` and then those in its children to `found`."""
     if depth > _MAX_DEPTH:
         raise RegionError(f"{path}, {where}: objects are nested more than {_MAX_DEPTH} levels deep")
     if isinstance(value, dict) and value.get("type") == "FeatureCollection":
@@ -157,26 +162,27 @@ def _collect(path: pathlib.Path, value: Any, where: str, found: list[Region], de
             raise RegionError(f"{path}, {where or 'FeatureCollection'}: 'features' is not a list")
     if isinstance(value, list):
         place = f"{where}, child" if where else "feature"
-        return sum(_collect(path, item, f"{place} {n}", found, depth + 1) for n, item in enumerate(value))
+        for n, item in enumerate(value):
+            _collect(path, item, f"{place} {n}", found, depth + 1)
+        return
     where = where or "top level"
     kind = value.get("type") if isinstance(value, dict) else None
-    if kind in _GEOMETRIES:
-        found.append(_region(path, "", value, where))
-        return 0
+    if kind in (*_AREAS, *_NO_AREAS):
+        _add_region(path, "", value, where, found)
+        return
     if kind != "Feature":
         raise RegionError(
-            f"{path}, {where}: expected a Feature or one of {', '.join(_GEOMETRIES)}; check that this is GeoJSON"
+            f"{path}, {where}: expected a Feature or one of {', '.join(_AREAS)}; check that this is GeoJSON"
         )
     properties = value.get("properties") or {}
     if not isinstance(properties, dict):
         raise RegionError(f"{path}, {where}: 'properties' is not an object")
-    skipped = 0
     if properties.get("objectType", properties.get("object_type", "annotation")) in _ANNOTATION:
-        found.append(_region(path, _name(path, properties, where), value.get("geometry"), where))
+        _add_region(path, _name(path, properties, where), value.get("geometry"), where, found)
     else:
-        skipped = 1
-    children = properties.get("childObjects") or []
-    return skipped + (_collect(path, children, where, found, depth + 1) if children else 0)
+        found.detections += 1
+    if children := properties.get("childObjects"):
+        _collect(path, children, where, found, depth + 1)
 
 
 def _name(path: pathlib.Path, properties: dict[str, Any], where: str) -> str:
@@ -191,33 +197,43 @@ def _name(path: pathlib.Path, properties: dict[str, Any], where: str) -> str:
     return name.strip()
 
 
-def _region(path: pathlib.Path, name: str, geometry: Any, where: str) -> Region:
-    """Build a valid region from a GeoJSON geometry."""
-    polygons = [_polygon(path, rings, where) for rings in _polygons(path, geometry, where, depth=0)]
+def _add_region(path: pathlib.Path, name: str, geometry: Any, where: str, found: _Found) -> None:
+    """Add a valid region made from a GeoJSON geometry, with the warnings about it."""
+    polygons = [_polygon(path, rings, where) for rings in _polygons(path, geometry, where, found, depth=0)]
+    if not polygons:
+        return
     shape: BaseGeometry = polygons[0] if len(polygons) == 1 else MultiPolygon(polygons)
-    valid = bool(shapely.is_valid(shape))
-    if not valid:
-        # "structure" keeps every area that an outline encloses, however often it crosses itself; "linework" cuts holes.
-        shape = _polygonal(shapely.make_valid(shape, method="structure", keep_collapsed=False))
+    try:
+        if not shapely.is_valid(shape):
+            # "structure" keeps every area that an outline encloses, however often it crosses itself; "linework" cuts
+            # holes.
+            shape = _polygonal(shapely.make_valid(shape, method="structure", keep_collapsed=False))
+            found.warnings.append(f"{path}, {where}: the outline crosses itself and was repaired")
+    except shapely.errors.ShapelyError as error:
+        raise RegionError(f"{path}, {where}: a polygon cannot be repaired ({error}); draw it again") from error
     if shape.is_empty:
         raise RegionError(f"{path}, {where}: a polygon has no area; draw it again or delete it")
-    return Region(name, shape, where, repaired=not valid)
+    found.regions.append(Region(name, shape, where))
 
 
-def _polygons(path: pathlib.Path, geometry: Any, where: str, depth: int) -> list[Any]:
-    """The list of rings of every polygon in a geometry."""
+def _polygons(path: pathlib.Path, geometry: Any, where: str, found: _Found, depth: int) -> list[Any]:
+    """The list of rings of every polygon in a geometry; adds a warning where a part has no area."""
     kind = geometry.get("type") if isinstance(geometry, dict) else None
-    if kind not in _GEOMETRIES or depth > _MAX_DEPTH:
+    if geometry is None or kind in _NO_AREAS:
+        what = "no geometry" if geometry is None else f"a {kind}, which has no area"
+        found.warnings.append(f"{path}, {where}: {what}; it is ignored")
+        return []
+    if kind not in _AREAS or depth > _MAX_DEPTH:
         actual = f"a {kind}" if isinstance(kind, str) else "no geometry"
         raise RegionError(
-            f"{path}, {where}: {actual} where an area is expected ({', '.join(_GEOMETRIES)}); delete the object, or "
+            f"{path}, {where}: {actual} where an area is expected ({', '.join(_AREAS)}); delete the object, or "
             "export only annotations with an area"
         )
     parts = geometry.get("geometries" if kind == "GeometryCollection" else "coordinates")
     if not isinstance(parts, list) or not parts:
         raise RegionError(f"{path}, {where}: a {kind} has no coordinates")
     if kind == "GeometryCollection":
-        return [rings for part in parts for rings in _polygons(path, part, where, depth + 1)]
+        return [rings for part in parts for rings in _polygons(path, part, where, found, depth + 1)]
     return parts if kind == "MultiPolygon" else [parts]
 
 

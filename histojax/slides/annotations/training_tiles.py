@@ -187,10 +187,11 @@ def cut(slides: Sequence[AnnotatedSlide], output: str | os.PathLike[str], spec: 
         with open(temporary / TABLE, "w", encoding="utf-8", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(["path", *spec.labels, *_GROUPS, *BOX])
-            for item, (labelled, ignored) in zip(slides, annotations, strict=True):
+            for item, (labelled, ignored, warnings) in zip(slides, annotations, strict=True):
                 with open_slide(item.slide, item.mpp, override_mpp=item.override_mpp) as slide:
                     rows, facts = _cut_slide(slide, item, labelled, spec, temporary / folders[slide.name])
                 table.writerows(rows)
+                facts["warnings"] = warnings + facts["warnings"]
                 record["slides"][slide.name] = facts | {"ignored_annotations": ignored}
         record["tiles"] = sum(facts["tiles"] for facts in record["slides"].values())
         if not record["tiles"]:
@@ -203,15 +204,15 @@ def cut(slides: Sequence[AnnotatedSlide], output: str | os.PathLike[str], spec: 
     return record
 
 
-def _labelled_regions(item: AnnotatedSlide, spec: CutSpec) -> tuple[list[Region], dict[str, int]]:
+def _labelled_regions(item: AnnotatedSlide, spec: CutSpec) -> tuple[list[Region], dict[str, int], list[str]]:
     """Read a slide's annotations.
 
     Returns:
-      The regions of known classes, named by their label ("" for none), and the number of other ones by class.
+      The regions of known classes, named by their label ("" for none), the number of other ones by class, and warnings.
     """
     label_of_class = {name.casefold(): name for name in spec.labels}
     label_of_class |= {name.casefold(): label for name, label in spec.class_names.items()}
-    annotated = regions.read(item.annotations)
+    annotated, warnings = regions.read(item.annotations)
     unknown = Counter(region.name or _NO_CLASS for region in annotated if region.name.casefold() not in label_of_class)
     if unknown and not spec.ignore_unknown:
         raise AnnotationError(
@@ -220,7 +221,8 @@ def _labelled_regions(item: AnnotatedSlide, spec: CutSpec) -> tuple[list[Region]
             "a label), or skip such annotations with --ignore_unknown"
         )
     known = [region for region in annotated if region.name.casefold() in label_of_class]
-    return [dataclasses.replace(region, name=label_of_class[region.name.casefold()]) for region in known], dict(unknown)
+    named = [dataclasses.replace(region, name=label_of_class[region.name.casefold()]) for region in known]
+    return named, dict(unknown), warnings
 
 
 def _cut_slide(
@@ -271,12 +273,11 @@ def _cut_slide(
 def _within_slide(
     slide: Slide, item: AnnotatedSlide, annotations: Sequence[Region], spec: CutSpec
 ) -> tuple[Sequence[Region], list[str]]:
-    """Clip annotations to the slide; return them with the warnings about resolution, outlines and clipping."""
+    """Clip annotations to the slide; return them with the warnings about resolution and clipping."""
     warnings = list(slide.warnings)
     coarsest = max(slide.mpp, slide.mpp_y)
     if coarsest > 1.1 * spec.mpp:
         warnings.append(f"the slide has {coarsest:.4g} µm/px, coarser than the tiles' {spec.mpp:g}: tiles are enlarged")
-    warnings += regions.repair_warnings(annotations, item.annotations)
     if annotations:
         annotations, clip_warnings = regions.clip(annotations, slide.width, slide.height, item.annotations)
         warnings += clip_warnings
