@@ -108,6 +108,19 @@ def member_cells(
     return cells
 
 
+def known_sides(records: Records, spec: SplitSpec) -> dict[str, str]:
+    """Return the sides that a protocol fixes in advance: image_id -> train, val or test.
+
+    Raises:
+      DataError: the file of an official fold is missing or malformed.
+    """
+    if spec.protocol == "given":
+        return {record.image_id: record.given_split for record in records}
+    if spec.protocol == "listed":
+        return {record.image_id: "test" for record in records if record.patient_id in spec.test_patients}
+    return read_folds(pathlib.Path(spec.folds_dir), spec.fold) if spec.protocol == "folds" else {}
+
+
 def given_groups(records: Records, groups: Sequence[str], side: str) -> set[str]:
     """Return the groups that the dataset's own table assigns to a side."""
     return {group for record, group in zip(records, groups, strict=True) if record.given_split == side}

@@ -10,6 +10,7 @@ from histojax.core.split_hash import GROUP_FIELDS
 GROUPS = {field.removesuffix("_id"): field for field in GROUP_FIELDS if field}
 _NOUNS = {"case_id": "case", "patient_id": "patient", "slide_id": "slide", "source_id": "source image"}
 PROTOCOLS = ("auto", *GROUPS, "image", "given", "folds", "listed")
+_MOSTLY = 0.9  # least fraction of images whose group is known for `auto` to divide by it
 _WITHOUT_FRACTION = ("given", "folds", "listed")  # their test sides are known in advance
 
 
@@ -100,7 +101,8 @@ def resolve(spec: SplitSpec, records: Records) -> SplitSpec:
     """Replace `auto` by the strictest protocol that the records allow.
 
     That is the dataset's own split if it has one and no k folds are requested; else the first of case, patient, slide
-    and source image that is known for every image; else single images.
+    and source image that is known for at least nine images of ten (the split leaves out the others); else single
+    images.
 
     Raises:
       DataError: the protocol needs a field that is unknown for some images.
@@ -108,17 +110,38 @@ def resolve(spec: SplitSpec, records: Records) -> SplitSpec:
     if spec.protocol == "auto":
         if not spec.kfolds and _known(records, "given_split") == len(records):
             return dataclasses.replace(spec, protocol="given")
-        names = {field: name for name, field in GROUPS.items()}
-        return dataclasses.replace(spec, protocol=names.get(_strictest(records), "image"))
+        mostly = (name for name, field in GROUPS.items() if _known(records, field) >= _MOSTLY * len(records))
+        return dataclasses.replace(spec, protocol=next(mostly, "image"))
     field = "given_split" if spec.protocol == "given" else GROUPS.get(spec.protocol)
     field = "patient_id" if spec.protocol == "listed" else field
     if field and (known := _known(records, field)) < len(records):
         what = "the table's column 'split'" if field == "given_split" else field
         raise DataError(
             f"data.split.protocol='{spec.protocol}' needs {what} for every image, but {len(records) - known} of "
-            f"{len(records)} have none; auto uses the strictest protocol that the data allow"
+            f"{len(records)} have none; fill them in, or set data.split.protocol=auto, which uses the strictest "
+            "protocol that the data allow"
         )
     return spec
+
+
+def group_warnings(spec: SplitSpec, records: Records) -> list[str]:
+    """Warn about images whose group a resolved protocol does not know, and about groups that it does not use."""
+    warnings = []
+    for field in GROUPS.values():
+        known, n = _known(records, field), len(records)
+        if spec.protocol in GROUPS and field == GROUPS[spec.protocol]:
+            if known < n:
+                warnings.append(f"{n - known} of {n} images have no {field} and are left out: fill in the column")
+            break
+        if 0 < known < n:
+            warnings.append(f"{field} is not used, because only {known} of {n} images have one: fill in the column")
+    return warnings
+
+
+def count_groups(noun_field: str, number: int) -> str:
+    """Return a number of groups with its noun, such as "1 patient"; an empty field means single images."""
+    noun = _NOUNS.get(noun_field, "picture")
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def group_field(spec: SplitSpec, records: Records) -> str:

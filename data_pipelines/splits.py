@@ -36,12 +36,22 @@ from data_pipelines.split_groups import (
     given_groups,
     group_key,
     group_names,
+    known_sides,
     listed_test_groups,
     member_cells,
     official_test_groups,
     record_cells,
 )
-from data_pipelines.split_spec import Definition, SplitSpec, describe, group_field, resolve
+from data_pipelines.split_spec import (
+    GROUPS,
+    Definition,
+    SplitSpec,
+    count_groups,
+    describe,
+    group_field,
+    group_warnings,
+    resolve,
+)
 from data_pipelines.stratify import assign
 from histojax.core.files import atomic_write
 from histojax.core.split_hash import split_hash
@@ -157,8 +167,8 @@ def make_split(
       label_names: all labels, if an image may have any number of them; empty: one class per image.
 
     Raises:
-      DataError: fewer than two classes, a class without training images, a protocol that needs unknown fields, bad
-        fold files, or a leak.
+      DataError: fewer than two classes, a class without training images, no test image, a protocol that needs unknown
+        fields, bad fold files, or a leak.
     """
     label_sets = [label_set(label) for label in labels]
     classes = list(label_names) or sorted(set(labels) - {""})
@@ -184,9 +194,11 @@ def make_split(
         note = notes.get(record.image_id, "")
         key = group_key(record, group_by)
         rows.append(Row(record.image_id, "" if note else side, key, record.pixel_hash[:16], note))
+    _require_test_images(rows, spec, group_by)
     sides = SIDES if val or spec.val_fraction else ("train", "test")
     warnings = _coverage_warnings(rows, label_sets, classes, "label" if label_names else "class", sides)
     ignore_copies = spec.duplicates == "ignore"
+    warnings += group_warnings(spec, records)
     if ignore_copies:
         warnings += _copy_warnings(rows)
     split = Split(describe(spec, records), group_by, tuple(rows), tuple(warnings), define(spec, classes))
@@ -263,12 +275,21 @@ def _rng(seed: int, *words: str) -> np.random.Generator:
 def _dropped(
     records: Records, labels: Sequence[str], spec: SplitSpec, aliases: Mapping[str, str], multilabel: bool
 ) -> dict[str, str]:
-    """Return the images that are left out as duplicates or because of their class: image_id -> reason."""
-    included = [i for i, label in enumerate(labels) if label or multilabel]
+    """Return the images left out as duplicates, or because of their class or group: image_id -> reason."""
     dropped = {}
+    field = GROUPS.get(spec.protocol)
+    included = []
+    for i, (record, label) in enumerate(zip(records, labels, strict=True)):
+        if not (label or multilabel):
+            dropped[record.image_id] = OTHER_CLASS
+        elif field and not getattr(record, field):
+            dropped[record.image_id] = f"without a {field}"
+        else:
+            included.append(i)
     if spec.duplicates == "drop":
-        dropped = find_duplicates(records.take(included), [labels[i] for i in included], aliases)
-    return dropped | {records[i].image_id: OTHER_CLASS for i in set(range(len(records))) - set(included)}
+        used, sides = records.take(included), known_sides(records, spec)
+        dropped |= find_duplicates(used, [labels[i] for i in included], aliases, sides)
+    return dropped
 
 
 def _test_groups(
@@ -299,6 +320,29 @@ def _val_groups(
         parts = assign(rest, [spec.val_fraction, 1 - spec.val_fraction], _rng(spec.seed, "val"))
         val = {group for group, part in parts.items() if part == 0}
     return val
+
+
+def _require_test_images(rows: Sequence[Row], spec: SplitSpec, group_by: str) -> None:
+    """Verify that there are enough groups for every fold, and that some image is trained on and some is tested.
+
+    Raises:
+      DataError: there are too few groups for that.
+    """
+    number = len({row.group for row in rows if row.side})
+    found = f"the data have {count_groups(group_by, number)} to divide"
+    if number < 2:
+        remedy = "add more of them" + (", or choose another data.split.protocol" if group_by else "")
+        raise DataError(f"{found}, but training and test need one each: {remedy}")
+    if number < spec.kfolds:
+        raise DataError(f"{found} into data.split.kfolds={spec.kfolds}: use at most {number} folds")
+    for side, name in (("test", "test"), ("train", "training")):
+        if side not in {row.side for row in rows}:
+            remedy = "choose another data.split.test_fraction or data.split.protocol, or add data"
+            raise DataError(f"no {name} image ({_describe_part(spec)}): {found}; {remedy}")
+
+
+def _describe_part(spec: SplitSpec) -> str:
+    return f"fold {spec.fold} of {spec.kfolds}" if spec.kfolds else f"data.split.protocol={spec.protocol}"
 
 
 def _copy_warnings(rows: Sequence[Row]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from data_pipelines.errors import DataError
 from histojax.core.errors import RunError
 from histojax.data.sources import Dataset, open_dataset
 from histojax.training import build
@@ -34,7 +35,7 @@ def read_results(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def check_data(runs: Mapping[pathlib.Path, ConfigDict]) -> None:
-    """Verify that the finished runs of a study were trained on the data that their config now describes.
+    """Verify that all runs of a study have a split, and the finished ones the data that their config now describes.
 
     Call it before any run is trained, so that a table never mixes runs on different data.
 
@@ -43,18 +44,22 @@ def check_data(runs: Mapping[pathlib.Path, ConfigDict]) -> None:
 
     Raises:
       RunError: data or split of finished runs have changed since; the message names each folder.
-      DataError: the data cannot be opened.
+      DataError: the data cannot be opened or divided; the message names the folder.
     """
     opened: dict[str, Dataset] = {}
     changed = []
     for folder, config in runs.items():
-        if not finished(folder, config):
-            continue
         key = json.dumps({k: v for k, v in json.loads(config.to_json())["data"].items() if k != "split"})
         if key not in opened:
             opened[key] = open_dataset(config.data)
         dataset = opened[key]
-        now = {"split": dataset.split(build.split_spec(config)).hash, "data": dataset.hash}
+        try:
+            split = dataset.split(build.split_spec(config))
+        except DataError as error:
+            raise DataError(f"{folder}: {error}") from error
+        if not finished(folder, config):
+            continue
+        now = {"split": split.hash, "data": dataset.hash}
         then = _hashes(read_results(folder))
         differing = [f"{name} {then[name]}, now {now[name]}" for name in now if then[name] not in (None, now[name])]
         if differing:

@@ -71,7 +71,18 @@ def test_split_without_groups_is_called_optimistic() -> None:
     assert made.protocol == "image-level (patients unknown, most likely on both sides: optimistic), 25% test, seed 0"
     one_unknown = list(table())
     one_unknown[7] = dataclasses.replace(one_unknown[7], patient_id="")
-    assert split(Records(one_unknown), protocol="auto").group_by == "slide_id"
+    made = split(Records(one_unknown), protocol="auto")
+    assert made.group_by == "patient_id"
+    assert made.left_out() == {"without a patient_id": 1}
+    assert made.rows[7].side == ""
+    unknown = f"1 of {len(one_unknown)} images have no patient_id and are left out: fill in the column"
+    assert made.warnings == (unknown,)
+    for i in range(len(one_unknown) // 5):
+        one_unknown[i] = dataclasses.replace(one_unknown[i], patient_id="")
+    made = split(Records(one_unknown), protocol="auto")
+    assert made.group_by == "slide_id"
+    assert made.left_out() == {}
+    assert made.warnings[0].startswith("patient_id is not used, because only ")
 
 
 def test_protocol_that_needs_an_unknown_group_is_refused() -> None:

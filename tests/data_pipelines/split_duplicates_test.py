@@ -1,15 +1,22 @@
 """Duplicates in a split: identical pixels and the slide filed under two subtypes."""
 
 import dataclasses
+import pathlib
 
 import numpy as np
 import pytest
 
+from data_pipelines.errors import DataError
+from data_pipelines.official_folds import write_fold
+from data_pipelines.records import Record, Records
+from data_pipelines.split_spec import SplitSpec
+from data_pipelines.splits import make_split
 from tests.helpers.split_tables import (
     GROUPED_PROTOCOLS,
     Table,
     assert_disjoint,
     fake_hash,
+    patient_records,
     random_table,
     table_with_13412,
 )
@@ -95,3 +102,49 @@ def test_first_of_identical_images_by_name_is_kept() -> None:
     kept = [row.image_id for row in split.rows if row.side and row.pixel_hash == rows[same[0]].pixel_hash[:16]]
     assert kept == [min(rows[i].image_id for i in same)]
     assert split.left_out() == {"identical pixels, another copy is kept": 2}
+
+
+@pytest.mark.parametrize("protocol", ["given", "folds"])
+def test_of_a_given_split_the_test_copy_is_kept(protocol: str, tmp_path: pathlib.Path) -> None:
+    """Every test image copies a training image with an earlier name: all are still tested, and none is trained on."""
+    train = patient_records("A", "1", {"100X": 4}) + patient_records("DC", "2", {"100X": 4})
+    test = patient_records("F", "3", {"100X": 3}) + patient_records("MC", "4", {"100X": 3})
+    hashes = [row.pixel_hash for row in (*train[:3], *train[4:7])]
+    copies = [dataclasses.replace(row, pixel_hash=pixels) for row, pixels in zip(test, hashes, strict=True)]
+    rows = [dataclasses.replace(row, given_split="test" if row in copies else "train") for row in train + copies]
+    write_fold(tmp_path, 1, {row.image_id: row.given_split for row in rows})
+    fields = {"fold": 1, "folds_dir": str(tmp_path)} if protocol == "folds" else {}
+    spec = SplitSpec(protocol=protocol, val_fraction=0.0, **fields)
+    split = make_split(Records(rows), [row.label for row in rows], [], spec)
+    assert [row.side for row in split.rows] == ["", "", "", "train"] * 2 + ["test"] * 6
+    assert split.left_out() == {"identical pixels, another copy is kept": 6}
+
+
+@pytest.mark.parametrize("protocol", GROUPED_PROTOCOLS)
+def test_too_few_groups_are_refused(protocol: str) -> None:
+    def labelled(slide: str) -> list[Record]:
+        rows = patient_records("A", slide, {"100X": 12})
+        return [dataclasses.replace(row, label=("benign", "malignant")[i % 2]) for i, row in enumerate(rows)]
+
+    for fields in ({}, {"kfolds": 2, "fold": 1}):
+        with pytest.raises(
+            DataError, match=f"the data have 1 {protocol} to divide, but training and test need one each"
+        ):
+            Table(tuple(labelled("1"))).split(protocol=protocol, val_fraction=0.0, **fields)
+    three = Table((*labelled("1"), *labelled("2"), *labelled("3")))
+    for fold in range(4):
+        with pytest.raises(DataError, match=rf"have 3 {protocol}s to divide into .*kfolds=4: use at most 3 folds"):
+            three.split(protocol=protocol, val_fraction=0.0, kfolds=4, fold=fold)
+    # The remedy works.
+    tested = [
+        three.split(protocol=protocol, val_fraction=0.0, kfolds=3, fold=fold).indices("test") for fold in range(3)
+    ]
+    assert sorted(i for indices in tested for i in indices) == list(range(36))
+
+
+def test_a_test_fraction_that_tests_nothing_is_refused() -> None:
+    rows = patient_records("A", "1", {"100X": 2}) + patient_records("DC", "2", {"100X": 2})
+    with pytest.raises(
+        DataError, match=r"no test image \(data\.split\.protocol=image\): the data have 4 pictures to divide"
+    ):
+        Table(tuple(rows)).split(protocol="image", val_fraction=0.0, test_fraction=0.1)

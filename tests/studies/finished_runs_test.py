@@ -93,6 +93,15 @@ def test_a_finished_fold_on_other_data_is_refused_by_name(
     assert protocols.measure(planned, workdir) is not None
 
 
+def test_more_folds_than_groups_are_refused_before_training(
+    tmp_path: pathlib.Path, planned: list[protocols.Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "train_and_evaluate", None)  # nothing may be trained
+    many = protocols.plans(planned[0].config, ["image_with_copies", "case"], [], 11)
+    with pytest.raises(DataError, match=r"case-100X/fold_0: the data have 10 cases .*kfolds=11: use at most 10 folds"):
+        protocols.measure(many, tmp_path / "runs")
+
+
 def test_data_that_change_while_a_study_runs_are_not_pooled(
     tmp_path: pathlib.Path, planned: list[protocols.Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
