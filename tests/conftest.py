@@ -13,6 +13,9 @@ os.environ["HISTOJAX_DATA"] = str(_HOME)
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(_HOME / "hypothesis")
 # With two test workers on two cores, spinning PyTorch threads of one worker would slow down the other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Almost half of the suite's time would go into optimizing programs that run once. Processes that tests start inherit
+# this; the README's commands, which CI also runs, compile as users do.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import cv2  # noqa: E402
 import jax  # noqa: E402

@@ -14,7 +14,7 @@ from histojax.inference.export.export import ExportSpec
 from histojax.inference.predictor import Predictor
 from tests.helpers.export_checkpoint import random_checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
+pytestmark = pytest.mark.slow
 SIZE = 32
 VIT = {"image_size": SIZE, "patch": 8, "embed_dim": 48, "depth": 1, "heads": 3}
 SWIGLU = {"mlp": "swiglu", "layer_scale": 0.1, "registers": 2, "pool": "mean", "mlp_ratio": 2.0}

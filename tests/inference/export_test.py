@@ -24,7 +24,7 @@ from tests.helpers.command import histojax
 from tests.helpers.export_checkpoint import random_checkpoint
 from tests.helpers.programs import run as run_program
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from tests.helpers.export_checkpoint import random_checkpoint
 from tests.helpers import torchvision_import  # noqa: F401  # isort: skip
 import timm
 
-pytestmark = [pytest.mark.slow, pytest.mark.parity, pytest.mark.usefixtures("quick_compilation")]
+pytestmark = [pytest.mark.slow, pytest.mark.parity]
 # Windows of 2 tile every map of 64 pixels, as windows of 7 do at 224.
 SWIN = {"embed_dim": 24, "depths": (2, 2, 2, 2), "heads": (2, 4, 8, 16), "window": 2}
 # Those that timm builds in one size are exported in it. dinov2_vitb14 has the layers of vit_base_patch16_224, and

@@ -20,14 +20,6 @@ every_model = pytest.mark.parametrize("name", models.names())
 with_drops = pytest.mark.parametrize("name", [name for name in models.names() if models.spec(name).drop_options])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    """Skip optimization, which would take most of the time, because each program runs once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def build(name, *, rate=0.0, seed=0, dtype=jnp.float32, remat=False, **options):
     """The small model of a specification, with every drop rate set to `rate`."""
     spec = models.spec(name)

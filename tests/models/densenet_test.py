@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -15,14 +14,6 @@ from tests.helpers.modules import call, evaluation, images, map_shapes
 
 K = 3
 SMALL = {"growth_rate": 4, "block_sizes": (2, 3, 1, 2), "width": 8, "bn_size": 2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    """Skip optimization, which would take most of the time, because each program runs once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def small(*, seed=0, drop_rate=0.0) -> DenseNet:

@@ -24,14 +24,6 @@ ADDED = {"ldc", "fr", "resnet", "head"}
 BLOCKS = {"ldc": "blocks", "ldc_norm": "batch", "stochastic_depth": 0.5}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    """Skip optimization, which would take most of the time, because each program runs once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def small(**kwargs) -> LDCSF:
     options = {"stochastic_depth": 0.0} | SMALL | kwargs
     return models.create("ldcsf", num_classes=3, rngs=nnx.Rngs(0), **options)

@@ -21,14 +21,6 @@ SMALL = {"embed_dim": 8, "depths": (2, 2, 1, 1), "heads": (2, 2, 4, 4), "window"
 CHANNELS, WINDOW = 4, 4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    """Skip optimization, which would take most of the time, because each program runs once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def small(**kwargs) -> Swin:
     options = {"stochastic_depth": 0.0, "rngs": nnx.Rngs(0)} | SMALL | kwargs
     return models.create(NAME, num_classes=3, **options)

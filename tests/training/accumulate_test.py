@@ -9,8 +9,6 @@ from histojax.training.accumulate import StepSums, accumulate
 from histojax.training.state import ModelState
 from tests.helpers.step_models import Normed, assert_close, cached_program, devices, make_batch, to_host, train
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 def test_micro_batches_are_strided_and_run_one_after_another():
     def micro_step(model, values, mask):

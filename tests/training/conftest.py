@@ -10,14 +10,6 @@ from histojax.training.program import Program
 from tests.helpers.step_models import Normed, cached_program, devices
 
 
-@pytest.fixture(scope="module")
-def compile_quickly() -> Iterator[None]:
-    """Compile with few optimizations: half of the time would go into optimizing programs that run once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture
 def compilations() -> Iterator[list[str]]:
     """Names of the programs compiled since the test began, or since the list was cleared."""

@@ -18,8 +18,6 @@ from tests.helpers.step_models import (
     train,
 )
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 def test_the_decay_warms_up_to_its_limit():
     decays = [float(decay_at(jnp.int32(step), 0.99)) for step in (0, 1, 2, 889, 890, 10_000)]

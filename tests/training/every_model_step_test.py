@@ -13,8 +13,6 @@ from histojax.training.state import TrainState
 from histojax.training.tasks import Multiclass
 from tests.helpers.step_models import devices
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 TASK = Multiclass(("a", "b", "c"), (1.0, 0.5, 1.5))
 SGD = OptimizerSpec("sgd", 0.01, 100, schedule="constant")
 B, K, SIZE = 8, 3, 32

@@ -17,8 +17,6 @@ from histojax.training.state import TrainState
 from histojax.training.tasks import Multilabel
 from tests.helpers.step_models import devices
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 # Windows of 2 on maps of 8 and 4: shifted and masked in the first stage, not shifted in the second.
 SMALL = {"embed_dim": 16, "depths": (2, 1), "heads": (2, 2), "window": 2, "resnet_blocks": 1}
 SIZE, B = 32, 8

@@ -11,8 +11,6 @@ import pytest
 from histojax.training import mixing
 from tests.helpers.step_models import MEAN, SIZE, STD, TASK, B, K, cached_program, make_batch, to_host
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 METHODS = {
     "mixup": {"mixup": 0.8, "cutmix": 0.0},
     "cutmix": {"mixup": 0.0, "cutmix": 1.0},

@@ -21,8 +21,6 @@ from tests.helpers.step_models import (
     train,
 )
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 @pytest.mark.devices
 @pytest.mark.parametrize(("fsdp", "accumulate"), [(1, 1), (2, 1), (1, 2)])

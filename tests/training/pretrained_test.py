@@ -5,7 +5,6 @@ import os
 import pathlib
 import pickle
 import sys
-from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -33,14 +32,6 @@ from tests.helpers import torchvision_import  # noqa: F401  # isort: skip
 import torchvision
 
 pytestmark = [pytest.mark.slow, pytest.mark.parity]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly() -> Iterator[None]:
-    """Skip optimization, which would take most of the time, because each program runs once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -34,8 +34,6 @@ from tests.helpers.step_models import (
     train,
 )
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 TINY = ResNetConfig(stage_sizes=(1, 1, 1, 1), width=4)
 
 
