@@ -1,4 +1,4 @@
-"""The second system as users run it: several labels, killed and resumed, evaluated elsewhere and at another size."""
+"""LDCSF on multi-label tiles as users run it: train, kill, resume, evaluate a copy and at another image size."""
 
 import json
 import pathlib
@@ -11,6 +11,7 @@ import pytest
 
 from data_pipelines.synthetic.tiles import TilesSyntheticSpec, generate_tiles
 from histojax.evaluation import predictions, results
+from histojax.evaluation.thresholds import choose_thresholds
 from histojax.training.checkpoint import find
 from tests.conftest import ROOT, SHARED
 from tests.helpers.command import histojax
@@ -28,7 +29,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def command(workdir: pathlib.Path, root: pathlib.Path, *more: str) -> list[str]:
-    # Two blocks in the last stage, so that a shifted window is among them.
+    # Two blocks in the last stage, so that one of them has shifted windows.
     small = {"model.options.depths": "(1, 1, 2)", "model.options.resnet_blocks": 1, "train.ema_decay": 0.0}
     small |= {"data.root": root, "data.image_size": 32, "train.batch_size": 8, "train.epochs": 3, "train.log_every": 1}
     small |= {"sharding.cpu_devices": 2, "checkpoint.every_epochs": 1, "evaluation.resamples": 200}
@@ -43,11 +44,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiles: pathlib.Path) -> p
     done = run(command(workdir, tiles))
     assert done.returncode == 0, done.stderr
     assert "SYNTHETIC" in done.stdout
-    assert "0.9847" in done.stdout, "the paper's accuracy of a label stands beside ours"
+    assert "0.9847" in done.stdout, "the paper's accuracy of each label must be printed beside ours"
     return workdir
 
 
-def test_a_run_leaves_every_label_with_its_interval(finished: pathlib.Path) -> None:
+def test_results_have_every_metric_of_every_label(finished: pathlib.Path) -> None:
     found = json.loads((finished / "results.json").read_text())
     table = predictions.read(finished / "predictions.parquet")
     split = pd.read_csv(finished / "split.csv")
@@ -56,34 +57,32 @@ def test_a_run_leaves_every_label_with_its_interval(finished: pathlib.Path) -> N
     for side, block in found["splits"].items():
         assert block["n_images"] == (split["split"] == side).sum()
         assert list(block["labels"]) == LABELS
-        for label, figures in block["labels"].items():
-            assert figures["n_positive"] == table.loc[table["split"] == side, f"label_{label}"].sum()
-            assert {"accuracy", "precision", "recall", "f1", "auroc", "average_precision"} <= figures.keys()
+        for label, estimates in block["labels"].items():
+            assert estimates["n_positive"] == table.loc[table["split"] == side, f"label_{label}"].sum()
+            assert {"accuracy", "precision", "recall", "f1", "auroc", "average_precision"} <= estimates.keys()
         assert {"subset_accuracy", "hamming_loss", "mean_average_precision"} <= block["image"].keys()
     assert not split[split["split"] != ""].groupby("group")["split"].nunique().gt(1).any()
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert any("val/mean_average_precision" in line for line in lines)
 
 
-def test_the_thresholds_are_those_of_validation(finished: pathlib.Path) -> None:
-    """Choosing them again on the validation side of the table of predictions gives those that the test uses."""
-    from histojax.evaluation.thresholds import choose_thresholds
-
+def test_the_test_thresholds_are_fitted_on_validation(finished: pathlib.Path) -> None:
+    """Fitting them again to the validation rows of the prediction table gives the thresholds used for the test."""
     found = json.loads((finished / "results.json").read_text())
     table = predictions.read(finished / "predictions.parquet")
     val = table[table["split"] == "val"]
-    chosen = choose_thresholds(
+    fitted = choose_thresholds(
         val[[f"label_{name}" for name in LABELS]].to_numpy(), val[[f"prob_{name}" for name in LABELS]].to_numpy(), "f1"
     )
     used = [found["splits"]["test"]["labels"][name]["threshold"] for name in LABELS]
-    assert used == pytest.approx(chosen.tolist(), abs=1e-6)
+    assert used == pytest.approx(fitted.tolist(), abs=1e-6)
     assert any(abs(value - 0.5) > 1e-3 for value in used)
     again = results.summarise(table, n_resamples=200, seed=0, thresholds=dict(zip(LABELS, used, strict=True)))
     assert again == found["splits"]
 
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")  # the reader of this test wants plain arrays
-def test_interrupted_and_killed_ends_bitwise_the_same(
+def test_an_interrupted_and_killed_run_ends_bitwise_the_same(
     tmp_path: pathlib.Path, tiles: pathlib.Path, finished: pathlib.Path
 ) -> None:
     workdir = tmp_path / "killed"
@@ -97,7 +96,9 @@ def test_interrupted_and_killed_ends_bitwise_the_same(
     assert_same_run(finished, workdir)
 
 
-def test_eval_needs_only_the_checkpoint_and_takes_another_size(tmp_path: pathlib.Path, finished: pathlib.Path) -> None:
+def test_eval_needs_only_the_checkpoint_and_accepts_another_image_size(
+    tmp_path: pathlib.Path, finished: pathlib.Path
+) -> None:
     copy = shutil.copytree(find(finished), tmp_path / "copy")
     words = [sys.executable, "-m", "histojax.main", "--mode=eval", f"--checkpoint={copy}", f"--workdir={tmp_path}"]
     done = run(words)
@@ -132,7 +133,7 @@ def test_eval_needs_only_the_checkpoint_and_takes_another_size(tmp_path: pathlib
         (["--config.model.options.ldc=never"], "ldc='never'"),
     ],
 )
-def test_mistakes_are_reported(
+def test_invalid_settings_are_reported(
     tmp_path: pathlib.Path, tiles: pathlib.Path, monkeypatch: pytest.MonkeyPatch, more: list[str], message: str
 ) -> None:
     monkeypatch.chdir(ROOT)  # in this process, because only the message matters
@@ -143,7 +144,7 @@ def test_mistakes_are_reported(
     assert "Traceback" not in done.stderr
 
 
-def test_real_images_with_masks_need_nothing_but_their_root(tmp_path: pathlib.Path) -> None:
+def test_real_images_with_masks_need_only_their_root(tmp_path: pathlib.Path) -> None:
     root = SHARED / "wsss4luad_part"
     if not root.is_dir():
         pytest.skip(f"real images are not here ({root})")
@@ -153,4 +154,4 @@ def test_real_images_with_masks_need_nothing_but_their_root(tmp_path: pathlib.Pa
     assert list(found["splits"]["test"]["labels"]) == ["tumor", "stroma", "normal"]
     assert found["protocol"].startswith("source-image-disjoint")
     assert found["splits"]["test"]["resampled"] == "source image"
-    assert "reported" not in found, "the paper says nothing of these labels"
+    assert "reported" not in found, "the paper has no results for these labels"

@@ -1,4 +1,4 @@
-"""A run whose processes are killed at bad moments and restarted, also with other numbers of processes and devices."""
+"""Kill the processes of a run at bad moments and restart it, also with other numbers of processes and devices."""
 
 import dataclasses
 import json
@@ -19,12 +19,12 @@ MOMENTS = ("preparation", "checkpoint", "step", "any", "evaluation")
 
 @dataclasses.dataclass
 class Chaos:
-    """What happened to a run.
+    """Record of a run that was killed and restarted.
 
     Attributes:
       workdir: work directory of the finished run.
       batches: folder of the files in which `chaos_program` recorded the batches given to training.
-      kills: the moment of each kill, and the last step that was logged before it.
+      kills: moment of each kill, and the last step logged before it.
     """
 
     workdir: pathlib.Path
@@ -35,7 +35,7 @@ class Chaos:
         """Return the image at each position of the training stream, and the number of training images.
 
         Raises:
-          AssertionError: a position was given different images at different times, or none.
+          AssertionError: a position had different images at different times, or none.
         """
         given: dict[int, int] = {}
         images = 0
@@ -78,7 +78,7 @@ def chaos(
     result = Chaos(folder / "run", folder / "batches")
     result.batches.mkdir(parents=True)
     environment = {FOLDER: str(result.batches), "HISTOJAX_DATA": str(folder / "data")}
-    # Outside the disturbed folder, so that several runs share what they compile.
+    # Outside the run's folder, so that several runs share compiled programs.
     environment["JAX_COMPILATION_CACHE_DIR"] = str(default_directory() / "compiled-by-chaos")
 
     def start(count: int, devices: int) -> Processes:
@@ -114,7 +114,7 @@ def leftovers(workdir: pathlib.Path) -> list[str]:
 
 
 def _reached(moment: str, workdir: pathlib.Path, data: pathlib.Path, draw: random.Random) -> Callable[[], bool]:
-    """Return a function that tells whether the moment to kill has come."""
+    """Return a function that is true once the moment to kill has come."""
     delay, started = draw.uniform(0, 14), time.monotonic()
     step = last_logged_step(workdir)
 

@@ -17,7 +17,7 @@ _LOGGERS = ("histojax", "data_pipelines")
 
 @dataclass(frozen=True)
 class Finished:
-    """What a command left: its exit code and what it wrote, with the names that `subprocess.run` uses."""
+    """Exit code and output of a command; attributes as in the result of `subprocess.run`."""
 
     returncode: int
     stdout: str
@@ -25,9 +25,9 @@ class Finished:
 
 
 def histojax(*argv: object) -> Finished:
-    """Run `histojax ARGV…` in this process, as a shell would; an unexpected exception is passed on.
+    """Run `histojax ARGV…` in this process, as a shell would; unexpected exceptions are raised.
 
-    The command has the tests' four devices, whatever number it asks for.
+    The command gets the tests' four devices, even if it requests another number.
     """
     stdout, stderr, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr), _restored():
@@ -42,12 +42,12 @@ def histojax(*argv: object) -> Finished:
 
 @contextlib.contextmanager
 def _restored() -> Iterator[None]:
-    """Keep jax's devices and cache as the tests have them; put back loggers and garbage collection."""
+    """Keep the tests' devices and compilation cache; restore loggers and garbage collection."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     states = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
     thresholds, least_seconds = gc.get_threshold(), jax.config.jax_persistent_cache_min_compile_time_secs
     with pytest.MonkeyPatch.context() as patch:
-        # `runtime.prepare` leaves both alone where the environment has chosen.
+        # `runtime.prepare` changes neither if the environment sets it.
         patch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count={jax.device_count()}")
         patch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
         try:

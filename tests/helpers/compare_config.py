@@ -8,9 +8,9 @@ MODELS = ("vit", "swin_tiny_patch4_window7_224")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The config of the model `variant`; empty: the ViT."""
+    """Return the config of the model `variant`; empty: the ViT."""
     if variant and variant not in MODELS:
-        raise ValueError(f"unknown variant ':{variant}' of this config; there are {', '.join(MODELS)}")
+        raise ValueError(f"unknown variant ':{variant}' of this config; choose from {', '.join(MODELS)}")
     config = tiny_config.get_config()
     if variant == MODELS[1]:
         config.model.name = variant

@@ -21,7 +21,7 @@ _PREFIXES = ("HISTOJAX_", "SLURM_", "TPU_", "GKE_", "XLA_FLAGS", "CUDA_VISIBLE_D
 
 
 def run_script(words: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a script with no settings of ours but those given."""
+    """Run a script with only the given histojax settings in its environment."""
     known = {key: value for key, value in os.environ.items() if not key.startswith(_PREFIXES)}
     return subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=ROOT, env=known | environment)
 

@@ -50,9 +50,9 @@ def arrays(workdir: pathlib.Path, series: str) -> dict[str, np.ndarray]:
     found = {}
     for item in ("model", "train") if series == "last" else ("model",):
         with ocp.PyTreeCheckpointer() as reader:
-            # To the host, whatever devices the run had.
-            there = reader.metadata(newest / item).item_metadata.tree
-            to_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), there)
+            # Restored to the host, because the run may have had other devices.
+            stored = reader.metadata(newest / item).item_metadata.tree
+            to_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
             tree = reader.restore(newest / item, restore_args=to_host)
         for path, leaf in ocp.utils.to_flat_dict(tree, sep="/").items():
             is_key = jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)

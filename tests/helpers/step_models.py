@@ -74,7 +74,7 @@ def build_program(
     return Program(make_model, task, make_optimizer(optimizer), StepSpec(MEAN, STD, **fields), layout or devices(1))
 
 
-# Most of the time of these tests goes into compiling.
+# Shared, because compilation takes most of the time of these tests.
 cached_program = functools.cache(build_program)
 
 

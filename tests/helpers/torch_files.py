@@ -1,4 +1,4 @@
-"""Writing files as torch does."""
+"""Write files with `torch.save`, and convert tensors to numpy."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""torchvision's models, also beside a PyTorch that its compiled operators do not fit.
+"""torchvision's models, importable even if torchvision's binary does not match the installed PyTorch.
 
-`import torchvision` registers shape rules for its operators `nms` and `qnms`, and fails where these do not exist: where
-its binary was built for another PyTorch, as the one from PyPI is beside a PyTorch without CUDA. The classification
-models use none of them, so it is enough to declare the two. Not before they are missed: a binary that fits declares
-them itself, and twice is an error.
+`import torchvision` registers shape rules for its operators `nms` and `qnms`. It fails if these operators do not exist,
+for example with the binary from PyPI and a PyTorch without CUDA. The classification models use neither, so declaring
+the two operators is enough. They are declared only after a failed import: a matching binary declares them itself, and
+a second declaration is an error.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 try:
     import torchvision  # noqa: F401
 except RuntimeError:
-    _LIBRARY = torch.library.Library("torchvision", "DEF")  # kept, because the declarations end with this object
+    _LIBRARY = torch.library.Library("torchvision", "DEF")  # the declarations last as long as this object
     for _operator in ("nms", "qnms"):
         _LIBRARY.define(f"{_operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
