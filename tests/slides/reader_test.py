@@ -69,6 +69,38 @@ def test_tiff_is_read_with_any_compression(tmp_path: pathlib.Path, compression: 
         assert (slide.mpp, slide.mpp_source) == (pytest.approx(0.5), "its TIFF resolution tags")
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"tile": (64, 128), "compression": "zlib"},
+        {"rowsperstrip": 70, "compression": "lzw"},
+        {"ome": True, "tile": (128, 128)},
+    ],
+)
+def test_colours_in_planes_are_read(tmp_path: pathlib.Path, how: dict[str, Any]) -> None:
+    metadata = {"axes": "SYX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5} if "ome" in how else None
+    planes = np.moveaxis(PICTURE, 2, 0).copy()
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, planes, photometric="rgb", planarconfig="separate", metadata=metadata, **how)
+    with open_slide(path, None if "ome" in how else 0.5) as slide:
+        assert (slide.width, slide.height, slide.mpp) == (800, 600, 0.5)
+        np.testing.assert_array_equal(whole(slide), PICTURE)
+        np.testing.assert_array_equal(slide.read(301, 77, 40, 30, 40, 30), PICTURE[77:107, 301:341])
+
+
+@pytest.mark.parametrize(("unit", "um"), [("micron", 1), ("um", 1), ("\\u00B5m", 1), ("mm", 1000), ("pixel", None)])
+def test_imagej_states_the_unit_of_its_resolution(tmp_path: pathlib.Path, unit: str, um: float | None) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, PICTURE[None], imagej=True, resolution=(4 * (um or 1),) * 2, metadata={"unit": unit})
+    if um is None:
+        with pytest.raises(SlideError, match="stores no µm/px"):
+            open_slide(path)
+        return
+    with open_slide(path) as slide:
+        assert slide.mpp == pytest.approx(0.25)
+        assert slide.mpp_source == f"its ImageJ metadata (unit={unit})"
+
+
 def test_strips_of_one_level_are_read_in_bands(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_pyramid(tmp_path / "a.tif", PICTURE, levels=1, tile=None, rowsperstrip=7, compression="zlib")
     with open_slide(path, 0.5) as slide:
@@ -211,8 +243,8 @@ REFUSED = {
     "greyscale TIFF": (_tiff(SMALL[..., 0]), "greyscale"),
     "TIFF of two pages": (_pages(SMALL, SMALL), r"shape \(2, 128, 128, 3\)\): .*pages"),
     "TIFF of two images": (_pages(SMALL, SMALL, compression="zlib"), "several images of one size"),
-    "TIFF in planes": (
-        _tiff(np.moveaxis(SMALL, 2, 0).copy(), photometric="rgb", planarconfig="separate"),
+    "TIFF of three grey channels": (
+        _tiff(np.moveaxis(SMALL, 2, 0).copy(), photometric="minisblack", metadata={"axes": "CYX"}),
         "is not one RGB image",
     ),
     "rotated TIFF": (

@@ -16,8 +16,10 @@ _MAX_SEGMENT_BYTES = 512 << 20
 _ORIENTATION, _RESOLUTIONS = 0x0112, (0x011A, 0x011B)
 _UNIT_UM = {2: 25400.0, 3: 10000.0}  # ResolutionUnit: inch, cm; 1 means no unit
 _PREMULTIPLIED_ALPHA, _ALPHA = 1, 2
+_IN_PLANES = 2  # PlanarConfiguration
+_AXES = ("YXS", "SYX")  # colours pixel by pixel, or in planes
 _OLD_JPEG, _JPEG, _APERIO_YCBC = 6, 7, 33003  # 33003 is JPEG 2000 without its colour transform in the codestream
-# With µ as the micro sign and as the Greek letter.
+# Units of OME-XML and ImageJ; with µ as the micro sign and as the Greek letter.
 _TO_UM = {
     "m": 1e6,
     "mm": 1e3,
@@ -26,6 +28,10 @@ _TO_UM = {
     "µm": 1.0,
     "μm": 1.0,
     "um": 1.0,
+    "micron": 1.0,
+    "microns": 1.0,
+    "\\u00B5m": 1.0,  # ImageJ's spelling
+    "inch": 25400.0,
     "nm": 1e-3,
 }
 
@@ -43,10 +49,10 @@ class TiffTiles:
         self._file = _open_tiff(path)
         self.reader = f"tifffile {tifffile.__version__} ({'OME-TIFF' if self._file.is_ome else 'TIFF'})"
         try:
-            series, pages = self._pyramid()
+            pages = self._pyramid()
             _refuse_truncated(path, pages)
             self._pages = [(page, page.decode, page.jpegtables, page.jpegheader) for page in pages]
-            self.stated_mpp, self.mpp_source = self._stated_mpp(series, pages[0])
+            self.stated_mpp, self.mpp_source = self._stated_mpp(pages[0])
         except SlideError:
             self.close()
             raise
@@ -63,7 +69,7 @@ class TiffTiles:
         """See `Backend`."""
         page = self._pages[level][0]
         rows, columns = page.chunks[:2]
-        across = page.chunked[1]
+        across = _across(page)
         out = np.empty((height, width, 3), np.uint8)
         for row in range(y // rows, (y + height - 1) // rows + 1):
             for column in range(x // columns, (x + width - 1) // columns + 1):
@@ -86,11 +92,8 @@ class TiffTiles:
                 self._cache.move_to_end(key)
                 return self._cache[key]
             page = self._pages[level][0]
-            data = None
-            if page.databytecounts[index]:
-                self._file.filehandle.seek(page.dataoffsets[index])
-                data = self._file.filehandle.read(page.databytecounts[index])
-        segment = self._decode(level, index, data)
+            planes = [self._read(page, plane) for plane in _planes(page, index)]
+        segment = self._decode(level, index, planes)
         with self._lock:
             if key not in self._cache:
                 self._cache[key] = segment
@@ -99,13 +102,22 @@ class TiffTiles:
                 self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
         return segment
 
-    def _decode(self, level: int, index: int, data: bytes | None) -> np.ndarray:
+    def _read(self, page: Any, index: int) -> bytes | None:
+        """The bytes of a tile or strip, None if it is omitted; the caller holds the lock."""
+        if not page.databytecounts[index]:
+            return None
+        self._file.filehandle.seek(page.dataoffsets[index])
+        return bytes(self._file.filehandle.read(page.databytecounts[index]))
+
+    def _decode(self, level: int, index: int, planes: Sequence[bytes | None]) -> np.ndarray:
         page, decode, tables, header = self._pages[level]
-        if data is None:  # scanners omit tiles of empty glass
+        if None in planes:  # scanners omit tiles of empty glass
             return np.full((*page.chunks[:2], 3), 255, np.uint8)
         try:
             arguments = {"jpegtables": tables, "jpegheader": header} if page.compression in (_OLD_JPEG, _JPEG) else {}
-            pixels = decode(data, index, **arguments)[0][0]
+            indices = _planes(page, index)
+            decoded = [decode(data, plane, **arguments)[0][0] for data, plane in zip(planes, indices, strict=True)]
+            pixels = decoded[0] if len(decoded) == 1 else np.concatenate(decoded, axis=2)
         except Exception as error:  # every codec has its own exceptions
             raise SlideError(f"damaged tile {index} of level {level} ({error})") from error
         extra = page.extrasamples[0] if page.extrasamples else 0
@@ -113,12 +125,12 @@ class TiffTiles:
             pixels = pixels[..., :3]
         return on_white(pixels, premultiplied=extra == _PREMULTIPLIED_ALPHA)
 
-    def _pyramid(self) -> tuple[Any, list[Any]]:
-        """The series of the largest colour image, and the pages of its levels."""
+    def _pyramid(self) -> list[Any]:
+        """The pages of the levels of the largest colour image."""
         nonempty = [series for series in self._file.series if 0 not in series.shape]
         if not nonempty:
             raise SlideError("has no image: it is damaged or truncated")
-        series = max(nonempty, key=lambda series: (series.axes == "YXS", series.size))
+        series = max(nonempty, key=lambda series: (series.axes in _AXES, series.size))
         if sum(other.shape == series.shape for other in nonempty) > 1:
             raise SlideError("holds several images of one size: save each image as a file")
         if len(nonempty) > 1:
@@ -132,17 +144,21 @@ class TiffTiles:
                 f"is stored rotated (TIFF Orientation {page.tags.valueof(_ORIENTATION)}), which slide viewers ignore: "
                 "save it upright, so that coordinates mean the same in every program"
             )
-        pages = [level.pages[0].aspage() for level in series.levels if level.axes == "YXS" and len(level.pages) == 1]
-        return series, [p for p in pages if _is_reduced(p, page)]
+        levels = [level for level in series.levels if level.axes in _AXES and len(level.pages) == 1]
+        pages = [level.pages[0].aspage() for level in levels]
+        return [p for p in pages if _is_reduced(p, page)]
 
-    def _stated_mpp(self, series: Any, page: Any) -> tuple[tuple[float, float] | None, str]:
+    def _stated_mpp(self, page: Any) -> tuple[tuple[float, float] | None, str]:
         if self._file.is_ome:
-            stated = _ome_mpp(self._file.ome_metadata, series.shape[1], series.shape[0])
+            stated = _ome_mpp(self._file.ome_metadata, page.imagewidth, page.imagelength)
             if stated:
                 return stated, "its OME metadata (PhysicalSize)"
-        unit = _UNIT_UM.get(int(page.resolutionunit))
+        unit, source = _UNIT_UM.get(int(page.resolutionunit)), "its TIFF resolution tags"
+        imagej = self._file.imagej_metadata or {}
+        if "unit" in imagej:
+            unit, source = _TO_UM.get(str(imagej["unit"])), f"its ImageJ metadata (unit={imagej['unit']})"
         x, y = page.get_resolution() if all(tag in page.tags for tag in _RESOLUTIONS) else (0.0, 0.0)
-        return (unit / x, unit / y) if unit and x > 0 and y > 0 else None, "its TIFF resolution tags"
+        return (unit / x, unit / y) if unit and x > 0 and y > 0 else None, source
 
 
 def check_complete(path: pathlib.Path) -> None:
@@ -176,6 +192,19 @@ def _refuse_truncated(path: pathlib.Path, pages: Sequence[Any]) -> None:
         raise SlideError(f"truncated: has {size} bytes, but its pixels end at byte {end}: copy it again")
 
 
+def _across(page: Any) -> int:
+    """The number of tiles in a row."""
+    return int(page.chunked[2] if page.planarconfig == _IN_PLANES else page.chunked[1])
+
+
+def _planes(page: Any, index: int) -> list[int]:
+    """The indices of the colour planes of a tile or strip; only its own if colours are stored pixel by pixel."""
+    if page.planarconfig != _IN_PLANES:
+        return [index]
+    per_plane = page.chunked[1] * page.chunked[2]
+    return [index + plane * per_plane for plane in range(page.samplesperpixel)]
+
+
 def _is_reduced(page: Any, base: Any) -> bool:
     """Whether a page is the base page or a reduced copy of it, judged by size, pixel type and aspect ratio."""
     same_type = page.dtype == base.dtype and page.samplesperpixel == base.samplesperpixel
@@ -193,7 +222,7 @@ def _unsupported(series: Any, page: Any) -> str:
     """Why the pixels of a TIFF file are not supported; empty if they are."""
     if series.dtype != np.uint8:
         return f"has {series.dtype} pixels, whose range is not known"
-    if series.axes != "YXS" or len(series.pages) != 1:
+    if series.axes not in _AXES or len(series.pages) != 1:
         return f"is not one RGB image (axes {series.axes}, shape {series.shape}): greyscale, channels, pages or a stack"
     if page.photometric.name not in ("RGB", "YCBCR") or page.samplesperpixel not in (3, 4):
         return f"has {page.photometric.name} pixels of {page.samplesperpixel} samples"
