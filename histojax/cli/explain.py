@@ -102,32 +102,35 @@ def _explain(explainer: "Explainer", refs: "Sequence[ImageRef]", args: argparse.
     from histojax.inference.explain import checks, explain
 
     unreadable: list[str] = []
-    summary = explain.write(explainer, _read(refs, unreadable), args.output)
+    classes = explainer.predictor.classes
+    summary = explain.write(explainer, _read(refs, classes, unreadable), args.output)
     for image in summary["images"]:
         for target in image["targets"]:
             marked = (
                 f", {target['marked_share']:.1%} marked in {len(target['parts'])} parts" if "parts" in target else ""
             )
-            print(f"{image['folder']}  {target['class']}: {target['probability']:.3f}{marked}")
+            label = f", true label: {image['label']}" if image["label"] else ""
+            print(f"{image['folder']}  {target['class']}: {target['probability']:.3f}{label}{marked}")
     print(f"{len(summary['images'])} images in {args.output}; see contact_sheet.png and explanations.json")
     if unreadable:
         print(f"{len(unreadable)} unreadable: {', '.join(unreadable)}")
     if args.check:
-        results = checks.check(explainer, (source.pixels for source in _read(refs, [])), seed=args.seed)
+        results = checks.check(explainer, (source.pixels for source in _read(refs, classes, [])), seed=args.seed)
         write_json(args.output / "checks.json", results)
         print(checks.format_checks(results))
 
 
-def _read(refs: "Sequence[ImageRef]", unreadable: list[str]) -> "Iterator[Source]":
+def _read(refs: "Sequence[ImageRef]", classes: "Sequence[str]", unreadable: list[str]) -> "Iterator[Source]":
     """Yield one image at a time; log images that cannot be read, and add their ids to `unreadable`."""
     from histojax.inference.explain import explain
+    from histojax.inference.explain.labels import true_label
     from histojax.inference.predict.image_reader import ImageReader, UnreadableError
 
     names = explain.file_names(pathlib.PurePath(ref.image_id).stem for ref in refs)
     with ImageReader() as reader:
         for ref, name in zip(refs, names, strict=True):
             try:
-                yield explain.Source(name, ref.image_id, reader.read(ref))
+                yield explain.Source(name, ref.image_id, reader.read(ref), true_label(ref, classes))
             except UnreadableError as error:
                 _log.warning("%s: %s", ref.image_id, error)
                 unreadable.append(ref.image_id)

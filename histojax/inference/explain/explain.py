@@ -28,11 +28,13 @@ class Source:
       name: unique name, used for the image's folder.
       image_id: name of the image as given.
       pixels: uint8 [h, w, 3], RGB.
+      label: the true label; empty if it is not known.
     """
 
     name: str
     image_id: str
     pixels: np.ndarray
+    label: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +183,9 @@ def _write_image(
         values = explanation.over(source.pixels)
         marking = explainer.mark(values)
         title = f"{name}: {explanation.probability:.3f}"
-        picture = pictures.Picture(source.pixels, values, marking, source.name, title, _remark(values, marking))
+        picture = pictures.Picture(
+            source.pixels, values, marking, source.name, title, _remark(values, marking), source.label
+        )
         pictures.write_overlay(folder / f"{file}.png", picture)
         if marking is not None:
             pictures.write_mask(folder / f"{file}.mask.png", marking.mask)
@@ -190,7 +194,8 @@ def _write_image(
         targets.append(_target_record(name, explanation, marking))
     height, width = source.pixels.shape[:2]
     record = {
-        "image_id": source.image_id, "folder": source.name, "width": width, "height": height, "targets": targets,
+        "image_id": source.image_id, "folder": source.name, "label": source.label or None,
+        "width": width, "height": height, "targets": targets,
     }  # fmt: skip
     return record, thumbnails
 

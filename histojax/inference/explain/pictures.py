@@ -25,7 +25,10 @@ _CMAP = LinearSegmentedColormap.from_list("map", ["#ffffff", "#ffe066", "#ff8c1a
 _OUTLINE = "#00a5ff"  # a hue that neither the map nor hematoxylin and eosin has
 _THUMBNAIL = 330  # pixels of the longer side on a contact sheet
 _LONGEST, _SHORTEST = 4.2, 1.2  # longer side of a panel, and the least side, in inches
-_EDGE, _TOP, _GAP, _BAR, _RIGHT = 0.15, 0.62, 0.15, 0.18, 0.62  # inches around and between the panels
+_EDGE, _GAP, _BAR, _RIGHT = 0.15, 0.15, 0.18, 0.62  # inches around and between the panels
+_CELL, _BAR_ROOM = _THUMBNAIL / _DPI, 0.55  # inches of a panel on a contact sheet, and of its colour bar with its text
+_BAR_LABEL = "Grad-CAM, fraction of its maximum"
+_MAX_LINES = 3  # of a title or caption
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Picture:
       name: name of the image.
       title: the class and its probability, as text.
       remark: note on the map, as text; may be empty.
+      label: the true label; empty if it is not known.
     """
 
     image: np.ndarray
@@ -47,6 +51,7 @@ class Picture:
     name: str
     title: str
     remark: str
+    label: str = ""
 
     def thumbnail(self) -> "Picture":
         """Return a copy small enough to keep many of them in memory."""
@@ -78,9 +83,15 @@ def write_overlay(path: str | os.PathLike[str], picture: Picture) -> None:
     height, width = picture.values.shape
     scale = _LONGEST / max(height, width)
     panel = max(_SHORTEST, width * scale), max(_SHORTEST, height * scale)
-    inches = 2 * _EDGE + 2 * panel[0] + 2 * _GAP + _BAR + _RIGHT, _TOP + panel[1] + _EDGE
-    figure = Figure(figsize=inches, dpi=_DPI)
-    FigureCanvasAgg(figure)
+    across = 2 * _EDGE + 2 * panel[0] + 2 * _GAP + _BAR + _RIGHT
+    facts = (picture.name, picture.label and f"true label: {picture.label}", picture.remark)
+    texts = [
+        (_fit(picture.title, across - 2 * _EDGE, 11), 11),
+        (_fit(", ".join(filter(None, facts)), across - 2 * _EDGE, 8), 8),
+    ]
+    top = _EDGE + sum(len(lines) * _line(size) for lines, size in texts)
+    inches = across, top + panel[1] + _EDGE
+    figure = _figure(inches)
 
     def add_axes(left: float, width: float) -> Axes:
         return figure.add_axes((left / inches[0], _EDGE / inches[1], width / inches[0], panel[1] / inches[1]))
@@ -90,19 +101,18 @@ def write_overlay(path: str | os.PathLike[str], picture: Picture) -> None:
         _show(add_axes(left, panel[0]), pixels, picture.marking)
         left += panel[0] + _GAP
     bar = figure.colorbar(ScalarMappable(cmap=_CMAP), cax=add_axes(left, _BAR))
-    bar.set_label("Grad-CAM, fraction of its maximum", fontsize=8)
+    bar.set_label(_BAR_LABEL, fontsize=8)
     bar.ax.tick_params(labelsize=8)
     if picture.marking is not None:
         bar.ax.axhline(picture.marking.threshold, color=_OUTLINE, linewidth=2)
-    top = 1 - 0.2 / inches[1]
-    _write(figure, _EDGE / inches[0], top, picture.title, 11)
-    subtitle = ", ".join(filter(None, (_shorten(picture.name, 60), picture.remark)))
-    _write(figure, _EDGE / inches[0], top - 0.22 / inches[1], subtitle, 8)
+    below = _EDGE / 2
+    for lines, size in texts:
+        below = _write(figure, _EDGE, below, lines, size)
     _save(figure, path)
 
 
 def write_contact_sheet(path: str | os.PathLike[str], rows: Sequence[Sequence[Picture]], title: str) -> None:
-    """Draw one row per image as PNG: the image itself, then its map for each class.
+    """Draw one row per image as PNG: the image with its name and true label, then its map for each class.
 
     Args:
       path: file to write.
@@ -110,26 +120,57 @@ def write_contact_sheet(path: str | os.PathLike[str], rows: Sequence[Sequence[Pi
       title: title of the sheet.
     """
     columns = 1 + max(len(row) for row in rows)
-    cell, text = _THUMBNAIL / _DPI, 0.42  # inches
-    heights = [cell * min(1.0, row[0].values.shape[0] / row[0].values.shape[1]) for row in rows]
-    inches = columns * (cell + _GAP) + _GAP, sum(heights) + (len(rows) + 1) * text
-    figure = Figure(figsize=inches, dpi=_DPI)
-    FigureCanvasAgg(figure)
-    _write(figure, _GAP / inches[0], 1 - 0.2 / inches[1], title, 10)
-    bottom = inches[1] - text + _GAP
-    for row, height in zip(rows, heights, strict=True):
-        bottom -= height + text
-        panels: list[tuple[np.ndarray, Marking | None, str]] = [(row[0].image, None, row[0].name)]
-        for picture in row:
-            caption = picture.title if picture.values.any() else f"{picture.title}, {picture.remark}"
-            panels.append((blend(picture.image, picture.values), picture.marking, caption))
-        for column, (pixels, marking, caption) in enumerate(panels):
-            left = _GAP + column * (cell + _GAP)
-            axes = figure.add_axes((left / inches[0], bottom / inches[1], cell / inches[0], height / inches[1]))
+    across = columns * (_CELL + _GAP) + _GAP
+    heading = _fit(title, across - 2 * _GAP, 10)
+    panels = [_panels(row) for row in rows]
+    captions = [max(len(panel.caption) for panel in row) * _line(7) for row in panels]
+    heights = [_CELL * min(1.0, row[0].values.shape[0] / row[0].values.shape[1]) for row in rows]
+    head = 2 * _GAP + len(heading) * _line(10) + _BAR_ROOM
+    inches = across, head + sum(heights) + sum(captions) + len(rows) * _GAP
+    figure = _figure(inches)
+    below = _write(figure, _GAP, _GAP, heading, 10)
+    _add_bar(figure, below + _GAP / 2)
+    below = head
+    for row, caption, height in zip(panels, captions, heights, strict=True):
+        for column, panel in enumerate(row):
+            left = _GAP + column * (_CELL + _GAP)
+            _write(figure, left, below + caption - len(panel.caption) * _line(7), panel.caption, 7)
+            bottom = inches[1] - below - caption - height
+            axes = figure.add_axes((left / inches[0], bottom / inches[1], _CELL / inches[0], height / inches[1]))
             axes.set_anchor("NW")
-            _show(axes, pixels, marking, aspect="equal")
-            _write(figure, left / inches[0], (bottom + height + 0.08) / inches[1], _shorten(caption, 34), 7)
+            _show(axes, panel.pixels, panel.marking, aspect="equal")
+        below += caption + height + _GAP
     _save(figure, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Panel:
+    """A picture on a contact sheet: its pixels, the area to outline, and the lines above it."""
+
+    pixels: np.ndarray
+    marking: Marking | None
+    caption: list[str]
+
+
+def _panels(row: Sequence[Picture]) -> list[_Panel]:
+    """Lay out one image: the image itself, then its maps."""
+    first = row[0]
+    label = _fit(f"true label: {first.label}", _CELL, 7) if first.label else []
+    panels = [_Panel(first.image, None, _fit(first.name, _CELL, 7) + label)]
+    for picture in row:
+        caption = picture.title if picture.values.any() else f"{picture.title}, {picture.remark}"
+        panels.append(_Panel(blend(picture.image, picture.values), picture.marking, _fit(caption, _CELL, 7)))
+    return panels
+
+
+def _add_bar(figure: Figure, below: float) -> None:
+    """Draw the colour bar of a contact sheet above the maps' first column, `below` inches from the top."""
+    width, height = figure.get_size_inches()
+    left, thickness = 2 * _GAP + _CELL, 0.12
+    axes = figure.add_axes((left / width, 1 - (below + thickness) / height, _CELL / width, thickness / height))
+    bar = figure.colorbar(ScalarMappable(cmap=_CMAP), cax=axes, orientation="horizontal")
+    bar.set_label(_BAR_LABEL, fontsize=7, labelpad=1)
+    bar.ax.tick_params(labelsize=7, pad=1)
 
 
 def write_mask(path: str | os.PathLike[str], mask: np.ndarray) -> None:
@@ -155,14 +196,35 @@ def _show(axes: Axes, pixels: np.ndarray, marking: Marking | None, aspect: Liter
         spine.set_visible(False)
 
 
-def _write(figure: Figure, x: float, y: float, text: str, size: float) -> None:
-    figure.text(x, y, fonts.drawable(text), fontsize=size, fontfamily=fonts.FONT, va="center", parse_math=False)
+def _figure(inches: tuple[float, float]) -> Figure:
+    figure = Figure(figsize=inches, dpi=_DPI)
+    FigureCanvasAgg(figure)
+    return figure
 
 
-def _shorten(text: str, max_length: int) -> str:
-    """Leave out the middle of a text that is too long, because names differ at their ends."""
-    budget = max_length - 1
-    return text if len(text) <= max_length else f"{text[: math.ceil(budget / 2)]}…{text[-(budget // 2) :]}"
+def _write(figure: Figure, left: float, below: float, lines: Sequence[str], size: float) -> float:
+    """Write lines, `left` and `below` inches from the upper left corner; return where the next line starts."""
+    width, height = figure.get_size_inches()
+    for line in lines:
+        figure.text(
+            left / width, 1 - below / height, line, fontsize=size, fontfamily=fonts.FONT, va="top", parse_math=False
+        )
+        below += _line(size)
+    return below
+
+
+def _line(size: float) -> float:
+    """Height of a line of text in inches."""
+    return 1.35 * size / 72
+
+
+def _fit(text: str, inches: float, size: float) -> list[str]:
+    """Break a text into at most three lines; a longer one loses its middle, because names differ at their ends."""
+    lines, length = fonts.wrap(text, inches, size), len(text)
+    while len(lines) > _MAX_LINES:
+        length = length * 9 // 10
+        lines = fonts.wrap(f"{text[: math.ceil(length / 2)]}…{text[-(length // 2) :]}", inches, size)
+    return lines
 
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
