@@ -1,10 +1,7 @@
-"""DALAResNet50 in plain PyTorch, written apart from the JAX one, and the copy of its weights from there."""
+"""DALAResNet50 in plain PyTorch, written apart from the JAX model; every part has the same name in both."""
 
 from __future__ import annotations
 
-import re
-
-import numpy as np
 import torch
 from torch import nn
 
@@ -92,30 +89,3 @@ class DALAResNet50(nn.Module):
         if self.attention is not None:
             x = self.attention(x)
         return self.head(self.avgpool(x).flatten(1))
-
-
-_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var", "bias": "bias"}
-
-
-def torch_name(path: str) -> str:
-    """layer1/0/bn1/mean -> layer1.0.bn1.running_mean."""
-    *parents, leaf = path.split("/")
-    return ".".join([*parents, _LEAVES[leaf]])
-
-
-def torch_layout(path: str, value: np.ndarray) -> np.ndarray:
-    """HWIO -> OIHW, (i, o) -> (o, i), and for the attention, 1×1 convolutions here, (i, o) -> (o, i, 1, 1)."""
-    if not path.endswith("/kernel"):
-        return value
-    if value.ndim == 4:
-        return value.transpose(3, 2, 0, 1)
-    return value.T[:, :, None, None] if re.search(r"attention/fc\d", path) else value.T
-
-
-def load(twin: nn.Module, flat: dict[str, np.ndarray]) -> None:
-    """Copy every parameter and statistic; raises RuntimeError where a name or a shape does not match."""
-    state = {torch_name(p): torch.from_numpy(torch_layout(p, v).copy()) for p, v in flat.items()}
-    missing, unexpected = twin.load_state_dict(state, strict=False)
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-    if missing or unexpected:
-        raise RuntimeError(f"not in both: {missing} {unexpected}")

@@ -1,10 +1,7 @@
-"""LDCSF in PyTorch, written apart from the JAX one on torchvision's Swin blocks, and the copy of its weights."""
+"""LDCSF in PyTorch, written apart from the JAX model, on torchvision's Swin blocks."""
 
 from __future__ import annotations
 
-import re
-
-import numpy as np
 import torch
 from torch import nn
 
@@ -108,42 +105,17 @@ class LDCSF(nn.Module):
         return self.head(self.norm(x).mean((1, 2)))
 
 
-# Our path -> name here, applied in order.
-_NAMES = (
-    (r"^patch_embed/proj", "proj"),
-    (r"^patch_embed/norm", "embed_norm"),
-    (r"/mlp/fc1", "/mlp/0"),
-    (r"/mlp/fc2", "/mlp/3"),
-    (r"^(ldc/\d+/(depthwise|pointwise))", r"\1/inner"),
-    (r"/(kernel|scale)$", "/weight"),
-    (r"/(mean|var)$", r"/running_\1"),
-    (r"/", "."),
-)
+def rules(batch_norm: bool) -> list[tuple[str, str]]:
+    """Return the substitutions, in order, that turn our paths into the names here.
 
-
-def torch_name(path: str, batch_norm: bool) -> str:
-    """stages/0/1/mlp/fc1/kernel -> stages.0.1.mlp.0.weight; `batch_norm` is that of the LDCs."""
-    if batch_norm:
-        path = re.sub(r"^(ldc/\d+/norm)", r"\1/inner", path)
-    for pattern, replacement in _NAMES:
-        path = re.sub(pattern, replacement, path)
-    return path
-
-
-def torch_layout(path: str, value: np.ndarray) -> np.ndarray:
-    """HWIO -> OIHW, (i, o) -> (o, i), and for the pointwise layer, a 1×1 convolution here, (i, o) -> (o, i, 1, 1)."""
-    if not path.endswith("/kernel"):
-        return value
-    if value.ndim == 4:
-        return value.transpose(3, 2, 0, 1)
-    return value.T[:, :, None, None] if "pointwise" in path else value.T
-
-
-def load(twin: nn.Module, flat: dict[str, np.ndarray], batch_norm: bool) -> None:
-    """Copy every parameter and statistic; raises RuntimeError where a name or a shape does not match."""
-    state = {torch_name(p, batch_norm): torch.from_numpy(torch_layout(p, v).copy()) for p, v in flat.items()}
-    missing, unexpected = twin.load_state_dict(state, strict=False)
-    computed = ("num_batches_tracked", "relative_position_index")
-    missing = [name for name in missing if not name.endswith(computed)]
-    if missing or unexpected:
-        raise RuntimeError(f"not in both: {missing} {unexpected}")
+    Args:
+      batch_norm: the local depth convolutions use batch norm.
+    """
+    return [
+        *([(r"^(ldc/\d+/norm)", r"\1/inner")] if batch_norm else []),
+        (r"^patch_embed/proj", "proj"),
+        (r"^patch_embed/norm", "embed_norm"),
+        (r"/mlp/fc1", "/mlp/0"),
+        (r"/mlp/fc2", "/mlp/3"),
+        (r"^(ldc/\d+/(depthwise|pointwise))", r"\1/inner"),
+    ]

@@ -1,17 +1,22 @@
-"""Models of ours and of PyTorch's world, small, with every parameter and statistic drawn at random."""
+"""Models of torchvision, timm and transformers with random values, and ours with the same values by public names."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
 
 from histojax import models
+from histojax.distributed.sharding import path_of
+from histojax.weights import Shapes, convert
+from tests.helpers import modules
+from tests.helpers.modules import call, evaluation, flat
+from tests.helpers.parity import Step, zero_keys
 
 # torchvision first: timm and transformers also import it.
 from tests.helpers import torchvision_import  # noqa: F401  # isort: skip
@@ -24,49 +29,88 @@ SWIN = {"embed_dim": 12, "depths": (2, 2, 3), "heads": (1, 2, 4), "stochastic_de
 CLASSES = 5
 
 
-def name_of(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 @functools.cache
 def abstract(name: str, num_classes: int = CLASSES, **options: Any) -> nnx.Module:
+    """Our model with shapes in place of arrays."""
     return nnx.eval_shape(lambda: models.create(name, num_classes=num_classes, rngs=nnx.Rngs(0), **options))
 
 
-def expected(model: nnx.Module) -> dict[str, tuple[tuple[int, ...], Any]]:
-    leaves = jax.tree_util.tree_leaves_with_path(nnx.as_pure(nnx.state(model, (nnx.Param, nnx.BatchStat))))
-    return {name_of(path): (leaf.shape, leaf.dtype) for path, leaf in leaves}
+def expected(model: nnx.Module) -> Shapes:
+    """Shape and type of every parameter and statistic by path, as `convert` takes them."""
+    weights = flat(nnx.state(model, (nnx.Param, nnx.BatchStat)))
+    return {path: (leaf.shape, leaf.dtype) for path, leaf in weights.items()}
 
 
-def logits(model: nnx.Module, values: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-    model = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
-    graphdef, weights, rest = nnx.split(model, (nnx.Param, nnx.BatchStat), ...)
-    weights = jax.tree_util.tree_map_with_path(lambda path, _: jnp.asarray(values[name_of(path)]), nnx.as_pure(weights))
-    rest = jax.tree.map(lambda leaf: np.zeros((), np.uint32), nnx.as_pure(rest))  # keys, not used at rate 0
-    return np.asarray(jax.jit(lambda w, x: nnx.merge(graphdef, w, rest)(x))(weights, x))
+def with_values(model: nnx.Module, values: Mapping[str, np.ndarray]) -> nnx.Module:
+    """An abstract model in evaluation mode with these parameters and statistics by path."""
+    graphdef, weights, rest = nnx.split(evaluation(model), (nnx.Param, nnx.BatchStat), ...)
+    weights = jax.tree_util.tree_map_with_path(lambda path, _: values[path_of(path)], nnx.as_pure(weights))
+    return nnx.merge(graphdef, weights, zero_keys(rest))
 
 
-def torch_logits(module: torch.nn.Module, x: np.ndarray) -> np.ndarray:
-    with torch.no_grad():
-        out = module(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
-    return getattr(out, "logits", out).numpy()
+def logits(model: nnx.Module, values: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+    """Logits (b, k) of images (b, h, w, 3) by an abstract model with these values."""
+    return np.asarray(call(with_values(model, values), x))
+
+
+def from_torch(
+    name: str, arrays: Mapping[str, np.ndarray], dtype: Any = np.float32, **options: Any
+) -> dict[str, np.ndarray]:
+    """Arrays by the names of a PyTorch module -> by the paths of our model; every path must have one."""
+    shapes = {path: (shape, dtype) for path, (shape, _) in expected(abstract(name, **options)).items()}
+    values, report = convert(arrays, models.spec(name), shapes)
+    assert not report.initial
+    return values
+
+
+def loaded(name: str, module: torch.nn.Module, dtype: Any = np.float32, **options: Any) -> nnx.Module:
+    """Our model in evaluation mode with the values of a PyTorch module.
+
+    Args:
+      name: name of our model.
+      module: the PyTorch module, in `dtype`.
+      dtype: float32 or float64, which needs `jax.enable_x64`.
+      options: other options of our model.
+    """
+    options["dtype"] = dtype
+    return with_values(abstract(name, **options), from_torch(name, arrays_of(module), **options))
+
+
+def gradients_from_torch(name: str, step: Step, **options: Any) -> dict[str, np.ndarray]:
+    """Gradients of a PyTorch module in float64, and that of the images -> by the paths of our model."""
+    gradients = {key: gradient for key, gradient in step.gradients.items() if key != "x"}
+    # With the statistics, because the conversion expects every array of a file.
+    values = from_torch(name, gradients | step.stats, np.float64, **options)
+    params = {path: value for path, value in values.items() if not path.endswith(("/mean", "/var"))}
+    return params | {"x": step.gradients["x"]}
+
+
+def arrays_of(module: torch.nn.Module) -> dict[str, np.ndarray]:
+    """Parameters and statistics of a PyTorch module by name."""
+    return {key: value.numpy() for key, value in module.state_dict().items() if "num_batches" not in key}
 
 
 def images(side: int) -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(2, side, side, 3)).astype(np.float32)
+    """Two random images (2, side, side, 3)."""
+    return modules.images(2, side, side)
 
 
-def randomised(module: torch.nn.Module) -> torch.nn.Module:
+def randomised(module: torch.nn.Module, unscaled: Sequence[str] = ("table",)) -> torch.nn.Module:
+    """Redraw every parameter and statistic in place, and switch to evaluation mode.
+
+    Args:
+      module: a PyTorch module in float32.
+      unscaled: parts of names of matrices and tables drawn at scale one, not divided by the root of their fan-in.
+    """
     generator = torch.Generator().manual_seed(1)
     for name, tensor in module.state_dict().items():
         if not tensor.is_floating_point():
             continue
         drawn = torch.randn(tensor.shape, generator=generator)
-        if name.endswith("running_var") or (
-            ("norm" in name or "bn" in name or "downsample.1" in name) and "weight" in name
-        ):
+        is_norm = any(part in name for part in ("norm", "bn", ".ln", "downsample.1"))
+        if name.endswith("running_var") or (is_norm and "weight" in name):
             drawn = 0.5 + drawn.sigmoid()
-        elif tensor.ndim > 1 and "table" not in name:
+        elif tensor.ndim > 1 and not any(part in name for part in unscaled):
             drawn = drawn / tensor[0].numel() ** 0.5
         elif tensor.ndim == 1:
             drawn = drawn * 0.2

@@ -11,6 +11,7 @@ import torch
 from histojax import models
 from histojax.weights import MismatchError, convert, export
 from tests.helpers import twins
+from tests.helpers.parity import torch_logits
 
 # After twins, which makes torchvision importable.
 import timm  # isort: skip
@@ -53,7 +54,7 @@ def test_logits_are_the_references(
     assert not report.initial
     assert not report.left_out
     x = twins.images(64)
-    wanted = twins.torch_logits(module, x)
+    wanted = torch_logits(module, x)
     np.testing.assert_allclose(twins.logits(model, values, x), wanted, atol=1e-4 * np.abs(wanted).max())
     back = export(values, models.spec(name), naming)
     again = rename(arrays_of(module))

@@ -15,6 +15,7 @@ from histojax import models, weights
 from histojax.models.naming.rules import Template
 from histojax.weights import MismatchError, WeightsError
 from tests.helpers import twins
+from tests.helpers.parity import torch_logits
 from tests.helpers.torch_files import numpy_of, save
 
 SWIN = "swin_tiny_patch4_window7_224"
@@ -87,7 +88,7 @@ def test_every_public_naming_gives_equal_logits(source, tmp_path):
         assert (value.shape, value.dtype) == expected[path]
         assert value.flags.c_contiguous
     x = twins.images(side)
-    ours, theirs = twins.logits(model, values, x), twins.torch_logits(module, x)
+    ours, theirs = twins.logits(model, values, x), torch_logits(module, x)
     assert theirs.std() > 1e-2
     error = np.abs(ours - theirs).max() / np.abs(theirs).max()
     print(f"{source}: {error:.1e}")
@@ -129,7 +130,7 @@ def test_exported_weights_load_strictly_in_torch(name, kind, title, side, tmp_pa
     module = getattr(twins, kind)().eval()
     module.load_state_dict({n: torch.from_numpy(a) for n, a in safetensors.numpy.load_file(path).items()}, strict=True)
     x = twins.images(side)
-    ours, theirs = twins.logits(model, values, x), twins.torch_logits(module, x)
+    ours, theirs = twins.logits(model, values, x), torch_logits(module, x)
     assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
 
 

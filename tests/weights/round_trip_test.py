@@ -12,6 +12,7 @@ from histojax import weights
 from histojax.weights.fitting import fit
 from histojax.weights.saving import rewrite
 from tests.helpers import twins
+from tests.helpers.parity import torch_logits
 
 # After twins, which makes torchvision importable.
 import timm  # isort: skip
@@ -72,7 +73,7 @@ def test_the_reference_loads_exported_weights(case: str, tmp_path: pathlib.Path)
     with torch.no_grad():
         reference = twins.randomised(make())
     x = twins.images(side)[:1]
-    wanted = twins.torch_logits(reference, x)
+    wanted = torch_logits(reference, x)
     torch.save(reference.state_dict(), tmp_path / "theirs.pth")
     said = rewrite(str(tmp_path / "theirs.pth"), name, K, tmp_path / "out", naming)
     assert "initial values kept" not in said
@@ -91,7 +92,7 @@ def test_the_reference_loads_exported_weights(case: str, tmp_path: pathlib.Path)
             setattr(back.get_submodule(module), attribute, buffer)
     for key, value in back.state_dict().items():
         np.testing.assert_array_equal(value, state[key], err_msg=key)
-    np.testing.assert_allclose(twins.torch_logits(back.eval(), x), wanted, atol=1e-5 * np.abs(wanted).max())
+    np.testing.assert_allclose(torch_logits(back.eval(), x), wanted, atol=1e-5 * np.abs(wanted).max())
     model = twins.abstract(name)
     values, _ = fit(weights.inspect(path).arrays, name, twins.expected(model), str(path))
     found = twins.logits(model, values, x)

@@ -12,6 +12,7 @@ from histojax.weights import convert, export, inspect
 from histojax.weights.fitting import fit
 from tests.helpers import twins
 
+from tests.helpers.parity import torch_logits
 import transformers  # isort: skip  (after twins, which makes torchvision importable)
 
 pytestmark = pytest.mark.parity
@@ -37,7 +38,7 @@ def test_hugging_faces_vit(tmp_path: pathlib.Path) -> None:
     assert report.naming == "Hugging Face"
     assert not report.initial
     x = twins.images(32)
-    wanted = twins.torch_logits(module, x)
+    wanted = torch_logits(module, x)
     np.testing.assert_allclose(twins.logits(model, values, x), wanted, atol=1e-4 * np.abs(wanted).max())
 
 
