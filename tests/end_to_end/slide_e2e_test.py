@@ -41,8 +41,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("slides")
-    for seed, (name, share) in enumerate(STROMA.items()):
-        planted.write_slide(folder / f"{name}.tif", share, seed)
+    for seed, (name, fraction) in enumerate(STROMA.items()):
+        planted.write_slide(folder / f"{name}.tif", fraction, seed)
     return folder
 
 
@@ -74,12 +74,12 @@ def same_results(one: pathlib.Path, other: pathlib.Path) -> None:
     pd.testing.assert_frame_equal(*tables)
 
 
-def test_planted_stroma_is_found(finished: pathlib.Path) -> None:
+def test_the_planted_stroma_percentage_is_measured(finished: pathlib.Path) -> None:
     table = pd.read_csv(finished / "slides.csv").set_index("name")
     assert table["status"].tolist() == ["done"] * 3
-    for name, share in STROMA.items():
+    for name, fraction in STROMA.items():
         row = table.loc[name]
-        assert row["stroma_percentage"] == pytest.approx(100 * share, abs=6)
+        assert row["stroma_percentage"] == pytest.approx(100 * fraction, abs=6)
         assert row["stroma_percentage_low"] <= row["stroma_percentage"] <= row["stroma_percentage_high"]
         assert row["tissue_mm2"] == pytest.approx(0.48 * 0.36, rel=0.05)
         found = json.loads((finished / name / "tsr.json").read_text())
@@ -106,7 +106,7 @@ def test_the_folder_of_a_slide_holds_all_results(finished: pathlib.Path) -> None
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
-def test_a_tile_gets_the_model_s_prediction_of_its_pixels(
+def test_a_tile_has_the_models_prediction_for_its_pixels(
     trained: pathlib.Path, slides: pathlib.Path, finished: pathlib.Path
 ) -> None:
     from histojax.inference.predictor import Predictor
@@ -123,7 +123,7 @@ def test_a_tile_gets_the_model_s_prediction_of_its_pixels(
     assert found.std() > 0.1
 
 
-@pytest.mark.parametrize("moment", ["reading the first", "between two"])
+@pytest.mark.parametrize("moment", ["during the first slide", "between two slides"])
 def test_a_killed_cohort_resumes_to_the_same_results(
     moment: str,
     trained: pathlib.Path,
@@ -132,12 +132,13 @@ def test_a_killed_cohort_resumes_to_the_same_results(
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # As many devices as in the test's process: the size of a device's batch may change the last bit.
+    # The same number of devices as in the test's process, because a device's batch size may change the last bit.
     monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count={jax.device_count()}")
     output = tmp_path / "out"
     words = arguments(trained, slides, output)
     program = [sys.executable, "-m", "histojax", *words]
-    reached = (output / ".a.partial").is_dir if moment == "reading the first" else (output / "a" / "tsr.json").is_file
+    waits_for_first = moment == "between two slides"
+    reached = (output / "a" / "tsr.json").is_file if waits_for_first else (output / ".a.partial").is_dir
     code, _ = run_until(program, reached, signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert not (output / "c").exists()
@@ -166,8 +167,8 @@ def test_bad_slides_are_reported_and_skipped(
     trained: pathlib.Path, slides: pathlib.Path, finished: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     shutil.copy(slides / "a.tif", tmp_path / "a.tif")
-    whole = (slides / "b.tif").read_bytes()
-    (tmp_path / "cut.tif").write_bytes(whole[: len(whole) // 3])
+    content = (slides / "b.tif").read_bytes()
+    (tmp_path / "cut.tif").write_bytes(content[: len(content) // 3])
     (tmp_path / "text.svs").write_text("no slide")
     planted.write_slide(tmp_path / "nompp.tif", 0.5, mpp=None)
     (tmp_path / "list.csv").write_text("slide,mpp\na.tif,\ncut.tif,\ntext.svs,\nnompp.tif,\nabsent.svs,\n")
@@ -178,9 +179,9 @@ def test_bad_slides_are_reported_and_skipped(
     assert "Traceback" not in done.stderr
     table = pd.read_csv(output / "slides.csv").set_index("name")
     assert table.loc["a", "status"] == "done"
-    for name, said in (("cut", "cut.tif"), ("text", "text.svs"), ("nompp", "--mpp"), ("absent", "absent.svs")):
+    for name, reason in (("cut", "cut.tif"), ("text", "text.svs"), ("nompp", "--mpp"), ("absent", "absent.svs")):
         assert table.loc[name, "status"] == "failed"
-        assert said in table.loc[name, "reason"]
+        assert reason in table.loc[name, "reason"]
     for file in ("tsr.json", "tiles.parquet"):
         assert (output / "a" / file).read_bytes() == (finished / "a" / file).read_bytes()
     # A failed slide is tried again, and now succeeds with the given µm/px.
@@ -189,7 +190,7 @@ def test_bad_slides_are_reported_and_skipped(
     assert pd.read_csv(output / "slides.csv").set_index("name").loc["nompp", "status"] == "done"
 
 
-def test_a_region_of_interest_and_other_settings(
+def test_a_region_of_interest_is_measured_and_other_settings_need_redo(
     trained: pathlib.Path, slides: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     box = shapely.geometry.box(110, 80, 612, 820)  # the left half of the tissue; its edges pass through no tile center
@@ -200,7 +201,7 @@ def test_a_region_of_interest_and_other_settings(
     done = histojax(*words)
     assert done.returncode == 0, done.stderr
     areas = json.loads((output / "a" / "tsr.json").read_text())["areas"]
-    assert areas["region"]["stroma_percentage"]["value"] < 12  # nothing but tiles that are half glass
+    assert areas["region"]["stroma_percentage"]["value"] < 12  # from tiles that are half glass
     assert areas["whole tissue"]["stroma_percentage"]["value"] == pytest.approx(25, abs=6)
     assert areas["region"]["tissue_mm2"] == pytest.approx(areas["whole tissue"]["tissue_mm2"] / 2, rel=0.1)
     assert ">= 50 %" in areas["region"]["stroma_class"]["rule"]
@@ -224,7 +225,7 @@ def test_a_region_of_interest_and_other_settings(
         (["--batch_size=3"], "--batch_size: batch size=3 does not divide"),
     ],
 )
-def test_mistakes_are_reported_before_any_work(
+def test_invalid_flags_are_reported_before_any_work(
     trained: pathlib.Path, slides: pathlib.Path, tmp_path: pathlib.Path, more: list[str], message: str
 ) -> None:
     done = run_slides(trained, slides, tmp_path / "out", *more)
@@ -234,7 +235,7 @@ def test_mistakes_are_reported_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
-def test_agreement_with_the_masks(trained: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_predicted_percentages_agree_with_the_masks(trained: pathlib.Path, tmp_path: pathlib.Path) -> None:
     done = histojax("slide", "agreement", trained, "--output", tmp_path / "agreement")
     assert done.returncode == 0, done.stderr
     assert "ICC(2,1)" in done.stdout
@@ -248,9 +249,9 @@ def test_agreement_with_the_masks(trained: pathlib.Path, tmp_path: pathlib.Path)
 
 
 def test_tiles_of_annotated_slides_train_a_model(slides: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    for name, share in STROMA.items():
+    for name, fraction in STROMA.items():
         shutil.copy(slides / f"{name}.tif", tmp_path)
-        boundary = 120 + 960 * (1 - share)
+        boundary = 120 + 960 * (1 - fraction)
         features = [
             {"type": "Feature", "geometry": shapely.geometry.box(*box).__geo_interface__, "properties": properties}
             for box, properties in (
