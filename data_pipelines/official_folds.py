@@ -27,7 +27,7 @@ def read_folds(folder: pathlib.Path, fold: int) -> dict[str, str]:
             "on the dataset's page, beside the archive"
         )
     sides: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
         if not line.strip():
             continue
         fields = [field.strip() for field in line.split("|")]

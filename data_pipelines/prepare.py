@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import logging
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -75,8 +76,8 @@ def prepare(
     """
     if pipeline not in _PIPELINES:
         raise DataError(f"data.pipeline='{pipeline}' is not one of {', '.join(_PIPELINES)}")
-    base = pathlib.Path(directory).expanduser().absolute() if directory else default_directory()
-    source = pathlib.Path(root).expanduser().resolve() if root else None
+    base = pathlib.Path(os.path.expanduser(directory)).absolute() if directory else default_directory()
+    source = pathlib.Path(os.path.expanduser(root)).resolve() if root else None
     if source and not source.exists():
         raise DataError(f"{source}: no such file or folder (data.root)")
     if pipeline == "breakhis":

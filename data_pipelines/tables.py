@@ -1,6 +1,7 @@
 """Reading a user's table or list of images or slides: CSV, TSV or Parquet with a header."""
 
 import csv
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -8,6 +9,7 @@ import pyarrow
 import pyarrow.parquet
 
 from data_pipelines.errors import DataError
+from histojax.core.csv_format import csv_format
 from histojax.core.printable import printable
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -25,10 +27,10 @@ def read_table(
     """Read a table whose first line names the columns.
 
     The delimiter of a text file is a comma, semicolon or tab, whichever is most frequent in the header. Cells are
-    stripped of surrounding spaces, and empty lines are skipped.
+    stripped of surrounding spaces, may hold line breaks in quotes, and empty lines are skipped.
 
     Args:
-      path: a `.parquet` file, or a text file in UTF-8.
+      path: a `.parquet` file, or a text file in UTF-8 or UTF-16.
       errors: how undecodable bytes are handled, as for `open`; "surrogateescape" keeps paths that are not UTF-8.
       pad: whether cells missing at the end of a row are empty, as in a list with optional columns, not an error.
 
@@ -63,6 +65,14 @@ def read_side(place: str, cell: str) -> str:
     return SIDES.get(cell.lower(), "")
 
 
+def path_in(folder: pathlib.Path, cell: str) -> pathlib.Path:
+    """Return the file that a cell names, relative to the table's folder or absolute, also if Windows wrote the cell."""
+    for spelling in (cell, os.path.expanduser(cell), cell.replace("\\", "/")):
+        if os.path.lexists(folder / spelling):
+            return folder / spelling
+    return folder / cell
+
+
 def _rows(
     name: str, header: Sequence[str], lines: Iterator[tuple[str, list[str]]], pad: bool
 ) -> Iterator[tuple[str, dict[str, str]]]:
@@ -81,16 +91,20 @@ def _rows(
 def _text_lines(path: pathlib.Path, errors: str) -> Iterator[tuple[str, list[str]]]:
     """Yield the header and the rows as stripped cells, each with its line number."""
     try:
-        # utf-8-sig, because spreadsheets start a file with a byte order mark.
-        with open(path, newline="", encoding="utf-8-sig", errors=errors) as file:
-            first = file.readline()
-            file.seek(0)
-            reader = csv.reader(file, delimiter=max(",;\t", key=first.count))
+        found = csv_format(path)
+        if found.encoding.startswith("utf-16"):
+            errors = "strict"
+        with open(path, newline="", encoding=found.encoding, errors=errors) as file:
+            reader = csv.reader(file, delimiter=found.delimiter)
             for cells in reader:
                 if any(cell.strip() for cell in cells):
                     yield f"line {reader.line_num}", [cell.strip() for cell in cells]
-    except (UnicodeDecodeError, OSError, csv.Error) as error:
-        raise DataError(f"{printable(path)}: cannot be read as UTF-8 text with cells ({error})") from error
+    except OSError as error:
+        raise DataError(f"{printable(path)}: cannot be read ({error.strerror or error})") from error
+    except (UnicodeError, csv.Error) as error:
+        raise DataError(
+            f"{printable(path)}: cannot be read as UTF-8 text with cells ({error}); save it as CSV UTF-8"
+        ) from error
 
 
 def _parquet_lines(path: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
@@ -98,7 +112,7 @@ def _parquet_lines(path: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
     try:
         content = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet ({error})") from error
+        raise DataError(f"{printable(path)}: cannot be read as Parquet ({error})") from error
     yield "header", [str(name).strip() for name in content.column_names]
     for number, row in enumerate(content.to_pylist()):
         # An integer column with missing values is read as floats: 12.0 is the patient "12".

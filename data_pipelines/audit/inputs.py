@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from data_pipelines.breakhis import filenames
 from data_pipelines.errors import DataError
 from data_pipelines.official_folds import read_folds
-from data_pipelines.tables import SIDES, read_side, read_table
+from data_pipelines.tables import SIDES, path_in, read_side, read_table
 from histojax.core.printable import printable
 from histojax.core.walk import describe, find_files
 
@@ -181,7 +181,7 @@ def _read_list(path: pathlib.Path) -> list[Source]:
         name = printable(row["path"])
         if name in sources:
             raise DataError(f"{place}: '{name}' is already in an earlier row")
-        bare = _by_name(Source(path.parent / row["path"], name, printable(row.get("image_id", "")) or name, ""))
+        bare = _by_name(Source(path_in(path.parent, row["path"]), name, printable(row.get("image_id", "")) or name, ""))
         sources[name] = dataclasses.replace(
             bare,
             label=printable(row["label"]) or bare.label,
@@ -215,12 +215,15 @@ class _Index:
         Raises:
           DataError: several images have that file name.
         """
-        if found := self._ids.get(printable(key)):
+        unix = key.replace("\\", "/")  # a table that Windows wrote
+        if found := self._ids.get(printable(key)) or self._ids.get(printable(unix)):
             return found
         for folder in folders:
-            if found := self._paths.get(os.path.realpath(folder / key)):
+            if found := self._paths.get(os.path.realpath(path_in(folder, key))):
                 return found
-        found = self._files.get(printable(pathlib.PurePath(key).name), [])
+        found = self._files.get(printable(pathlib.PurePath(key).name)) or self._files.get(
+            printable(pathlib.PurePath(unix).name), []
+        )
         if len(found) > 1:
             raise DataError(f"{place}: '{printable(key)}' may be any of {len(found)} images; give its path")
         return found

@@ -1,12 +1,12 @@
 """A table of tiles: `path`, a column of 0 and 1 per label, and optionally patient, slide, source and split."""
 
-import difflib
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from data_pipelines.errors import DataError
-from data_pipelines.tables import SUFFIXES, read_side, read_table
+from data_pipelines.tables import SUFFIXES, path_in, read_side, read_table
+from histojax.core.suggestions import did_you_mean
 
 _GROUPS = ("patient_id", "slide_id", "source_id")
 _OPTIONAL = (*_GROUPS, "split")
@@ -51,8 +51,7 @@ def read(path: pathlib.Path, labels: Sequence[str]) -> list[dict[str, Any]]:
     header, lines = read_table(path)
     missing = [name for name in ("path", *labels) if name not in header]
     if missing:
-        close = difflib.get_close_matches(missing[0], header, n=1)
-        hint = f" (did you mean '{close[0]}'?)" if close else ""
+        hint = did_you_mean(missing[0], header)
         raise DataError(
             f"{path}: no column {', '.join(missing)}{hint}; it has {', '.join(header)}. Required are path and a column "
             "per label, named by --config.data.tiles.labels=\"('a','b')\"; optional are " + ", ".join(_OPTIONAL)
@@ -62,7 +61,7 @@ def read(path: pathlib.Path, labels: Sequence[str]) -> list[dict[str, Any]]:
     for place, row in lines:
         if not row["path"]:
             raise DataError(f"{place}, column path: empty")
-        image = path.parent / row["path"]
+        image = path_in(path.parent, row["path"])
         if image in seen:
             raise DataError(f"{place}, column path: '{row['path']}' is already in {seen[image]}")
         seen[image] = place

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from histojax.core.csv_format import csv_format
 from histojax.core.files import atomic_write
 from histojax.evaluation.metrics import Array
 
@@ -299,10 +300,14 @@ def read(path: str | os.PathLike[str]) -> pd.DataFrame:
         return normalise(pd.read_parquet(path, engine="pyarrow"))
     # Identifiers stay text ("007", "NA"). Probabilities are read as text first, because Python's float restores every
     # bit, while the result of pandas' CSV parser depends on its version.
-    probabilities = [c for c in pd.read_csv(path, nrows=0).columns if c.startswith(PREFIX)]
+    found = csv_format(path)
+    options: dict[str, Any] = {"sep": found.delimiter, "encoding": found.encoding}
+    probabilities = [c for c in pd.read_csv(path, nrows=0, **options).columns if c.startswith(PREFIX)]
     text = dict.fromkeys((*REQUIRED, "label", *OPTIONAL, *probabilities), str)
-    table = pd.read_csv(path, dtype=text, na_filter=False)
+    table = pd.read_csv(path, dtype=text, na_filter=False, **options)
     for name in probabilities:
         with suppress(ValueError):  # `validate` names the rows that are not numbers
-            table[name] = [float(value) for value in table[name]]
+            # Where semicolons separate the cells, spreadsheets write a comma for the decimal point.
+            cells = table[name].str.replace(",", ".") if found.delimiter == ";" else table[name]
+            table[name] = [float(value) for value in cells]
     return normalise(table)

@@ -7,7 +7,7 @@ import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
-from data_pipelines.tables import read_table
+from data_pipelines.tables import path_in, read_table
 from histojax.core.errors import RunError
 from histojax.core.walk import find_files
 from histojax.slides.content import content_hash
@@ -129,8 +129,8 @@ def _from_list(path: pathlib.Path) -> Iterator[Job]:
     for place, row in rows:
         if not row["slide"]:
             raise RunError(f"{place}: the column `slide` is empty")
-        slide = path.parent / pathlib.Path(row["slide"]).expanduser()
-        roi = path.parent / row["roi"] if row.get("roi") else None
+        slide = path_in(path.parent, row["slide"])
+        roi = path_in(path.parent, row["roi"]) if row.get("roi") else None
         mpp, override_mpp = (_mpp(row.get(column, ""), f"{place}: {column}") for column in ("mpp", "override_mpp"))
         yield Job(_name(row, slide, place), slide, mpp, roi, override_mpp)
 

@@ -1,11 +1,20 @@
 """Tables and lists of a user: cells, places and errors."""
 
+import csv
 import pathlib
+import random
 
 import pytest
 
+from data_pipelines.audit import inputs
 from data_pipelines.errors import DataError
-from data_pipelines.tables import read_table
+from data_pipelines.liver_tiles import table
+from data_pipelines.tables import path_in, read_table
+from histojax.inference.predict import images
+from histojax.slides import cohort_jobs
+from tests.conftest import WriteImages
+
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"]
 
 
 def test_rows_come_with_their_place_and_missing_cells_are_empty_if_asked(tmp_path: pathlib.Path) -> None:
@@ -56,3 +65,71 @@ def test_malformed_files_are_refused(tmp_path: pathlib.Path, text: str, message:
 def test_a_missing_file_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         read_table(tmp_path / "absent.csv")
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("seed", range(6))
+def test_random_cells_come_back_in_any_format(tmp_path: pathlib.Path, encoding: str, seed: int) -> None:
+    """Delimiters, quotes, line breaks and line separators inside cells, and any letters."""
+    rng = random.Random(seed)
+    parts = [*"aü中😀,;\t\"'\n\r\u2028\x85\x0b\\ ", "\r\n", "=1+1"]
+    header = ["path", "label", "a b", "ö,;\tx"]
+    rows = [["x" + "".join(rng.choices(parts, k=rng.randrange(6))) + "x" for _ in header] for _ in range(20)]
+    path = tmp_path / "list.csv"
+    with open(path, "w", newline="", encoding=encoding) as file:
+        end, quoting = rng.choice([("\n", csv.QUOTE_ALL), ("\r\n", csv.QUOTE_MINIMAL)])
+        writer = csv.writer(file, delimiter=rng.choice(",;\t"), lineterminator=end, quoting=quoting)
+        writer.writerows([header, *rows])
+    columns, found = read_table(path)
+    assert columns == header
+    assert [list(row.values()) for _, row in found] == rows
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_every_reader_takes_tables_that_windows_wrote(
+    tmp_path: pathlib.Path, write_images: WriteImages, encoding: str, delimiter: str
+) -> None:
+    write_images(tmp_path, ["sub/dir/a.png"])
+
+    def write(name: str, *rows: str) -> pathlib.Path:
+        lines = "\r\n".join(row.replace(",", delimiter) for row in rows) + "\r\n"
+        (tmp_path / name).write_bytes(lines.encode(encoding))
+        return tmp_path / name
+
+    image = tmp_path / "sub" / "dir" / "a.png"
+    tiles = write("tiles.csv", "path,tumor,patient_id", r"sub\dir\a.png,1,Mü")
+    (row,) = table.read(tiles, ["tumor"])
+    assert (row["path"], row["patient_id"], row["labels"]) == (image, "Mü", ("tumor",))
+    listed = write("list.csv", "path,label", r"sub\dir\a.png,x")
+    (source,) = inputs.find(listed)
+    assert source.path == image
+    split = write("split.csv", "path,split", r"sub\dir\a.png,test")
+    assert inputs.read_split(split, tmp_path, inputs.find(tmp_path / "sub"))[1] == ["test"]
+    (ref,) = images.find([str(listed)])
+    assert ref.path == str(image)
+    (job,) = cohort_jobs.find([str(write("slides.csv", "slide", r"sub\dir\a.png"))])
+    assert job.slide == image
+
+
+def test_a_file_whose_name_holds_a_backslash_or_tilde_is_found(tmp_path: pathlib.Path) -> None:
+    for name in (r"a\b.png", "~c.png", "~/d.png"):
+        assert path_in(tmp_path, name) == tmp_path / name
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        assert path_in(tmp_path, name) == tmp_path / name
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.png").touch()
+    assert path_in(tmp_path, r"a\b.png") == tmp_path / r"a\b.png"
+    (tmp_path / r"a\b.png").unlink()
+    assert path_in(tmp_path, r"a\b.png") == tmp_path / "a" / "b.png"
+
+
+def test_a_text_that_is_not_utf8_names_the_remedy(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_bytes("path,label\nMüller.png,x\n".encode("cp1252"))
+    with pytest.raises(DataError, match="save it as CSV UTF-8"):
+        list(read_table(path)[1])
+    path.write_bytes("path,label\nx,y\n".encode("utf-16")[:-1])
+    with pytest.raises(DataError, match="save it as CSV UTF-8"):
+        list(read_table(path)[1])

@@ -26,6 +26,18 @@ def test_a_good_table_gives_its_classes_in_order():
     assert predictions.validate(swapped) == ["malignant", "benign"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_tables_of_spreadsheets_are_read(tmp_path, encoding, delimiter):
+    table = good(patient_id=["007", "NA", "", "a,b;c", 'q"u\no\u2028te', "ünïcode"])
+    written = table.astype(str)
+    if delimiter == ";":
+        for name in ("prob_benign", "prob_malignant"):
+            written[name] = written[name].str.replace(".", ",")
+    written.to_csv(tmp_path / "table.csv", index=False, sep=delimiter, encoding=encoding)
+    pd.testing.assert_frame_equal(predictions.read(tmp_path / "table.csv"), predictions.normalise(table))
+
+
 BAD = {
     "missing column": (lambda t: t.drop(columns=["split", "label"]), "'split', 'label' missing.*6 rows.*add"),
     "no classes": (

@@ -11,7 +11,7 @@ import pathlib
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from data_pipelines.tables import read_table
+from data_pipelines.tables import path_in, read_table
 from histojax.core.errors import RunError
 from histojax.core.printable import printable
 from histojax.core.walk import check_readable, find_files, order
@@ -194,6 +194,8 @@ def _ref_from_row(path: str, row: Mapping[str, str], place: str) -> ImageRef:
     if not row["path"]:
         raise RunError(f"{place}: no image path is given")
     image = os.path.join(os.path.dirname(path), os.path.expanduser(row["path"]))
+    if "\\" in row["path"] and not os.path.lexists(image):  # a list that Windows wrote
+        image = str(path_in(pathlib.Path(path).parent, row["path"]))
     return ImageRef(facts.pop("image_id", "") or printable(image), image, "", facts)
 
 
