@@ -43,6 +43,28 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
     parser.add_argument(
         "--names", default="", help="names of the sources on the page, as A,B,C (default: folder and file names)"
     )
+    _add_choices(parser)
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="folders, lists or zip archives with the thumbnails' images",
+    )
+    parser.add_argument("--audit", metavar="FILE", type=pathlib.Path, help="audit.json that `histojax audit` wrote")
+    parser.add_argument(
+        "--worst", type=flags.not_negative, default=24, metavar="N", help="number of worst errors to show (default: 24)"
+    )
+    parser.add_argument(
+        "--license", default="", help="license of the weights, for the model card (default: not stated)"
+    )
+    flags.add_verbose(parser)
+    parser.set_defaults(interrupted="interrupted: the files written so far are complete")
+    return parser
+
+
+def _add_choices(parser: CommandParser) -> None:
+    """Add the flags that decide which numbers are computed."""
     parser.add_argument("--split", default="", help="split to report (default: test)")
     parser.add_argument(
         "--positive", default="", help="positive class of two (default: malignant, else the second class)"
@@ -60,29 +82,12 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         help="rule that chooses thresholds on validation rows where none are locked (default: youden)",
     )
     parser.add_argument(
-        "--images",
-        nargs="+",
-        default=[],
-        metavar="PATH",
-        help="folders, lists or zip archives with the thumbnails' images",
-    )
-    parser.add_argument("--audit", metavar="FILE", type=pathlib.Path, help="audit.json that `histojax audit` wrote")
-    parser.add_argument(
         "--resamples",
         metavar="N",
         type=flags.not_negative,
         help="bootstrap resamples (default: the run's, else 2000)",
     )
     flags.add_seed(parser, "random seed of the bootstrap (default: the run's, else 0)", default=None)
-    parser.add_argument(
-        "--worst", type=flags.not_negative, default=24, metavar="N", help="number of worst errors to show (default: 24)"
-    )
-    parser.add_argument(
-        "--license", default="", help="license of the weights, for the model card (default: not stated)"
-    )
-    flags.add_verbose(parser)
-    parser.set_defaults(interrupted="interrupted: the files written so far are complete")
-    return parser
 
 
 def run(args: argparse.Namespace) -> None:
