@@ -3,7 +3,7 @@ import yaml
 
 from histojax.evaluation import predictions, results
 from histojax.evaluation.report import model_card, report_json, sources
-from tests.helpers.prediction_tables import labels_table, with_validation
+from tests.helpers.prediction_tables import labels_table, with_faultless_validation, with_validation
 
 SPEC = report_json.ReportSpec(resamples=20, seed=1)
 
@@ -50,6 +50,13 @@ def test_a_card_states_the_required_facts(table, tmp_path):
     assert "/home/me" not in body
     assert "/home/me" not in str(head)
     assert "BreaKHis_v1, 100X" in result["dataset"]["name"]
+
+
+def test_a_card_marks_a_temperature_that_makes_the_ece_worse(tmp_path):
+    _, _, body = card(with_faultless_validation(with_validation()), tmp_path)
+    assert "after temperature scaling, worse | 0.050 |" in body
+    _, _, body = card(with_validation(), tmp_path)
+    assert "after temperature scaling |" in body
 
 
 def test_hubs_can_read_a_card(tmp_path):

@@ -9,7 +9,12 @@ import pytest
 
 from histojax.evaluation import predictions
 from histojax.evaluation.report import html_templates, plots, report_html, report_json, sources
-from tests.helpers.prediction_tables import class_table, labels_table, with_validation
+from tests.helpers.prediction_tables import (
+    class_table,
+    labels_table,
+    with_faultless_validation,
+    with_validation,
+)
 
 SPEC = report_json.ReportSpec(resamples=20, seed=1)
 
@@ -130,10 +135,9 @@ def test_cases_that_are_the_patients_are_folded(of_classes, tmp_path):
 
 
 def test_missing_p_values_and_bad_temperatures_have_their_reason(tmp_path):
-    val = class_table(n=20, n_patients=4, split="val").assign(prob_benign=0.9, prob_malignant=0.1)
-    val.loc[val["label"] == "malignant", ["prob_benign", "prob_malignant"]] = 0.1, 0.9
+    val = class_table(n=20, n_patients=4, split="val")
     val[["image_id", "patient_id"]] = "v" + val[["image_id", "patient_id"]]
-    table = predictions.normalise(pd.concat([class_table(n=40, n_patients=2), val]))
+    table = with_faultless_validation(predictions.normalise(pd.concat([class_table(n=40, n_patients=2), val])))
     _, page, check = rendered(tmp_path, table, table)
     assert "–: no p value for malignant, because only one patient has images that are positive" in check.text
     assert "–: χ² needs an image that only one of the sources gets right" in check.text

@@ -12,7 +12,12 @@ from histojax.core.errors import RunError
 from histojax.core.split_hash import split_hash
 from histojax.evaluation import predictions, results, thresholds
 from histojax.evaluation.report import metrics_csv, report_json, section_provenance, sources
-from tests.helpers.prediction_tables import class_table, labels_table, with_validation
+from tests.helpers.prediction_tables import (
+    class_table,
+    labels_table,
+    with_faultless_validation,
+    with_validation,
+)
 
 SPEC = report_json.ReportSpec(resamples=40, seed=1)
 
@@ -169,12 +174,7 @@ def test_a_temperature_that_makes_the_ece_worse_is_named(make, tmp_path):
     usual = described(table, tmp_path)
     assert not any(entry["raises_ece"] for entry in usual["calibration"])
     assert not any("worse" in note for note in usual["notes"])
-    # Validation images without an error ask for the smallest temperature, which the test images contradict.
-    scores = [c for c in table if c.startswith("prob_")]
-    labels = np.stack([table.get(f"label_{c[5:]}", table.get("label") == c[5:]) for c in scores], 1).astype(bool)
-    val = (table["split"] == "val").to_numpy()
-    table.loc[val, scores] = np.where(labels, 0.9, 0.1)[val]
-    found = described(table, tmp_path)
+    found = described(with_faultless_validation(table), tmp_path)
     worse = [entry for entry in found["calibration"] if entry["raises_ece"]]
     notes = [note for note in found["notes"] if "makes the ECE of these images worse" in note]
     assert len(notes) == 1  # two classes share their temperature, and of the labels one is worse

@@ -248,6 +248,7 @@ def _calibration_lines(source: Mapping[str, Any]) -> list[str]:
             if entry[state] is not None:
                 scores = entry[state]["scores"]
                 temperature = f"{entry['temperature']:.3f}" if state == "after" else ""
+                words += ", worse" if state == "after" and entry["raises_ece"] else ""
                 subject = code(entry["of"]) if entry["of"] else "predicted class"
                 estimates = [_estimate(scores[key]) for key in ("ece", "brier", "log_loss")]
                 rows.append([subject, words, temperature, *estimates])
