@@ -54,7 +54,7 @@ def cache(config: ConfigDict) -> str:
     Raises:
       RunError: an unknown kind, or one that does not allow the other settings.
     """
-    kind = str(config.data.get("cache", "none"))  # older checkpoints have no such field
+    kind = config.data.cache
     if kind not in CACHES:
         raise RunError(f"data.cache='{kind}' is not one of {', '.join(CACHES)}")
     if kind == "resized" and config.data.augment.crop_scale < 1:
@@ -63,7 +63,7 @@ def cache(config: ConfigDict) -> str:
             f"data.augment.crop_scale={config.data.augment.crop_scale} crops the original images: use crop_scale=1.0 "
             "or cache=decoded"
         )
-    if kind != "none" and config.data.get("on_bad_record", "error") == "mask":
+    if kind != "none" and config.data.on_bad_record == "mask":
         raise RunError(f"data.cache={kind} reads every image before training: use data.on_bad_record=error")
     return kind
 
@@ -86,7 +86,7 @@ def loader_spec(config: ConfigDict, layout: Layout, *, training: bool) -> Loader
         sampling=config.data.sampling,
         threads=config.data.threads,
         workers=config.data.workers,
-        on_bad_record=config.data.get("on_bad_record", "error"),  # older checkpoints have no such field
+        on_bad_record=config.data.on_bad_record,
         rows=layout.rows(batch_size),
     )
 
@@ -193,7 +193,7 @@ def model_spec(config: ConfigDict) -> models.ModelSpec:
       RunError: the module cannot be imported, or the model is unknown.
     """
     try:
-        models.import_module(config.model.get("module", ""))  # older checkpoints have no such field
+        models.import_module(config.model.module)
     except ValueError as error:
         raise RunError(f"model.module: {error}") from error
     try:
@@ -249,7 +249,7 @@ def program(config: ConfigDict, task: Task, layout: Layout, transform: optax.Gra
             ema_decay=config.train.ema_decay,
             mixup=config.train.mixup,
             cutmix=config.train.cutmix,
-            batch_norm=config.train.get("batch_norm", "global"),
+            batch_norm=config.train.batch_norm,
             seed=config.seed,
         )
     except ValueError as error:

@@ -20,7 +20,6 @@ import tempfile
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from histojax.core.directories import expand_user
@@ -30,7 +29,7 @@ from histojax.core.quiet import quiet_logger
 from histojax.core.retries import with_backoff
 from histojax.distributed import processes
 from histojax.distributed.sharding import in_memory_as
-from histojax.training import compat
+from histojax.training import array_shapes, compat
 
 LAST, BEST = "last", "best"
 FORMAT = 2  # version of a checkpoint's content; 1 had no thresholds
@@ -140,6 +139,17 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
         processes.barrier(f"discarded in {self.folder}")
         self._manager.reload()
+
+    def discard_after(self, step: int) -> bool:
+        """Delete the checkpoints after a step, whose updates will now differ; return whether there were any."""
+        later = [other for other in self.steps() if other > step]
+        processes.barrier(f"listed {self.folder}")
+        for other in later if jax.process_index() == 0 else ():
+            _log.warning("%s/%d: made under another train.epochs; deleting it", self.folder, other)
+            shutil.rmtree(self.folder / str(other))
+        processes.barrier(f"discarded after {step} in {self.folder}")
+        self._manager.reload()
+        return bool(later)
 
     def _seal(self, step: int, counts: dict[str, int]) -> None:
         self._manager.wait_until_finished()
@@ -338,33 +348,9 @@ def _reader() -> ocp.Checkpointer:
 
 def _compare(checkpoint: pathlib.Path, name: str, stored: Any, wanted: Any) -> None:
     """Raise if the arrays that a tree should have and those that are stored differ in name or shape."""
-    saved = {} if stored is None else _shapes(stored.tree if hasattr(stored, "tree") else stored)
-    expected = _shapes(wanted)
-    problems = [f"missing {path} {expected[path]}" for path in expected if path not in saved]
-    problems += [f"unexpected {path} {saved[path]}" for path in saved if path not in expected]
-    problems += [
-        f"{path} is {saved[path]}, the model has {expected[path]}"
-        for path in expected
-        if path in saved and saved[path] != expected[path]
-    ]
-    if problems:
+    if problems := array_shapes.differences({} if stored is None else getattr(stored, "tree", stored), wanted):
         shown = "\n  ".join(problems[:20] + [f"… and {len(problems) - 20} more"] * (len(problems) > 20))
         raise CheckpointError(f"{checkpoint}: its '{name}' belongs to another model or optimizer:\n  {shown}")
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in flat
-        if hasattr(leaf, "shape") and not _is_key(leaf)
-    }
-
-
-def _is_key(leaf: Any) -> bool:
-    """Return whether a leaf may be a random key: those are stored as plain integers with one more axis."""
-    dtype = getattr(leaf, "dtype", None)
-    return dtype is None or jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or np.dtype(dtype) == np.uint32
 
 
 def _damaged(checkpoint: pathlib.Path, name: str, problem: str) -> CheckpointError:

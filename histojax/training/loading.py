@@ -8,7 +8,7 @@ import optax
 from ml_collections import ConfigDict
 
 from histojax.distributed.sharding import Layout
-from histojax.training import build, checkpoint
+from histojax.training import build, checkpoint, default_config
 from histojax.training.program import Program
 from histojax.training.state import ModelState, restore_model
 
@@ -46,7 +46,7 @@ def load(path: pathlib.Path, *, image_size: int = 0) -> LoadedModel:
     """
     path = checkpoint.find(path)
     meta = checkpoint.read_meta(path)
-    config = ConfigDict(meta["config"])
+    config = ConfigDict(default_config.with_defaults(meta["config"]))
     if image_size:
         config.data.image_size = image_size
     layout = Layout(1)

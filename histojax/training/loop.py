@@ -13,14 +13,15 @@ import jax
 from ml_collections import ConfigDict
 
 from data_pipelines.splits import Split
-from histojax.core.errors import RunError
+from histojax.core.directories import expand_user
 from histojax.core.files import write_json
-from histojax.core.settings import diff_settings
+from histojax.core.locks import FolderOwner, owned
 from histojax.data.cache import with_cache
 from histojax.data.pipeline import CachedBatches, LoaderSpec, train_batches
 from histojax.data.sources import Dataset, open_dataset
+from histojax.distributed import processes
 from histojax.distributed.sharding import Layout
-from histojax.training import build, checkpoint, default_config, evaluate, pretrained
+from histojax.training import build, checkpoint, default_config, evaluate, pretrained, work_directory
 from histojax.training.checkpoint import BEST, LAST, Checkpoints
 from histojax.training.monitoring import BestTracker, MetricsBuffer, Signals, Watchdog, input_advice
 from histojax.training.optimizer import OptimizerSpec, learning_rate
@@ -31,12 +32,6 @@ from histojax.training.tasks import Task
 from histojax.training.writer import MetricsWriter, Progress, RunFile
 
 _log = logging.getLogger(__name__)
-# Fields that change neither what is learned nor the data it is learned from (the split's hash guards the data).
-_FREE_FIELDS = {"data.root", "data.prepared_dir", "data.mpp", "data.threads", "data.workers", "data.on_bad_record"}
-_FREE_FIELDS |= {"data.cache", "data.synthetic", "train.log_every", "train.watchdog"}
-# Fields that older runs lack, with the value that such a run had.
-_ADDED_FIELDS = {"model.module": "", "train.batch_norm": "global"}
-_FREE_GROUPS = ("checkpoint.", "compare.", "evaluation.", "paper.", "sharding.")
 
 
 class Phase(enum.Enum):
@@ -48,10 +43,11 @@ class Phase(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class _Setup:
-    """Everything about a run that its config and data determine."""
+    """Everything about a run that its config and data determine, and the lock of its work directory."""
 
     config: ConfigDict
     workdir: pathlib.Path
+    owner: FolderOwner
     layout: Layout
     train_spec: LoaderSpec
     eval_spec: LoaderSpec
@@ -62,6 +58,7 @@ class _Setup:
     optimizer_spec: OptimizerSpec
     program: Program
     steps_per_epoch: int
+    replanned: bool  # since the last save, train.epochs has changed
 
     @property
     def total_steps(self) -> int:
@@ -102,6 +99,7 @@ class _Run:
 
     def save(self, series: Checkpoints, trees: dict[str, Any]) -> None:
         setup = self.setup
+        setup.owner.verify()
         # The stream of batches is a function of seed and position, so its state is one number.
         position = {"next_index": self.step * setup.train_spec.batch_size, "seed": setup.train_spec.seed}
         meta = {
@@ -154,22 +152,18 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool 
     Raises:
       RunError, DataError: a problem that the user can fix; a loss that is not finite, with its step.
     """
-    with Signals() as signals:
-        setup = _open_run(config, workdir)
+    workdir, first = expand_user(workdir).absolute(), jax.process_index() == 0
+    with Signals() as signals, owned(workdir, enabled=first) as owner:
+        processes.barrier(f"owned {workdir}")  # no process reads what another run may still write
+        setup = _open_run(config, workdir, owner)
         if signals.requested():
             _log.info("stopped by %s before training; rerun the same command to resume", signals.received)
             return False
-        last = Checkpoints(checkpoint.series(setup.workdir, LAST), config.checkpoint.keep)
-        best = Checkpoints(checkpoint.series(setup.workdir, BEST), 1)
+        last = Checkpoints(checkpoint.series(workdir, LAST), config.checkpoint.keep)
+        best = Checkpoints(checkpoint.series(workdir, BEST), 1)
         with last, best:
             run = _resume(setup, last, best)
-            facts = {
-                "workdir": str(setup.workdir),
-                "model": config.model.name,
-                "data": setup.dataset.facts(setup.split),
-                "protocol": setup.split.protocol,
-            }
-            run_file = RunFile(setup.workdir / "run.json", run.step, facts, jax.process_index() == 0)
+            run_file = _write_description(run)
             with run_file.recording(lambda: run.step):
                 finished = _train(run, signals, profile)
         finished = finished and _evaluate_best(setup, signals)
@@ -180,42 +174,16 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool 
 def make_root_absolute(config: ConfigDict) -> None:
     """Make `data.root` absolute, so that a checkpoint finds its images from any folder."""
     if config.data.root:
-        config.data.root = str(pathlib.Path(config.data.root).expanduser().resolve())
+        config.data.root = str(expand_user(config.data.root).resolve())
 
 
-def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Verify that the checkpoints of a work directory, if it has any, belong to this config.
-
-    Raises:
-      RunError: they belong to another config; the message names every field that differs.
-    """
-    path = workdir / "config.json"
-    if not (path.is_file() and any(checkpoint.complete_steps(checkpoint.series(workdir, s)) for s in (LAST, BEST))):
-        return
-    saved, current = _ADDED_FIELDS | _flat(json.loads(path.read_text())), _flat(json.loads(config.to_json()))
-    differing = [
-        line
-        for key, line in diff_settings(saved, current).items()
-        if key not in _FREE_FIELDS and not key.startswith(_FREE_GROUPS)
-    ]
-    if differing:
-        lines = [f"{workdir} belongs to a run with another config:", *differing]
-        raise RunError("\n".join([*lines, "Use that config, or choose a new --workdir."]))
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _open_run(config: ConfigDict, workdir: pathlib.Path) -> _Setup:
-    """Check config and work directory, open the data, build the program, and write config.json and split.csv."""
-    workdir = workdir.expanduser().absolute()
+def _open_run(config: ConfigDict, workdir: pathlib.Path, owner: FolderOwner) -> _Setup:
+    """Check config and work directory, open the data and build the program; the work directory is only read."""
     default_config.check_values(config)
     make_root_absolute(config)
-    check_config(workdir, config)
+    saved = work_directory.read_saved(workdir)
+    if saved is not None:
+        work_directory.check_config(workdir, saved["config"], config)
     pretrained.check(config.model.pretrained, workdir)
 
     layout = Layout(config.sharding.fsdp, rules=config.sharding.rules)
@@ -227,20 +195,20 @@ def _open_run(config: ConfigDict, workdir: pathlib.Path) -> _Setup:
     split = dataset.split(build.split_spec(config))
     train_indices = split.indices("train")
     steps_per_epoch = max(1, len(train_indices) // train_spec.batch_size)
+    replanned = False
+    if saved is not None:
+        dataset.check_unchanged(split, saved, workdir)
+        replanned = work_directory.check_end(workdir, saved, config, config.train.epochs * steps_per_epoch)
 
     counts = dataset.counts(train_indices)
     task = build.task(config, dataset.classes, counts, len(train_indices))
     transform, optimizer_spec = build.optimizer(config, steps_per_epoch)
     program = build.program(config, task, layout, transform)
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / "config.json", json.loads(config.to_json()))
-        split.write_csv(workdir / "split.csv", dataset.records, dataset.label_names)
     for line in (*dataset.report(split), f"protocol: {split.protocol}", *split.warnings):
         _log.info(line)
     return _Setup(
-        config, workdir, layout, train_spec, eval_spec, dataset, split, counts, task, optimizer_spec, program,
-        steps_per_epoch,
+        config, workdir, owner, layout, train_spec, eval_spec, dataset, split, counts, task, optimizer_spec, program,
+        steps_per_epoch, replanned,
     )  # fmt: skip
 
 
@@ -259,11 +227,13 @@ def _resume(setup: _Setup, last: Checkpoints, best: Checkpoints) -> _Run:
     decision_rule = evaluate.default_decision_rule(setup.dataset)
     steps, phase = last.steps(), Phase.TRAIN
     if not steps or steps[-1] < setup.total_steps:  # a finished run is only evaluated
+        _log.info("compiling %s (minutes for a large model; later starts take it from the cache)", config.model.name)
         program.compile_ahead(setup.train_spec.batch_size, config.data.image_size)
+    best_discarded = setup.replanned and best.discard_after(steps[-1] if steps else 0)
     if steps:
         state, meta = restore(last.folder / str(steps[-1]), program.abstract)
-        setup.dataset.check_unchanged(setup.split, meta, setup.workdir)
-        watch.restore(meta["watch"])
+        if not best_discarded:
+            watch.restore(meta["watch"])
         decision_rule = {key: meta.get(key) for key in decision_rule}  # older checkpoints lack some
         source = meta["pretrained"]
         if meta.get("unvalidated", False):
@@ -271,9 +241,30 @@ def _resume(setup: _Setup, last: Checkpoints, best: Checkpoints) -> _Run:
     else:
         state, source = program.init(), ""
         if config.model.pretrained:
-            state, source = pretrained.fill(state, config.model.name, config.model.pretrained)
+            prefix = config.model.pretrained_prefix
+            state, source = pretrained.fill(state, config.model.name, config.model.pretrained, prefix)
     step = int(state.step)
+    if step:
+        _log.info("resuming at step %d of %d", step, setup.total_steps)
+    if watch.stopped:
+        _log.info("training stopped early at step %d; raise train.early_stopping, or set it to 0, to go on", step)
     return _Run(setup, last, best, watch, state, step, step, phase, decision_rule, source)
+
+
+def _write_description(run: _Run) -> RunFile:
+    """Write `config.json`, `split.csv` and `run.json`, once everything that could refuse the run has been checked."""
+    setup, first = run.setup, jax.process_index() == 0
+    workdir, dataset, split = setup.workdir, setup.dataset, setup.split
+    if first:
+        write_json(workdir / "config.json", json.loads(setup.config.to_json()))
+        split.write_csv(workdir / "split.csv", dataset.records, dataset.label_names)
+    facts = {
+        "workdir": str(workdir),
+        "model": setup.config.model.name,
+        "data": dataset.facts(split),
+        "protocol": split.protocol,
+    }
+    return RunFile(workdir / "run.json", run.step, facts, first)
 
 
 def _train(run: _Run, signals: Signals, profile: bool) -> bool:
@@ -345,7 +336,7 @@ def _end_of_epoch(run: _Run, tools: _Tools) -> bool:
     setup = run.setup
     config, val_indices = setup.config, setup.split.indices("val")
     epoch = run.step // setup.steps_per_epoch
-    line = f"epoch {epoch}/{config.train.epochs}  step {run.step}  loss {tools.buffer.loss:.4f}"
+    parts = [f"epoch {epoch}/{config.train.epochs}", f"step {run.step}", tools.buffer.describe()]
     if len(val_indices):
         model = run.state.ema or run.state.model
         stop = functools.partial(_stop_requested, run, tools)
@@ -359,11 +350,11 @@ def _end_of_epoch(run: _Run, tools: _Tools) -> bool:
         rule = build.threshold_rule(config)
         run.decision_rule = evaluate.fit_decision_rule(output, setup.dataset, val_indices, rule)
         tools.writer.write(run.step, {f"val/{key}": value for key, value in scores.items()})
-        line += "".join(f"  val {key} {scores[key]:.4f}" for key in setup.task.METRICS[:3])
+        parts += [f"val {key} {scores[key]:.4f}" for key in setup.task.METRICS[:3]]
         if run.watch.better(scores, run.step):
             run.save(run.best, model_trees(run.state))
-        line += run.watch.remark
-    tools.progress.say(line)
+        parts.append(run.watch.remark.strip())
+    tools.progress.say("  ".join(part for part in parts if part) + tools.progress.time_left())
     if epoch % config.checkpoint.every_epochs == 0 or run.step == setup.total_steps or run.watch.stopped:
         run.best.wait()  # a last checkpoint must not refer to a best one that a kill could still prevent
         run.save_last()
@@ -378,7 +369,10 @@ def _stop_requested(run: _Run, tools: _Tools) -> bool:
 def _evaluate_best(setup: _Setup, signals: Signals) -> bool:
     """Evaluate the best checkpoint and write the results; False if a signal interrupted it."""
     config, dataset, split, program = setup.config, setup.dataset, setup.split, setup.program
+    setup.owner.verify()
     path = checkpoint.find(setup.workdir)
+    num_images = sum(len(split.indices(side)) for side in ("val", "test"))
+    _log.info("evaluating %s on %d validation and test images", path.relative_to(setup.workdir), num_images)
     model = restore_model(path, program.abstract)
     sides = ("val", "test") if len(split.indices("val")) else ("test",)
     try:

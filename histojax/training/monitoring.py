@@ -34,7 +34,8 @@ class MetricsBuffer:
       batch_size: images per step.
 
     Attributes:
-      loss: mean over the newest window that has arrived.
+      loss: mean over the newest window that has arrived; NaN before the first one.
+      images_per_second: the newest training speed; NaN before it is known.
       input_wait: fraction of the time from the clock's start to the newest window's end in which this process waited
         for images.
     """
@@ -46,6 +47,7 @@ class MetricsBuffer:
         self._closed: list[tuple[Window, float]] = []  # each with the fraction of its time spent waiting for images
         self._arrived: float | None = None  # time at which the newest window arrived
         self.loss = math.nan
+        self.images_per_second = math.nan
         self.input_wait = 0.0
         self.restart_clock()
 
@@ -96,6 +98,12 @@ class MetricsBuffer:
         self._arrived = None
         self._ended, self._waited, self._waited_before = self._since, 0.0, 0.0
 
+    def describe(self) -> str:
+        """Return loss and images per second for the progress line, as far as this session has measured them."""
+        loss = f"loss {self.loss:.4f}" if math.isfinite(self.loss) else ""
+        speed = f"{self.images_per_second:.0f} images/s" if math.isfinite(self.images_per_second) else ""
+        return "  ".join(part for part in (loss, speed) if part)
+
     def _end_window(self) -> None:
         if self._open:
             now = max(time.perf_counter(), self._ended + 1e-9)
@@ -127,10 +135,12 @@ class MetricsBuffer:
         mean = {key: float(sum(metrics[key] for metrics in values)) / len(values) for key in values[0]}
         last = window[-1][0]
         self.loss = mean["loss"]
-        self._progress.show(self.loss)
+        if rate is not None:
+            self.images_per_second = rate * self._batch_size
+        self._progress.show(self.describe())
         extra = {"train/learning_rate": float(self._learning_rate(last - 1)), "train/input_wait": waited}
         if rate is not None:
-            extra["train/images_per_second"] = rate * self._batch_size
+            extra["train/images_per_second"] = self.images_per_second
         self._writer.write(last, {f"train/{key}": value for key, value in mean.items()} | extra)
 
 
@@ -237,10 +247,15 @@ class Signals:
             signal.signal(which, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        again = "; press Ctrl-C again to stop at once, without saving" if number == signal.SIGINT else ""
+        with contextlib.suppress(OSError):  # the terminal is gone
+            # Not print: the signal may have come in the middle of another one.
+            os.write(2, f"\n{name}: stopping at the next safe moment and saving{again}\n".encode())
         if self._several:
             os.kill(os.getpid(), signal.SIGTERM)  # jax handles it and notifies the other processes
         else:
-            self.received = signal.Signals(number).name
+            self.received = name
         for which, handler in self._before.items():
             signal.signal(which, handler)
 

@@ -3,11 +3,13 @@
 import contextlib
 import datetime
 import json
+import logging
 import os
 import pathlib
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from typing import Any, TextIO
@@ -15,8 +17,10 @@ from typing import Any, TextIO
 import jax
 from tqdm import tqdm
 
-from histojax.core.files import atomic_write, write_json
+from histojax.core.files import atomic_write, read_json, write_json
 
+_log = logging.getLogger(__name__)
+_LINE_SECONDS = 60.0  # between two lines of progress, without a terminal
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
@@ -57,15 +61,19 @@ class MetricsWriter:
         if self._lines is None:
             return
         finite = {key: value if abs(value) < float("inf") else None for key, value in scalars.items()}
-        self._lines.write(json.dumps({"step": step, **finite, **self._data}) + "\n")
-        self._lines.flush()
+        try:
+            self._lines.write(json.dumps({"step": step, **finite, **self._data}) + "\n")
+            self._lines.flush()
+        except OSError as error:
+            error.filename = self._lines.name  # the system does not name the file if the disk is full
+            raise
         for key, value in finite.items():
             if value is not None:  # TensorBoard would warn of it
                 self._events.add_scalar(key, value, step)
 
 
 class Progress:
-    """A bar with images per second, loss and time left; silent if standard error is not a terminal.
+    """A bar with images per second, loss and time left; without a terminal, a line every minute.
 
     Until the first step has ended, the bar says that the program compiles.
 
@@ -86,22 +94,36 @@ class Progress:
             disable=None if enabled else True,
         )
         self._bar.set_postfix_str("compiling")
-        self._batch_size, self._enabled, self._compiling = batch_size, enabled, True
+        self._total_steps, self._step, self._batch_size, self._enabled = total_steps, step, batch_size, enabled
+        self._first_step, self._began = step + 1, 0.0  # the first step, which compiles, is left out of the speed
+        self._last_line = time.monotonic()
 
     def advance(self) -> None:
         """Count one more step."""
+        self._step += 1
         self._bar.update(self._batch_size)
-        if self._compiling:  # leave compilation out of the speed
-            self._compiling = False
+        if self._step == self._first_step:
+            self._began = time.monotonic()
             self._bar.set_postfix_str("", refresh=False)
             self._bar.unpause()
 
-    def show(self, loss: float) -> None:
-        """Show the newest loss."""
-        self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+    def show(self, measured: str) -> None:
+        """Show the newest loss and speed."""
+        self._bar.set_postfix_str(measured, refresh=False)
+        if self._bar.disable and time.monotonic() - self._last_line > _LINE_SECONDS:
+            self.say(f"step {self._step}/{self._total_steps}  {measured}{self.time_left()}")
+
+    def time_left(self) -> str:
+        """Return "  1:02:03 left", estimated from all steps of this session, their validations and saves; or ""."""
+        done, left = self._step - self._first_step, self._total_steps - self._step
+        if done < 1 or left < 1:
+            return ""
+        seconds = round((time.monotonic() - self._began) / done * left)
+        return f"  {datetime.timedelta(seconds=seconds)} left"
 
     def say(self, line: str) -> None:
         """Write a line above the bar, even if the bar is silent."""
+        self._last_line = time.monotonic()
         if self._enabled:
             tqdm.write(line, file=sys.stderr)
 
@@ -122,7 +144,11 @@ class RunFile:
 
     def __init__(self, path: pathlib.Path, step: int, facts: Mapping[str, Any], enabled: bool = True):
         self._path, self._enabled = path, enabled
-        earlier = json.loads(path.read_text())["sessions"] if path.is_file() else []
+        earlier = (read_json(path) or {}).get("sessions")
+        if not isinstance(earlier, list):
+            earlier = []
+        if path.is_file() and not earlier:
+            _log.warning("%s: damaged, so it no longer lists the earlier sessions of this run", path)
         self._session: dict[str, Any] = {
             "started": _now(),
             "from_step": step,
@@ -145,7 +171,7 @@ class RunFile:
 
     @contextlib.contextmanager
     def recording(self, step: Callable[[], int]) -> Iterator[None]:
-        """Record an exception of the body as the session's end, and re-raise it.
+        """Record an exception of the body as the session's end, Ctrl-C as an interruption, and re-raise it.
 
         Args:
           step: returns the updates done.
@@ -154,7 +180,8 @@ class RunFile:
             yield
         except BaseException as error:
             with contextlib.suppress(OSError):  # a full disk must not hide the exception
-                self.end(f"failed: {type(error).__name__}: {error}", step())
+                interrupted = isinstance(error, KeyboardInterrupt)
+                self.end("interrupted" if interrupted else f"failed: {type(error).__name__}: {error}", step())
             raise
 
     def _write(self) -> None:
@@ -212,17 +239,17 @@ def _event_files() -> Any:
 
 
 def _remove_lines(path: pathlib.Path, step: int, unvalidated: bool) -> None:
-    """Remove the lines after `step`, with `unvalidated` also that step's validation, and a line that is cut off."""
+    """Remove the lines after `step`, with `unvalidated` also that step's validation, and damaged lines."""
     if not path.is_file():
         return
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             scalars = json.loads(line)
             if scalars["step"] < step or (scalars["step"] == step and not (unvalidated and "val/loss" in scalars)):
                 lines.append(line)
-        except json.JSONDecodeError:
-            break  # the process was killed while it wrote the last line
+        except (ValueError, TypeError, KeyError):
+            continue  # the process was killed while it wrote this line, or the power failed
     with atomic_write(path) as temporary:
         temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 

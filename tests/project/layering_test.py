@@ -42,7 +42,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "slides": _TABLES | _PIXELS | {"jinja2", "matplotlib", "openslide", "scipy", "shapely", "tifffile", "tqdm"},
     "training": _JAX
     | _TABLES
-    | {"jaxtyping", "optax", "orbax", "tensorboardX", "tqdm", "absl"}
+    | {"jaxtyping", "optax", "orbax", "etils", "tensorstore", "tensorboardX", "tqdm", "absl"}
     | {"safetensors", "ml_dtypes", "huggingface_hub"},
     "inference": _JAX
     | _TABLES

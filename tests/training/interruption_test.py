@@ -9,7 +9,7 @@ import pytest
 
 from histojax.core.errors import RunError
 from histojax.training import loop
-from tests.helpers.tiny_config import get_config
+from tests.helpers.quick_run import get_config
 
 
 def interrupting(function: Callable) -> Callable:
@@ -35,8 +35,7 @@ def _survive_sigterm():
 def test_a_signal_outside_the_loop_leaves_a_run_that_can_be_resumed(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, workdir = get_config(), tmp_path / "run"
-    config.train.epochs = 1
+    config, workdir = get_config(train__epochs=1), tmp_path / "run"
 
     # While the data are opened, while the state is made, before the final evaluation.
     for name in ("open_dataset", "BestTracker"):

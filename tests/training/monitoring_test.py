@@ -109,8 +109,8 @@ class Record:
     def write(self, step, scalars):
         self.written.append((step, dict(scalars)))
 
-    def show(self, loss):
-        self.shown.append(loss)
+    def show(self, measured):
+        self.shown.append(measured)
 
 
 def step_metrics(loss, grad_norm=1.0):
@@ -137,7 +137,7 @@ def test_a_window_is_written_when_the_next_one_closes(windows, record):
     windows.add(3, step_metrics(7.0))
     windows.close()
     assert [step for step, _ in record.written] == [2]
-    assert (windows.loss, record.shown) == (1.5, [1.5])
+    assert (windows.loss, record.shown) == (1.5, ["loss 1.5000"])
     windows.flush()
     assert [step for step, _ in record.written] == [2, 3]
     assert windows.loss == 7.0
@@ -237,6 +237,18 @@ def test_a_long_wait_for_images_gives_advice(wait, workers, cache, pattern, monk
     assert re.search(pattern, advice) if pattern else advice == ""
 
 
+def test_the_progress_line_leaves_out_what_this_session_has_not_measured(windows, monkeypatch):
+    # A run that resumes at the end of an epoch has no loss yet.
+    assert windows.describe() == ""
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    windows.restart_clock()
+    windows.add(1, step_metrics(1.0))
+    now[0] += 0.5
+    windows.flush()
+    assert windows.describe() == "loss 1.0000  16 images/s"
+
+
 def test_closing_an_empty_window_does_nothing(windows, record):
     windows.close()
     windows.close()
@@ -280,11 +292,14 @@ def received_before():
 
 
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_is_a_request_and_the_second_reaches_the_previous_handler(received_before, which):
+def test_the_first_signal_is_a_request_and_the_second_reaches_the_previous_handler(received_before, which, capfd):
     with Signals() as signals:
         assert signals.received == ""
         os.kill(os.getpid(), which)
         assert (signals.received, received_before) == (which.name, [])
+        said = capfd.readouterr().err
+        assert f"{which.name}: stopping at the next safe moment and saving" in said
+        assert ("press Ctrl-C again to stop at once" in said) == (which == signal.SIGINT)
         os.kill(os.getpid(), which)
         assert received_before == [which]
     os.kill(os.getpid(), which)

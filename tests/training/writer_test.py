@@ -145,14 +145,21 @@ def test_sessions_are_appended(tmp_path):
         assert environment().keys() <= session.keys()
 
 
-@pytest.mark.parametrize("error", [ValueError("no luck"), KeyboardInterrupt("no luck"), SystemExit("no luck")])
-def test_a_failure_is_recorded_and_raised(tmp_path, error):
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ValueError("no luck"), "failed: ValueError: no luck"),
+        (SystemExit("no luck"), "failed: SystemExit: no luck"),
+        (KeyboardInterrupt("no luck"), "interrupted"),
+    ],
+)
+def test_a_failure_is_recorded_and_raised(tmp_path, error, status):
     path = tmp_path / "run.json"
     run_file = RunFile(path, 5, {})
     with pytest.raises(type(error), match="no luck"), run_file.recording(lambda: 17):
         raise error
     (session,) = json.loads(path.read_text())["sessions"]
-    assert session["status"] == f"failed: {type(error).__name__}: no luck"
+    assert session["status"] == status
     assert session["to_step"] == 17
 
 
@@ -219,11 +226,36 @@ def test_write_json_never_shows_a_half_written_file(tmp_path, monkeypatch):
 def test_progress_without_a_terminal_prints_only_lines(capfd):
     progress = Progress(10, 2, 4)
     progress.advance()
-    progress.show(0.5)
+    progress.show("loss 0.5000")
     progress.say("epoch 1/5")
     progress.close()
     out, err = capfd.readouterr()
     assert (out, err) == ("", "epoch 1/5\n")
+
+
+def test_progress_without_a_terminal_prints_a_line_every_minute_with_the_time_left(capfd, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    progress = Progress(1000, 0, 8)
+    for _ in range(11):  # the first one compiles for an hour, which is not part of the speed
+        now[0] += 10 if now[0] > 100 else 3600
+        progress.advance()
+        progress.show("loss 0.5000  0.8 images/s")
+    lines = capfd.readouterr().err.splitlines()
+    assert lines == [
+        "step 1/1000  loss 0.5000  0.8 images/s",
+        "step 8/1000  loss 0.5000  0.8 images/s  2:45:20 left",
+    ]
+    assert progress.time_left() == "  2:44:50 left"
+
+
+def test_the_time_left_is_not_guessed_before_two_steps_nor_at_the_end():
+    progress = Progress(2, 0, 8)
+    assert progress.time_left() == ""
+    progress.advance()
+    assert progress.time_left() == ""
+    progress.advance()
+    assert progress.time_left() == ""
 
 
 def test_progress_on_a_terminal_shows_compilation_and_then_the_speed(capfd, monkeypatch):
@@ -233,10 +265,10 @@ def test_progress_on_a_terminal_shows_compilation_and_then_the_speed(capfd, monk
     progress.advance()
     progress.say("a line above the bar")
     assert "compiling" not in capfd.readouterr().err.split("\r")[-1]
-    progress.show(0.5)
+    progress.show("loss 0.5000")
     progress.advance()
     progress.close()
     last = capfd.readouterr().err.split("\r")[-1]
     assert "16.0/40.0" in last
     assert "img/s" in last
-    assert "loss=0.5000" in last
+    assert "loss 0.5000" in last
