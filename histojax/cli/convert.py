@@ -39,6 +39,11 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         default=1000,
         help="classes of the model; if the file has another number, its classifier is left out (default: 1000)",
     )
+    source.add_argument(
+        "--prefix",
+        default="",
+        help="one of several networks in the file: its keys or the beginning of its names (default: found by name)",
+    )
     trained = parser.add_argument_group("from a trained model")
     trained.add_argument("--checkpoint", metavar="PATH", type=pathlib.Path, help="work directory or checkpoint")
     parser.add_argument("--to", choices=["safetensors"], default="safetensors", help="format of the output")
@@ -57,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     from_run = args.checkpoint is not None and described == 0 and args.weights is None
     if not (from_file or from_run):
         raise RunError("give either --weights with --model (or --config), or --checkpoint")
-    refuse_unused(args, from_file, ["--num_classes"], "with --weights")
+    refuse_unused(args, from_file, ["--num_classes", "--prefix"], "with --weights")
     if args.overrides and args.config is None:
         raise RunError(f"--config.{args.overrides[0][0]}: has an effect only with --config; drop it")
     from histojax.training import experiments, pretrained
@@ -70,4 +75,5 @@ def run(args: argparse.Namespace) -> None:
     if args.config is not None:
         model = experiments.read(args.config, args.overrides).model
         name, options = model.name, model.options.to_dict()
-    print(saving.rewrite(args.weights, name, args.num_classes, args.output, args.naming, args.dtype, options))
+    names = {"naming": args.naming, "dtype": args.dtype, "options": options, "prefix": args.prefix}
+    print(saving.rewrite(args.weights, name, args.num_classes, args.output, **names))

@@ -32,13 +32,14 @@ def check(source: str, workdir: pathlib.Path) -> None:
         hub.check(source)
 
 
-def fill(state: TrainState, model: str, source: str) -> tuple[TrainState, str]:
+def fill(state: TrainState, model: str, source: str, prefix: str = "") -> tuple[TrainState, str]:
     """Replace the parameters of a fresh state, and of its moving average, by those of a file.
 
     Args:
       state: state of the model, already sharded.
       model: name of the model.
       source: a file (.safetensors, .npz, .pth, .pt, .bin, .ckpt) or `hf:OWNER/NAME[/FILE]`.
+      prefix: one of several networks in the file, as for `weights.inspect`.
 
     Returns:
       The state, and a line for the results that says which weights were loaded from where.
@@ -47,9 +48,9 @@ def fill(state: TrainState, model: str, source: str) -> tuple[TrainState, str]:
       RunError: no such file, a damaged one, weights of another model, or no network.
     """
     path = hub.locate(source)
-    contents = weights.inspect(path)
+    contents = weights.inspect(path, prefix=prefix)
     expected = {name: (leaf.shape, leaf.dtype) for name, leaf in _leaves(state.model)}
-    values, report = fit(contents.arrays, model, expected, str(path))
+    values, report = fit(contents, model, expected, prefix)
     _log.info("%s\n%s", contents, report)
 
     def fill_tree(tree: Any) -> Any:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from histojax.core.errors import RunError
 
+# How a user chooses one of several networks in a file.
+PREFIX_OPTION = "--config.model.pretrained_prefix=PREFIX (histojax convert: --prefix=PREFIX)"
 _SHOWN = 20
 
 

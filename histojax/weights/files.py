@@ -18,7 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from histojax.weights import torch_pickle
-from histojax.weights.errors import Problem, WeightsError, short
+from histojax.weights.errors import PREFIX_OPTION, Problem, WeightsError, short
 from histojax.weights.pickle_machine import Global, Inert
 
 TORCH = (".pth", ".pt", ".bin", ".ckpt")
@@ -53,12 +53,12 @@ class Contents:
         return f"{self.path}: {len(self.arrays)} arrays{inside}{beside}{more}"
 
 
-def read(path: str | os.PathLike[str], *, wrapper: str | None = None) -> dict[str, np.ndarray]:
+def read(path: str | os.PathLike[str], *, prefix: str = "") -> dict[str, np.ndarray]:
     """Read the arrays of a weight file and log a summary, which `inspect` returns.
 
     Args:
       path: see `inspect`.
-      wrapper: see `inspect`.
+      prefix: see `inspect`.
 
     Returns:
       Arrays by name, in the file's layout and types (bfloat16 as in ml_dtypes). They may be read-only.
@@ -66,17 +66,18 @@ def read(path: str | os.PathLike[str], *, wrapper: str | None = None) -> dict[st
     Raises:
       WeightsError: as `inspect`.
     """
-    contents = inspect(path, wrapper=wrapper)
+    contents = inspect(path, prefix=prefix)
     _log.info("%s", contents)
     return contents.arrays
 
 
-def inspect(path: str | os.PathLike[str], *, wrapper: str | None = None) -> Contents:
+def inspect(path: str | os.PathLike[str], *, prefix: str = "") -> Contents:
     """Read a weight file completely. Nothing in it is executed.
 
     Args:
       path: ends in .safetensors, .npz, .pth, .pt, .bin or .ckpt.
-      wrapper: keys to one of several state dicts in a torch file, joined by dots ("ema.model").
+      prefix: chooses one of several state dicts in a torch file: its keys, joined by dots ("ema.model"). It may go on
+        with the beginning of the names in that state dict, which `fitting.fit` takes.
 
     Returns:
       The arrays, and what else is in the file.
@@ -92,7 +93,7 @@ def inspect(path: str | os.PathLike[str], *, wrapper: str | None = None) -> Cont
     try:
         if path.is_file() and path.stat().st_size == 0:
             raise Problem("it is empty")
-        contents = reader(path, wrapper)
+        contents = reader(path, prefix)
     except Problem as error:
         raise WeightsError(f"{path}: {error}") from error
     except FileNotFoundError as error:
@@ -107,8 +108,8 @@ def inspect(path: str | os.PathLike[str], *, wrapper: str | None = None) -> Cont
     return Contents(path, arrays, contents.wrapper, contents.left_out + noted)
 
 
-def _safetensors(path: pathlib.Path, wrapper: str | None) -> Contents:
-    _no_wrapper(wrapper)
+def _safetensors(path: pathlib.Path, prefix: str) -> Contents:
+    del prefix  # such files nest nothing
     with open(path, "rb") as file:
         if file.read(20).startswith(b"version https://git"):
             raise Problem("it is a pointer of Git LFS, not the weights", "Fetch them with `git lfs pull`")
@@ -119,8 +120,8 @@ def _safetensors(path: pathlib.Path, wrapper: str | None) -> Contents:
         raise Problem(f"it is cut short, damaged or no safetensors file ({short(str(error))})") from error
 
 
-def _npz(path: pathlib.Path, wrapper: str | None) -> Contents:
-    _no_wrapper(wrapper)
+def _npz(path: pathlib.Path, prefix: str) -> Contents:
+    del prefix  # such files nest nothing
     try:
         _check_npz(path)
         with np.load(path, allow_pickle=False) as archive:
@@ -158,16 +159,11 @@ def _check_npz(path: pathlib.Path) -> None:
                 raise Problem(f"it is damaged: {short(info.filename)} declares shape {short(shape)}")
 
 
-def _no_wrapper(wrapper: str | None) -> None:
-    if wrapper:
-        raise Problem(f"this kind of file nests nothing, so there is no {short(wrapper)} in it", "Leave `wrapper` out")
-
-
-def _torch(path: pathlib.Path, wrapper: str | None) -> Contents:
+def _torch(path: pathlib.Path, prefix: str) -> Contents:
     found: dict[str, Any] = {}
 
     def choose(tree: Any) -> dict[str, torch_pickle.Tensor]:
-        keys, left_out = _select(tree, wrapper)
+        keys, left_out = _select(tree, prefix)
         found.update(keys=keys, left_out=left_out)
         return _tensors(_at(tree, keys))
 
@@ -186,23 +182,22 @@ def _at(tree: Any, keys: tuple[str, ...]) -> Any:
     return tree
 
 
-def _select(tree: Any, wrapper: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _select(tree: Any, prefix: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the keys to the state dict and the names of everything else; raise Problem if the choice is ambiguous."""
     if not isinstance(tree, dict):
         kind = "a single tensor" if isinstance(tree, torch_pickle.Tensor) else f"a {_kind(tree)}"
         raise Problem(f"it holds {kind}, not tensors by name", "Save `model.state_dict()`")
     candidates = dict(_state_dicts(tree))
     known = [keys for keys in candidates if keys and all(key in WRAPPERS for key in keys)]
-    if wrapper:
-        keys = next((keys for keys in candidates if ".".join(keys) == wrapper), None)
-        if keys is None:
-            raise Problem(f"it has no tensors in {short(wrapper)!r}", f"It has some in: {_listed(candidates)}")
+    chosen = [keys for keys in candidates if keys and f"{prefix.rstrip('.')}.".startswith(f"{'.'.join(keys)}.")]
+    if chosen:
+        keys = max(chosen, key=len)
     elif () in candidates:
         keys = ()
     elif len(candidates) == 1 or len(known) == 1:
         keys = (known or list(candidates))[0]
     elif candidates:
-        raise Problem("it holds several state dicts", f"Choose one with `wrapper`: {_listed(candidates)}")
+        raise Problem("it holds several state dicts", f"Choose one with {PREFIX_OPTION}: {_listed(candidates)}")
     else:
         raise Problem("it holds no tensors by name", "Save `model.state_dict()`")
     left_out = []

@@ -10,6 +10,7 @@ import numpy as np
 from histojax import models
 from histojax.core.errors import RunError
 from histojax.models.vit import resample_positions
+from histojax.weights.files import Contents
 from histojax.weights.names import Shapes, convert
 
 OWN = "histojax"  # title of the naming of files that hold our own paths, with dots for slashes
@@ -17,16 +18,15 @@ _POSITIONS = ("pos_embed", "pos_embedding", "position_embeddings")
 _TOKENS = ("cls_token", "reg_token", "register_tokens")
 
 
-def fit(
-    arrays: Mapping[str, np.ndarray], model: str, expected: Shapes, source: str
-) -> tuple[dict[str, np.ndarray], str]:
+def fit(contents: Contents, model: str, expected: Shapes, prefix: str = "") -> tuple[dict[str, np.ndarray], str]:
     """Convert the arrays of a file to the parameters of a model.
 
     Args:
-      arrays: by the file's names, which are our own or those of a naming of the model.
+      contents: of the file, whose names are our own or those of a naming of the model.
       model: name of the model.
       expected: shape and type of every parameter and statistic of the model, by path.
-      source: name of the file for messages.
+      prefix: as for `files.inspect`: the keys to the state dict, if it was chosen by them, and the beginning of the
+        names; empty: found by the names.
 
     Returns:
       Values by path, and a report for the user. A classifier for other classes is left out.
@@ -34,7 +34,8 @@ def fit(
     Raises:
       RunError: weights of another model or size, or names that are not known.
     """
-    spec = models.spec(model)
+    spec, arrays, source = models.spec(model), contents.arrays, str(contents.path)
+    begin = f"{prefix.rstrip('.')}.".removeprefix(f"{contents.wrapper}.").removeprefix(".")
     own = {name.replace(".", "/"): array for name, array in arrays.items()}
     if own.keys() <= expected.keys() and all(path.startswith(spec.classifier) for path in expected.keys() - own.keys()):
         misshapen = [path for path in own if own[path].shape != expected[path][0]]
@@ -45,8 +46,8 @@ def fit(
         return values, f"{model}: {len(values)} arrays loaded by {OWN} names"
     if not spec.namings:
         raise RunError(f"model.pretrained: no names of other implementations are known for {model}")
-    arrays, note = fit_positions(arrays, spec.position_embedding, expected)
-    values, report = convert(arrays, spec, expected, source=source)
+    fitted, note = fit_positions(arrays, spec.position_embedding, expected)
+    values, report = convert(fitted, spec, expected, prefix=begin or None, source=source)
     return values, f"{report}{note}"
 
 

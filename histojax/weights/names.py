@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from histojax.weights.errors import MismatchError, WeightsError, short
+from histojax.weights.errors import PREFIX_OPTION, MismatchError, WeightsError, short
 
 if TYPE_CHECKING:
     from histojax.models.naming.rules import Naming, Rule
@@ -172,7 +172,7 @@ def export(
         arrays.update((name, np.array(part, order="C")) for name, part in zip(names, parts, strict=True))
     if without and not leave_out_new:
         raise WeightsError(
-            f"{target.title} has no names for {_some(without)} of {spec.name}; leave_out_new=True leaves them out"
+            f"{target.title} has no names for {_some(without)} of {spec.name}; use --naming=histojax, which names all"
         )
     return arrays | (target.derived(arrays) if target.derived else {})
 
@@ -223,7 +223,7 @@ def _detect(
     others = {other for _, other in choices} - {begin}
     if others:
         listed = ", ".join(repr(p) for p in sorted([begin, *others]))
-        raise WeightsError(f"{source}: it holds several networks of the kind; choose one with `prefix`: {listed}")
+        raise WeightsError(f"{source}: it holds several such networks; choose one with {PREFIX_OPTION}: {listed}")
     return naming, begin
 
 

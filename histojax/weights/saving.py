@@ -68,6 +68,7 @@ def rewrite(
     naming: str = "",
     dtype: str = "float32",
     options: Mapping[str, Any] | None = None,
+    prefix: str = "",
 ) -> str:
     """Read another program's weights of a model and save them, by our own names by default; see `save`.
 
@@ -79,6 +80,7 @@ def rewrite(
       naming: title of the parameter names in the new file.
       dtype: type of the values in the new file.
       options: options of the model.
+      prefix: one of several networks in the file, as for `files.inspect`.
 
     Returns:
       Lines for the user that say what was read and what was written.
@@ -87,13 +89,13 @@ def rewrite(
       RunError: an unknown model or option, no such file, a damaged file, weights of another model; or as in `save`.
     """
     path = locate(source)
-    contents = inspect(path)
+    contents = inspect(path, prefix=prefix)
     given = dict(options or {})
     try:
         expected = parameter_shapes(model, num_classes, given)
     except ValueError as error:
         raise RunError(f"--model: {error}") from error
-    values, report = fit(contents.arrays, model, expected, str(path))
+    values, report = fit(contents, model, expected, prefix)
     facts = {"architecture": model, "options": given, "num_classes": num_classes, "source": source}
     return f"{contents}\n{report}\n{save(values, facts, output, naming or OWN, dtype)}"
 

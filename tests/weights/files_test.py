@@ -135,11 +135,12 @@ def test_a_checkpoint_of_a_training_program(tmp_path, write, wrapper):
 def test_several_state_dicts_are_not_guessed_between(tmp_path):
     state = {"a": torch.ones(2)}
     path = save(tmp_path / "w.pth", {"first": state, "second": {"a": torch.zeros(2)}})
-    with pytest.raises(WeightsError, match=r"several state dicts.*wrapper.*'first', 'second'"):
+    with pytest.raises(WeightsError, match=r"several state dicts.*--prefix=PREFIX.*'first', 'second'"):
         weights.read(path)
-    check(weights.read(path, wrapper="first"), state)
-    with pytest.raises(WeightsError, match=r"no tensors in 'third'.*'first', 'second'"):
-        weights.read(path, wrapper="third")
+    for prefix in ("first", "first.", "first.a"):
+        check(weights.read(path, prefix=prefix), state)
+    with pytest.raises(WeightsError, match=r"several state dicts.*'first', 'second'"):
+        weights.read(path, prefix="third")
     with pytest.raises(WeightsError, match="several state dicts"):
         weights.read(save(tmp_path / "v.pth", {"model": state, "state_dict": state | {"b": state["a"]}}))
 

@@ -262,7 +262,7 @@ def test_two_networks_need_a_choice():
     def change(arrays):
         return {f"{who}.{name}": a + (who == "student") for who in ("teacher", "student") for name, a in arrays.items()}
 
-    with pytest.raises(WeightsError, match=r"several networks.*`prefix`.*'student.', 'teacher.'"):
+    with pytest.raises(WeightsError, match=r"several such networks.*--prefix=PREFIX.*'student.', 'teacher.'"):
         convert_resnet(change)
     values, _ = convert_resnet(change, prefix="student.")
     np.testing.assert_array_equal(values["bn1/bias"], arrays_of(twin("resnet50"))["bn1.bias"] + 1)
@@ -300,7 +300,7 @@ def test_half_precision_becomes_single(dtype):
 def test_export_refuses_parameters_without_a_name():
     model = twins.abstract("dala_resnet50")
     values = {path: np.zeros(shape, np.float32) for path, (shape, _) in twins.expected(model).items()}
-    with pytest.raises(WeightsError, match=r"no names for attention/fc1/bias.*leave_out_new"):
+    with pytest.raises(WeightsError, match=r"no names for attention/fc1/bias.*use --naming=histojax"):
         weights.export(values, models.spec("dala_resnet50"))
     arrays = weights.export(values, models.spec("dala_resnet50"), leave_out_new=True)
     assert len(arrays) == 265

@@ -11,7 +11,7 @@ import torch
 
 from configs import pathology_breakhis
 from histojax.core.errors import RunError
-from histojax.weights import inspect
+from histojax.weights import Contents, inspect
 from histojax.weights.fitting import fit
 from histojax.weights.saving import cast_floats
 from tests.helpers import twins
@@ -83,7 +83,7 @@ def model_of(name: str, depth: int | None = DEPTH) -> Any:
 def test_every_array_of_the_published_file_has_its_place(name: str, tmp_path: pathlib.Path) -> None:
     expected = twins.expected(model_of(name))
     backbone = pathology_breakhis.BACKBONES[name]
-    values, words = fit(published(name, tmp_path), backbone.model, expected, "a file")
+    values, words = fit(Contents(pathlib.Path("a file"), published(name, tmp_path)), backbone.model, expected)
     assert expected.keys() - values.keys() == {"head/kernel", "head/bias"}
     assert "resampled" not in words
 
@@ -128,7 +128,7 @@ def test_a_backbone_is_converted_by_its_config_and_read_back_in_half(tmp_path: p
     path = tmp_path / "out" / "model.safetensors"
     assert path.stat().st_size == pytest.approx(2 * 21.67e6, rel=0.01)
     expected = twins.expected(model_of("lunit_vit_small16", None))
-    values, _ = fit(inspect(path).arrays, "vit", expected, str(path))
+    values, _ = fit(inspect(path), "vit", expected)
     theirs = module.state_dict()["blocks.11.attn.proj.weight"].numpy().T
     np.testing.assert_allclose(values["blocks/11/attn/proj/kernel"], theirs, atol=1e-3)
     assert values["blocks/11/attn/proj/kernel"].dtype == np.float32

@@ -1,4 +1,4 @@
-"""Every model, whole: a PyTorch file comes in and goes out by public names; the reference that reads it is the same."""
+"""Round trips: a PyTorch file is imported into each model and exported; the reference loads the same weights."""
 
 import pathlib
 from collections.abc import Callable
@@ -94,6 +94,6 @@ def test_the_reference_loads_exported_weights(case: str, tmp_path: pathlib.Path)
         np.testing.assert_array_equal(value, state[key], err_msg=key)
     np.testing.assert_allclose(torch_logits(back.eval(), x), wanted, atol=1e-5 * np.abs(wanted).max())
     model = twins.abstract(name)
-    values, _ = fit(weights.inspect(path).arrays, name, twins.expected(model), str(path))
+    values, _ = fit(weights.inspect(path), name, twins.expected(model))
     found = twins.logits(model, values, x)
     np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())

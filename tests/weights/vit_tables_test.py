@@ -1,6 +1,7 @@
 """Names of Vision Transformers: Hugging Face's two, the original's, and embeddings of another grid."""
 
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,11 @@ import pytest
 import torch
 
 from histojax import models
-from histojax.weights import convert, export, inspect
+from histojax.weights import Contents, WeightsError, convert, export, inspect
 from histojax.weights.fitting import fit
 from tests.helpers import twins
-
 from tests.helpers.parity import torch_logits
+
 import transformers  # isort: skip  (after twins, which makes torchvision importable)
 
 pytestmark = pytest.mark.parity
@@ -92,7 +93,35 @@ def test_positions_of_another_grid_are_resampled_and_reported() -> None:
         )
     )
     expected = twins.expected(twins.abstract("vit", **SMALL))
-    values, words = fit(arrays_of(module), "vit", expected, "a file")
+    values, words = fit(Contents(pathlib.Path("a file"), arrays_of(module)), "vit", expected)
     assert "position embedding resampled from 7×7 to 4×4" in words
     module.set_input_size((32, 32))  # timm resamples its own
     np.testing.assert_allclose(values["position_embedding"], module.pos_embed.detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_prefix_that_the_message_asks_for_chooses_a_network(nested: bool, tmp_path: pathlib.Path) -> None:
+    import timm
+
+    module = twins.randomised(
+        timm.models.vision_transformer.VisionTransformer(
+            img_size=32, patch_size=8, embed_dim=128, depth=2, num_heads=2, num_classes=twins.CLASSES
+        )
+    )
+    state = module.state_dict()
+    networks = {"student": {k: v + 1 for k, v in state.items()}, "net": state}
+    if not nested:
+        networks = {f"{who}.{name}": value for who, values in networks.items() for name, value in values.items()}
+    torch.save({"models": networks, "step": 3}, tmp_path / "both.pth")
+    expected = twins.expected(twins.abstract("vit", **SMALL))
+
+    def load(prefix: str) -> np.ndarray:
+        values, _ = fit(inspect(tmp_path / "both.pth", prefix=prefix), "vit", expected, prefix)
+        return values["norm/bias"]
+
+    with pytest.raises(WeightsError, match=r"pretrained_prefix=PREFIX .*: '(models\.)?\w+\.?'") as caught:
+        load("")
+    listed = re.findall(r"'([\w.]+)'", str(caught.value).split(": ")[-1])
+    assert len(listed) == 2
+    for prefix in listed:
+        np.testing.assert_array_equal(load(prefix), state["norm.bias"].numpy() + ("student" in prefix))
