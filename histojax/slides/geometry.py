@@ -42,6 +42,11 @@ class Geometry:
         return max(1, round(self.stride / self.stretch))
 
     @property
+    def offset(self) -> tuple[float, float]:
+        """The left and top edge of the first cell: a cell lies in the centre of its tile."""
+        return (self.tile - self.stride) / 2, (self.tile_height - self.stride_height) / 2
+
+    @property
     def columns(self) -> int:
         """The number of cells in a row that covers the slide."""
         return math.ceil(self.width / self.stride)

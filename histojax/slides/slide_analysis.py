@@ -13,17 +13,18 @@ from tqdm import tqdm
 
 from histojax.core.errors import RunError
 from histojax.core.files import write_json
-from histojax.slides import geojson, grid, maps, summary, tile_table
+from histojax.slides import geojson, grid, maps, pictures, summary, tile_table
 from histojax.slides.annotations import regions
 from histojax.slides.cohort_jobs import Job
 from histojax.slides.geometry import Geometry
 from histojax.slides.labels import PREFIX, unique_file_names
 from histojax.slides.readers.reader import Slide, open_slide
-from histojax.slides.tissue import TissueSpec, find_tissue
+from histojax.slides.tissue import PALETTE_KEY, TissueSpec, find_tissue
 from histojax.slides.tsr import tsr
 from histojax.slides.tsr.spec import TSRSpec
 
 TSR_FILE = "tsr.json"
+_TISSUE = "tissue.png"
 _THUMBNAIL = 2048  # pixels of the overlay's longer side
 
 
@@ -135,7 +136,7 @@ def analyze(job: Job, model: Model, settings: Settings, folder: pathlib.Path) ->
         if box := measured["areas"]["hot spot"]["box"]:
             right, bottom = box["minx"] + box["width"], box["miny"] + box["height"]
             outlines["hot spot"] = shapely.box(box["minx"], box["miny"], right, bottom)
-    pictures = _write_maps(folder, job.name, tiles, model, settings, outlines)
+    written = _write_maps(folder, job.name, tiles, model, settings, outlines)
     model_facts = {"labels": model.labels, "thresholds": model.thresholds, "tile_um": model.tile_um}
     page = {
         "slide": tiles.facts | {"name": job.name, "path": job.slide.name},
@@ -145,7 +146,7 @@ def analyze(job: Job, model: Model, settings: Settings, folder: pathlib.Path) ->
         "tsr": measured,
         "warnings": warnings,
     }
-    summary.write(folder / "summary.html", page, pictures)
+    summary.write(folder / "summary.html", page, written)
     return Analysis(tiles.facts, warnings, f"{len(tiles.table)} tiles" + _ratio_headline(measured))
 
 
@@ -154,7 +155,7 @@ def _predict_tiles(job: Job, model: Model, settings: Settings, folder: pathlib.P
     with open_slide(job.slide, job.mpp, override_mpp=job.override_mpp) as slide:
         region, region_warnings = _region(job, slide)  # before the work that a bad region would waste
         tissue = find_tissue(slide, settings.tissue)
-        tissue.write(folder / "tissue.png")
+        tissue.write(folder / _TISSUE)
         geometry, table = grid.make_grid(slide, tissue, model.grid_spec(settings))
         probabilities = _predict(slide, table, model, settings, job.name)
         for i, label in enumerate(model.labels):
@@ -216,14 +217,17 @@ def _write_maps(
     suffix = ".geojson.gz" if settings.compress else ".geojson"
     geojson.write_tiles(table, folder / f"tiles{suffix}", slide=name, thresholds=thresholds)
     overlay = folder / "overlay.png"
-    maps.write_overlay(overlay, table, geometry, tiles.thumbnail, slide=name, thresholds=thresholds, outlines=outlines)
-    pictures = {"predicted labels on the slide": overlay}
+    pictures.write_overlay(
+        overlay, table, geometry, tiles.thumbnail, slide=name, thresholds=thresholds, outlines=outlines
+    )
+    written = {"predicted labels on the slide": overlay}
     for label, file_name in unique_file_names(model.labels).items():
         heatmap = folder / f"heatmap_{file_name}.png"
-        maps.write_heatmap(heatmap, table, geometry, label, slide=name)
-        pictures[f"probability of {label}"] = heatmap
+        threshold = thresholds[label] if thresholds else None
+        pictures.write_heatmap(heatmap, table, geometry, tiles.thumbnail, label, slide=name, threshold=threshold)
+        written[f"probability of {label}"] = heatmap
     maps.write_ome_tiff(folder / "heatmap.tif", table, geometry, slide=name)
-    return pictures
+    return written | {f"what was analyzed and excluded: {PALETTE_KEY}": folder / _TISSUE}
 
 
 def _ratio_headline(measured: Mapping[str, Any] | None) -> str:

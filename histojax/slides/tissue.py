@@ -25,6 +25,7 @@ from histojax.slides.readers.reader import Slide
 KINDS = ("background", "tissue", "pen", "blur", "fold")
 _BACKGROUND, _TISSUE, _PEN, _BLUR, _FOLD = range(len(KINDS))
 _PALETTE = (255, 255, 255, 214, 96, 150, 40, 80, 220, 240, 190, 40, 60, 20, 70)
+PALETTE_KEY = "tissue pink, pen blue, blur yellow, folds dark violet"
 
 _MIN_SATURATION, _MAX_SATURATION = 18, 30  # of 255; Otsu's threshold is useless if all is glass or all is tissue
 _MIN_PIXELS, _MAX_FRACTION = 4, 0.05  # of the mask: bounds for every minimum area

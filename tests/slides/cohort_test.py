@@ -58,6 +58,9 @@ def test_a_model_without_the_labels_gives_everything_but_the_ratio(
     names = {path.name for path in (tmp_path / "out" / "a").iterdir()}
     assert "tsr.json" not in names
     assert {"tiles.csv", "overlay.png", "summary.html"} <= names
+    page = (tmp_path / "out" / "a" / "summary.html").read_text()
+    assert page.count("<figure>") == 4, "the overlay, two heatmaps and the tissue"
+    assert "what was analyzed and excluded: tissue pink, pen blue" in page
 
 
 def test_an_unexpected_error_in_one_slide_does_not_stop_the_others(
