@@ -25,7 +25,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         summary="probabilities and labels of images, folders, lists, zip archives",
         description="Writes a table with the probabilities and labels of images, resized as in training. Rerun the "
         "same command to resume after an interruption. Images that cannot be read are listed in "
-        "<stem of --output>.failed.csv. Research use only.",
+        "<stem of --output>.failed.csv; exit code 1 if none can be read. Research use only.",
         examples=[
             "histojax predict runs/dala_100x IMAGES --output predictions.csv",
             "histojax predict runs/fold_0,runs/fold_1 IMAGES --output predictions.parquet --tta dihedral",
@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
     # Only now, so that a wrong flag or path is reported without waiting for jax.
     from histojax.distributed import runtime
     from histojax.inference.predict import prediction_run
+    from histojax.inference.predict.summary import magnification_warnings, summary_lines
     from histojax.inference.predict.thresholds import combine_thresholds
     from histojax.inference.predictor import Predictor
 
@@ -92,7 +93,11 @@ def run(args: argparse.Namespace) -> None:
     if thresholds is not None:
         listed = ", ".join(f"{name} {threshold:.3g}" for name, threshold in thresholds.items())
         _log.info("a label is assigned from this probability on: %s", listed)
-    failed = prediction_run.run(
+    if "--output" not in args.given:
+        _log.info("no --output is given: writing %s", args.output.absolute())
+    for warning in magnification_warnings(refs, [model.magnification for model in models]):
+        _log.warning("warning: %s", warning)
+    summary = prediction_run.run(
         refs,
         models,
         args.output,
@@ -102,9 +107,8 @@ def run(args: argparse.Namespace) -> None:
         threads=args.threads,
         redo=args.redo,
     )
-    print(f"{len(refs) - failed} of {len(refs)} images are in {args.output}")
-    if failed:
-        text = f"{failed} of {len(refs)} images could not be read: see {prediction_table.failures_path(args.output)}"
-        if args.strict:
-            sys.exit(f"error: {text}")
-        print(text)
+    print("\n".join(summary_lines(summary, args.output)))
+    if not summary.images:
+        sys.exit("error: no image could be read. Fix the images, and rerun with --redo")
+    if summary.failed and args.strict:
+        sys.exit(f"error: {summary.failed} of {len(refs)} images could not be read, which --strict does not allow")

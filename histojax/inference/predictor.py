@@ -24,6 +24,7 @@ class Predictor:
       decision: with two classes, the threshold of the positive class, chosen on validation images; else None.
       temperatures: for `calibration.at_temperatures`, fitted on validation images; None: there were none.
       image_size: height and width of the model's input.
+      magnification: magnification of the training images, such as "100X"; empty: several, or unknown.
       digest: sixteen digits that identify the checkpoint.
       batch_size: images per batch.
     """
@@ -41,6 +42,8 @@ class Predictor:
         self.decision: dict[str, float] | None = locked and {locked["class"]: locked["threshold"]}
         self.temperatures: list[float] | None = trained.meta.get("temperatures")
         self.image_size: int = trained.config.data.image_size
+        magnification: str = trained.config.data.magnification
+        self.magnification = "" if magnification == "all" else magnification
         self.digest = checkpoint.digest(trained.path)
 
     @classmethod

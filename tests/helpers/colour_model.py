@@ -18,6 +18,7 @@ class ColourModel:
         self.thresholds = {"red": 0.2, "green": 0.4, "blue": 0.6} if labels else None
         self.batch_size, self.image_size = batch_size, image_size
         self.digest = f"colours-{weight}"
+        self.magnification = ""
         self.num_predicted = 0
         self._weight = weight
 

@@ -28,8 +28,9 @@ PROGRAM = """
     from histojax.inference.predict.images import find
     from tests.helpers.colour_model import ColourModel
     refs = find(sys.argv[2:])
-    failed = prediction_run.run(refs, [ColourModel(batch_size=32)], pathlib.Path(sys.argv[1]), thresholds=None)
-    print(json.dumps([len(refs), failed, memory_peak() >> 20]))
+    model, output = ColourModel(batch_size=32), pathlib.Path(sys.argv[1])
+    summary = prediction_run.run(refs, [model], output, thresholds=None)
+    print(json.dumps([len(refs), summary.failed, memory_peak() >> 20]))
 """
 
 

@@ -99,7 +99,8 @@ def test_an_ensemble_with_turned_views_and_unreadable_images(
     argv = [f"{ldcsf_run},{ldcsf_run}/checkpoints/last", tiles, bad, "--tta=dihedral", "--threshold=0.5"]
     done = histojax("predict", *argv, "--output", tmp_path / "out.csv", "--strict")
     assert done.returncode == 1
-    assert f"error: 1 of 73 images could not be read: see {tmp_path}/out.failed.csv" in done.stderr
+    assert f"1 of 73 images could not be read: see {tmp_path}/out.failed.csv" in done.stdout
+    assert "error: 1 of 73 images could not be read, which --strict does not allow" in done.stderr
     assert "Traceback" not in done.stderr
     assert pd.read_csv(tmp_path / "out.failed.csv")["image_id"].tolist() == [str(bad)]
     other = pd.read_csv(tmp_path / "out.csv")

@@ -54,7 +54,7 @@ class _Batch:
 def run(
     refs: Sequence[ImageRef], models: Sequence[Model], output: pathlib.Path, *, thresholds: Mapping[str, float] | None,
     dihedral: bool = False, calibrated: bool = False, threads: int = 4, redo: bool = False,
-) -> int:  # fmt: skip
+) -> prediction_table.Summary:  # fmt: skip
     """Predict the images that have no prediction yet, and write the table.
 
     Predictions are kept in `<output>.partial` until the table is complete. The same images in the same batches get the
@@ -71,7 +71,7 @@ def run(
       redo: whether to overwrite existing predictions and tables.
 
     Returns:
-      The number of images that could not be read.
+      What the table holds.
 
     Raises:
       RunError: the table exists or was started with different settings, and `redo` is not set; another process is
@@ -93,9 +93,9 @@ def run(
     }
     with PartialResults(partial, settings, batch_size, len(refs), redo=redo) as results:
         _predict_remaining(refs, models, results, dihedral=dihedral, calibrated=calibrated, threads=threads)
-        num_failed = prediction_table.write(output, refs, results.read(), models[0].classes, thresholds)
+        summary = prediction_table.write(output, refs, results.read(), models[0].classes, thresholds)
         results.remove()
-    return num_failed
+    return summary
 
 
 def _predict_remaining(

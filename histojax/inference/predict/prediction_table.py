@@ -8,6 +8,7 @@ written to a second table, with the reason.
 
 import contextlib
 import csv
+import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -31,6 +32,32 @@ _FIRST_COLUMNS = ("patient_id", "magnification", "split")
 _SPLIT = "predicted"  # the value of the column `split` unless a list gives another
 
 
+@dataclasses.dataclass
+class Summary:
+    """What a table of predictions holds.
+
+    Attributes:
+      images: images with a prediction.
+      failed: images that could not be read.
+      labels: class -> images predicted as it; multi-label: label -> images that it was assigned to.
+      patients: known patients of the images with a prediction.
+    """
+
+    labels: dict[str, int]
+    images: int = 0
+    failed: int = 0
+    patients: set[str] = dataclasses.field(default_factory=set)
+
+    def add(self, frame: pd.DataFrame, num_failed: int) -> None:
+        """Count a block of rows of the table, and images that could not be read."""
+        self.images += len(frame)
+        self.failed += num_failed
+        self.patients |= set(frame["patient_id"]) - {""}
+        for name in self.labels:
+            assigned = frame["predicted"] == name if "predicted" in frame else frame[f"predicted_{name}"]
+            self.labels[name] += int(assigned.sum())
+
+
 def failures_path(output: pathlib.Path) -> pathlib.Path:
     """Return the path of the table of unreadable images, beside the table of predictions."""
     return output.with_name(f"{output.stem}.failed.csv")
@@ -49,7 +76,7 @@ def check_output(output: pathlib.Path) -> None:
 def write(
     output: pathlib.Path, refs: Sequence[ImageRef], predictions: Iterable[Prediction], classes: Sequence[str],
     thresholds: Mapping[str, float] | None,
-) -> int:  # fmt: skip
+) -> Summary:  # fmt: skip
     """Write the table of predictions, and a table of the unreadable images if there are any.
 
     Args:
@@ -60,11 +87,11 @@ def write(
       thresholds: as `prediction_columns` takes them.
 
     Returns:
-      The number of unreadable images.
+      What the table holds.
     """
     list_columns = list(dict.fromkeys(column for ref in refs for column in ref.facts if column not in _FIRST_COLUMNS))
     pairs = zip(refs, predictions, strict=True)
-    num_failed = 0
+    summary = Summary(dict.fromkeys(classes, 0))
     failures = failures_path(output)
     with (
         atomic_write(failures) as temporary_failures,
@@ -77,11 +104,12 @@ def write(
         while block := list(islice(pairs, _BLOCK_ROWS)):
             rows = [(ref, prediction) for ref, prediction in block if not isinstance(prediction, str)]
             failures_writer.writerows([ref.image_id, reason] for ref, reason in block if isinstance(reason, str))
-            num_failed += len(block) - len(rows)
-            write_block(_block_frame(rows, classes, thresholds, list_columns))
-    if not num_failed:
+            frame = _block_frame(rows, classes, thresholds, list_columns)
+            summary.add(frame, len(block) - len(rows))
+            write_block(frame)
+    if not summary.failed:
         failures.unlink()
-    return num_failed
+    return summary
 
 
 def prediction_columns(
@@ -113,7 +141,7 @@ def _block_frame(
     block: Sequence[tuple[ImageRef, Sequence[float]]], classes: Sequence[str],
     thresholds: Mapping[str, float] | None, list_columns: Sequence[str],
 ) -> pd.DataFrame:  # fmt: skip
-    rows = [_image_facts(ref) for ref, _ in block]
+    rows = [image_facts(ref) for ref, _ in block]
     columns: dict[str, Any] = {"image_id": [ref.image_id for ref, _ in block]}
     columns |= {name: [row.get(name, "") for row in rows] for name in (*_FIRST_COLUMNS, *list_columns)}
     frame = pd.DataFrame(columns, dtype=str)
@@ -121,7 +149,7 @@ def _block_frame(
     return frame.join(prediction_columns(probabilities, classes, thresholds))
 
 
-def _image_facts(ref: ImageRef) -> dict[str, str]:
+def image_facts(ref: ImageRef) -> dict[str, str]:
     """Collect what the file name (as BreakHis has them) and a list say about an image; the list takes precedence."""
     facts = {"split": _SPLIT}
     try:
