@@ -9,7 +9,7 @@ import zlib
 from typing import IO, cast
 
 from data_pipelines.errors import DataError
-from data_pipelines.listing import fingerprint
+from data_pipelines.listing import folder_name
 from histojax.core.walk import find_files
 
 SUFFIXES = (".tar.gz", ".tgz", ".tar")
@@ -43,7 +43,8 @@ def unpack(root: pathlib.Path, into: pathlib.Path, wanted: tuple[str, ...] = (".
         raise DataError(f"{root}: several archives ({names}); set data.root to one of them")
     if not is_archive(archives[0]):
         raise DataError(f"{root}: neither a folder nor a {' or '.join(SUFFIXES)} archive")
-    return extract(archives[0], into / f"{archives[0].name.split('.')[0]}-{fingerprint([archives[0]])}", wanted)
+    name = folder_name(into, archives[:1], prefix=f"{archives[0].name.split('.')[0]}-")
+    return extract(archives[0], into / name, wanted)
 
 
 def extract(archive: pathlib.Path, destination: pathlib.Path, wanted: tuple[str, ...] = (".png",)) -> pathlib.Path:

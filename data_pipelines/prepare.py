@@ -5,7 +5,6 @@ import dataclasses
 import io
 import json
 import logging
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from data_pipelines import archive
 from data_pipelines.breakhis import filenames
 from data_pipelines.breakhis import scan as breakhis_scan
 from data_pipelines.errors import DataError
-from data_pipelines.listing import fingerprint
+from data_pipelines.listing import folder_name
 from data_pipelines.liver_tiles import layouts
 from data_pipelines.liver_tiles.spec import TilesSpec
 from data_pipelines.records import FIELDS, SPLIT, Record, Records, join_labels
@@ -22,7 +21,7 @@ from data_pipelines.synthetic import generator
 from data_pipelines.synthetic import tiles as tiles_generator
 from data_pipelines.synthetic.publish import MARKER
 from data_pipelines.tables import SUFFIXES as TABLES
-from histojax.core.directories import default_directory
+from histojax.core.directories import default_directory, expand_user
 from histojax.core.errors import RunError
 from histojax.core.locks import exclusive_lock
 
@@ -76,8 +75,8 @@ def prepare(
     """
     if pipeline not in _PIPELINES:
         raise DataError(f"data.pipeline='{pipeline}' is not one of {', '.join(_PIPELINES)}")
-    base = pathlib.Path(os.path.expanduser(directory)).absolute() if directory else default_directory()
-    source = pathlib.Path(os.path.expanduser(root)).resolve() if root else None
+    base = expand_user(directory).absolute() if directory else default_directory()
+    source = expand_user(root).resolve() if root else None
     if source and not source.exists():
         raise DataError(f"{source}: no such file or folder (data.root)")
     if pipeline == "breakhis":
@@ -125,10 +124,9 @@ def _breakhis(
         folder = archive.unpack(source, base / "extracted")
     found = breakhis_scan.require_pngs(folder)
     _log_report(found.report())
-    key = fingerprint(
-        [*found.with_links(), *map(pathlib.Path, found.broken)], str(folder), str(breakhis.Builder.VERSION)
-    )
-    return breakhis.Builder(config=config, data_dir=base / "prepared" / key, file_format="array_record"), folder
+    files, parent = [*found.with_links(), *map(pathlib.Path, found.broken)], base / "prepared"
+    directory = parent / folder_name(parent, files, str(folder), str(breakhis.Builder.VERSION))
+    return breakhis.Builder(config=config, data_dir=directory, file_format="array_record"), folder
 
 
 def _liver_tiles(
@@ -151,9 +149,10 @@ def _liver_tiles(
             folder = inside[0]
     found = layouts.find(folder, spec)
     _log_report(found.report)
-    key = fingerprint(found.files, str(folder), str(liver_tiles.Builder.VERSION))
+    parent = base / "prepared"
+    directory = parent / folder_name(parent, found.files, str(folder), str(liver_tiles.Builder.VERSION))
     with quiet_custom_configs():
-        builder = liver_tiles.Builder(config=config, data_dir=base / "prepared" / key, file_format="array_record")
+        builder = liver_tiles.Builder(config=config, data_dir=directory, file_format="array_record")
     return builder, folder
 
 

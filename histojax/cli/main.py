@@ -8,6 +8,7 @@ from types import ModuleType
 from histojax import __version__
 from histojax.cli import (
     audit,
+    cache,
     compare,
     console,
     convert,
@@ -32,7 +33,7 @@ from histojax.core.suggestions import did_you_mean
 GROUPS: dict[str, tuple[ModuleType, ...]] = {
     "Train": (train, compare, protocols),
     "Use a model": (evaluate, predict, explain, export, convert, report),
-    "Look at data": (audit,),
+    "Look at data": (audit, cache),
     "Slides": (slide, slide_train_tiles, slide_agreement),
     "Machine": (doctor, bench, shardings, models),
 }
@@ -105,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with console.exit_on_user_error():
             args.run(args)
     except KeyboardInterrupt:
-        sys.exit(getattr(args, "interrupted", "interrupted"))
+        console.exit_interrupted(getattr(args, "interrupted", "interrupted"))
 
 
 if __name__ == "__main__":

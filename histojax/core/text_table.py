@@ -1,4 +1,4 @@
-"""Tables as text: the one layout of every table that the program prints."""
+"""Tables as text: the one layout of every table that the program prints, and numbers in their cells."""
 
 from collections.abc import Sequence
 
@@ -20,3 +20,12 @@ def text_table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list
         return "  ".join(cells).rstrip()
 
     return [line(row) for row in rows]
+
+
+def byte_size(count: float) -> str:
+    """Format a number of bytes with a unit, in powers of 1024."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"

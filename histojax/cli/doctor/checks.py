@@ -27,6 +27,7 @@ from data_pipelines.liver_tiles import layouts, table
 from data_pipelines.liver_tiles.spec import TilesSpec
 from histojax.core.errors import RunError
 from histojax.core.machine import cores
+from histojax.core.text_table import byte_size
 from histojax.core.walk import find_files
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -106,7 +107,7 @@ def memory() -> Finding:
         total, free, owner = limit, min(free, limit - (used or 0)), "container"
     count = cores()
     facts = {"memory_bytes": total, "free_bytes": free, "cores": count}
-    text = f"{_size(free)} free of the {owner}'s {_size(total)}; {count} cores"
+    text = f"{byte_size(free)} free of the {owner}'s {byte_size(total)}; {count} cores"
     if free < 2 * _GIB:
         text += ": too little for training. End other programs, or lower train.batch_size and data.workers"
         return Finding("memory", WARN, text, facts)
@@ -136,7 +137,7 @@ def limits(shared_memory: pathlib.Path = pathlib.Path("/dev/shm")) -> list[Findi
     except OSError as error:
         text = f"{shared_memory}: {error.strerror}; data.workers above 0 passes images through it"
         return [*findings, Finding("shared memory", WARN, text)]
-    text = f"{_size(free)} free in {shared_memory}"
+    text = f"{byte_size(free)} free in {shared_memory}"
     level = OK if free >= _GIB else WARN
     if level == WARN:
         text += ": too little for data.workers above 0; with docker use --shm-size=8g, in Kubernetes an emptyDir"
@@ -162,7 +163,7 @@ def disk(name: str, directory: str) -> Finding:
         return Finding(name, FAIL, text)
     free = shutil.disk_usage(place).free
     facts = {"write_bytes_per_second": written, "read_bytes_per_second": read, "free_bytes": free}
-    text = f"{directory}: writes {_size(written)}/s, reads {_size(read)}/s, {_size(free)} free"
+    text = f"{directory}: writes {byte_size(written)}/s, reads {byte_size(read)}/s, {byte_size(free)} free"
     if free < _GIB:
         return Finding(name, FAIL, f"{text}: too little; checkpoints and prepared images need at least 1 GiB", facts)
     if free < 10 * _GIB:
@@ -209,7 +210,7 @@ def compile_cache(directory: str) -> Finding:
         return Finding("compile cache", WARN, f"{text}; set JAX_COMPILATION_CACHE_DIR or HISTOJAX_DATA")
     sizes = [entry.stat().st_size for entry in folder.rglob("*") if entry.is_file()] if folder.is_dir() else []
     facts = {"directory": directory, "files": len(sizes), "bytes": sum(sizes)}
-    return Finding("compile cache", OK, f"{folder}: {len(sizes)} files, {_size(sum(sizes))}", facts)
+    return Finding("compile cache", OK, f"{folder}: {len(sizes)} files, {byte_size(sum(sizes))}", facts)
 
 
 def data_root(root: str) -> Finding:
@@ -220,7 +221,7 @@ def data_root(root: str) -> Finding:
         return Finding("data root", FAIL, text)
     if archive.is_archive(path) and path.is_file():
         size = path.stat().st_size
-        text = f"{root}: an archive of {_size(size)}; it is unpacked on the first run"
+        text = f"{root}: an archive of {byte_size(size)}; it is unpacked on the first run"
         return Finding("data root", OK, text, {"layout": "archive", "bytes": size})
     if path.is_file():
         if not path.name.lower().endswith(table.SUFFIXES):
@@ -259,12 +260,3 @@ def _existing(path: pathlib.Path) -> pathlib.Path:
     while not path.exists() and path != path.parent:
         path = path.parent
     return path
-
-
-def _size(count: float) -> str:
-    """Format a number of bytes with a unit, in powers of 1024."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
