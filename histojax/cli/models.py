@@ -26,4 +26,4 @@ def run(args: argparse.Namespace) -> None:
     """Print the table."""
     from histojax.cli import model_list
 
-    print(model_list.table())
+    print(model_list.stored_table())
