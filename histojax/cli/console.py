@@ -3,13 +3,15 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 from absl import logging as absl_logging
 
 from data_pipelines.errors import DataError
-from histojax.core.errors import RunError
+from histojax.core.errors import EXIT_INTERRUPTED, RunError
 
 _OURS = ("histojax", "data_pipelines")
 
@@ -38,6 +40,13 @@ def quiet_unless_first() -> None:
     if jax.process_index() != 0:
         for name in _OURS:
             logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def exit_interrupted(message: str) -> NoReturn:
+    """End the program after Ctrl-C, with exit code 130 and a message; a further Ctrl-C ends it at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while threads finish, Python would print a traceback
+    print(message, file=sys.stderr)
+    sys.exit(EXIT_INTERRUPTED)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,6 @@
-"""The exception for errors that a user can fix; `main` prints it without a traceback."""
+"""The exception for errors that a user can fix; `main` prints it without a traceback. The exit code of Ctrl-C."""
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it: Ctrl-C ended the program at once
 
 
 class RunError(ValueError):

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from histojax.core.errors import RunError
+from histojax.core.errors import EXIT_INTERRUPTED, RunError
 from histojax.distributed import compat
 
 EXIT_RESUMABLE = 75  # exit code (EX_TEMPFAIL): stopped from outside and saved; the same command resumes
@@ -183,12 +183,15 @@ def ending_together() -> Iterator[None]:
     except BaseException as error:
         if _Peers.current is None:
             raise
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            _Peers.current.wait()  # most likely another process is gone; the watch then names it and ends this one
-        import traceback
+        if isinstance(error, KeyboardInterrupt):
+            code, cause = EXIT_INTERRUPTED, "interrupted; rerun the same command to resume from the last checkpoint"
+        else:
+            if isinstance(error, jax.errors.JaxRuntimeError):
+                _Peers.current.wait()  # most likely another process is gone; the watch names it and ends this one
+            import traceback
 
-        traceback.print_exc()
-        code, cause = 1, f"{type(error).__name__}: {error}"
+            traceback.print_exc()
+            code, cause = 1, f"{type(error).__name__}: {error}"
     if code:
         assert _Peers.current is not None
         print(cause, file=sys.stderr, flush=True)

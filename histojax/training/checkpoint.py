@@ -299,7 +299,13 @@ def _register_arrays() -> None:
         ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
 
 
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    """Drop what orbax logs about a failed save: tracebacks of all its threads. Our own exception says the same."""
+    return record.levelno < logging.ERROR or "orbax" not in pathlib.Path(record.pathname).parts
+
+
 _register_arrays()
+logging.getLogger("absl").addFilter(_is_not_of_orbax)
 compat.take_folder_names_literally()
 
 

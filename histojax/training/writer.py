@@ -51,10 +51,16 @@ class MetricsWriter:
     def __enter__(self) -> "MetricsWriter":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._lines is not None:
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        if self._lines is None:
+            return
+        try:
             self._lines.close()
             self._events.close()
+        except OSError as error:
+            if kind is None:  # else the exception of the body says more, most likely about the same full disk
+                error.filename = error.filename or str(pathlib.Path(self._lines.name).parent)
+                raise
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write scalars of one step; a value that is not finite becomes null."""

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import io
 import logging
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -45,6 +46,7 @@ def _restored() -> Iterator[None]:
     """Keep the tests' devices and compilation cache; restore loggers and garbage collection."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     states = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    interrupt = signal.getsignal(signal.SIGINT)
     thresholds, least_seconds = gc.get_threshold(), jax.config.jax_persistent_cache_min_compile_time_secs
     with pytest.MonkeyPatch.context() as patch:
         # `runtime.prepare` changes neither if the environment sets it.
@@ -56,6 +58,7 @@ def _restored() -> Iterator[None]:
             for logger, (level, propagate, handlers) in zip(loggers, states, strict=True):
                 logger.setLevel(level)
                 logger.propagate, logger.handlers[:] = propagate, handlers
+            signal.signal(signal.SIGINT, interrupt)
             gc.enable()
             gc.set_threshold(*thresholds)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)

@@ -432,7 +432,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(mount)], check=True)
 
 
-def test_a_full_disk_is_reported_and_the_earlier_checkpoint_is_intact(small_disk):
+def test_a_full_disk_is_reported_and_the_earlier_checkpoint_is_intact(small_disk, caplog):
     folder = save(small_disk / "last", 1)
     large = {"model": {"params": {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(1024, 1024)))}}}
 
@@ -444,6 +444,8 @@ def test_a_full_disk_is_reported_and_the_earlier_checkpoint_is_intact(small_disk
         CheckpointError, match=f"^{folder}: the checkpoint could not be written .*No space left.*free some space"
     ):
         write()
+    # The message is the only one: orbax would log a traceback for each of its threads.
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
     assert find(folder) == folder / "1"
     assert_equal(restore(folder / "1", abstract(trees(1))), trees(1))
 

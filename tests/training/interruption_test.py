@@ -1,14 +1,16 @@
-"""A signal outside the loop: the run ends as one that can be resumed."""
+"""Signals: the run ends as one that can be resumed, wherever they come, and Ctrl-C ends no command in a traceback."""
 
+import json
 import os
 import pathlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from histojax.core.errors import RunError
-from histojax.training import loop
+from histojax.training import checkpoint, loop
+from tests.helpers.command import histojax
 from tests.helpers.quick_run import get_config
 
 
@@ -51,3 +53,27 @@ def test_a_signal_outside_the_loop_leaves_a_run_that_can_be_resumed(
 
     assert loop.train_and_evaluate(config, workdir)
     assert (workdir / "results.json").exists()
+
+
+def test_a_second_ctrl_c_ends_the_command_at_once_without_a_traceback(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = loop.train_batches
+
+    def interrupted(*args: object, **kwargs: object) -> Iterator[object]:
+        for number, batch in enumerate(batches(*args, **kwargs)):
+            if number == 4:  # in the second epoch
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    monkeypatch.setattr(loop, "train_batches", interrupted)
+    workdir = tmp_path / "run"
+    done = histojax("train", "--config", "tests/helpers/quick_run.py", "--workdir", workdir)
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    assert done.stderr.endswith("\ninterrupted: rerun the same command to resume from the last checkpoint\n")
+    (session,) = json.loads((workdir / "run.json").read_text())["sessions"]
+    assert session["status"] == "interrupted"
+    assert checkpoint.complete_steps(checkpoint.series(workdir, "last")) == [3]
+    assert not (workdir / ".owner").exists()
