@@ -191,7 +191,7 @@ def test_an_interrupted_command_says_what_to_do(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("histojax.inference.predict.images.find", interrupted)
     done = histojax("predict", "run", "image.png")
-    assert (done.returncode, done.stderr) == (1, "interrupted: rerun the same command to resume\n")
+    assert (done.returncode, done.stderr) == (130, "interrupted: rerun the same command to resume\n")
 
 
 def test_numbers_in_help_texts_are_those_of_the_code() -> None:
