@@ -1,6 +1,7 @@
 """`histojax bench` as users run it, and its rounds with sides of a few lines."""
 
 import argparse
+import functools
 import json
 import pathlib
 import statistics
@@ -262,12 +263,17 @@ def test_failures_of_a_side_are_reported(wait: str, message: str) -> None:
         one.ask(ask="run", repeats=1)
 
 
-def test_a_missing_pytorch_is_reported_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+@pytest.mark.parametrize("missing", ["torch", "torchvision", "timm", "openslide"])
+def test_a_missing_library_of_the_peer_is_reported_before_anything_starts(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "find_spec", lambda name: None if name == missing else name)
     monkeypatch.setattr(benchmarks, "WorkerProcess", lambda *_: pytest.fail("a process was started"))
-    args = argparse.Namespace(against="torch")
-    for measure in (lambda: benchmarks.compiled(args, "resnet50"), lambda: benchmarks.images(args)):
-        with pytest.raises(RunError, match="PyTorch is not installed"):
+    args = argparse.Namespace(against="deepzoom" if missing == "openslide" else "torch")
+    compiled = functools.partial(benchmarks.compiled, args, "resnet50")
+    starts = [lambda: benchmarks.slide(args)] if missing == "openslide" else [compiled, lambda: benchmarks.images(args)]
+    for measure in starts:
+        with pytest.raises(RunError, match=f"--against {args.against}: {missing} not installed"):
             measure()
 
 

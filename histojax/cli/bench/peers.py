@@ -13,6 +13,8 @@ from typing import Any
 from histojax.cli.bench.rounds import WorkerProcess
 from histojax.core.errors import RunError
 
+_LIBRARIES = {"torch": ("torch", "torchvision", "timm"), "deepzoom": ("openslide",)}
+
 
 def repository() -> pathlib.Path:
     """Return the repository's root, which holds `benchmarks/`.
@@ -41,8 +43,10 @@ def require(peer: str | None) -> None:
     if peer is None:
         return
     repository()
-    if peer == "torch" and find_spec("torch") is None:
-        raise RunError("--against torch: PyTorch is not installed. Run pip install -e '.[test]', or omit --against")
+    if missing := [name for name in _LIBRARIES[peer] if find_spec(name) is None]:
+        raise RunError(
+            f"--against {peer}: {', '.join(missing)} not installed. Run pip install -e '.[test]', or omit --against"
+        )
 
 
 def start_torch(name: str, spec: Mapping[str, Any], environment: Mapping[str, str]) -> WorkerProcess:
