@@ -30,6 +30,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         "runs", metavar="RUN", nargs="+", type=pathlib.Path, help="one work directory, or the folds of one split"
     )
     flags.advise_positional_run(parser)
+    parser.add_argument("--data_root", metavar="PATH", default="", help="images and masks, if the runs' have moved")
     flags.add_output(parser, "folder for agreement.json and agreement.csv")
     slide_ratio.add_flags(parser)
     return parser
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     extras.require("slides", "histojax slide agreement")
     from histojax.slides.tsr import agreement, held_out
 
-    runs = [_read_run(path) for path in args.runs]
+    runs = [_read_run(path, args.data_root) for path in args.runs]
     spec = slide_ratio.ratio_spec(args, runs[0].labels, runs[0].thresholds)
     if spec is None:
         raise RunError("the runs' labels include no tumor and stroma, so there is no ratio to compare")
@@ -56,11 +57,15 @@ def run(args: argparse.Namespace) -> None:
     print(agreement.lines(estimates))
 
 
-def _read_run(path: pathlib.Path) -> "held_out.Run":
+def _read_run(path: pathlib.Path, data_root: str) -> "held_out.Run":
     """Read a run's test predictions, labels and thresholds.
 
+    Args:
+      path: work directory.
+      data_root: folder of images and masks; empty: the run's.
+
     Raises:
-      RunError: the model has one class per image.
+      RunError: the model has one class per image, or the images are not there.
     """
     from histojax.data.sources import tiles_spec
     from histojax.evaluation import predictions
@@ -71,10 +76,15 @@ def _read_run(path: pathlib.Path) -> "held_out.Run":
     data, labels = meta["config"]["data"], tuple(meta["classes"])
     if meta["thresholds"] is None:
         raise RunError(f"{path}: the model has one class per image; agreement needs tiles with several labels")
+    place = data_root or data["root"]
+    root = pathlib.Path(place).expanduser()
+    if not (place and root.exists()):
+        missing = f"{root}: no such folder of images" if place else f"{path}: the run had synthetic images"
+        raise RunError(f"{missing}; name the folder of images and masks with --data_root=PATH")
     return held_out.Run(
         name=path.name,
         predictions=predictions.read(path / "predictions.parquet"),
-        root=pathlib.Path(data["root"]),
+        root=root,
         tiles=tiles_spec(data["tiles"]),
         labels=labels,
         thresholds=dict(zip(labels, meta["thresholds"], strict=True)),

@@ -1,13 +1,16 @@
-"""`histojax slide train-tiles` and `slide agreement`, each in a new process."""
+"""`histojax slide train-tiles` and `slide agreement`, each once in a new process."""
 
 import json
 import pathlib
 import sys
 
 import numpy as np
+import pytest
 import shapely
 import tifffile
 
+from tests.conftest import ROOT
+from tests.helpers.command import histojax
 from tests.helpers.programs import run
 
 SLIDE = [sys.executable, "-m", "histojax", "slide"]
@@ -40,3 +43,19 @@ def test_agreement_reports_a_run_without_a_checkpoint(tmp_path: pathlib.Path) ->
     assert str(tmp_path / "none") in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "ldcsf: the run had synthetic images; name the folder of images and masks with --data_root=PATH"),
+        (["--data_root=/absent"], "error: /absent: no such folder of images; name"),
+    ],
+)
+def test_agreement_names_the_flag_for_images_that_are_not_there(
+    more: list[str], message: str, tmp_path: pathlib.Path
+) -> None:
+    run_of_0_1 = ROOT / "tests" / "fixtures" / "runs_of_0_1" / "ldcsf"
+    done = histojax("slide", "agreement", run_of_0_1, f"--output={tmp_path / 'out'}", *more)
+    assert done.returncode == 1
+    assert message in done.stderr
