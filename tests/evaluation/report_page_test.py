@@ -167,8 +167,8 @@ def test_minimal_tables(tmp_path):
     # One class, one image, no patient: everything is undefined, and nothing breaks.
     p = np.array([[0.3, 0.7]])
     alone = predictions.make_table(["a"], [1], p, ["x", "y"], split="test")
-    _, _, check = rendered(tmp_path, alone)
-    assert "undefined" in check.text
+    _, page, check = rendered(tmp_path, alone)
+    assert re.search("AUROC<b>undefined</b><p[^<]*>no interval<br>a class or label has no images<", page)
     assert "No image is classified wrongly" in check.text
     assert "unknown" in check.text
     rendered(tmp_path, predictions.make_table(["a"], np.array([[1, 0]]), p, ["x", "y"], split="test"))

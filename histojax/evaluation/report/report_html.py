@@ -188,4 +188,4 @@ def _shade(count: int, total: int) -> str:
 
 
 def _number(value: float | None) -> str:
-    return formatting.number(value, digits=3 if value is None or abs(value) < 100 else 1, undefined="–")
+    return formatting.number(value, digits=3 if value is None or abs(value) < 100 else 1, undefined="undefined")

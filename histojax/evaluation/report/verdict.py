@@ -86,7 +86,8 @@ def _label_figures(block: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _figure(key: str, estimate: Mapping[str, float | None], note: str) -> dict[str, Any]:
-    return {"key": key, "estimate": estimate, "note": note}
+    defined = estimate["value"] is not None
+    return {"key": key, "estimate": estimate, "note": note if defined else "a class or label has no images"}
 
 
 def _reservations(source: Mapping[str, Any], block: Mapping[str, Any]) -> list[str]:
