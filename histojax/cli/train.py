@@ -52,7 +52,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
     add_process_flags(parser)
     parser.set_defaults(interrupted="interrupted: rerun the same command to resume from the last checkpoint")
     parser.advice["--checkpoint"] = (
-        "resume a run by its --workdir; start from the weights of a file with --config.model.pretrained=FILE"
+        "resume a run by its --workdir; start from the weights of a file or a run with --config.model.pretrained=PATH"
     )
     return parser
 

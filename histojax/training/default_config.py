@@ -71,7 +71,7 @@ def base() -> ConfigDict:
     model.name = "resnet50"
     model.options = ConfigDict()  # options of the model; see histojax/models
     model.module = ""  # importable Python module that registers your own model (histojax.models.register)
-    model.pretrained = ""  # file of weights, or hf:OWNER/NAME; parts without weights in it start at random
+    model.pretrained = ""  # file of weights, run of the same model, or hf:OWNER/NAME; other parts start at random
     model.pretrained_prefix = ""  # one of several networks in that file: its keys or the beginning of its names
     model.dtype = "float32"  # type of the computation, or bfloat16; parameters and statistics are float32
     model.remat = False

@@ -184,7 +184,7 @@ def _open_run(config: ConfigDict, workdir: pathlib.Path, owner: FolderOwner) -> 
     saved = work_directory.read_saved(workdir)
     if saved is not None:
         work_directory.check_config(workdir, saved["config"], config)
-    pretrained.check(config.model.pretrained, workdir)
+    pretrained.check(config.model.pretrained, config.model.name, workdir)
 
     layout = Layout(config.sharding.fsdp, rules=config.sharding.rules)
     train_spec = build.loader_spec(config, layout, training=True)
@@ -217,7 +217,7 @@ def _resume(setup: _Setup, last: Checkpoints, best: Checkpoints) -> _Run:
 
     The first of these that exists decides where it starts:
     1. the newest complete checkpoint of `last`: state, best validation, decision rule, phase;
-    2. `model.pretrained`: random weights, overwritten by those of the file;
+    2. `model.pretrained`: random weights, overwritten by those of the file or run;
     3. random weights, a function of the seed.
     """
     config, program = setup.config, setup.program
@@ -241,8 +241,8 @@ def _resume(setup: _Setup, last: Checkpoints, best: Checkpoints) -> _Run:
     else:
         state, source = program.init(), ""
         if config.model.pretrained:
-            prefix = config.model.pretrained_prefix
-            state, source = pretrained.fill(state, config.model.name, config.model.pretrained, prefix)
+            model, classes = config.model, setup.dataset.classes
+            state, source = pretrained.fill(state, model.name, model.pretrained, model.pretrained_prefix, classes)
     step = int(state.step)
     if step:
         _log.info("resuming at step %d of %d", step, setup.total_steps)

@@ -3,12 +3,15 @@
 import hashlib
 import logging
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from histojax import weights
+from histojax import models, weights
+from histojax.core.directories import expand_user
+from histojax.core.errors import RunError
 from histojax.training import checkpoint, loading
 from histojax.training.state import ModelState, TrainState
 from histojax.weights import hub
@@ -18,37 +21,51 @@ from histojax.weights.saving import save
 _log = logging.getLogger(__name__)
 
 
-def check(source: str, workdir: pathlib.Path) -> None:
+def check(source: str, model: str, workdir: pathlib.Path) -> None:
     """Check that the weights of a new run can be located; a run that resumes no longer needs them.
 
     Args:
       source: as for `fill`; empty: none.
+      model: name of the model.
       workdir: work directory of the run.
 
     Raises:
-      RunError: no such file, a malformed name, or missing packages.
+      RunError: no such file or run, a malformed name, missing packages, or a run of another model.
     """
-    if source and not checkpoint.complete_steps(checkpoint.series(workdir, checkpoint.LAST)):
+    if not source or checkpoint.complete_steps(checkpoint.series(workdir, checkpoint.LAST)):
+        return
+    run = _find_run(source)
+    if run is None:
         hub.check(source)
+    elif (other := checkpoint.read_meta(run)["config"]["model"]["name"]) != model:
+        raise RunError(f"model.pretrained={source}: a run of the model {other}; use model.name={other}")
 
 
-def fill(state: TrainState, model: str, source: str, prefix: str = "") -> tuple[TrainState, str]:
-    """Replace the parameters of a fresh state, and of its moving average, by those of a file.
+def fill(
+    state: TrainState, model: str, source: str, prefix: str = "", classes: Sequence[str] = ()
+) -> tuple[TrainState, str]:
+    """Replace the parameters of a fresh state, and of its moving average, by those of a file or of a run.
 
     Args:
       state: state of the model, already sharded.
       model: name of the model.
-      source: a file (.safetensors, .npz, .pth, .pt, .bin, .ckpt) or `hf:OWNER/NAME[/FILE]`.
+      source: a file (.safetensors, .npz, .pth, .pt, .bin, .ckpt), a work directory or checkpoint of a run of the same
+        model, or `hf:OWNER/NAME[/FILE]`.
       prefix: one of several networks in the file, as for `weights.inspect`.
+      classes: of the new run. The classifier of a run for other classes is left out.
 
     Returns:
       The state, and a line for the results that says which weights were loaded from where.
 
     Raises:
-      RunError: no such file, a damaged one, weights of another model, or no network.
+      RunError: no such file or run, a damaged one, weights of another model, or no network.
     """
-    path = hub.locate(source)
-    contents = weights.inspect(path, prefix=prefix)
+    run = _find_run(source)
+    if run is None:
+        path = hub.locate(source)
+        contents, digest = weights.inspect(path, prefix=prefix), hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    else:
+        contents, digest = _read_run(run, classes), checkpoint.digest(run)
     expected = {name: (leaf.shape, leaf.dtype) for name, leaf in _leaves(state.model)}
     values, report = fit(contents, model, expected, prefix)
     _log.info("%s\n%s", contents, report)
@@ -65,7 +82,6 @@ def fill(state: TrainState, model: str, source: str, prefix: str = "") -> tuple[
     def fill_model(old: ModelState) -> ModelState:
         return ModelState(fill_tree(old.params), fill_tree(old.stats), old.rng)
 
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     initial = sorted({name.split("/")[0] for name in expected if name not in values})
     note = f"; random at first: {', '.join(initial)}" if initial else ""
     origin = f"{source} (sha256 {digest}…), {len(values)} arrays{note}"
@@ -106,6 +122,23 @@ def export(source: pathlib.Path, output: pathlib.Path, naming: str = "", dtype: 
         "step": meta["step"],
     }
     return save(values, facts, output, naming, dtype)
+
+
+def _find_run(source: str) -> pathlib.Path | None:
+    """Return the checkpoint that a source leads to; None if the source is not a folder."""
+    path = expand_user(source)
+    return checkpoint.find(path) if path.is_dir() else None
+
+
+def _read_run(path: pathlib.Path, classes: Sequence[str]) -> weights.Contents:
+    """Read the model of a checkpoint, by our own names, without a classifier for other classes."""
+    trained = loading.load(path)
+    classifier = models.spec(trained.config.model.name).classifier
+    same = list(trained.meta["classes"]) == list(classes)
+    arrays = {
+        name: np.asarray(leaf) for name, leaf in _leaves(trained.model) if same or not name.startswith(classifier)
+    }
+    return weights.Contents(path, arrays)
 
 
 def _leaves(model: ModelState) -> list[tuple[str, Any]]:

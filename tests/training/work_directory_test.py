@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Iterator
 
 import jax
+import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,8 +17,10 @@ from hypothesis import strategies as st
 from data_pipelines.errors import DataError
 from histojax.core.errors import RunError
 from histojax.core.locks import owned
-from histojax.training import checkpoint, loop, work_directory
+from histojax.distributed.sharding import Layout
+from histojax.training import build, checkpoint, loading, loop, pretrained, work_directory
 from histojax.training.checkpoint import BEST, LAST
+from histojax.training.state import ModelState
 from histojax.training.writer import MetricsWriter, RunFile
 from tests.helpers.quick_run import get_config, images
 
@@ -242,3 +246,37 @@ def test_a_field_that_no_longer_exists_is_ignored_with_a_warning(
     saved["model"]["options"]["dropout"] = 0.5  # an option is no such field: the model would be another one
     with pytest.raises(RunError, match=r"model\.options\.dropout: saved 0.5, now 'absent'"):
         work_directory.check_config(workdir, saved, get_config())
+
+
+# ---- The weights of another run --------------------------------------------------------------------------------------
+
+
+def leaves(model: ModelState) -> dict[str, np.ndarray]:
+    """Return copies of parameters and statistics by name."""
+    return {name: np.array(leaf) for name, leaf in pretrained._leaves(model)}
+
+
+@pytest.mark.parametrize("classes", [("benign", "malignant"), ("normal", "tumor")])
+def test_a_run_may_start_from_the_weights_of_another(finished: pathlib.Path, classes: tuple[str, ...]) -> None:
+    config = get_config(seed=5)
+    task = build.task(config, classes, [5, 5], 10)
+    state = build.program(config, task, Layout(1), optax.identity()).init()
+    theirs, fresh = leaves(loading.load(finished).model), leaves(state.model)
+    state, origin = pretrained.fill(state, "vit", str(finished), classes=classes)
+    same = classes == ("benign", "malignant")
+    for name, value in leaves(state.model).items():
+        expected = theirs if same or not name.startswith("head/") else fresh
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    assert not np.array_equal(theirs["head/kernel"], fresh["head/kernel"])
+    assert origin.startswith(f"{finished} (sha256 {checkpoint.digest(checkpoint.find(finished))}…), ")
+    assert origin.endswith("; random at first: head") == (not same)
+
+
+def test_a_run_of_another_model_gives_no_weights(finished: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    config = get_config(model__name="resnet18", model__pretrained=str(finished))
+    config.model.options = {}
+    with pytest.raises(RunError, match=f"^model.pretrained={finished}: a run of the model vit; use model.name=vit"):
+        loop.train_and_evaluate(config, tmp_path / "run")
+    config.model.pretrained = str(tmp_path)
+    with pytest.raises(RunError, match=f"^{tmp_path} has no complete checkpoint; give the work directory"):
+        loop.train_and_evaluate(config, tmp_path / "run")
