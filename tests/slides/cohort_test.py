@@ -202,6 +202,7 @@ def test_mpp_changes_no_other_slide_and_override_mpp_warns(tmp_path: pathlib.Pat
         failed = cohort.run(jobs, model(), settings, output, redo=redo)
         return failed, pd.read_csv(output / "slides.csv").set_index("name")
 
+    assert cohort.run(cohort_jobs.find([str(slide)], 3.0), model(), settings, output) == 0
     failed, table = rows(None)
     assert (failed, table.loc["stated", "mpp"]) == (1, 0.5)
     seconds = table.loc["stated", "seconds"]

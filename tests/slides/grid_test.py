@@ -50,6 +50,13 @@ def test_overlap_moves_neighbours_together(slide: Slide) -> None:
     assert table["row"].max() == 5
 
 
+def test_a_cell_of_oblong_pixels_has_the_area_that_it_covers() -> None:
+    geometry = Geometry(width=100, height=50, mpp=0.5, tile=5, stride=5, stretch=2.0)
+    assert (geometry.tile_height, geometry.stride_height) == (2, 2)  # of 2.5
+    assert geometry.cell_mm2 == pytest.approx(2.5 * 2.0 / 1e6)
+    assert geometry.columns * geometry.rows * geometry.cell_mm2 == pytest.approx(0.05 * 0.05)
+
+
 def test_only_tiles_with_enough_tissue_are_listed(slide: Slide) -> None:
     tissue = find_tissue(slide, TissueSpec())
     sizes = []

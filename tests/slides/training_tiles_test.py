@@ -257,6 +257,8 @@ def test_tiles_of_pixels_that_are_not_square_show_squares(tmp_path: pathlib.Path
     assert {(int(row["minx"]), int(row["miny"])) for row in rows} == {
         (x, y) for x in (0, 100, 200, 300) for y in (0, 50)
     }
+    tile = cv2.imread(str(tmp_path / "out" / "a" / "a_x100_y50.png"))[..., ::-1]
+    np.testing.assert_array_equal(tile, cv2.resize(pixels[50:100, 100:200], (50, 50), interpolation=cv2.INTER_AREA))
     assert "pixels are not square" in record["slides"]["a"]["warnings"][0]
     override = AnnotatedSlide(tmp_path / "a.tif", path, override_mpp=0.5)
     facts = training_tiles.cut([override], tmp_path / "other", SPEC)["slides"]["a"]
