@@ -15,7 +15,7 @@ from histojax.core.locks import exclusive_lock
 from histojax.core.printable import printable
 from histojax.core.retries import with_backoff
 
-KEYS_FILE = "keys.json"
+KEYS_FILE = ".keys.json"
 _log = logging.getLogger(__name__)
 
 

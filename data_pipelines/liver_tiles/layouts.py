@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from data_pipelines.errors import DataError
 from data_pipelines.liver_tiles import masks, table
 from data_pipelines.liver_tiles.spec import LIVER_LABELS, TilesSpec
+from data_pipelines.liver_tiles.table import has_paths
 from data_pipelines.records import label_set
 from data_pipelines.tables import SIDES, SUFFIXES
 from histojax.core.printable import printable
@@ -76,11 +77,14 @@ def find(root: pathlib.Path, spec: TilesSpec) -> Found:
     if not root.is_dir():
         raise DataError(f"{printable(root)}: no such folder (data.root)")
     tables = table.list_tables(root)
-    if spec.table or (tables and spec.layout in ("auto", "table")):
+    if spec.table or (tables and spec.layout == "table") or (spec.layout == "auto" and any(map(has_paths, tables))):
         return _from_table(root, spec, tables)
     walked = find_files(root, IMAGES)
     images = walked.with_links()
-    layout = _layout(root, spec, images, describe(walked.passed_over))
+    detected = _detect(root, spec, images)
+    if tables and spec.layout == "auto" and not any(detected.values()):
+        return _from_table(root, spec, tables)  # says which columns the table lacks
+    layout = _layout(root, spec, detected, images, describe(walked.passed_over))
     labels = spec.labels or LIVER_LABELS
     bad: dict[str, str] = {}
     if layout == "masks":
@@ -118,18 +122,24 @@ def name_of(path: pathlib.Path, root: pathlib.Path) -> str:
     return printable(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
-def _layout(root: pathlib.Path, spec: TilesSpec, images: Sequence[pathlib.Path], others: str) -> str:
-    """Return the layout of the images below a root without a table.
-
-    Raises:
-      DataError: none is known, or it is not the wanted one; `others` describes the files that are no images.
-    """
-    detected = {
+def _detect(root: pathlib.Path, spec: TilesSpec, images: Sequence[pathlib.Path]) -> dict[str, bool]:
+    """Return for each layout whether images below a root without a table may have it, the first choice first."""
+    return {
         "table": False,
         "masks": any(_mask_folder(path, root) for path in images),
         "names": any(_VECTOR.search(path.stem) for path in images),
         "folders": any(_folder_labels(path, root, spec.labels or LIVER_LABELS) is not None for path in images),
     }
+
+
+def _layout(
+    root: pathlib.Path, spec: TilesSpec, detected: dict[str, bool], images: Sequence[pathlib.Path], others: str
+) -> str:
+    """Return the layout of the images below a root without a table.
+
+    Raises:
+      DataError: none is known, or it is not the wanted one; `others` describes the files that are no images.
+    """
     layout = spec.layout
     if layout == "auto":
         layout = next((name for name, present in detected.items() if present), "")
@@ -145,8 +155,10 @@ def _layout(root: pathlib.Path, spec: TilesSpec, images: Sequence[pathlib.Path],
     wanted = expected[layout] if layout else "; or ".join(expected.values())
     folders = sorted({path.parent.name for path in images})[:8]
     seen = f"{len(images)} images, in the folders {', '.join(map(printable, folders))}" if images else "no image"
+    parts = dict.fromkeys(part for path in images for part in path.relative_to(root).parts[:-1])
+    hint = _spelt_otherwise(parts, spec.labels or LIVER_LABELS)
     raise DataError(
-        f"{printable(root)}: expected {wanted}. Found {seen}; other files: {others}; "
+        f"{printable(root)}: expected {wanted}. Found {seen}; other files: {others}{hint}; "
         "see data_pipelines/liver_tiles/README.md"
     )
 
@@ -178,10 +190,23 @@ def _from_folders(
     for path in images:
         present = _folder_labels(path, root, labels)
         if present is None:
-            bad[name_of(path, root)] = f"none of its folders is named after a label ({', '.join(labels)})"
+            hint = _spelt_otherwise(path.relative_to(root).parts[:-1], labels)
+            bad[name_of(path, root)] = f"none of its folders is named after a label ({', '.join(labels)}){hint}"
         else:
             items.append(_with_groups(Item(path, present), spec, root))
     return items, bad
+
+
+def _spelt_otherwise(folders: Iterable[str], labels: Sequence[str]) -> str:
+    """Return a hint for folders that differ from a label in capitals, spaces, hyphens or underscores; "" for none."""
+
+    def plain(name: str) -> str:
+        return re.sub(r"[\W_]+", "", name).casefold()
+
+    spelt = {plain(label): label for label in labels}
+    found = {folder: spelt[plain(folder)] for folder in folders if folder not in labels and plain(folder) in spelt}
+    words = "; ".join(f"the folder '{printable(folder)}' is not the label '{name}'" for folder, name in found.items())
+    return f"; {words}: rename it, or set its spelling with --config.data.tiles.labels" if found else ""
 
 
 def _folder_labels(path: pathlib.Path, root: pathlib.Path, labels: Sequence[str]) -> tuple[str, ...] | None:

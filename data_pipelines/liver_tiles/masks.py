@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
+from data_pipelines.depth import describe_fault
 from data_pipelines.errors import BadImageError, DataError
 from data_pipelines.images import read_file
 from data_pipelines.liver_tiles.spec import TilesSpec
@@ -60,16 +61,19 @@ def read_mask(path: pathlib.Path, height: int, width: int) -> np.ndarray:
         raise BadImageError(f"its mask {printable(path.name)} is {error}") from error
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "TIFF")) as mask:
-            mode, values = mask.mode, np.asarray(mask)
+            mode, values, fault = mask.mode, np.asarray(mask), describe_fault(mask, data)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadImageError(f"its mask {path.name} is unreadable ({error})") from error
+        raise BadImageError(f"its mask {printable(path.name)} is unreadable ({error})") from error
+    if fault:
+        raise BadImageError(f"its mask {printable(path.name)} is {fault}, but one of 8 bits is expected: convert it")
     if mode not in ("P", "L", "1"):
         raise BadImageError(
-            f"its mask {path.name} has mode {mode} where one number per pixel (palette or grey) is expected"
+            f"its mask {printable(path.name)} has mode {mode} where one number per pixel (palette or grey) is expected"
         )
     if values.shape != (height, width):
         raise BadImageError(
-            f"its mask {path.name} is {values.shape[1]}×{values.shape[0]} pixels, but the image is {width}×{height}"
+            f"its mask {printable(path.name)} is {values.shape[1]}×{values.shape[0]} pixels, but the image is "
+            f"{width}×{height}"
         )
     return values.astype(np.uint8)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from data_pipelines.errors import DataError
 from data_pipelines.tables import SUFFIXES, path_in, read_side, read_table
+from histojax.core.printable import printable
 from histojax.core.suggestions import did_you_mean
 
 _GROUPS = ("patient_id", "slide_id", "source_id")
@@ -20,8 +21,16 @@ def list_tables(root: pathlib.Path) -> list[pathlib.Path]:
     return sorted(p for p in root.iterdir() if p.name.lower().endswith(SUFFIXES) and not p.name.startswith("."))
 
 
+def has_paths(path: pathlib.Path) -> bool:
+    """Return whether a table can be read and has a column `path`: a run writes tables without one beside its data."""
+    try:
+        return "path" in read_table(path)[0]
+    except DataError:
+        return False
+
+
 def choose(root: pathlib.Path, name: str, tables: Sequence[pathlib.Path]) -> pathlib.Path:
-    """Return the table to read: the named one, else the only one.
+    """Return the table to read: the named one, else the only one, else the only one with a column `path`.
 
     Raises:
       DataError: no table has that name, or there are several tables and no name is given.
@@ -31,11 +40,11 @@ def choose(root: pathlib.Path, name: str, tables: Sequence[pathlib.Path]) -> pat
         if not path.is_file():
             raise DataError(f"{path}: no such file (data.tiles.table)")
         return path
-    if len(tables) > 1:
-        raise DataError(
-            f"{root}: several tables ({', '.join(path.name for path in tables)}); choose with --config.data.tiles.table"
-        )
-    return tables[0]
+    listing = list(filter(has_paths, tables)) if len(tables) > 1 else tables
+    if len(listing) != 1:
+        names = ", ".join(printable(path.name) for path in listing or tables)
+        raise DataError(f"{printable(root)}: several tables ({names}); choose with --config.data.tiles.table")
+    return listing[0]
 
 
 def read(path: pathlib.Path, labels: Sequence[str]) -> list[dict[str, Any]]:

@@ -127,6 +127,14 @@ def train_batches(
       DataError: balanced sampling of a class without images, or of multi-label images; or too little shared memory for
         the workers.
     """
+    if len(indices) < spec.batch_size:
+        _log.warning(
+            "train.batch_size=%d is larger than the training set: each batch holds its %d images more than once; use "
+            "--config.train.batch_size=%d or less",
+            spec.batch_size,
+            len(indices),
+            len(indices),
+        )
     if spec.sampling == "balanced" and dataset.multilabel:
         raise DataError("data.sampling=balanced needs one class per image; use loss.positive_weights=balanced instead")
     if spec.sampling == "balanced":

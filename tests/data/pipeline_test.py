@@ -140,6 +140,13 @@ def test_only_the_given_images_are_used(dataset):
     assert set(joined(take(train_batches(dataset, wanted, SPEC, OFF), 5))) == set(wanted)
 
 
+def test_a_batch_larger_than_the_training_set_is_said(dataset, caplog):
+    for size, said in ((5, False), (6, True)):
+        caplog.clear()
+        train_batches(dataset, np.arange(5), dataclasses.replace(SPEC, batch_size=size), OFF).close()
+        assert ("holds its 5 images more than once; use --config.train.batch_size=5 or less" in caplog.text) == said
+
+
 def test_augmentation_differs_between_epochs_and_images(dataset, all_indices):
     batches = take(train_batches(dataset, all_indices, SPEC, ON), 6)
     index, images = joined(batches), joined(batches, "image")

@@ -93,6 +93,12 @@ def test_custom_mask_values(mask_root: pathlib.Path) -> None:
     assert set(labels_of(found).values()) == {"vessel"}
 
 
+def _two_pages(mask: pathlib.Path) -> None:
+    mask.unlink()
+    page = Image.fromarray(np.zeros((40, 64), np.uint8))
+    page.save(mask.with_suffix(".tif"), save_all=True, append_images=[page])
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -102,7 +108,11 @@ def test_custom_mask_values(mask_root: pathlib.Path) -> None:
             "a.png is 65×40 pixels, but the image is 64×40",
         ),
         (lambda mask: mask.write_bytes(mask.read_bytes()[:60]), r"its mask a\.png is unreadable"),
-        (lambda mask: Image.fromarray(np.zeros((40, 64), np.uint16)).save(mask), r"has mode I;16 where one number"),
+        (
+            lambda mask: Image.fromarray(np.zeros((40, 64), np.uint16)).save(mask),
+            r"its mask a\.png is a PNG of 16 bits per channel, but one of 8 bits is expected: convert it",
+        ),
+        (_two_pages, r"its mask a\.tif is a TIFF of 2 pages, but one"),
     ],
 )
 def test_an_image_with_an_invalid_mask_is_a_bad_image(

@@ -112,6 +112,17 @@ def test_several_tables_need_a_choice(table_root: pathlib.Path) -> None:
         scan(table_root, TilesSpec(table="none.csv"))
 
 
+def test_what_a_run_writes_beside_its_data_is_no_table_of_tiles(table_root: pathlib.Path) -> None:
+    write_table(table_root, HEADER, "a.png,1,0,0,0")
+    write_table(table_root, "image_id,split", "a,test", name="split.csv")
+    assert labels_of(scan(table_root, TilesSpec())) == {"a": "interstitial"}
+    (table_root / "tiles.csv").unlink()
+    with pytest.raises(DataError, match=r"split\.csv: no column path, interstitial"):
+        scan(table_root, TilesSpec())
+    (table_root / "sub").rename(table_root / "tumor")
+    assert set(labels_of(scan(table_root, TilesSpec(), "skip"))) == {"tumor/b", "tumor/c"}
+
+
 def test_a_listed_file_that_does_not_exist_is_a_bad_image(table_root: pathlib.Path) -> None:
     write_table(table_root, HEADER, "a.png,1,0,0,0", "gone.png,1,0,0,0")
     with pytest.raises(DataError, match=r"1 bad image:\n  gone\.png: listed in the table, but the file does not exist"):
@@ -168,6 +179,23 @@ def test_class_folders_may_lie_in_train_and_test_folders(tmp_path: pathlib.Path,
     assert found.summary["layout"] == "folders"
     assert sorted(labels_of(found).values()) == ["necrosis+tumor", "non_tumor", "tumor"]
     assert [tile.record.given_split for tile in found.tiles] == ["test", "train", "train"]
+
+
+def test_a_folder_that_is_spelt_otherwise_than_its_label_is_hinted(
+    tmp_path: pathlib.Path, write_images: WriteImages
+) -> None:
+    write_images(tmp_path, ["Tumor/a.png", "Non-Tumor/b.png"])
+    hint = (
+        r"the folder 'Non-Tumor' is not the label 'non_tumor'; the folder 'Tumor' is not the label 'tumor': rename it"
+    )
+    with pytest.raises(DataError, match=hint):
+        scan(tmp_path, TilesSpec())
+    write_images(tmp_path, ["necrosis/c.png"])
+    with pytest.raises(DataError, match=r"Tumor/a\.png: none of .*; the folder 'Tumor' is not the label 'tumor'"):
+        scan(tmp_path, TilesSpec())
+    # The remedy works.
+    labels = ("Tumor", "Non-Tumor", "necrosis")
+    assert len(scan(tmp_path, TilesSpec(labels=labels)).tiles) == 3
 
 
 def test_the_innermost_label_folder_gives_the_label(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
@@ -279,7 +307,7 @@ def test_an_archive_is_extracted_with_its_table(table_root: pathlib.Path, tmp_pa
     )
     assert [(record.image_id, record.label) for record in prepared.records] == [("a", "interstitial+tumor")]
     extracted = {path.name for path in (tmp_path / "base" / "extracted").rglob("*") if path.is_file()}
-    assert extracted == {"a.png", "b.png", "c.png", "tiles.csv"}
+    assert {name for name in extracted if name[0] != "."} == {"a.png", "b.png", "c.png", "tiles.csv"}
 
 
 def test_truncated_and_grey_jpeg_files_are_refused(tmp_path: pathlib.Path) -> None:

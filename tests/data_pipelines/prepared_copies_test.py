@@ -60,7 +60,7 @@ def test_the_copy_of_touched_files_is_made_again_after_its_deletion(root: pathli
     tiles(root, base)
     shutil.rmtree(base / "prepared" / first.directory.relative_to(base / "prepared").parts[0])
     assert len(tiles(root, base).records) == 4
-    (base / "prepared" / "keys.json").write_text("{")  # a power cut
+    (base / "prepared" / ".keys.json").write_text("{")  # a power cut
     touch(root, 2)
     assert len(tiles(root, base).records) == 4
 
@@ -95,7 +95,7 @@ def test_copies_are_listed_and_cleared(root: pathlib.Path, base: pathlib.Path, t
     assert (wrong.returncode, f"did you mean '{copy.name}'?" in wrong.stderr) == (1, True)
     assert histojax(*flags, "--clear", copy.name).returncode == 0
     assert list_copies(base) == []
-    assert sorted(path.name for path in base.rglob("*")) == [".lock", ".lock", "keys.json", "prepared"]
+    assert sorted(path.name for path in base.rglob("*")) == [".keys.json", ".lock", ".lock", "prepared"]
     tiles(root, base)
     assert histojax(*flags, "--clear", "all").returncode == 0
     assert list_copies(base) == []
