@@ -61,6 +61,7 @@ class _Input:
       splits: split -> side of each image.
       misnamed: image -> what is wrong with its name.
       unmatched: number of rows of the split that name no image.
+      not_read: a line for each kind of file of the root that is not read.
     """
 
     sources: list[Source]
@@ -68,6 +69,7 @@ class _Input:
     splits: dict[str, list[str]]
     misnamed: dict[str, str]
     unmatched: int
+    not_read: list[str]
 
 
 def audit(
@@ -114,6 +116,7 @@ def audit(
         "images_against": len(images) - n_own,
         "unreadable": unreadable,
         "misnamed": given.misnamed,
+        "not_read": given.not_read,
         "duplicates": [_duplicates_facts(d, images, splits) for d in _important_first(duplicates, images, splits)],
         "splits": {name: _split_facts(name, sides, images, duplicates) for name, sides in splits.items()},
         "split_rows_without_image": given.unmatched,
@@ -133,7 +136,7 @@ def _collect(
     root: pathlib.Path, split: pathlib.Path | None, folds: pathlib.Path | None, against: pathlib.Path | None
 ) -> _Input:
     """Find the images and read the splits; the arguments are those of `audit`."""
-    sources = inputs.find(root)
+    sources, not_read = inputs.find_with_report(root)
     misnamed = inputs.misnamed(sources)
     splits: dict[str, list[str]] = {}
     unmatched = 0
@@ -147,7 +150,7 @@ def _collect(
     if others:
         splits = {name: sides + [""] * len(others) for name, sides in splits.items()}
         splits[AGAINST] = ["first"] * len(sources) + ["second"] * len(others)
-    return _Input(sources + others, len(sources), splits, misnamed, unmatched)
+    return _Input(sources + others, len(sources), splits, misnamed, unmatched, not_read)
 
 
 def _image_facts(own: Sequence[AuditImage]) -> dict[str, Any]:
@@ -296,6 +299,7 @@ def _verdict(facts: Mapping[str, Any], own: Sequence[AuditImage], strict_cases: 
         without = facts["images"] - sum(split["sides"].values())
         if without and name != AGAINST:
             warnings.append(f"{name}: images on no side: {without} of {facts['images']}")
+    warnings += facts["not_read"]
     warnings += _duplicates_warnings(facts["duplicates"])
     if unmatched := facts["split_rows_without_image"]:
         warnings.append(f"rows of the split that name no image: {unmatched}")

@@ -47,22 +47,31 @@ class Source:
 
 
 def find(root: pathlib.Path) -> list[Source]:
+    """Find the images of a root, as `find_with_report` does, and log what is not read."""
+    sources, report = find_with_report(root)
+    for line in report:
+        _log.warning("%s", line)
+    return sources
+
+
+def find_with_report(root: pathlib.Path) -> tuple[list[Source], list[str]]:
     """Find the images below a folder, or in a list `path,label[,patient_id][,case_id][,split]`, sorted.
 
     BreakHis images are recognised by their names, in any folder and with any image suffix. For other images the name of
     the folder is the class; if the folders directly below the root are called train, val and test (or similar), they
     are the side.
 
+    Returns:
+      The images, and a line for each kind of file that is not read.
+
     Raises:
       DataError: no image, no such folder, or a malformed list.
     """
     if root.is_file():
-        return _read_list(root)
+        return _read_list(root), []
     if not root.is_dir():
         raise DataError(f"{printable(root)}: no such folder or list (.csv)")
     found = find_files(root, SUFFIXES)
-    for line in found.report():
-        _log.warning("%s", line)
     unreadable = [pathlib.Path(path) for path in found.broken if path.lower().endswith(SUFFIXES)]
     paths = sorted([*found.with_links(), *unreadable])
     if not paths:
@@ -81,7 +90,7 @@ def find(root: pathlib.Path) -> list[Source]:
         folder = printable(below.parent.name) if below.parent.name.lower() not in sides else ""
         source = Source(path, name, image_id, folder, given_split=sides.get(below.parts[0].lower(), ""))
         sources.append(_by_name(source))
-    return sources
+    return sources, found.report()
 
 
 def misnamed(sources: Sequence[Source]) -> dict[str, str]:

@@ -11,6 +11,7 @@ import pytest
 
 from data_pipelines import archive, prepare
 from data_pipelines.audit import inputs
+from data_pipelines.audit.audit import audit
 from data_pipelines.breakhis import scan as breakhis_scan
 from data_pipelines.errors import DataError
 from data_pipelines.images import encode_png
@@ -83,6 +84,20 @@ def test_names_of_any_bytes_are_stored(root: pathlib.Path) -> None:
     (found.directory / "records.csv").unlink()
     assert prepared(root).records.column("image_id").tolist() == names
     assert len(inputs.find(root)) == 9
+
+
+def test_an_audit_finds_a_leak_through_a_link_and_says_what_it_does_not_read(
+    tmp_path: pathlib.Path, write_images: WriteImages
+) -> None:
+    write_images(tmp_path, ["train/1.png", "test/2.png", "test/3.bmp"])
+    (tmp_path / "test" / "4.png").symlink_to("../train/1.png")
+    found = audit(tmp_path)
+    assert found.facts["images"] == 3
+    assert found.leaks == [
+        "as given: the same picture on several sides: 1 sets of identical and 0 pairs of nearly identical images "
+        "(2 images)"
+    ]
+    assert any(f"1 .bmp ({tmp_path}/test/3.bmp)" in warning for warning in found.facts["warnings"])
 
 
 def walkers(root: pathlib.Path) -> dict[str, Callable[[], object]]:
