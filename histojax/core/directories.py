@@ -23,7 +23,7 @@ def default_directory() -> pathlib.Path:
 
 
 def expand_user(path: str | os.PathLike[str]) -> pathlib.Path:
-    """Return a path with a leading `~` or `~USER` replaced by the home directory.
+    """Return a path with a leading `~` or `~USER` replaced by the home directory; a file may also have such a name.
 
     Raises:
       RunError: the home directory is not known, as in a container that runs under a number without a name.
@@ -31,4 +31,6 @@ def expand_user(path: str | os.PathLike[str]) -> pathlib.Path:
     try:
         return pathlib.Path(path).expanduser()
     except RuntimeError as error:
+        if os.path.lexists(path):
+            return pathlib.Path(path)
         raise RunError(f"{os.fspath(path)}: the home directory is not known; write the whole path") from error

@@ -1,6 +1,6 @@
 """Make thumbnails for a report, from the image files of a table or from the prepared dataset of a run."""
 
-import pathlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -111,7 +111,7 @@ def _path_loader(source: Source, reader: ImageReader) -> _Loader:
     def load(row: _Row) -> np.ndarray | None:
         if not row.get("path"):
             return None
-        path = folder / pathlib.Path(row["path"]).expanduser()
+        path = folder / os.path.expanduser(row["path"])
         return reader.read(image_files.ImageRef(row["image_id"], str(path)))
 
     return load

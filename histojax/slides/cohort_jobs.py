@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from data_pipelines.tables import path_in, read_table
+from histojax.core.directories import expand_user
 from histojax.core.errors import RunError
 from histojax.core.walk import find_files
 from histojax.slides.content import content_hash
@@ -78,7 +79,7 @@ def find(
     """
     jobs: list[Job] = []
     for text in paths:
-        path = pathlib.Path(text).expanduser().resolve()
+        path = expand_user(text).resolve()
         if path.suffix.lower() == ".csv":
             jobs += _from_list(path)
         elif path.is_dir():

@@ -11,6 +11,7 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from data_pipelines.splits import Split
+from histojax.core.directories import expand_user
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write
 from histojax.data.pipeline import Batch, LoaderSpec, eval_batches
@@ -329,7 +330,7 @@ def _open_images(
 ) -> tuple[Dataset, Split]:
     """Open the images to evaluate and place the run's split on them; `config.data` is changed to describe them."""
     if data_root:
-        config.data.root = str(pathlib.Path(data_root).expanduser().resolve())
+        config.data.root = str(expand_user(data_root).resolve())
     elif config.data.root and not pathlib.Path(config.data.root).exists():
         raise RunError(f"{config.data.root}: the run's images are not there; name their folder with --data_root=PATH")
     if magnification:

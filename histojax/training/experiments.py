@@ -15,6 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from histojax.core.directories import expand_user
 from histojax.core.errors import RunError
 from histojax.core.suggestions import closest, did_you_mean
 from histojax.training import default_config
@@ -58,7 +59,7 @@ def locate(name: str) -> tuple[pathlib.Path, str]:
                 f"Known experiments: {', '.join(known)}. A config file of your own is given by its path, FILE.py"
             )
         return folder() / f"{place}.py", variant
-    path = pathlib.Path(place).expanduser()
+    path = expand_user(place)
     if not path.is_file():
         hint = did_you_mean(path.name, [other.name for other in path.parent.glob("*.py")])
         raise RunError(f"--config={name}: {place}: no such config file{hint}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from histojax.core import extras
+from histojax.core.directories import expand_user
 from histojax.core.errors import RunError
 
 SAFETENSORS = "model.safetensors"
@@ -22,7 +23,7 @@ def check(source: str) -> None:
       RunError: no such file, a malformed name, or huggingface_hub is not installed.
     """
     if not source.startswith(_HUB):
-        if not pathlib.Path(source).expanduser().is_file():
+        if not expand_user(source).is_file():
             raise RunError(f"model.pretrained={source}: no such file")
         return
     owner, name, _ = _parts(source)
@@ -43,7 +44,7 @@ def locate(source: str) -> pathlib.Path:
     """
     check(source)
     if not source.startswith(_HUB):
-        return pathlib.Path(source).expanduser()
+        return expand_user(source)
     import huggingface_hub
 
     owner, name, file = _parts(source)

@@ -246,3 +246,12 @@ def test_limits_of_files_and_of_shared_memory(tmp_path: pathlib.Path) -> None:
         "warn  open files      at most 256: checkpoints and data.workers need about 1024; run ulimit -n" in few.stdout
     )
     assert few.returncode == 0
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HISTOJAX_DATA")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 123456)
+    finding = checks.data_directory()
+    assert (finding.check, finding.level) == ("data directory", checks.FAIL)
+    assert "set HISTOJAX_DATA to a folder" in finding.text

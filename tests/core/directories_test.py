@@ -32,9 +32,13 @@ def test_a_user_without_a_home_is_asked_for_a_folder(monkeypatch: pytest.MonkeyP
     assert default_directory() == pathlib.Path("/data")
 
 
-@pytest.mark.usefixtures("no_home")
 @pytest.mark.parametrize("path", ["~/run", "~no-such-user/run"])
-def test_a_home_that_is_not_known_is_named(path: str) -> None:
+def test_a_home_that_is_not_known_is_named(
+    path: str, tmp_path: pathlib.Path, no_home: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(RunError, match=f"^{path}: the home directory is not known; write the whole path"):
         expand_user(path)
     assert expand_user("runs/~a") == pathlib.Path("runs/~a")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~slide.svs").write_text("")
+    assert expand_user("~slide.svs") == pathlib.Path("~slide.svs")

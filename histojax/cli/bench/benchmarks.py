@@ -13,6 +13,7 @@ from typing import Any
 
 from histojax.cli.bench import fit, peers, rounds
 from histojax.cli.bench.rounds import WorkerProcess
+from histojax.core.directories import expand_user
 from histojax.core.machine import cores
 
 PROFILED_REPEATS = 5
@@ -54,7 +55,7 @@ def compiled(args: argparse.Namespace, model: str) -> dict[str, Any]:
         if not args.startup:
             row["start_seconds"] = None  # it depends on what the compilation cache already held
         if args.profile:
-            folder = args.profile.expanduser().absolute() / f"{args.work}-{model}"
+            folder = expand_user(args.profile).absolute() / f"{args.work}-{model}"
             traced = ours.process
             if traced.facts["platform"] == "gpu":  # a separate process: without command buffers it is a little slower
                 traced_spec = spec | {"disable_command_buffers": True}
@@ -109,7 +110,7 @@ def images(args: argparse.Namespace) -> dict[str, Any]:
     peers.require(args.against)
     fields = ("batch_size", "image_size", "crop_scale", "colour_jitter", "cache", "threads", "workers", "peer_workers")
     spec = {name: getattr(args, name) for name in fields} | {"work": "input"}
-    spec["root"] = str(_synthetic() if args.root is None else args.root.expanduser().absolute())
+    spec["root"] = str(_synthetic() if args.root is None else expand_user(args.root).absolute())
     # The model fields are required by the worker's config but not used.
     ours_spec = spec | {"model": "resnet50", "options": {}, "dtype": "float32", "remat": False, "optimizer": "adamw"}
     with contextlib.ExitStack() as stack:
@@ -125,7 +126,7 @@ def slide(args: argparse.Namespace) -> dict[str, Any]:
     """Measure reading the tissue tiles of a whole slide; return JSON."""
     peers.require(args.against)
     fields = ("mpp", "tile_mpp", "image_size", "batch_size", "threads", "tissue")
-    spec = {name: getattr(args, name) for name in fields} | {"slide": str(args.slide.expanduser().absolute())}
+    spec = {name: getattr(args, name) for name in fields} | {"slide": str(expand_user(args.slide).absolute())}
     command = [sys.executable, "-m", "histojax.cli.bench.slide"]
     with contextlib.ExitStack() as stack:
         processes = [stack.enter_context(WorkerProcess("histojax", command, spec, {}))]

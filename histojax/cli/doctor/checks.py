@@ -25,6 +25,7 @@ from data_pipelines.breakhis import filenames
 from data_pipelines.errors import DataError
 from data_pipelines.liver_tiles import layouts, table
 from data_pipelines.liver_tiles.spec import TilesSpec
+from histojax.core.directories import default_directory, expand_user
 from histojax.core.errors import RunError
 from histojax.core.machine import cores
 from histojax.core.text_table import byte_size
@@ -144,6 +145,15 @@ def limits(shared_memory: pathlib.Path = pathlib.Path("/dev/shm")) -> list[Findi
     return [*findings, Finding("shared memory", level, text, {"free_bytes": free})]
 
 
+def data_directory() -> Finding:
+    """Check the default folder of prepared data as `disk` does."""
+    try:
+        directory = default_directory()
+    except RunError as error:
+        return Finding("data directory", FAIL, str(error))
+    return disk("data directory", str(directory))
+
+
 def disk(name: str, directory: str) -> Finding:
     """Check that a folder can be written, its speed, and its free space.
 
@@ -155,7 +165,7 @@ def disk(name: str, directory: str) -> Finding:
     """
     if "://" in directory:
         return Finding(name, OK, f"{directory}: remote; not measured")
-    place = _existing(pathlib.Path(directory).expanduser().absolute())
+    place = _existing(expand_user(directory).absolute())
     try:
         written, read = _speeds(place)
     except OSError as error:
@@ -215,7 +225,7 @@ def compile_cache(directory: str) -> Finding:
 
 def data_root(root: str) -> Finding:
     """Check that `data.root` exists, recognise its layout, and count its images. No pixel is read."""
-    path, spec = pathlib.Path(root).expanduser(), TilesSpec()
+    path, spec = expand_user(root), TilesSpec()
     if not path.exists():
         text = f"{root}: no such file or folder. With several hosts it must exist on each of them"
         return Finding("data root", FAIL, text)

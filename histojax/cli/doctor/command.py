@@ -62,10 +62,9 @@ def _examine(workdir: str, data_root: str) -> tuple[list["Finding"], int, int]:
     """Run all checks; return their findings, the index of this process and the number of processes."""
     # Imported after parsing: --help needs no jax.
     from histojax.cli.doctor import checks
-    from histojax.core.directories import default_directory
 
     findings = [*checks.versions(), checks.memory(), *checks.limits()]
-    findings += [checks.disk("work directory", workdir), checks.disk("data directory", str(default_directory()))]
+    findings += [checks.disk("work directory", workdir), checks.data_directory()]
     if data_root:
         findings.append(checks.data_root(data_root))
     index, count = 0, 1

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from histojax.core.directories import expand_user
 from histojax.core.errors import RunError
 from histojax.evaluation import multilabel, predictions, results
 from histojax.evaluation.metrics import Array
@@ -133,7 +134,7 @@ def read(
     Raises:
       RunError: a missing or damaged file, a table that cannot be evaluated, a threshold for an unknown class.
     """
-    path = pathlib.Path(path).expanduser()
+    path = expand_user(path)
     is_directory = path.is_dir()
     file = _table_of_run(path) if is_directory else path
     table = _read_table(file)
