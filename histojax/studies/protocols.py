@@ -190,8 +190,11 @@ def _row(plan: Plan, folders: Sequence[pathlib.Path], workdir: pathlib.Path) -> 
     folds = [read_results(folder) for folder in folders]
     check_same(dict(zip(folders, folds, strict=True)), "data")
     tables = [predictions.read(folder / "predictions") for folder in folders]
+    split_warnings = dict.fromkeys(warning for fold in folds for warning in fold["data"]["split_warnings"])
     if config.data.split.kfolds:
         _check_sides(plan, folds[0]["data"], tables)
+    elif repeated := _count_repeated(tables):
+        split_warnings[f"{repeated} images are tested by several folds, and count once for each of them"] = None
     pooled = pool(tables)
     block = results.summarise(
         pooled,
@@ -202,7 +205,6 @@ def _row(plan: Plan, folders: Sequence[pathlib.Path], workdir: pathlib.Path) -> 
     reported: tuple[published.Reported, ...] = ()
     if config.data.pipeline == "breakhis" and not folds[0]["data"]["synthetic"]:
         reported = published.beside(plan.kind, config.data.task, config.data.magnification)
-    split_warnings = dict.fromkeys(warning for fold in folds for warning in fold["data"]["split_warnings"])
     return {
         "protocol": plan.name,
         "protocol_id": folds[0]["protocol_id"],
@@ -233,13 +235,17 @@ def _check_sides(plan: Plan, data: Mapping[str, Any], tables: Sequence[pd.DataFr
     Raises:
       RunError: they do not.
     """
-    tested = pd.concat([table["image_id"][table["split"] == "test"] for table in tables])
-    repeated = int(tested.duplicated().sum())
-    missing = data["n_images"] - sum(data["left_out"].values()) - tested.nunique()
+    repeated, tested = _count_repeated(tables), sum(int((table["split"] == "test").sum()) for table in tables)
+    missing = data["n_images"] - sum(data["left_out"].values()) - (tested - repeated)
     complete = len(tables) == len(plan.runs)
     if repeated or (missing and complete):
         text = f"{repeated} images are tested by several folds" + (f", {missing} by none" if complete else "")
         raise RunError(f"{plan.name}: {text}; delete {', '.join(plan.runs)} below --workdir and train them again")
+
+
+def _count_repeated(tables: Sequence[pd.DataFrame]) -> int:
+    """Return the number of test rows whose image an earlier fold tests."""
+    return int(pd.concat([table["image_id"][table["split"] == "test"] for table in tables]).duplicated().sum())
 
 
 def _metrics_over_folds(folds: Sequence[Mapping[str, Any]], block: Mapping[str, Any]) -> dict[str, Any]:

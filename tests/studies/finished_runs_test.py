@@ -12,6 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import DataError
+from data_pipelines.official_folds import write_fold
 from data_pipelines.synthetic.generator import SyntheticSpec, generate
 from histojax.core.errors import RunError
 from histojax.data.sources import open_dataset
@@ -134,6 +135,18 @@ def test_folds_that_overlap_or_leave_images_out_are_refused(
     predictions.write(pd.concat([tables[1].iloc[1:], tables[0].iloc[:1]], ignore_index=True), folds[1])
     with pytest.raises(RunError, match="1 images are tested by several folds, 1 by none"):
         protocols.measure(planned, workdir)
+
+
+def test_official_folds_that_overlap_say_so(tmp_path: pathlib.Path, planned: list[protocols.Plan]) -> None:
+    config = planned[0].config
+    names = sorted(record.image_id for record in open_dataset(config.data).records)
+    sides = {name: "test" if name in (names[0], names[-1]) else "train" for name in names}
+    for fold in range(1, 6):
+        write_fold(tmp_path / "folds", fold, sides)
+    config.data.split.folds_dir = str(tmp_path / "folds")
+    text = protocols.measure(protocols.plans(config, ["folds_with_copies"], [], 0), tmp_path / "runs")
+    assert text is not None
+    assert "warning: 8 images are tested by several folds, and count once for each of them" in text
 
 
 def test_runs_of_earlier_versions_without_a_hash_of_their_data_are_kept(
