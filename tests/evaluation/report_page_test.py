@@ -205,8 +205,8 @@ def test_thumbnails_are_shown_with_their_errors(tmp_path):
     assert re.search(re.escape(data) + r'"[^<]*>\s*<figcaption>' + worst[1]["image_id"] + "<", page)
 
 
-def test_plots_are_reproducible(tmp_path):
-    found, _, _ = rendered(tmp_path, with_validation())
+def test_plots_are_reproducible(of_classes):
+    _, found, _, _ = of_classes
     entry = found["sources"][0]["calibration"][0]
     assert plots.reliability_svgs(entry) == plots.reliability_svgs(entry)
     assert b"at temperature" in plots.reliability_svgs(entry)[1]
