@@ -77,13 +77,14 @@ def test_tiles_of_one_source_are_not_independent():
     clustered = measure_whole(table, {"tumor": sources, "stroma": sources})["ambiguity"]
     assert clustered["value"] == independent["value"]
     assert clustered["labels"]["tumor"]["specificity"]["sources"] == 5
-    assert clustered["note"] == "from 5 to 5 validation patients, slides or source images per rate"
+    assert clustered["note"] == "from 5 validation patients, slides or source images"
     for rate in ("sensitivity", "specificity"):
         one, other = (found["labels"]["stroma"][rate] for found in (clustered, independent))
         assert one["high"] - one["low"] > 1.3 * (other["high"] - other["low"])
     # One row says nothing about how sources differ: not even that of a model without an error.
     alone = measure_whole(table, {"tumor": [[900, 0, 0, 900]], "stroma": [[900, 0, 0, 900]]})["ambiguity"]
     assert alone["reason"].startswith("cannot be corrected")
+    assert alone["reason"].endswith("add up to 1 or less, from 1 validation patients, slides or source images")
 
 
 def test_a_clustered_interval_holds_the_truth_where_one_over_tiles_does_not():

@@ -1,7 +1,7 @@
 """How the model's errors may change a stroma percentage: a range from its confusion on validation images."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,6 +106,7 @@ def _why_not_correctable(area: LabelArea, sensitivity: Mapping[str, Any], specif
         return (
             f"on its validation images the model may recognize label {area.label!r} no better than chance: "
             "the lower ends of sensitivity and specificity add up to 1 or less"
+            + _sources_text([sensitivity, specificity])
         )
     least, most = 1 - specificity["value"], sensitivity["value"]
     if least - _ROUNDING <= area.fraction <= most + _ROUNDING:
@@ -130,7 +131,15 @@ def _percentage(tumor: float, stroma: float) -> float | None:
 
 def _note(labels: Mapping[str, Any]) -> str:
     """What the range rests on."""
-    sources = [rate["sources"] for rates in labels.values() for rate in rates.values()]
-    if None in sources:
-        return "validation images are taken as independent"
-    return f"from {min(sources)} to {max(sources)} validation patients, slides or source images per rate"
+    sources = _sources_text([rate for rates in labels.values() for rate in rates.values()])
+    return sources.removeprefix(", ") or "validation images are taken as independent"
+
+
+def _sources_text(rates: Sequence[Mapping[str, Any]]) -> str:
+    """The number of clusters that rates rest on, as the end of a sentence; empty if images are independent."""
+    sources = [rate["sources"] for rate in rates if rate["sources"] is not None]
+    if not sources:
+        return ""
+    least, most = min(sources), max(sources)
+    number = f"{least}" if least == most else f"{least} to {most}"
+    return f", from {number} validation patients, slides or source images"
