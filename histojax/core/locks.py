@@ -18,7 +18,7 @@ from typing import TextIO
 from histojax.core.errors import RunError
 
 _FILE = ".lock"
-_OWNER_FILE = ".owner"
+OWNER_FILE = ".owner"
 _NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.EBADF}
 _POLL = 0.2  # seconds between two looks at another process's lock
 _BEAT, _LOST = 10.0, 45.0  # seconds: between two signs of life; without one, until an owner elsewhere counts as dead
@@ -31,7 +31,7 @@ def exclusive_lock(folder: pathlib.Path) -> Iterator[None]:
     """Hold a folder's lock, so that one process prepares data in it while the others wait and find the work done.
 
     A folder that cannot be written is not locked: it may hold data that was prepared earlier. The operating system
-    releases the lock when the process that holds it dies. On storage without such locks, `FolderOwner` takes its place.
+    releases the lock when the process that holds it dies. On storage without such locks, `OwnerFile` takes its place.
 
     Args:
       folder: created if it does not exist.
@@ -44,7 +44,7 @@ def exclusive_lock(folder: pathlib.Path) -> Iterator[None]:
         if file is None or _flock(file, folder):
             yield
             return
-        owner = FolderOwner(folder)
+        owner = OwnerFile(folder / OWNER_FILE)
         if owner.acquire():
             _log_wait(folder)
             while owner.acquire():
@@ -75,7 +75,7 @@ def _log_wait(folder: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def owned(folder: pathlib.Path, *, enabled: bool = True) -> Iterator["FolderOwner"]:
+def owned(folder: pathlib.Path, *, enabled: bool = True) -> Iterator["OwnerFile"]:
     """Own a folder that only one process may write to.
 
     Args:
@@ -85,7 +85,7 @@ def owned(folder: pathlib.Path, *, enabled: bool = True) -> Iterator["FolderOwne
     Raises:
       RunError: a living process owns the folder; the message names it.
     """
-    owner = FolderOwner(folder)
+    owner = OwnerFile(folder / OWNER_FILE)
     if not enabled:
         yield owner
         return
@@ -104,21 +104,21 @@ def owned(folder: pathlib.Path, *, enabled: bool = True) -> Iterator["FolderOwne
                 folder.rmdir()
 
 
-class FolderOwner:
-    """A file in a folder that says which process owns the folder; it works on any storage.
+class OwnerFile:
+    """A file that says which process owns its folder, or a file beside it; it works on any storage.
 
     An owner on this machine is dead if no process has its number and its start time. An owner elsewhere is dead if it
     has not touched the file for 45 s; such a file is watched, so that clocks of different machines need not agree.
     """
 
-    def __init__(self, folder: pathlib.Path):
-        self._path = folder / _OWNER_FILE
+    def __init__(self, path: pathlib.Path):
+        self._path = path
         self._token = secrets.token_hex(8)
         self._held = False
         self._ended = threading.Event()
 
     def acquire(self) -> str:
-        """Try to own the folder; return "" on success, else a description of the living owner."""
+        """Try to become the owner; return "" on success, else a description of the living owner."""
         watched: tuple[str, int] | None = None
         since = 0.0
         while not self._create():
@@ -143,7 +143,7 @@ class FolderOwner:
         return ""
 
     def verify(self) -> None:
-        """Check that this process, if it has acquired the folder, still owns it.
+        """Check that this process, if it has become the owner, still is.
 
         Raises:
           RunError: another process took over, because this one was suspended for long.
@@ -155,7 +155,7 @@ class FolderOwner:
             )
 
     def release(self) -> None:
-        """Give the folder up."""
+        """Delete the file, so that another process may become the owner."""
         self._ended.set()
         if self._held and self._is_ours():
             self._path.unlink(missing_ok=True)
@@ -178,7 +178,7 @@ class FolderOwner:
 
     def _take_over(self, dead: str) -> bool:
         """Replace the file of a dead owner, unless another process does so at the same time."""
-        temporary = self._path.with_name(f"{_OWNER_FILE}.{self._token}")
+        temporary = self._path.with_name(f"{self._path.name}.{self._token}")
         try:
             temporary.write_text(self._content(), encoding="utf-8")
             found = self._read()

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.errors import DataError
 from histojax.core.errors import RunError
+from histojax.core.files import read_json
 from histojax.data.sources import Dataset, open_dataset
 from histojax.training import build
 
@@ -20,12 +21,11 @@ _REMEDY = (
 
 def finished(folder: pathlib.Path, config: ConfigDict) -> bool:
     """Return whether a work directory holds a finished run of this config, with its results."""
-    try:
-        same = json.loads((folder / "config.json").read_text()) == json.loads(config.to_json())
-        sessions = json.loads((folder / "run.json").read_text())["sessions"]
-        return bool(same and (folder / "results.json").is_file() and sessions[-1]["status"] == "finished")
-    except (OSError, json.JSONDecodeError, KeyError, IndexError):
-        return False
+    saved, run, found = (read_json(folder / name) for name in ("config.json", "run.json", "results.json"))
+    if saved is None or run is None or found is None:
+        return False  # missing, or damaged by a power cut: the run writes them again
+    sessions = run.get("sessions") or [{}]
+    return saved == json.loads(config.to_json()) and sessions[-1].get("status") == "finished"
 
 
 def read_results(folder: pathlib.Path) -> dict[str, Any]:

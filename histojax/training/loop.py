@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from data_pipelines.splits import Split
 from histojax.core.directories import expand_user
 from histojax.core.files import write_json
-from histojax.core.locks import FolderOwner, owned
+from histojax.core.locks import OwnerFile, owned
 from histojax.data.cache import with_cache
 from histojax.data.pipeline import CachedBatches, LoaderSpec, train_batches
 from histojax.data.sources import Dataset, open_dataset
@@ -47,7 +47,7 @@ class _Setup:
 
     config: ConfigDict
     workdir: pathlib.Path
-    owner: FolderOwner
+    owner: OwnerFile
     layout: Layout
     train_spec: LoaderSpec
     eval_spec: LoaderSpec
@@ -177,7 +177,7 @@ def make_root_absolute(config: ConfigDict) -> None:
         config.data.root = str(expand_user(config.data.root).resolve())
 
 
-def _open_run(config: ConfigDict, workdir: pathlib.Path, owner: FolderOwner) -> _Setup:
+def _open_run(config: ConfigDict, workdir: pathlib.Path, owner: OwnerFile) -> _Setup:
     """Check config and work directory, open the data and build the program; the work directory is only read."""
     default_config.check_values(config)
     make_root_absolute(config)

@@ -12,9 +12,7 @@ import pytest
 
 from histojax.core import locks
 from histojax.core.errors import RunError
-from histojax.core.locks import FolderOwner, exclusive_lock, owned
-
-OWNER = ".owner"
+from histojax.core.locks import OWNER_FILE, OwnerFile, exclusive_lock, owned
 
 
 @pytest.fixture
@@ -36,8 +34,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write_owner(folder: pathlib.Path, **facts: object) -> None:
     """Write the file that another process would have written, by default one that runs now on this machine."""
-    ours = FolderOwner(folder)
-    (folder / OWNER).write_text(json.dumps(json.loads(ours._content()) | facts))
+    ours = OwnerFile(folder / OWNER_FILE)
+    (folder / OWNER_FILE).write_text(json.dumps(json.loads(ours._content()) | facts))
 
 
 # ---- Preparing data: others wait ------------------------------------------------------------------------------------
@@ -70,7 +68,7 @@ def test_a_second_holder_waits_also_on_storage_without_flock(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert_the_second_waits(tmp_path, caplog)
-    assert not (tmp_path / "data" / OWNER).exists()
+    assert not (tmp_path / "data" / OWNER_FILE).exists()
 
 
 def test_a_folder_that_cannot_be_written_is_not_locked(tmp_path: pathlib.Path) -> None:
@@ -87,7 +85,7 @@ def test_a_second_owner_is_refused_and_the_first_is_named(tmp_path: pathlib.Path
     with owned(folder):
         with pytest.raises(RunError) as caught, owned(folder):
             pytest.fail("the folder has two owners")
-        assert (folder / OWNER).exists(), "the refused process must leave the owner's file"
+        assert (folder / OWNER_FILE).exists(), "the refused process must leave the owner's file"
     message = str(caught.value)
     assert message.startswith(f"{folder} is in use by another process (pid {os.getpid()} on "), message
     assert message.endswith("choose another folder")
@@ -113,7 +111,7 @@ def test_a_silent_owner_elsewhere_or_a_damaged_file_is_replaced_after_a_while(
 ) -> None:
     write_owner(tmp_path, machine="another", host="node7")
     if content is not None:
-        (tmp_path / OWNER).write_text(content)
+        (tmp_path / OWNER_FILE).write_text(content)
     started = time.monotonic()
     with caplog.at_level(logging.INFO, logger="histojax"), owned(tmp_path):
         assert 0.5 <= time.monotonic() - started < 3
@@ -136,7 +134,7 @@ def test_an_owner_that_was_replaced_notices_and_leaves_the_file(tmp_path: pathli
         write_owner(tmp_path)
         with pytest.raises(RunError, match="another process has taken over"):
             first.verify()
-    assert (tmp_path / OWNER).exists()
+    assert (tmp_path / OWNER_FILE).exists()
 
 
 @pytest.mark.usefixtures("quick")
@@ -144,7 +142,7 @@ def test_an_owner_that_was_replaced_notices_and_leaves_the_file(tmp_path: pathli
 def test_of_many_that_start_at_once_one_owns_the_folder(tmp_path: pathlib.Path, left: str) -> None:
     if left == "dead owner":
         write_owner(tmp_path, pid=2**22 + 1)
-    owners = [FolderOwner(tmp_path) for _ in range(12)]
+    owners = [OwnerFile(tmp_path / OWNER_FILE) for _ in range(12)]
     refused: list[str] = []
     threads = [threading.Thread(target=lambda o=owner: refused.append(o.acquire())) for owner in owners]
     for thread in threads:
@@ -170,7 +168,9 @@ def test_of_two_that_replace_a_dead_owner_at_the_same_moment_one_owns_the_folder
 
     monkeypatch.setattr(locks.os, "replace", replace_together)
     refused: list[str] = []
-    threads = [threading.Thread(target=lambda: refused.append(FolderOwner(tmp_path).acquire())) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda: refused.append(OwnerFile(tmp_path / OWNER_FILE).acquire())) for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -219,3 +219,12 @@ def test_a_run_is_finished_with_the_same_config_its_results_and_its_status(tmp_p
     for run_file in ('{"sessions": [{"status": "finished"}, {"status": "running"}]}', '{"sessions": []}', "{", "{}"):
         (tmp_path / "run.json").write_text(run_file)
         assert not finished(tmp_path, config), run_file
+    whole = '{"sessions": [{"status": "finished"}]}'
+    (tmp_path / "run.json").write_text(whole)
+    for name in ("config.json", "run.json", "results.json"):
+        before = (tmp_path / name).read_bytes()
+        for damaged in (b"", before[:-2], b"\xff\0", b"[]"):
+            (tmp_path / name).write_bytes(damaged)
+            assert not finished(tmp_path, config), (name, damaged)
+        (tmp_path / name).write_bytes(before)
+    assert finished(tmp_path, config)

@@ -19,7 +19,7 @@ from histojax.evaluation.thresholds import DEFAULT, choose_thresholds
 VALIDATION = ("val", "validation")
 GIVEN = "--threshold"  # the origin of thresholds that the user gave
 _POSITIVE = "malignant"
-_RESTORE = "restore it, or give only the table of predictions"
+_RESTORE = "rerun the command that trained the run, which writes it again, or give only the table of predictions"
 
 
 @dataclasses.dataclass(frozen=True)

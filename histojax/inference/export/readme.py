@@ -1,10 +1,10 @@
 """Write the README.md of an exported model as a model card: what it is, its results, and how to load it."""
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from histojax.core.files import read_json
 from histojax.evaluation import terminal
 from histojax.evaluation.report.model_card import LIMITS, code
 from histojax.evaluation.report.report_json import USE
@@ -59,10 +59,9 @@ def _results(model: ExportableModel) -> str:
     """Return the run's results with their intervals, as the terminal shows them, if they are of this checkpoint."""
     trained = model.predictor.trained
     run = checkpoint.run_of(trained.path)
-    path = None if run is None else run / "results.json"
-    if path is None or not path.is_file():
+    results = None if run is None else read_json(run / "results.json")
+    if results is None:
         return "There are no results beside the checkpoint."
-    results = json.loads(path.read_text(encoding="utf-8"))
     evaluated = (results.get("checkpoint_step"), results.get("split_hash"))
     if evaluated != (trained.meta["step"], trained.meta["split"]["hash"]):
         return "The results of the run belong to another checkpoint."

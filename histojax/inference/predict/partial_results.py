@@ -3,7 +3,7 @@
 The first line holds the settings. If a line was cut short, its image and all later ones are predicted again.
 """
 
-import fcntl
+import contextlib
 import json
 import logging
 import os
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from histojax.core.errors import RunError
+from histojax.core.locks import OwnerFile
 from histojax.core.settings import diff_settings
 
 _log = logging.getLogger(__name__)
@@ -42,21 +43,22 @@ class PartialResults:
           RunError: the file has different settings, or another process is writing it.
         """
         self._path = path
-        self._file: IO[bytes] = open(path, "a+b")  # noqa: SIM115 (closed by __exit__)
-        try:
-            self._lock()
+        self._owner = OwnerFile(path.with_name(f"{path.name}.owner"))
+        if other := self._owner.acquire():
+            raise RunError(f"{path}: another process is writing this file ({other}); choose another --output")
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._owner.release)
+            self._file: IO[bytes] = stack.enter_context(open(path, "a+b"))
             if redo:
                 self._file.truncate(0)
             self.num_done = self._resume(dict(json.loads(json.dumps(settings))), batch_size, total)
-        except BaseException:
-            self._file.close()
-            raise
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> "PartialResults":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._stack.close()
 
     def append(self, predictions: Sequence[Prediction]) -> None:
         """Add the predictions of the next images."""
@@ -74,12 +76,6 @@ class PartialResults:
     def remove(self) -> None:
         """Delete the file, once its content is in the table."""
         self._path.unlink()
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel unlocks it if we are killed
-        except BlockingIOError as error:
-            raise RunError(f"{self._path}: another process is writing this file; choose another --output") from error
 
     def _resume(self, settings: dict[str, Any], batch_size: int, total: int) -> int:
         """Truncate the file after its last complete batch; return the number of images that it then holds."""
