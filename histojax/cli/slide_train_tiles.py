@@ -30,7 +30,10 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         ],
     )
     parser.add_argument(
-        "slides", metavar="SLIDE", nargs="+", help="slides, folders of slides, lists (.csv: slide[,mpp][,override_mpp])"
+        "slides",
+        metavar="SLIDE",
+        nargs="+",
+        help="slides, folders of slides, lists (.csv: slide[,mpp][,name][,override_mpp])",
     )
     flags.add_output(parser, "folder to create; train on it as data.root")
     parser.add_argument(
@@ -83,9 +86,11 @@ def run(args: argparse.Namespace) -> None:
     from histojax.slides.annotations import training_tiles
 
     jobs = cohort_jobs.find(args.slides, args.mpp, override_mpp=args.override_mpp, output=args.output)
+    if any(job.roi for job in jobs):
+        raise RunError("the column roi of a list is for `histojax slide`: name the annotations with --annotations")
     slides = training_tiles.pair([job.slide for job in jobs], args.annotations)
     slides = [
-        dataclasses.replace(slide, mpp=job.mpp, override_mpp=job.override_mpp)
+        dataclasses.replace(slide, mpp=job.mpp, override_mpp=job.override_mpp, name=job.name)
         for slide, job in zip(slides, jobs, strict=True)
     ]
     for text in args.classes:

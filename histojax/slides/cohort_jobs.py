@@ -85,7 +85,7 @@ def find(
         elif path.is_dir():
             jobs += _from_folder(path, output)
         else:
-            jobs.append(Job(path.stem, path))
+            jobs.append(Job(_visible(path.stem), path))
     jobs = [dataclasses.replace(job, mpp=job.mpp or mpp, override_mpp=job.override_mpp or override_mpp) for job in jobs]
     jobs = _without_copies([_with_roi(job, roi, len(jobs)) for job in jobs])
     _check_names(jobs)
@@ -138,7 +138,7 @@ def _from_list(path: pathlib.Path) -> Iterator[Job]:
 
 def _name(row: Mapping[str, str], slide: pathlib.Path, place: str) -> str:
     """The name of a slide in a list: its cell `name`, else the file's name without suffix."""
-    name = row.get("name") or slide.stem
+    name = row.get("name") or _visible(slide.stem)
     if name.startswith(".") or "/" in name or "\\" in name:
         raise RunError(f"{place}: name '{name}' must be usable as the name of a folder: no /, \\ or leading dot")
     return name
@@ -155,6 +155,11 @@ def _mpp(text: str, place: str) -> float | None:
     if not (math.isfinite(value) and value > 0):
         raise RunError(f"{place} '{text}' must be a number of µm per pixel above 0")
     return value
+
+
+def _visible(name: str) -> str:
+    """A name that no folder of results is hidden by."""
+    return name.lstrip(".") or "_"
 
 
 def _without_copies(jobs: Sequence[Job]) -> list[Job]:

@@ -8,20 +8,20 @@ _BLOCKS, _BLOCK_BYTES = 16, 1 << 20  # evenly spaced in a larger file, its first
 
 
 def content_hash(path: pathlib.Path) -> str | None:
-    """Hash a slide's size and bytes, of a large file only 16 MiB; the files of an MRXS slide's folder count.
+    """Hash a slide's size and bytes, of a large file only 16 MiB; of an MRXS slide also the index and the file sizes.
 
     Returns:
       16 hex digits; None for a file that is missing, empty or unreadable.
     """
-    files = [path]
-    if path.suffix.lower() == ".mrxs":  # the file itself is only a thumbnail
-        files += sorted(file for file in path.with_suffix("").rglob("*") if file.is_file())
     digest = hashlib.sha256()
     try:
         if not path.stat().st_size:
             return None
-        for file in files:
-            _update(digest, file)
+        _update(digest, path)
+        if path.suffix.lower() == ".mrxs":  # the file itself is only a thumbnail
+            for file in sorted(path.with_suffix("").iterdir()):
+                digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+            _update(digest, path.with_suffix("") / "Slidedat.ini")
     except OSError:  # opening the slide later reports the reason
         return None
     return digest.hexdigest()[:16]

@@ -48,6 +48,8 @@ def test_two_slides_of_one_name_are_refused_until_they_are_named(tmp_path: pathl
     path = tmp_path / "list.csv"
     path.write_text("slide,name\ncase1/slide.svs,\ncase2/slide.SVS,second\n")
     assert [job.name for job in cohort_jobs.find([str(path)])] == ["slide", "second"]
+    (hidden,) = touch(tmp_path, ".given.svs")
+    assert [job.name for job in cohort_jobs.find([str(hidden)])] == ["given"], "its results must be found again"
     for wrong in ("../up", ".hidden", "a/b"):
         path.write_text(f"slide,name\ncase1/slide.svs,{wrong}\n")
         with pytest.raises(RunError, match=f"line 2: name '{wrong}'"):

@@ -33,14 +33,16 @@ def test_a_large_file_is_sampled_from_its_first_to_its_last_byte(
 
 
 def test_the_folder_of_an_mrxs_slide_counts(tmp_path: pathlib.Path) -> None:
-    slide, data = tmp_path / "a.mrxs", tmp_path / "a" / "Data0000.dat"
-    data.parent.mkdir()
+    slide, folder = tmp_path / "a.mrxs", tmp_path / "a"
+    folder.mkdir()
     slide.write_bytes(b"thumbnail")
-    hashes = []
-    for text in (b"tiles of one slide", b"tiles of another"):
-        data.write_bytes(text)
-        hashes.append(content.content_hash(slide))
-    assert hashes[0] != hashes[1]
+    assert content.content_hash(slide) is None, "without its folder it is no slide"
+    hashes = set()
+    for index, data in ((b"SLIDE_ID = 1", b"tiles"), (b"SLIDE_ID = 2", b"tiles"), (b"SLIDE_ID = 2", b"more tiles")):
+        (folder / "Slidedat.ini").write_bytes(index)
+        (folder / "Data0000.dat").write_bytes(data)
+        hashes.add(content.content_hash(slide))
+    assert len(hashes) == 3
 
 
 def test_a_file_without_content_has_no_hash(tmp_path: pathlib.Path) -> None:

@@ -230,6 +230,24 @@ def test_slides_are_paired_with_their_annotations(tmp_path: pathlib.Path) -> Non
         training_tiles.pair([*good, tmp_path / "d.svs", tmp_path / "e.svs"])
     with pytest.raises(AnnotationError, match=r"no a\.geojson in .*elsewhere"):
         training_tiles.pair(good, tmp_path / "elsewhere")
+    # One file for two slides of the same name could be either's.
+    with pytest.raises(AnnotationError, match=r"a\.geojson: the annotations of both .*one.*a\.svs and .*two.*a\.svs"):
+        training_tiles.pair([tmp_path / "one" / "a.svs", tmp_path / "two" / "a.svs"], tmp_path)
+
+
+def test_slides_of_one_file_name_have_names_of_their_own(tmp_path: pathlib.Path) -> None:
+    slides = []
+    for case in ("case1", "case2"):
+        (tmp_path / case).mkdir()
+        path = make_slide(tmp_path / case / "a.tif", 100, 100, seed=len(slides))
+        annotations = annotate(tmp_path / case / "a.geojson", ("tumor", shapely.box(0, 0, 100, 100)))
+        slides.append(AnnotatedSlide(path, annotations, name=f"{case}_a"))
+    record = training_tiles.cut(slides, tmp_path / "out", SPEC)
+    assert list(record["slides"]) == ["case1_a", "case2_a"]
+    rows = rows_of(tmp_path / "out")
+    assert [(row["path"], row["slide_id"]) for row in rows] == [
+        ("case1_a/case1_a_x0_y0.png", "case1_a"), ("case2_a/case2_a_x0_y0.png", "case2_a"),
+    ]  # fmt: skip
 
 
 def test_a_point_beside_areas_does_not_end_the_run(annotated: AnnotatedSlide, tmp_path: pathlib.Path) -> None:

@@ -48,7 +48,8 @@ class AnnotatedSlide:
       annotations: a GeoJSON file in level-0 pixels of the slide.
       mpp: µm per level-0 pixel if the file stores none.
       override_mpp: µm per level-0 pixel, whatever the file stores.
-      patient_id: the patient; empty takes it from the slide's name by `CutSpec.patient_pattern`, if that is given.
+      patient_id: the patient; empty takes it from the file's name by `CutSpec.patient_pattern`, if that is given.
+      name: the slide's name, unique among the slides; empty takes the file's name without suffix.
     """
 
     slide: pathlib.Path
@@ -56,6 +57,11 @@ class AnnotatedSlide:
     mpp: float | None = None
     override_mpp: float | None = None
     patient_id: str = ""
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.slide.stem)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +139,8 @@ def pair(
       One entry per slide, in order.
 
     Raises:
-      AnnotationError: some slides have no annotations or several; the message lists all of them.
+      AnnotationError: some slides have no annotations or several; the message lists all of them. Or two slides have
+        the same file.
     """
     pairs, problems = [], []
     for slide in map(pathlib.Path, slides):
@@ -151,6 +158,13 @@ def pair(
             "\n".join(["these slides do not have exactly one annotation file:", *problems])
             + "\nExport one GeoJSON file per slide from QuPath, named like the slide, or leave the slide out."
         )
+    first: dict[pathlib.Path, pathlib.Path] = {}
+    for found in pairs:
+        if first.setdefault(found.annotations, found.slide) != found.slide:
+            raise AnnotationError(
+                f"{found.annotations}: the annotations of both {first[found.annotations]} and {found.slide}. Put each "
+                "file beside its slide, and leave --annotations out"
+            )
     return pairs
 
 
@@ -175,10 +189,10 @@ def cut(slides: Sequence[AnnotatedSlide], output: str | os.PathLike[str], spec: 
       RegionError: unusable annotations.
       SlideError: a slide cannot be read.
     """
-    names = [item.slide.stem for item in slides]
+    names = [item.name for item in slides]
     repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
-        raise AnnotationError(f"{', '.join(repeated)}: several slides have this name; rename them or keep only one")
+        raise AnnotationError(f"{', '.join(repeated)}: several slides have this name; give each a name of its own")
     folders = unique_file_names(names)
     # All annotations first: an unknown class in the last slide is reported before the first slide is cut.
     annotations = [_labelled_regions(item, spec) for item in slides]
@@ -189,10 +203,10 @@ def cut(slides: Sequence[AnnotatedSlide], output: str | os.PathLike[str], spec: 
             table.writerow(["path", *spec.labels, *_GROUPS, *BOX])
             for item, (labelled, ignored, warnings) in zip(slides, annotations, strict=True):
                 with open_slide(item.slide, item.mpp, override_mpp=item.override_mpp) as slide:
-                    rows, facts = _cut_slide(slide, item, labelled, spec, temporary / folders[slide.name])
+                    rows, facts = _cut_slide(slide, item, labelled, spec, temporary / folders[item.name])
                 table.writerows(rows)
                 facts["warnings"] = warnings + facts["warnings"]
-                record["slides"][slide.name] = facts | {"ignored_annotations": ignored}
+                record["slides"][item.name] = facts | {"ignored_annotations": ignored}
         record["tiles"] = sum(facts["tiles"] for facts in record["slides"].values())
         if not record["tiles"]:
             raise AnnotationError(
@@ -251,7 +265,7 @@ def _cut_slide(
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         paths = list(pool.map(save, corners))
     table = [
-        [path, *labels.astype(int).tolist(), patient, slide.name, *corner.tolist(), tile, geometry.tile_height]
+        [path, *labels.astype(int).tolist(), patient, item.name, *corner.tolist(), tile, geometry.tile_height]
         for path, labels, corner in zip(paths, carries, corners, strict=True)
     ]
     return table, {
