@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> None:
     config = experiments.build(args.config)
     values = experiments.override(config, args.overrides)
     default_config.check_values(config)
+    default_config.check_used(config, values)
     default_config.check_data_root(config)
     runtime.prepare(config.sharding.cpu_devices)
     text = compare.compare(compare.configs(args.config, values, args.models), pathlib.Path(args.workdir))

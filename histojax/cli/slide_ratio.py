@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from histojax.cli import flags
+from histojax.cli.parser import refuse_unused
 
 if TYPE_CHECKING:
     from histojax.slides.tsr.spec import TSRSpec
@@ -62,7 +63,8 @@ def ratio_spec(
       None, after a log line, where the model has no label for tumor or stroma.
 
     Raises:
-      RunError: a label that was named does not exist, or a value is out of range.
+      RunError: a label that was named does not exist, a value is out of range, or flags of the ratio are given and
+        there is none.
     """
     from histojax.slides.tsr.spec import TSRSpec
 
@@ -70,14 +72,17 @@ def ratio_spec(
         name: getattr(args, name) or next((label for label in known if label in labels), "")
         for name, known in _KNOWN_LABELS.items()
     }
+    options = {field.name for field in dataclasses.fields(TSRSpec)} - names.keys() - {"thresholds"}
     for name in ("tumor", "stroma"):
         if not names[name]:
+            refuse_unused(
+                args, False, sorted(f"--{option}" for option in options), f"with a label for {name} (--{name})"
+            )
             _log.info(
                 "no tumor-to-stroma ratio: none of the labels %s is known to be %s (name it with --%s)",
                 ", ".join(labels), name, name,
             )  # fmt: skip
             return None
-    options = {field.name for field in dataclasses.fields(TSRSpec)} - names.keys() - {"thresholds"}
     fields: dict[str, Any] = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
     if thresholds is None:
         fields.setdefault("measure", "probability")

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -236,6 +236,16 @@ MULTILABEL_VALUES: dict[str, tuple[str, ...]] = {
     "train.best_metric": ("loss", "accuracy", "f1", "subset_accuracy", "mean_average_precision"),
     "loss.name": ("cross_entropy", "focal", "asymmetric"),
 }
+# Fields, or groups of them, that have an effect only with a certain value of another field.
+USED_ONLY_WITH: dict[str, tuple[str, str]] = {
+    "data.tiles.": ("data.pipeline", "liver_tiles"),
+    "loss.class_balanced_beta": ("loss.class_weights", "class_balanced"),
+    "loss.focal_gamma": ("loss.name", "focal"),
+    "loss.asymmetric_": ("loss.name", "asymmetric"),
+    "optimizer.momentum": ("optimizer.name", "sgd"),
+    "optimizer.beta1": ("optimizer.name", "adamw"),
+    "optimizer.beta2": ("optimizer.name", "adamw"),
+}
 _LENGTHS = {"data.mean": 3, "data.std": 3}  # red, green, blue
 _INTERVAL = re.compile(r"([\[(])(\S+), (\S+)([\])])")
 
@@ -256,6 +266,25 @@ def check_values(config: ConfigDict, fields: Collection[str] = LEGAL_VALUES) -> 
         raise RunError("\n".join(problems))
 
 
+def check_used(config: ConfigDict, fields: Iterable[str]) -> None:
+    """Check that fields which a user sets have an effect.
+
+    Args:
+      config: the config with their values.
+      fields: the fields that were set.
+
+    Raises:
+      RunError: one has none, because of the value of another field.
+    """
+    for field in fields:
+        for prefix, (other, needed) in USED_ONLY_WITH.items():
+            if field.startswith(prefix) and (value := _value(config, other)) != needed:
+                raise RunError(
+                    f"--config.{field} has an effect only with {other}={needed}, and it is {value}: drop it, or set "
+                    f"--config.{other}={needed}"
+                )
+
+
 def check_data_root(config: ConfigDict) -> None:
     """Check that training has images: only a config that says so trains on synthetic ones.
 
@@ -271,9 +300,7 @@ def check_data_root(config: ConfigDict) -> None:
 
 def _problems(config: ConfigDict, field: str, legal: str | tuple[str, ...]) -> Iterator[str]:
     """Yield what is wrong with the value of a field, if anything is."""
-    value: Any = config
-    for name in field.split("."):
-        value = value[name]
+    value = _value(config, field)
     if isinstance(legal, tuple):
         if value not in legal:
             yield f"{field}='{value}' is not one of {', '.join(legal)}{did_you_mean(str(value), legal)}"
@@ -286,6 +313,13 @@ def _problems(config: ConfigDict, field: str, legal: str | tuple[str, ...]) -> I
     elif not all(within(legal, number) for number in numbers):
         hint = "; it is for pixels in 0 … 1: divide by 255" if field in ("data.mean", "data.std") else ""
         yield f"{field}={value} is not {_in_words(legal)}{hint}"
+
+
+def _value(config: ConfigDict, field: str) -> Any:
+    value: Any = config
+    for name in field.split("."):
+        value = value[name]
+    return value
 
 
 def within(interval: str, number: float) -> bool:

@@ -297,6 +297,7 @@ def evaluate_checkpoint(
     meta, config = trained.meta, trained.config
     changed = experiments.override(config, overrides)
     default_config.check_values(config, changed)
+    default_config.check_used(config, changed)
     saved = Split.from_json(meta["split"])
     dataset, split = _open_images(config, meta["classes"], saved, data_root, magnification)
     same = split.hash == saved.hash

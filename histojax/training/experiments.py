@@ -105,11 +105,13 @@ def read(name: str, overrides: Sequence[Override] = ()) -> ConfigDict:
       The config, locked: its fields can be set, and none can be added.
 
     Raises:
-      RunError: there is no such experiment, variant or field, or a value does not fit its field.
+      RunError: there is no such experiment, variant or field, a value does not fit its field, or a field that is
+        overridden has no effect.
     """
     config = build(name)
-    override(config, overrides)
+    changed = override(config, overrides)
     default_config.check_values(config)
+    default_config.check_used(config, changed)
     return config
 
 

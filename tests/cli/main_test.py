@@ -74,7 +74,7 @@ def test_version() -> None:
         (["train", *RUN, "--data_root=MINE"], "unknown flag --data_root: use --config.data.root"),
         (["train", *RUN, "--magnification=40X"], "unknown flag --magnification: use --config.data.magnification"),
         (["train", *RUN, "--image_size=64"], "unknown flag --image_size: use --config.data.image_size"),
-        (["train", *RUN, "--checkpoint=x"], "resume a run by its --workdir; start from the weights of a file with "),
+        (["train", *RUN, "--checkpoint=x"], "resume a run by its --workdir; start from the weights of "),
         (["protocols", *RUN, "--epochs=3"], "unknown flag --epochs: use --config.train.epochs"),
         (["compare", *RUN, "--lr=3"], "unknown flag --lr: use --config.optimizer.learning_rate"),
         (["eval", "--workdir=x", "--config=a"], "unknown flag --config: evaluation takes the config of the checkpoint"),

@@ -9,6 +9,9 @@ import pytest
 import shapely
 import tifffile
 
+from histojax.cli import slide_ratio
+from histojax.cli.main import parse
+from histojax.core.errors import RunError
 from tests.conftest import ROOT
 from tests.helpers.command import histojax
 from tests.helpers.programs import run
@@ -59,3 +62,13 @@ def test_agreement_names_the_flag_for_images_that_are_not_there(
     done = histojax("slide", "agreement", run_of_0_1, f"--output={tmp_path / 'out'}", *more)
     assert done.returncode == 1
     assert message in done.stderr
+
+
+def test_flags_of_the_ratio_are_refused_where_there_is_none() -> None:
+    words = ["slide", "run", "slide.tif", "--output=out"]
+    assert slide_ratio.ratio_spec(parse(words), ("benign", "malignant"), None) is None
+    with pytest.raises(RunError, match=r"--policy: has an effect only with a label for stroma \(--stroma\)"):
+        slide_ratio.ratio_spec(parse([*words, "--policy=half"]), ("benign", "malignant"), None)
+    spec = slide_ratio.ratio_spec(parse([*words, "--block_um=500", "--stroma=benign"]), ("benign", "malignant"), None)
+    assert spec is not None
+    assert spec.block_um == 500

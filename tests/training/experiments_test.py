@@ -7,7 +7,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from histojax.core.errors import RunError
-from histojax.training import experiments
+from histojax.training import default_config, experiments
 from tests.conftest import ROOT
 
 BASE = "from histojax.training import default_config\ndef get_config():\n c = default_config.base()\n "
@@ -156,3 +156,33 @@ def test_a_switch_needs_no_value_and_the_last_value_counts() -> None:
 def test_overrides_that_do_not_fit(overrides: list[experiments.Override], message: str) -> None:
     with pytest.raises(RunError, match=message):
         experiments.override(config(), overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([("data.tiles.size", "112")], r"data\.tiles\.size has an effect only with data\.pipeline=liver_tiles"),
+        (
+            [("optimizer.momentum", "0.8")],
+            r"only with optimizer\.name=sgd, and it is adamw: drop it, or set ",
+        ),
+        ([("optimizer.name", "sgd"), ("optimizer.beta2", "0.9")], r"only with optimizer\.name=adamw"),
+        ([("loss.focal_gamma", "1.0"), ("loss.name", "focal")], ""),
+        ([("optimizer.beta1", "0.8")], ""),
+    ],
+)
+def test_a_field_without_effect_is_refused(overrides: list[experiments.Override], message: str) -> None:
+    if message:
+        with pytest.raises(RunError, match=message):
+            experiments.read("dala_resnet50_breakhis", overrides)
+    else:
+        experiments.read("dala_resnet50_breakhis", overrides)
+
+
+def test_fields_that_need_another_are_fields() -> None:
+    paths = list(experiments._paths(default_config.base()))
+    for prefix, (other, value) in default_config.USED_ONLY_WITH.items():
+        assert other in paths
+        assert any(path.startswith(prefix) for path in paths)
+        legal = {**default_config.LEGAL_VALUES, **default_config.MULTILABEL_VALUES, "data.pipeline": ("liver_tiles",)}
+        assert value in legal[other]
