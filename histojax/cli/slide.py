@@ -1,6 +1,7 @@
 """`histojax slide`: whole slides to tiles, maps and tumor-to-stroma ratios."""
 
 import argparse
+import math
 import pathlib
 import sys
 from typing import TYPE_CHECKING
@@ -127,14 +128,18 @@ def _model(predictor: "Predictor", tile_um: float | None) -> "cohort.Model":
 
     trained = predictor.trained
     pixels, mpp = trained.meta["data"].get("tile_pixels"), trained.config.data.get("mpp", 0.0)
+    stated = pixels * mpp if pixels and mpp else None
+    warnings = []
     if tile_um is None:
-        if not (pixels and mpp):
+        if stated is None:
             what = "tiles whose µm per pixel (data.mpp) is unknown" if pixels else "whole images, not on tiles"
             raise RunError(
                 f"{trained.path}: the model was trained on {what}: give the side in µm of its training images with "
                 "--tile_um (side in pixels × µm per pixel)"
             )
-        tile_um = pixels * mpp
+        tile_um = stated
+    elif stated is not None and not math.isclose(tile_um, stated, rel_tol=0.01):
+        warnings.append(f"tile_um {tile_um:g} replaces the {stated:g} µm of the tiles that the model was trained on")
     if not tile_um > 0:
         raise RunError(f"--tile_um={tile_um} is not a length above 0")
     return cohort.Model(
@@ -144,6 +149,7 @@ def _model(predictor: "Predictor", tile_um: float | None) -> "cohort.Model":
         tile_um=tile_um,
         batch_size=predictor.batch_size,
         stream=predictor.stream,
+        warnings=warnings,
         # Older checkpoints have no counts per patient, slide or source image.
         confusion=trained.meta.get("confusion_by_unit") or trained.meta.get("confusion"),
         facts={

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ class Model:
       stream: maps batches `u8 [b, s, s, 3]` to probabilities `f32 [b, k]` in order; b is at most `batch_size`.
       confusion: counts of each label on validation images, as for `ambiguity_range`; None if unknown.
       facts: JSON-able description of the model and its origin.
+      warnings: sentences about the model that every result shows.
     """
 
     labels: tuple[str, ...]
@@ -51,6 +52,7 @@ class Model:
     stream: Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]
     confusion: Mapping[str, Any] | None
     facts: Mapping[str, Any]
+    warnings: Sequence[str] = ()
 
     def grid_spec(self, settings: "Settings") -> grid.GridSpec:
         """The tiles of a slide for this model.
@@ -124,7 +126,7 @@ def analyze(job: Job, model: Model, settings: Settings, folder: pathlib.Path) ->
       TSRError: the ratio cannot be measured with these labels.
     """
     tiles = _predict_tiles(job, model, settings, folder)
-    warnings = list(tiles.warnings)
+    warnings = [*model.warnings, *tiles.warnings]
     outlines: dict[str, Any] = {}
     inside = None
     if tiles.region is not None:

@@ -54,13 +54,16 @@ def test_names_with_markup_and_exclusive_classes(slides: list[cohort_jobs.Job], 
 def test_a_model_without_the_labels_gives_everything_but_the_ratio(
     slides: list[cohort_jobs.Job], tmp_path: pathlib.Path
 ) -> None:
-    assert cohort.run(slides[:1], model(), cohort.Settings(), tmp_path / "out") == 0
+    warned = model(warnings=["tile_um 24 replaces the 48 µm"])
+    assert cohort.run(slides[:1], warned, cohort.Settings(), tmp_path / "out") == 0
     names = {path.name for path in (tmp_path / "out" / "a").iterdir()}
     assert "tsr.json" not in names
     assert {"tiles.csv", "overlay.png", "summary.html"} <= names
     page = (tmp_path / "out" / "a" / "summary.html").read_text()
     assert page.count("<figure>") == 4, "the overlay, two heatmaps and the tissue"
     assert "what was analyzed and excluded: tissue pink, pen blue" in page
+    assert "tile_um 24 replaces the 48 µm" in page
+    assert pd.read_csv(tmp_path / "out" / "slides.csv")["warnings"].tolist() == ["tile_um 24 replaces the 48 µm"]
 
 
 def test_an_unexpected_error_in_one_slide_does_not_stop_the_others(
