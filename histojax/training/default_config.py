@@ -200,7 +200,7 @@ LEGAL_VALUES: dict[str, str | tuple[str, ...]] = {
     "train.ema_decay": "[0, 1)",
     "train.freeze_backbone_epochs": "[0, inf)",
     "train.early_stopping": "[0, inf)",
-    "train.best_metric": ("loss", "accuracy", "f1", "balanced_accuracy", "gmean"),
+    "train.best_metric": ("loss", "accuracy", "gmean", "balanced_accuracy", "f1"),
     "train.batch_norm": ("global", "device"),
     "train.watchdog": "[0, inf)",
     "train.mixup": "[0, inf)",
@@ -233,7 +233,7 @@ LEGAL_VALUES: dict[str, str | tuple[str, ...]] = {
 }
 # What is legal instead with several labels per image.
 MULTILABEL_VALUES: dict[str, tuple[str, ...]] = {
-    "train.best_metric": ("loss", "accuracy", "f1", "subset_accuracy", "mean_average_precision"),
+    "train.best_metric": ("loss", "accuracy", "mean_average_precision", "f1", "subset_accuracy"),
     "loss.name": ("cross_entropy", "focal", "asymmetric"),
 }
 # Fields, or groups of them, that have an effect only with a certain value of another field.
