@@ -121,7 +121,19 @@ def initialise(flags: Mapping[str, str] | None = None) -> None:
         lines = str(error).strip().splitlines() or [""]
         raise RunError(f"the run's processes could not connect to each other ({lines[0][:200]}): {member}") from error
     if jax.process_count() > 1:
+        if jax.default_backend() == "cpu":
+            _drop_output_of_libraries()
         _Peers.current = _Peers()
+
+
+def _drop_output_of_libraries() -> None:
+    """Keep standard output for Python: Gloo prints lines there, from each process, whenever devices first connect."""
+    sys.stdout.flush()
+    own = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    sys.stdout = open(own, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)  # noqa: SIM115 (until the end)
 
 
 def _wait_for_coordinator(member: Membership, timeout: int) -> None:

@@ -10,7 +10,8 @@ The order matters. A program goes through these steps from top to bottom:
    the environment when jax first looks for devices.
 4. `prepare`, in this module: garbage collection, then the compilation cache, then the virtual devices of a CPU.
 5. `histojax.distributed.processes.initialise`, which joins the run's other processes. jax can do so only before it
-   looks for devices, and the devices are then those of all processes.
+   looks for devices, and the devices are then those of all processes. On CPUs it also keeps libraries off the standard
+   output.
 
 OpenCV's threads are switched off where `histojax.data.transforms` is imported, not here: grain's worker processes need
 that as well, and they import that module but never this one, because it imports jax.

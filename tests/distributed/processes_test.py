@@ -15,6 +15,7 @@ import pytest
 from data_pipelines.synthetic.generator import SyntheticSpec, generate
 from data_pipelines.synthetic.tiles import TilesSyntheticSpec, generate_tiles
 from histojax.core.errors import RunError
+from histojax.distributed import processes
 from histojax.distributed.processes import Membership
 from tests.conftest import ROOT
 from tests.helpers.processes import CONFIG, Processes
@@ -94,7 +95,9 @@ def test_processes_and_devices_do_not_change_a_run(
     single: pathlib.Path, images: pathlib.Path, tmp_path: pathlib.Path, count: int, devices: int, fsdp: int
 ) -> None:
     workdir = tmp_path / "run"
-    Processes(workdir, images, count, devices, f"--config.sharding.fsdp={fsdp}").finish()
+    run = Processes(workdir, images, count, devices, f"--config.sharding.fsdp={fsdp}")
+    run.finish()
+    assert "[Gloo]" not in run.text()
     assert_same_curve(workdir, single)
     session = json.loads((workdir / "run.json").read_text())["sessions"][-1]
     assert session["devices"]["processes"] == count
@@ -190,6 +193,29 @@ def test_every_process_reports_the_cause_of_a_failure(broken: dict[str, Processe
     assert f"error: process {failing} of 2 (" in text
     assert f"failed: {NOWHERE}: no such file or folder" in text
     assert "Traceback" not in text
+
+
+def test_ctrl_c_ends_one_of_several_processes_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Peers:
+        def fail(self, cause: str) -> None:
+            causes.append(cause)
+
+    class Ended(Exception):
+        pass
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    causes: list[str] = []
+    monkeypatch.setattr(processes._Peers, "current", Peers())
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(Ended, match="130"), processes.ending_together():
+        raise KeyboardInterrupt
+    said = capsys.readouterr().err
+    assert said == "interrupted; rerun the same command to resume from the last checkpoint\n"
+    assert causes == [said.strip()]
 
 
 def test_a_missing_process_0_is_named(tmp_path: pathlib.Path) -> None:
