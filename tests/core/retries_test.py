@@ -2,10 +2,11 @@
 
 import errno
 import logging
+import pathlib
 
 import pytest
 
-from histojax.core.retries import with_backoff
+from histojax.core.retries import read_bytes, with_backoff
 
 
 class Storage:
@@ -46,3 +47,11 @@ def test_other_errors_are_raised_immediately(number: int) -> None:
     with pytest.raises(OSError, match="planned"):
         with_backoff("x", storage, waits=(60.0,))
     assert storage.calls == 1
+
+
+def test_only_regular_files_are_read(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    assert read_bytes(tmp_path / "file") == b"x"
+    for path in (tmp_path, pathlib.Path("/dev/null")):
+        with pytest.raises(OSError, match="not a regular file"):
+            read_bytes(path)

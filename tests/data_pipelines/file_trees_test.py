@@ -72,6 +72,22 @@ def test_a_broken_link_is_a_bad_image_also_in_prepared_data(root: pathlib.Path) 
     assert len(found.records) == 8
 
 
+def test_a_broken_link_among_prepared_breakhis_images_is_a_bad_image(
+    tmp_path: pathlib.Path, write_images: WriteImages
+) -> None:
+    names = [f"SOB_{patient}-40-00{i}.png" for patient in ("B_A-14-22549AB", "M_PC-15-190EF") for i in range(1, 3)]
+    write_images(tmp_path / "root", names)
+
+    def prepared() -> prepare.Prepared:
+        directory = str(tmp_path / "base")
+        return prepare.prepare("breakhis", str(tmp_path / "root"), magnification="40X", directory=directory)
+
+    assert len(prepared().records) == 4
+    (tmp_path / "root" / "SOB_M_PC-15-190EF-40-009.png").symlink_to("nowhere.png")
+    with pytest.raises(DataError, match=r"1 bad image:\n  SOB_M_PC-15-190EF-40-009\.png: broken link"):
+        prepared()
+
+
 def test_names_of_any_bytes_are_stored(root: pathlib.Path) -> None:
     odd = b'x\xff\n\xe2\x80\xa8"a,;b\r.png'
     with open(os.fsencode(root) + b"/tumor/" + odd, "wb") as file:

@@ -73,7 +73,7 @@ def test_random_cells_come_back_in_any_format(tmp_path: pathlib.Path, encoding: 
     """Delimiters, quotes, line breaks and line separators inside cells, and any letters."""
     rng = random.Random(seed)
     parts = [*"aü中😀,;\t\"'\n\r\u2028\x85\x0b\\ ", "\r\n", "=1+1"]
-    header = ["path", "label", "a b", "ö,;\tx"]
+    header = ["path", "label", "a b", "ö,,,,,;\tx"]
     rows = [["x" + "".join(rng.choices(parts, k=rng.randrange(6))) + "x" for _ in header] for _ in range(20)]
     path = tmp_path / "list.csv"
     with open(path, "w", newline="", encoding=encoding) as file:
