@@ -233,6 +233,15 @@ def _half_jpeg() -> bytes:
 
 
 SMALL = PICTURE[:128, :128]
+
+
+def _damaged_height(folder: pathlib.Path) -> pathlib.Path:
+    path = _tiff(SMALL, photometric="rgb")(folder)
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages[0].tags["ImageLength"].overwrite(1_000_000)
+    return path
+
+
 REFUSED = {
     "absent": (lambda folder: folder / "a.svs", "cannot be opened"),
     "folder": (lambda folder: folder, "is a folder"),
@@ -251,6 +260,7 @@ REFUSED = {
         _tiff(SMALL, photometric="rgb", extratags=[(0x0112, 3, 1, 6, True)]),
         "stored rotated .TIFF Orientation 6.",
     ),
+    "TIFF of a damaged height": (_damaged_height, r"damaged: lists 4 tiles, but 128×1000000 pixels need 31250"),
     "header only": (_file("a.tif", b"II*\0\x08\0\0\0"), "damaged"),
     "pyramid truncated": (
         lambda folder: truncate(write_pyramid(folder / "a.tif", PICTURE, 0.5)),

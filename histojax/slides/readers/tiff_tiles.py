@@ -2,6 +2,7 @@
 
 import collections
 import logging
+import math
 import pathlib
 import threading
 import xml.etree.ElementTree
@@ -51,6 +52,7 @@ class TiffTiles:
         try:
             pages = self._pyramid()
             _refuse_truncated(path, pages)
+            _refuse_missing_tiles(pages)
             self._pages = [(page, page.decode, page.jpegtables, page.jpegheader) for page in pages]
             self.stated_mpp, self.mpp_source = self._stated_mpp(pages[0])
         except SlideError:
@@ -190,6 +192,15 @@ def _refuse_truncated(path: pathlib.Path, pages: Sequence[Any]) -> None:
     size, end = path.stat().st_size, max(ends, default=0)
     if end > size:
         raise SlideError(f"truncated: has {size} bytes, but its pixels end at byte {end}: copy it again")
+
+
+def _refuse_missing_tiles(pages: Sequence[Any]) -> None:
+    """Raise SlideError if a page lists fewer tiles or strips than its size needs."""
+    for page in pages:
+        listed, needed = len(page.dataoffsets), math.prod(page.chunked)
+        if listed < needed:
+            size = f"{page.imagewidth}×{page.imagelength} pixels"
+            raise SlideError(f"damaged: lists {listed} tiles, but {size} need {needed}: copy it again")
 
 
 def _across(page: Any) -> int:
