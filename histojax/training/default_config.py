@@ -279,10 +279,7 @@ def check_used(config: ConfigDict, fields: Iterable[str]) -> None:
     for field in fields:
         for prefix, (other, needed) in USED_ONLY_WITH.items():
             if field.startswith(prefix) and (value := _value(config, other)) != needed:
-                raise RunError(
-                    f"--config.{field} has an effect only with {other}={needed}, and it is {value}: drop it, or set "
-                    f"--config.{other}={needed}"
-                )
+                raise RunError(f"--config.{field} has an effect only with {other}={needed}, and it is {value}: drop it")
 
 
 def check_data_root(config: ConfigDict) -> None:

@@ -164,7 +164,7 @@ def test_overrides_that_do_not_fit(overrides: list[experiments.Override], messag
         ([("data.tiles.size", "112")], r"data\.tiles\.size has an effect only with data\.pipeline=liver_tiles"),
         (
             [("optimizer.momentum", "0.8")],
-            r"only with optimizer\.name=sgd, and it is adamw: drop it, or set ",
+            r"only with optimizer\.name=sgd, and it is adamw: drop it",
         ),
         ([("optimizer.name", "sgd"), ("optimizer.beta2", "0.9")], r"only with optimizer\.name=adamw"),
         ([("loss.focal_gamma", "1.0"), ("loss.name", "focal")], ""),

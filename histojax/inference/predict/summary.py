@@ -30,7 +30,8 @@ def magnification_warnings(refs: Sequence[ImageRef], trained_at: Iterable[str]) 
 def summary_lines(summary: prediction_table.Summary, output: pathlib.Path) -> list[str]:
     """Lay out what a table of predictions holds, and where it is."""
     total = summary.images + summary.failed
-    patients = f" of {len(summary.patients)} patients" if summary.patients else ""
+    known = len(summary.patients)
+    patients = f" of {known} patient{'s' if known > 1 else ''}" if known else ""
     lines = [f"{summary.images} of {total} images{patients} are in {output.absolute()}"]
     rows = [(f"  {name}", str(count), f"{count / summary.images:.1%}") for name, count in summary.labels.items()
             if summary.images]  # fmt: skip
