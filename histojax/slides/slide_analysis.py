@@ -229,7 +229,7 @@ def _write_maps(
         pictures.write_heatmap(heatmap, table, geometry, tiles.thumbnail, label, slide=name, threshold=threshold)
         written[f"probability of {label}"] = heatmap
     maps.write_ome_tiff(folder / "heatmap.tif", table, geometry, slide=name)
-    return written | {f"what was analyzed and excluded: {PALETTE_KEY}": folder / _TISSUE}
+    return written | {f"analyzed and excluded areas: {PALETTE_KEY}": folder / _TISSUE}
 
 
 def _ratio_headline(measured: Mapping[str, Any] | None) -> str:
