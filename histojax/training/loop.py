@@ -306,6 +306,7 @@ def _run_epochs(run: _Run, tools: _Tools, workers: contextlib.ExitStack) -> None
             setup.dataset, setup.split.indices("train"), setup.train_spec, augmentation, start=run.step
         )
         workers.callback(batches.close)
+    first_step = run.step + 1
     advised = jax.default_backend() == "cpu"  # there, decoding takes cores from computing
     while run.unfinished and not _stop_requested(run, tools):
         if run.phase is Phase.TRAIN:
@@ -316,6 +317,8 @@ def _run_epochs(run: _Run, tools: _Tools, workers: contextlib.ExitStack) -> None
             tools.profiler.after_step(metrics, functools.partial(setup.program.compiled_train, run.state, batch))
             tools.buffer.add(run.step, metrics)
             tools.progress.advance()
+            if run.step == first_step:
+                tools.buffer.restart_clock()  # compiling is no part of the speed
             if run.step % config.train.log_every == 0:
                 tools.buffer.close()
             if run.step % setup.steps_per_epoch:

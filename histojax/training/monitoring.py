@@ -90,7 +90,8 @@ class MetricsBuffer:
             window, waited = self._closed.pop(0)
             values, seconds = self._fetch(window), time.perf_counter() - self._since
             # No step is in progress any more, so the rate is that of all steps since the clock's start.
-            self._write(window, values, waited, None if self._closed else self._steps / seconds)
+            known = not self._closed and self._steps > 0
+            self._write(window, values, waited, self._steps / seconds if known else None)
 
     def restart_clock(self) -> None:
         """Restart the clock, so that the next images/s leave out time that was not training."""
@@ -101,8 +102,9 @@ class MetricsBuffer:
     def describe(self) -> str:
         """Return loss and images per second for the progress line, as far as this session has measured them."""
         loss = f"loss {self.loss:.4f}" if math.isfinite(self.loss) else ""
-        speed = f"{self.images_per_second:.0f} images/s" if math.isfinite(self.images_per_second) else ""
-        return "  ".join(part for part in (loss, speed) if part)
+        speed = self.images_per_second
+        rate = f"{speed:.{0 if speed >= 10 else 1}f} images/s" if math.isfinite(speed) else ""
+        return "  ".join(part for part in (loss, rate) if part)
 
     def _end_window(self) -> None:
         if self._open:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from histojax.core.files import atomic_write, read_json, write_json
 
 _log = logging.getLogger(__name__)
+_LONG_START = 5.0  # seconds for the first step from which they are stated
 _LINE_SECONDS = 60.0  # between two lines of progress, without a terminal
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
@@ -101,7 +102,8 @@ class Progress:
         )
         self._bar.set_postfix_str("compiling")
         self._total_steps, self._step, self._batch_size, self._enabled = total_steps, step, batch_size, enabled
-        self._first_step, self._began = step + 1, 0.0  # the first step, which compiles, is left out of the speed
+        # The first step, which compiles, is left out of the speed.
+        self._first_step, self._began = step + 1, time.monotonic()
         self._last_line = time.monotonic()
 
     def advance(self) -> None:
@@ -109,7 +111,9 @@ class Progress:
         self._step += 1
         self._bar.update(self._batch_size)
         if self._step == self._first_step:
-            self._began = time.monotonic()
+            waited, self._began = time.monotonic() - self._began, time.monotonic()
+            if waited > _LONG_START:
+                self.say(f"the first step took {waited:.0f} s, with compilation")
             self._bar.set_postfix_str("", refresh=False)
             self._bar.unpause()
 

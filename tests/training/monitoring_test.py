@@ -249,6 +249,21 @@ def test_the_progress_line_leaves_out_what_this_session_has_not_measured(windows
     assert windows.describe() == "loss 1.0000  16 images/s"
 
 
+def test_the_first_step_which_compiles_is_no_part_of_the_speed(windows, record, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    windows.restart_clock()
+    now[0] += 40
+    windows.add(1, step_metrics(1.0))
+    windows.restart_clock()
+    windows.flush()  # of an epoch of one step
+    assert "train/images_per_second" not in record.written[0][1]
+    windows.add(2, step_metrics(1.0))
+    now[0] += 2
+    windows.flush()
+    assert windows.describe() == "loss 1.0000  4.0 images/s"
+
+
 def test_closing_an_empty_window_does_nothing(windows, record):
     windows.close()
     windows.close()

@@ -243,7 +243,7 @@ def test_progress_without_a_terminal_prints_a_line_every_minute_with_the_time_le
         progress.show("loss 0.5000  0.8 images/s")
     lines = capfd.readouterr().err.splitlines()
     assert lines == [
-        "step 1/1000  loss 0.5000  0.8 images/s",
+        "the first step took 3600 s, with compilation",
         "step 8/1000  loss 0.5000  0.8 images/s  2:45:20 left",
     ]
     assert progress.time_left() == "  2:44:50 left"
