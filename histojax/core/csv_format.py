@@ -1,9 +1,12 @@
-"""The encoding and the delimiter of a CSV file that another program wrote."""
+"""CSV files: the encoding and delimiter of one that another program wrote, and the quotes of ours."""
 
 import codecs
+import csv
 import dataclasses
 import io
 import pathlib
+from collections.abc import Iterable
+from typing import Literal
 
 _MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _DELIMITERS = ",;\t"
@@ -37,6 +40,14 @@ def csv_format(path: pathlib.Path) -> CsvFormat:
     text = io.StringIO(start.decode(encoding, "replace"), newline=None)
     unquoted = "".join(text.readline().split('"')[::2])
     return CsvFormat(encoding, max(_DELIMITERS, key=unquoted.count))
+
+
+def csv_quoting(texts: Iterable[object]) -> Literal[0, 2]:
+    """Return the quoting with which cells can be read again whose lines end with a line feed.
+
+    The csv module then leaves a lone carriage return unquoted, which readers take for the end of a row.
+    """
+    return csv.QUOTE_NONNUMERIC if any("\r" in text for text in texts if isinstance(text, str)) else csv.QUOTE_MINIMAL
 
 
 def _without_mark(start: bytes) -> str:

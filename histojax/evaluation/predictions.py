@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from histojax.core.csv_format import csv_format
+from histojax.core.csv_format import csv_format, csv_quoting
 from histojax.core.files import atomic_write
 from histojax.evaluation.metrics import Array
 
@@ -282,7 +282,7 @@ def write(df: pd.DataFrame, path: str | os.PathLike[str]) -> tuple[Path, Path]:
     # Nested: neither file is replaced unless both could be written.
     with atomic_write(csv) as csv_part, atomic_write(parquet) as parquet_part:
         table.to_parquet(parquet_part, engine="pyarrow", index=False)
-        table.to_csv(csv_part, index=False)
+        table.to_csv(csv_part, index=False, quoting=csv_quoting(cell for name in table for cell in table[name]))
     return parquet, csv
 
 

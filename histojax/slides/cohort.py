@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from histojax.core.csv_format import csv_quoting
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write
 from histojax.core.settings import diff_settings
@@ -89,7 +90,8 @@ def write_table(output: pathlib.Path) -> None:
         rows.append(row | _ratio_columns(_read_json(folder / TSR_FILE)))
     with atomic_write(output / "slides.csv") as temporary:
         # convert_dtypes keeps integers as integers in columns with missing values.
-        pd.DataFrame(rows).convert_dtypes().to_csv(temporary, index=False, lineterminator="\n")
+        table, quoting = pd.DataFrame(rows).convert_dtypes(), csv_quoting(cell for row in rows for cell in row.values())
+        table.to_csv(temporary, index=False, lineterminator="\n", quoting=quoting)
 
 
 def _records(output: pathlib.Path) -> dict[pathlib.Path, dict[str, Any]]:

@@ -38,6 +38,12 @@ def test_tables_of_spreadsheets_are_read(tmp_path, encoding, delimiter):
     pd.testing.assert_frame_equal(predictions.read(tmp_path / "table.csv"), predictions.normalise(table))
 
 
+def test_a_name_with_any_line_break_survives_the_csv_file(tmp_path):
+    table = predictions.normalise(good(image_id=["a\rb", "c\nd", "e\r\nf", "g\u2028h", "i,j", 'k"l']))
+    predictions.write(table, tmp_path / "table")
+    pd.testing.assert_frame_equal(predictions.read(tmp_path / "table.csv"), table)
+
+
 BAD = {
     "missing column": (lambda t: t.drop(columns=["split", "label"]), "'split', 'label' missing.*6 rows.*add"),
     "no classes": (
