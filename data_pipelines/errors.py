@@ -3,6 +3,8 @@
 import pathlib
 from collections.abc import Mapping
 
+from histojax.core.printable import printable
+
 _MAX_LISTED = 50  # bad files that an error message lists by name
 
 
@@ -29,4 +31,4 @@ def bad_images_message(root: pathlib.Path, bad: Mapping[str, str]) -> str:
         lines.append(f"  … and {len(bad) - _MAX_LISTED} more")
     noun = "image" if len(bad) == 1 else "images"
     remedy = "skip them with --config.data.on_bad_image=skip (the results then give their number)."
-    return "\n".join([f"{root}: {len(bad)} bad {noun}:", *lines, f"Repair or remove them, or {remedy}"])
+    return "\n".join([f"{printable(root)}: {len(bad)} bad {noun}:", *lines, f"Repair or remove them, or {remedy}"])

@@ -24,6 +24,7 @@ from data_pipelines.tables import SUFFIXES as TABLES
 from histojax.core.directories import default_directory, expand_user
 from histojax.core.errors import RunError
 from histojax.core.locks import exclusive_lock
+from histojax.core.printable import printable
 
 _log = logging.getLogger(__name__)
 _PIPELINES = ("breakhis", "liver_tiles")
@@ -81,14 +82,14 @@ def prepare(
         raise DataError(f"{source}: no such file or folder (data.root)")
     if pipeline == "breakhis":
         builder, folder = _breakhis(source, base, magnification, on_bad_image)
-        description = f"BreakHis images of {source}, {magnification}"
+        description = f"BreakHis images of {printable(source or '')}, {magnification}"
     else:
         if magnification:
             raise DataError(
                 f"data.magnification='{magnification}' does not apply to data.pipeline='{pipeline}': leave it empty"
             )
         builder, folder = _liver_tiles(source, base, tiles or TilesSpec(), on_bad_image)
-        description = f"tiles of {source}"
+        description = f"tiles of {printable(source or '')}"
     synthetic = (folder / MARKER).is_file()
     if synthetic:
         suffix = f", {magnification}" if magnification else ""

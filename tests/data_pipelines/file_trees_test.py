@@ -116,6 +116,32 @@ def test_an_audit_finds_a_leak_through_a_link_and_says_what_it_does_not_read(
     assert any(f"1 .bmp ({tmp_path}/test/3.bmp)" in warning for warning in found.facts["warnings"])
 
 
+@pytest.mark.parametrize("pipeline", ["liver_tiles", "breakhis"])
+def test_a_root_whose_name_is_not_utf8_is_prepared(
+    tmp_path: pathlib.Path, write_images: WriteImages, pipeline: str
+) -> None:
+    root = pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b"/t\xffles"))
+    breakhis = [f"SOB_{patient}-40-00{i}.png" for patient in ("B_A-14-22549AB", "M_PC-15-190EF") for i in range(1, 3)]
+    for path in write_images(tmp_path / "named", NAMES if pipeline == "liver_tiles" else breakhis):
+        target = root / path.relative_to(tmp_path / "named")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    found = prepare.prepare(
+        pipeline, str(root), magnification="40X" if pipeline == "breakhis" else "", directory=str(tmp_path / "base"),
+        tiles=SPEC if pipeline == "liver_tiles" else None,
+    )  # fmt: skip
+    assert len(found.records) == len(NAMES if pipeline == "liver_tiles" else breakhis)
+    assert "t\\xffles" in found.description
+    found.description.encode()
+    (next(root.rglob("*.png"))).write_bytes(b"")
+    with pytest.raises(DataError, match=r"t\\xffles: 1 bad image:\n  .*: empty file") as caught:
+        prepare.prepare(
+            pipeline, str(root), magnification="40X" if pipeline == "breakhis" else "",
+            directory=str(tmp_path / "base"), tiles=SPEC if pipeline == "liver_tiles" else None,
+        )  # fmt: skip
+    str(caught.value).encode()
+
+
 def walkers(root: pathlib.Path) -> dict[str, Callable[[], object]]:
     """Every way from a user's folder to its files."""
     return {
