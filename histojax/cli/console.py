@@ -12,6 +12,7 @@ from absl import logging as absl_logging
 
 from data_pipelines.errors import DataError
 from histojax.core.errors import EXIT_INTERRUPTED, RunError
+from histojax.core.printable import printable
 
 _OURS = ("histojax", "data_pipelines")
 
@@ -55,10 +56,10 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except (RunError, DataError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable(str(error))}")
     except BrokenPipeError:  # `histojax … | head`: the reader has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
+        place = f"{printable(str(error.filename))}: " if error.filename else ""
         sys.exit(f"error: {place}{error.strerror or error}. Existing output is intact. Fix the problem and rerun.")
