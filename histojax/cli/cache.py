@@ -58,8 +58,7 @@ def run(args: argparse.Namespace) -> None:
     for copy in chosen:
         delete(base, copy)
         print(f"deleted {copy.path}")
-    freed = byte_size(sum(copy.num_bytes for copy in chosen))
-    print(f"{len(chosen)} {'copy' if len(chosen) == 1 else 'copies'} deleted, {freed} freed")
+    print(f"deleted and freed: {_total(chosen)}")
 
 
 def _choose(names: list[str], copies: "list[PreparedCopy]") -> "list[PreparedCopy]":
@@ -86,5 +85,10 @@ def _table(base: pathlib.Path, copies: "list[PreparedCopy]") -> list[str]:
         images = "-" if copy.num_images is None else str(copy.num_images)
         written = time.strftime("%Y-%m-%d %H:%M", time.localtime(copy.modified))
         rows.append([byte_size(copy.num_bytes), images, written, copy.kind, source, copy.name])
-    total = byte_size(sum(copy.num_bytes for copy in copies))
-    return [*text_table(rows, right=(0, 1)), "", f"{len(copies)} copies in {base}, {total}"]
+    return [*text_table(rows, right=(0, 1)), "", f"{base}: {_total(copies)}"]
+
+
+def _total(copies: "list[PreparedCopy]") -> str:
+    """Format the number and the size of copies."""
+    noun = "copy" if len(copies) == 1 else "copies"
+    return f"{len(copies)} {noun}, {byte_size(sum(copy.num_bytes for copy in copies))}"

@@ -84,11 +84,11 @@ def test_copies_are_listed_and_cleared(root: pathlib.Path, base: pathlib.Path, t
     gone = tiles(tmp_path / "other", base)
     shutil.rmtree(tmp_path / "other")
     listed = histojax(*flags).stdout
-    assert "2 copies in" in listed
+    assert f"{base}: 2 copies, " in listed
     assert f"{tmp_path}/other (gone)" in listed
     assert [(copy.kind, copy.num_images) for copy in list_copies(base)] == [("prepared", 4)] * 2
     done = histojax(*flags, "--clear", "orphans")
-    assert done.stdout.startswith(f"deleted {gone.directory}\n1 copy deleted, ")
+    assert done.stdout.startswith(f"deleted {gone.directory}\ndeleted and freed: 1 copy, ")
     (copy,) = list_copies(base)
     assert copy.path == kept.directory
     wrong = histojax(*flags, "--clear", copy.name[:-1])
