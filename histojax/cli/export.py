@@ -54,7 +54,10 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         "--license", default="", help="hf: license of the weights, such as apache-2.0, cc-by-4.0 (default: unknown)"
     )
     parser.add_argument(
-        "--tile_um", metavar="UM", type=float, help="hf: side of an image in µm, for WSInfer (default: the run's)"
+        "--tile_um",
+        metavar="UM",
+        type=flags.number_in("(0, inf)"),
+        help="hf: side of an image in µm, for WSInfer (default: the run's)",
     )
     parser.add_argument(
         "--images", nargs="+", default=[], metavar="PATH", help="images or folders that both models also predict"

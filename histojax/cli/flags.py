@@ -1,7 +1,9 @@
 """The flags that several commands share, each defined once."""
 
 import argparse
+import math
 import pathlib
+from collections.abc import Callable
 
 from histojax.cli.parser import CommandParser
 
@@ -53,7 +55,7 @@ def add_output(parser: argparse.ArgumentParser, help: str, *, default: str | Non
 def add_seed(parser: "argparse._ActionsContainer", help: str, *, default: int | None = 0) -> None:
     """Add `--seed N`; without a default the help text says where it comes from."""
     suffix = "" if default is None else f" (default: {default})"
-    parser.add_argument("--seed", metavar="N", type=int, default=default, help=help + suffix)
+    parser.add_argument("--seed", metavar="N", type=not_negative, default=default, help=help + suffix)
 
 
 def add_threads(parser: argparse.ArgumentParser, help: str, *, default: int = 4) -> None:
@@ -111,6 +113,23 @@ def positive(text: str) -> int:
 def not_negative(text: str) -> int:
     """Parse a whole number that is at least 0."""
     return _at_least(0, text)
+
+
+def number_in(interval: str) -> Callable[[str], float]:
+    """Return a parser of numbers in an interval such as "(0, inf)"."""
+
+    def parse(text: str) -> float:
+        from histojax.training import default_config
+
+        try:
+            number = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
+        if not (math.isfinite(number) and default_config.within(interval, number)):
+            raise argparse.ArgumentTypeError(f"{text} is not {default_config.in_words(interval)}")
+        return number
+
+    return parse
 
 
 def comma_list(text: str) -> list[str]:

@@ -309,7 +309,7 @@ def _problems(config: ConfigDict, field: str, legal: str | tuple[str, ...]) -> I
         yield f"{field}={value} is not a finite number" if numbers == (value,) else f"{field}={value} are not numbers"
     elif not all(within(legal, number) for number in numbers):
         hint = "; it is for pixels in 0 … 1: divide by 255" if field in ("data.mean", "data.std") else ""
-        yield f"{field}={value} is not {_in_words(legal)}{hint}"
+        yield f"{field}={value} is not {in_words(legal)}{hint}"
 
 
 def _value(config: ConfigDict, field: str) -> Any:
@@ -325,7 +325,8 @@ def within(interval: str, number: float) -> bool:
     return (number > low if left == "(" else number >= low) and (number < high if right == ")" else number <= high)
 
 
-def _in_words(interval: str) -> str:
+def in_words(interval: str) -> str:
+    """Return what a number in an interval is, for messages: "at least 1", "above 0", "in [0, 1)"."""
     left, low, high, _ = parse_interval(interval)
     if high < math.inf:
         return f"in {interval}"

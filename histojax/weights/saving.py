@@ -14,6 +14,7 @@ import safetensors.numpy
 from histojax import models
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write, write_json
+from histojax.core.suggestions import did_you_mean
 from histojax.models.cost import parameter_shapes
 from histojax.weights.errors import WeightsError
 from histojax.weights.files import inspect
@@ -121,7 +122,10 @@ def _rename(values: Mapping[str, np.ndarray], model: str, naming: str) -> tuple[
     spec = models.spec(model)
     titles = [known.title for known in spec.namings]
     if naming and naming not in (*titles, OWN):
-        raise RunError(f"--naming: {model} has no naming '{naming}'; choose one of {', '.join((*titles, OWN))}")
+        known = (*titles, OWN)
+        raise RunError(
+            f"--naming: {model} has no naming '{naming}'{did_you_mean(naming, known)}; known: {'; '.join(known)}"
+        )
     for title in [naming] if naming else titles:
         if title == OWN:
             break

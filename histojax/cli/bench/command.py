@@ -116,7 +116,7 @@ def _add_side_flags(parser: CommandParser) -> None:
     parser.add_argument(
         "--memory_gib",
         metavar="GIB",
-        type=float,
+        type=flags.number_in("[0, inf)"),
         default=0.0,
         help="memory limit of --find_batch in GiB (default: 90 %% of the free memory)",
     )
@@ -133,10 +133,18 @@ def _add_input_flags(parser: CommandParser) -> None:
         "--root", metavar="PATH", type=pathlib.Path, help="BreakHis images (default: synthetic ones, 700×460 pixels)"
     )
     parser.add_argument(
-        "--crop_scale", metavar="X", type=float, default=0.6, help="like data.augment.crop_scale (default: 0.6)"
+        "--crop_scale",
+        metavar="X",
+        type=flags.number_in("(0, 1]"),
+        default=0.6,
+        help="like data.augment.crop_scale (default: 0.6)",
     )
     parser.add_argument(
-        "--colour_jitter", metavar="X", type=float, default=0.1, help="like data.augment.colour_jitter (default: 0.1)"
+        "--colour_jitter",
+        metavar="X",
+        type=flags.number_in("[0, 1)"),
+        default=0.1,
+        help="like data.augment.colour_jitter (default: 0.1)",
     )
     parser.add_argument(
         "--cache",
@@ -159,8 +167,15 @@ def _add_input_flags(parser: CommandParser) -> None:
 
 def _add_slide_flags(parser: CommandParser) -> None:
     parser.add_argument("slide", type=pathlib.Path, metavar="SLIDE")
-    parser.add_argument("--mpp", metavar="UM", type=float, help="µm per level-0 pixel, if the slide does not state it")
-    parser.add_argument("--tile_mpp", metavar="UM", type=float, help="µm per tile pixel (default: the slide's)")
+    parser.add_argument(
+        "--mpp",
+        metavar="UM",
+        type=flags.number_in("(0, inf)"),
+        help="µm per level-0 pixel, if the slide does not state it",
+    )
+    parser.add_argument(
+        "--tile_mpp", metavar="UM", type=flags.number_in("(0, inf)"), help="µm per tile pixel (default: the slide's)"
+    )
     parser.add_argument("--tissue", action="store_true", help="also time tissue detection, every round")
     flags.add_threads(parser, "reader threads, on both sides", default=2)
 
@@ -173,7 +188,11 @@ def _add_round_flags(parser: CommandParser, peer: str) -> None:
     )
     parser.add_argument("--rounds", metavar="N", type=flags.positive, default=7, help="rounds per side (default: 7)")
     parser.add_argument(
-        "--round_seconds", metavar="S", type=float, default=5.0, help="approximate length of a round (default: 5)"
+        "--round_seconds",
+        metavar="S",
+        type=flags.number_in("(0, inf)"),
+        default=5.0,
+        help="approximate length of a round (default: 5)",
     )
     flags.add_json(parser, "all measurements")
 
