@@ -212,10 +212,13 @@ def model_options(config: ConfigDict) -> dict[str, Any]:
     try:
         model_config = model.configure(options)
     except ValueError as error:
-        raise RunError(
-            f"model.name / model.options: {error}. Options belong to one model: after a change of model.name, add "
-            "--config.model.options={}, or use --config=baselines_breakhis:NAME"
-        ) from error
+        advice = ""
+        if not options.keys() <= set(model.options):
+            advice = (
+                ". Options belong to one model: after a change of model.name, add --config.model.options={}, or use "
+                "--config=baselines_breakhis:NAME"
+            )
+        raise RunError(f"model.name / model.options: {error}{advice}") from error
     try:
         model.check_image_size(config.data.image_size, model_config)
     except ValueError as error:

@@ -163,6 +163,7 @@ def test_training_checks_before_it_opens_the_data(variant: str, tmp_path: pathli
         ({"model.name": "resnet5"}, "did you mean 'resnet50'"),
         ({"model.options": ConfigDict({"dept": 3})}, "dept"),
         ({"model.name": "resnet50"}, r"unknown option '.*' of resnet50.* add --config\.model\.options=\{\}, or use"),
+        ({"model.options.depth": 0}, r"model\.options: depth=0 is not a positive number$"),
         ({"data.image_size": 33}, r"data\.image_size=33: "),
         ({"data.split.test_fraction": 0.0}, r"data\.split\.test_fraction=0\.0 is not in \(0, 1\)"),
     ],
