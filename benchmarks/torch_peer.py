@@ -29,7 +29,7 @@ import torchvision  # isort: skip
 from torchvision import transforms  # isort: skip
 
 _CLASSES = 2
-_MATMUL_SIDE = {"cpu": 4096, "cuda": 8192}  # rows and columns of the matrices, by device
+_MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}  # rows and columns of the matrices, by device
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

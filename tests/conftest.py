@@ -10,6 +10,9 @@ from collections.abc import Callable, Generator, Iterator
 # Set before jax is imported. Processes that the tests start also keep prepared data and compiled programs here.
 _HOME = pathlib.Path(tempfile.mkdtemp(prefix="histojax-tests-"))
 os.environ["HISTOJAX_DATA"] = str(_HOME)
+# Names the folder of compiled programs for runs of several processes. Pytest's workers inherit it, and so share it.
+SHARED_PROGRAMS = "HISTOJAX_TESTS_SHARED_PROGRAMS"
+os.environ.setdefault(SHARED_PROGRAMS, str(_HOME / "compiled-by-processes"))
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(_HOME / "hypothesis")
 # With two test workers on two cores, spinning PyTorch threads of one worker would slow down the other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

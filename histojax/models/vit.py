@@ -331,7 +331,7 @@ def _timm(name: str) -> TimmModel:
         first_conv="patch_embed.proj",
         classifier="head",
         fixed_size=True,
-        arguments={"image_size": "img_size"},
+        arguments={"image_size": "img_size", "embed_dim": "embed_dim", "depth": "depth", "heads": "num_heads"},
         fits=lambda size, config: config.image_size == size,
         sizes="at the size of its position embedding (model.options.image_size)",
     )

@@ -9,7 +9,6 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 
-from histojax.core.directories import default_directory
 from tests.helpers.chaos_program import FOLDER
 from tests.helpers.processes import Processes
 from tests.helpers.programs import last_logged_step
@@ -78,8 +77,6 @@ def chaos(
     result = Chaos(folder / "run", folder / "batches")
     result.batches.mkdir(parents=True)
     environment = {FOLDER: str(result.batches), "HISTOJAX_DATA": str(folder / "data")}
-    # Outside the run's folder, so that several runs share compiled programs.
-    environment["JAX_COMPILATION_CACHE_DIR"] = str(default_directory() / "compiled-by-chaos")
 
     def start(count: int, devices: int) -> Processes:
         module = "tests.helpers.chaos_program"

@@ -8,9 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SHARED_PROGRAMS
 
 CONFIG = "tests/helpers/tiny_config.py"
+# Without decay the program does not depend on the number of epochs, so that more runs share what one has compiled.
+_NO_DECAY = "--config.optimizer.schedule=constant"
 
 
 class Processes:
@@ -34,7 +36,8 @@ class Processes:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         fields = [f"--config={config}", f"--workdir={workdir}", f"--config.data.root={root}"]
-        fields.append(f"--config.sharding.cpu_devices={devices}")
+        fields += [f"--config.sharding.cpu_devices={devices}", _NO_DECAY]
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": os.environ[SHARED_PROGRAMS]} | (environment or {})
         self.logs = [workdir.with_name(f"{workdir.name}.{port}.{i}.log") for i in range(count)]
         self.started = []
         for i, log in enumerate(self.logs):
@@ -43,9 +46,7 @@ class Processes:
                 membership = [f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}"]
             words = [sys.executable, "-m", module, *fields, *membership, *more, *(only or {}).get(i, [])]
             with open(log, "w") as file:
-                self.started.append(
-                    subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=file, env=os.environ | (environment or {}))
-                )
+                self.started.append(subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=file, env=environment))
 
     def until(self, reached: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 200

@@ -2,15 +2,19 @@
 
 from ml_collections import ConfigDict
 
-from configs import ldcsf_liver
+from configs import dala_resnet50_breakhis, ldcsf_liver
+from histojax import models
 from histojax.training import default_config
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Return the config: `ldcsf` has batch normalisation and several labels; the default is a small ViT."""
+    """Return the config: of a small LDCSF (`ldcsf`), a small DALAResNet50 (`dala`) or, by default, a small ViT."""
     if variant == "ldcsf":
         config = ldcsf_liver.get_config("smoke")
         config.model.options.update(depths=(1,), resnet_blocks=1, embed_dim=16, heads=(2,))
+    elif variant == "dala":
+        config = dala_resnet50_breakhis.get_config("smoke")
+        config.model.options = ConfigDict({**models.spec("dala_resnet50").small, "attention": "layer4"})
     else:
         config = default_config.base()
         config.model.name = "vit"

@@ -36,7 +36,7 @@ MODELS = {
     "seresnet50": (64, {}),
     "densenet121": (64, {}),
     "swin_tiny_patch4_window7_224": (64, SWIN),
-    "dinov2_vitb14": (56, {"image_size": 56}),
+    "dinov2_vitb14": (56, {"image_size": 56, "embed_dim": 48, "depth": 2, "heads": 3}),
 }
 # The requirements of wsinfer-zoo's schemas/model-config.schema.json.
 WSINFER = {

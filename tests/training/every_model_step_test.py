@@ -9,7 +9,6 @@ from histojax import models
 from histojax.distributed.sharding import Layout
 from histojax.training.optimizer import OptimizerSpec, make_optimizer
 from histojax.training.program import Program, StepSpec
-from histojax.training.state import TrainState
 from histojax.training.tasks import Multiclass
 from tests.helpers.step_models import devices
 
@@ -36,13 +35,15 @@ def test_four_devices_take_the_step_of_one(name: str) -> None:
     }
     spec = StepSpec((0.5,) * 3, (0.2,) * 3)
 
-    def step(layout: Layout) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One step from the same initial values."""
-        program = Program(lambda rngs: make_model(name, rngs), TASK, make_optimizer(SGD), spec, layout)
-        return program.train(program.init(), layout.to_device(batch))
+    def program(layout: Layout) -> Program:
+        return Program(lambda rngs: make_model(name, rngs), TASK, make_optimizer(SGD), spec, layout)
 
-    expected, expected_metrics = step(devices(1))
-    state, metrics = step(devices(4, fsdp=2))
+    one, four = program(devices(1)), program(devices(4, fsdp=2))
+    initial = one.init()
+    # A copy, because the step on one device donates its state.
+    divided = jax.tree.map(lambda x, form: jax.device_put(x.copy(), form.sharding), initial, four.abstract)
+    expected, expected_metrics = one.train(initial, devices(1).to_device(batch))
+    state, metrics = four.train(divided, devices(4, fsdp=2).to_device(batch))
     specs = {str(leaf.sharding.spec) for leaf in jax.tree.leaves(state.model.params)}
     assert any("fsdp" in spec for spec in specs), specs
     assert float(metrics["loss"]) == pytest.approx(float(expected_metrics["loss"]), rel=1e-4)

@@ -27,7 +27,7 @@ from histojax.training.tasks import Multiclass
 
 CLASSES = ("benign", "malignant")
 _IN_FLIGHT = 2  # repeats queued on the device, as in training and prediction
-_MATMUL_SIDE = {"cpu": 4096, "": 8192}  # rows and columns of the matrices, by backend
+_MATMUL_SIDE = {"cpu": 2048, "": 8192}  # rows and columns of the matrices, by backend
 
 
 class _Compiled:
