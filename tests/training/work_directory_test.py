@@ -5,9 +5,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
 
-import jax
 import numpy as np
 import optax
 import pytest
@@ -23,13 +21,6 @@ from histojax.training.checkpoint import BEST, LAST
 from histojax.training.state import ModelState
 from histojax.training.writer import MetricsWriter, RunFile
 from tests.helpers.quick_run import get_config, images
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
