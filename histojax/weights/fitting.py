@@ -37,7 +37,8 @@ def fit(contents: Contents, model: str, expected: Shapes, prefix: str = "") -> t
     spec, arrays, source = models.spec(model), contents.arrays, str(contents.path)
     begin = f"{prefix.rstrip('.')}.".removeprefix(f"{contents.wrapper}.").removeprefix(".")
     own = {name.replace(".", "/"): array for name, array in arrays.items()}
-    if own.keys() <= expected.keys() and all(path.startswith(spec.classifier) for path in expected.keys() - own.keys()):
+    is_own = not begin and own.keys() <= expected.keys()
+    if is_own and all(path.startswith(spec.classifier) for path in expected.keys() - own.keys()):
         misshapen = [path for path in own if own[path].shape != expected[path][0]]
         if not all(path.startswith(spec.classifier) for path in misshapen):
             shapes = ", ".join(f"{path} {own[path].shape}, here {expected[path][0]}" for path in misshapen[:8])

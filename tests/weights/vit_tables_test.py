@@ -125,3 +125,12 @@ def test_the_prefix_that_the_message_asks_for_chooses_a_network(nested: bool, tm
     assert len(listed) == 2
     for prefix in listed:
         np.testing.assert_array_equal(load(prefix), state["norm.bias"].numpy() + ("student" in prefix))
+
+
+def test_a_prefix_that_no_name_has_is_refused() -> None:
+    expected = twins.expected(twins.abstract("vit", **SMALL))
+    ours = {path.replace("/", "."): np.zeros(shape, np.float32) for path, (shape, _) in expected.items()}
+    contents = Contents(pathlib.Path("own.safetensors"), ours)
+    assert fit(contents, "vit", expected)[0].keys() == expected.keys()
+    with pytest.raises(WeightsError, match=r"own\.safetensors: its names behind 'student\.'.* are not those of vit"):
+        fit(contents, "vit", expected, "student")
