@@ -1,20 +1,21 @@
 """Messages advise what the program accepts: every flag and config field that a text in the source names exists."""
 
+import argparse
 import ast
 import pathlib
 import re
 from collections.abc import Iterator
 
-from histojax import main as door
 from histojax import models
 from histojax.cli.main import RootParser
 from histojax.training import default_config
 from tests.conftest import ROOT
 
 SOURCES = [path for room in ("histojax", "data_pipelines", "configs") for path in sorted((ROOT / room).rglob("*.py"))]
+_FLAG = re.compile(r"(?<![\w-])(--[a-z][a-z_-]*[a-z])(?![\w.{-])")
 GROUPS = tuple(default_config.base())
 # Of docker, git and Python's own modules; `--run` is a flag that users may guess.
-OTHER_FLAGS = {"--shm-size", "--error-unmatch", "--porcelain", "--module", "--run"}
+OTHER_FLAGS = {"--config", "--shm-size", "--error-unmatch", "--porcelain", "--module", "--run"}
 FILES = {"model.safetensors", "model.onnx", "model.stablehlo", "data.pkl"}  # not fields
 
 
@@ -37,16 +38,17 @@ def texts(path: pathlib.Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
-def flags() -> set[str]:
-    """Return the flags of all commands, those of the parsers below `bench` among them."""
-    found, parsers = {"--mode"}, [RootParser()]
-    while parsers:
-        parser = parsers.pop()
-        found |= set(parser._option_string_actions)
-        for action in parser._actions:
-            if isinstance(action.choices, dict):
-                parsers += action.choices.values()
+def flags_of(parser: argparse.ArgumentParser) -> set[str]:
+    """Return the flags of a parser and of those below it."""
+    found = set(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            found |= set[str]().union(*map(flags_of, action.choices.values()))
     return found
+
+
+VERBS = {name: flags_of(parser) for name, parser in RootParser().verbs.items()}
+FLAGS = {"--mode", "--version"}.union(*VERBS.values())
 
 
 def is_field(name: str) -> bool:
@@ -60,36 +62,36 @@ def is_field(name: str) -> bool:
     return True
 
 
-def problems(text: str, known: set[str]) -> list[str]:
-    """Return the flags and fields in a text that do not exist."""
-    found = []
-    for flag in re.findall(r"(?<![\w-])(--[a-z][a-z_-]*[a-z])(?![\w.{-])", text):
-        if flag != "--config" and flag not in known | OTHER_FLAGS:
-            found.append(flag)
+def problems(text: str) -> list[str]:
+    """Return the flags and fields in a text that do not exist, and flags of commands that lack them."""
+    found = [flag for flag in _FLAG.findall(text) if flag not in FLAGS | OTHER_FLAGS]
     names = re.findall(r"--config\.([a-z_.0-9]*[a-z0-9])(?![\w{])", text)
     names += re.findall(rf"(?<![\w./-])((?:{'|'.join(GROUPS)})\.[a-z][a-z_.0-9]*[a-z0-9])(?![\w({{/])", text)
-    return found + [name for name in names if not is_field(name) and name not in FILES]
+    found += [name for name in names if not is_field(name) and name not in FILES]
+    for verb, rest in re.findall(r"histojax ([a-z]+(?: train-tiles| agreement)?)\b([^`;)\n]*)", text):
+        if verb in VERBS:
+            found += [f"histojax {verb} {flag}" for flag in _FLAG.findall(rest) if flag not in VERBS[verb]]
+    return found
 
 
 def test_a_text_with_wrong_advice_is_found() -> None:
-    known = flags()
-    assert problems("use --batch_size=8 or --config.train.batch_size; data.mean={}", known) == []
-    assert problems("use --batchsize=8, (--wrapper) or --config.train.batchsize", known) == [
+    assert (
+        problems("use --batch_size=8 or --config.train.batch_size; data.mean={}; histojax predict {} --output x") == []
+    )
+    assert problems("use --batchsize=8, (--wrapper) or --config.train.batchsize") == [
         *("--batchsize", "--wrapper"),
         "train.batchsize",
     ]
-    assert problems("set data.on_bad_imag=skip, loss.gamma", known) == ["data.on_bad_imag", "loss.gamma"]
+    assert problems("set data.on_bad_imag=skip, loss.gamma") == ["data.on_bad_imag", "loss.gamma"]
+    assert problems("rerun `histojax report {} --data_root x`") == ["histojax report --data_root"]
 
 
 def test_every_flag_and_field_that_a_text_names_exists() -> None:
-    assert door.__doc__
-    assert "--mode" in door.__doc__
-    known = flags()
     wrong = [
         f"{path.relative_to(ROOT)}:{line}: {name}"
         for path in SOURCES
         for line, text in texts(path)
-        for name in problems(text, known)
+        for name in problems(text)
     ]
     assert len(SOURCES) > 100
     assert not wrong, "\n".join(wrong)
