@@ -2,7 +2,8 @@
 # Start one run on Google Kubernetes Engine, from the template launch/gke_jobset.yaml.
 #
 #   launch/gke.sh apply --name NAME --image IMAGE --nodes 2 --gpus 8 --accelerator nvidia-h100-80gb --spot \
-#       --claim CLAIM -- --config configs/dala_resnet50_breakhis.py --workdir /shared/runs/a
+#       --claim CLAIM -- --config configs/dala_resnet50_breakhis.py --workdir /shared/runs/a \
+#       --config.data.root=/shared/BreaKHis_v1.tar.gz
 #   launch/gke.sh apply --name NAME --image IMAGE --nodes 16 --tpus 4 --accelerator tpu-v5-lite-podslice \
 #       --topology 8x8 --claim CLAIM -- --config FILE --workdir /shared/runs/a
 #
