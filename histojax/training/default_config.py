@@ -15,29 +15,32 @@ from histojax.core.suggestions import did_you_mean
 def base() -> ConfigDict:
     """Return a complete configuration; experiments change its fields and add none."""
     config = ConfigDict()
-    config.seed = 0
+    config.seed = 0  # random seed of initial values, order, augmentation, mixing and bootstrap
 
     config.data = data = ConfigDict()
-    data.pipeline = "breakhis"  # or liver_tiles: any multi-label data set of tiles
-    data.root = ""  # archive, folder or table (see the pipeline's README)
+    data.pipeline = "breakhis"  # breakhis, or liver_tiles: any dataset of tiles with several labels
+    data.root = ""  # archive, folder or table of your images (see the README of the pipeline)
     data.synthetic = False  # without root: train on the built-in synthetic images, as the variants `smoke` do
-    data.prepared_dir = ""  # empty: $HISTOJAX_DATA, else ~/.cache/histojax
+    data.prepared_dir = ""  # folder of prepared datasets; empty: $HISTOJAX_DATA, else ~/.cache/histojax
     data.magnification = "100X"  # BreakHis: 40X, 100X, 200X, 400X or all
     data.task = "binary"  # BreakHis: binary (benign, malignant) or subtype (the eight); liver_tiles: multilabel
-    data.on_bad_image = "error"  # during preparation; or skip
-    data.on_bad_record = "error"  # during training; or mask: the image is named in the log and left out of the loss
-    data.sampling = "natural"  # or balanced: every class is drawn equally often
-    data.image_size = 224
+    data.on_bad_image = "error"  # an unreadable image ends the preparation; skip: it is left out and counted
+    # An image that cannot be read during training ends the run; mask: it is named in the log and left out of the loss.
+    data.on_bad_record = "error"
+    data.sampling = "natural"  # each image once per epoch; balanced: every class is drawn equally often
+    data.image_size = 224  # pixels; side of the square images that the model sees
     data.mpp = 0.0  # µm per pixel of the images on disk, which slides are matched to; 0: unknown
-    data.mean = (0.485, 0.456, 0.406)  # ImageNet's, for values in 0 … 1
-    data.std = (0.229, 0.224, 0.225)
-    data.cache = "none"  # or decoded: images are decoded once, to disk; resized: at image_size, without random crops
+    data.mean = (0.485, 0.456, 0.406)  # subtracted from red, green and blue in 0 … 1; ImageNet's by default
+    data.std = (0.229, 0.224, 0.225)  # divides the difference; ImageNet's by default
+    # decoded: images are decoded once, to disk; resized: also resized to image_size, which excludes random crops.
+    data.cache = "none"
     data.threads = 4  # decoding threads per process
     data.workers = 0  # decoding processes; 0: threads only
 
     data.tiles = tiles = ConfigDict()  # for liver_tiles; see data_pipelines/liver_tiles/README.md
-    tiles.labels = ()  # empty: interstitial, necrosis, non_tumor, tumor; for WSSS4LUAD's masks: tumor, stroma, normal
-    tiles.layout = "auto"  # auto, table, names, folders or masks
+    # Names of the labels. Empty: interstitial, necrosis, non_tumor, tumor; for WSSS4LUAD's masks: tumor, stroma, normal
+    tiles.labels = ()
+    tiles.layout = "auto"  # where the labels are stated: auto, table, names, folders or masks
     tiles.table = ""  # file name of the table below root; needed if there are several
     tiles.group_pattern = ""  # regular expression on file names with the groups patient, slide or both
     tiles.size = 224  # pixels; size of the tiles cut from an image with a mask
@@ -50,39 +53,40 @@ def base() -> ConfigDict:
     # BreakHis: case, patient, image, folds, eva; tiles: auto, patient, slide, source, image, given. A longer name, such
     # as image_with_copies or case_deduplicated, also says how duplicates are treated: data_pipelines/protocols.py
     split.protocol = "case"
-    split.test_fraction = 0.25
-    split.val_fraction = 0.2  # of the images that are not test
-    split.seed = 0
-    split.kfolds = 0  # k > 0: k-fold cross-validation, `fold` (0-based) is the test side
-    split.fold = 0
+    split.test_fraction = 0.25  # fraction of the images on the test side
+    split.val_fraction = 0.2  # fraction of the remaining images on the validation side
+    split.seed = 0  # random seed of the split
+    split.kfolds = 0  # number of folds of a cross-validation; 0: none
+    split.fold = 0  # fold on the test side: from 0 with kfolds, from 1 with protocol=folds
     split.folds_dir = ""  # folder with dsfold1.txt … dsfold5.txt, for protocol=folds
-    split.duplicates = "drop"  # or keep: identical images stay, on the same side; or ignore: on any sides
+    # Identical images: drop all but one; keep them, on the same side; or ignore that they are identical.
+    split.duplicates = "drop"
 
     data.augment = augment = ConfigDict()
-    augment.flips = True
-    augment.quarter_turns = True
-    augment.crop_scale = 1.0  # smallest fraction of the area; 1: no crop
-    augment.crop_ratio = 4 / 3
-    augment.colour_jitter = 0.0
-    augment.stain_jitter = 0.0
-    augment.blur = 0.0  # largest sigma in pixels
+    augment.flips = True  # mirror at random, horizontally and vertically
+    augment.quarter_turns = True  # turn at random by 0, 90, 180 or 270 degrees
+    augment.crop_scale = 1.0  # smallest fraction of the area that a random crop keeps; 1: no crop
+    augment.crop_ratio = 4 / 3  # largest aspect ratio of a random crop, relative to the image's
+    augment.colour_jitter = 0.0  # largest relative change of brightness, contrast and saturation; 0: off
+    augment.stain_jitter = 0.0  # largest relative change of the densities of hematoxylin and eosin; 0: off
+    augment.blur = 0.0  # largest sigma of a random Gaussian blur, in pixels; 0: off
 
     config.model = model = ConfigDict()
-    model.name = "resnet50"
-    model.options = ConfigDict()  # options of the model; see histojax/models
+    model.name = "resnet50"  # model, as `histojax models` lists them
+    model.options = ConfigDict()  # sizes and parts of the model; the fields of its config dataclass
     model.module = ""  # importable Python module that registers your own model (histojax.models.register)
     model.pretrained = ""  # file of weights, run of the same model, or hf:OWNER/NAME; other parts start at random
     model.pretrained_prefix = ""  # one of several networks in that file: its keys or the beginning of its names
-    model.dtype = "float32"  # type of the computation, or bfloat16; parameters and statistics are float32
-    model.remat = False
+    model.dtype = "float32"  # type of the computation; parameters and statistics are float32
+    model.remat = False  # recompute blocks in the backward pass, which saves memory and costs time
 
     config.train = train = ConfigDict()
     train.batch_size = 32  # images per step, over all devices
-    train.epochs = 50
+    train.epochs = 50  # passes over the training images
     train.log_every = 10  # steps between log lines
     train.accumulate = 1  # micro-batches per step; BatchNorm sees one at a time
-    train.ema_decay = 0.0  # 0: off
-    train.freeze_backbone_epochs = 0
+    train.ema_decay = 0.0  # largest decay of the moving average of the parameters, which is then evaluated; 0: off
+    train.freeze_backbone_epochs = 0  # epochs at the start in which only the head learns
     train.early_stopping = 0  # epochs without a better validation metric; 0: off
     # Metric of the validation side: loss, accuracy, f1, balanced_accuracy or gmean; with several labels
     # subset_accuracy or mean_average_precision instead of the last two.
@@ -90,49 +94,49 @@ def base() -> ConfigDict:
     # Rule that chooses thresholds on validation, for the positive of two classes or for each label: f1, youden,
     # sensitivity=0.95 (the largest specificity with that sensitivity) or fixed (0.5).
     train.thresholds = "youden"
-    # Statistics of the global batch; or device: of each device's images, as in PyTorch's DistributedDataParallel.
+    # BatchNorm sees the global batch; device: the images of each device, as in PyTorch's DistributedDataParallel.
     train.batch_norm = "global"
     train.watchdog = 1800.0  # seconds without a step after which a run ends and prints where it hangs; 0: never
     train.mixup = 0.0  # alpha of the Beta distribution; 0: off
-    train.cutmix = 0.0
+    train.cutmix = 0.0  # alpha of the Beta distribution; 0: off
 
     config.loss = loss = ConfigDict()
-    loss.name = "cross_entropy"  # or focal; with several labels, also asymmetric
-    loss.label_smoothing = 0.0
-    loss.class_weights = "none"  # none, inverse, class_balanced (Cui et al. 2019)
-    loss.class_balanced_beta = 0.999
-    loss.focal_gamma = 2.0
-    loss.positive_weights = "none"  # with several labels: none or balanced (negatives / positives)
-    loss.asymmetric_gamma_positive = 0.0  # Ridnik et al. 2021
-    loss.asymmetric_gamma_negative = 4.0
-    loss.asymmetric_margin = 0.05
+    loss.name = "cross_entropy"  # loss; with several labels a sigmoid per label
+    loss.label_smoothing = 0.0  # ε of label smoothing; validation does not smooth
+    loss.class_weights = "none"  # weights of the classes; class_balanced: Cui et al. 2019
+    loss.class_balanced_beta = 0.999  # beta of Cui et al. 2019
+    loss.focal_gamma = 2.0  # gamma of the focal loss (Lin et al. 2017)
+    loss.positive_weights = "none"  # with several labels: weights of the positives; balanced: negatives / positives
+    loss.asymmetric_gamma_positive = 0.0  # gamma of positives in the asymmetric loss (Ridnik et al. 2021)
+    loss.asymmetric_gamma_negative = 4.0  # gamma of negatives
+    loss.asymmetric_margin = 0.05  # probability below which a negative costs nothing
 
     config.optimizer = optimizer = ConfigDict()
-    optimizer.name = "adamw"  # or sgd
-    optimizer.learning_rate = 1e-3
+    optimizer.name = "adamw"  # optimizer
+    optimizer.learning_rate = 1e-3  # largest learning rate, reached after the warm-up
     optimizer.head_multiplier = 1.0  # learning rate of the head's group relative to the backbone's
-    optimizer.schedule = "cosine"  # or constant, after the warm-up
-    optimizer.warmup_epochs = 1.0
+    optimizer.schedule = "cosine"  # learning rate after the warm-up
+    optimizer.warmup_epochs = 1.0  # epochs in which the learning rate rises from 0
     optimizer.weight_decay = 0.05  # acts on kernels only, not on biases or norms
-    optimizer.momentum = 0.9  # sgd
-    optimizer.beta1 = 0.9  # adamw
-    optimizer.beta2 = 0.999
+    optimizer.momentum = 0.9  # momentum of SGD
+    optimizer.beta1 = 0.9  # decay of the mean of the gradients in AdamW
+    optimizer.beta2 = 0.999  # decay of the mean of their squares
     optimizer.clip_norm = 0.0  # largest norm of the global gradient; 0: off
 
     config.paper = paper = ConfigDict()  # figures of a paper, printed beside the results; they change nothing
-    paper.source = ""
-    paper.accuracy = ConfigDict()  # by model
-    paper.label_accuracy = ConfigDict()  # by label
+    paper.source = ""  # name of the paper
+    paper.accuracy = ConfigDict()  # its accuracy by model
+    paper.label_accuracy = ConfigDict()  # its accuracy by label
 
     config.compare = compare = ConfigDict()
     compare.models = ()  # models that `histojax compare` trains in turn; training ignores it
 
     config.checkpoint = checkpoint = ConfigDict()
-    checkpoint.every_epochs = 1
+    checkpoint.every_epochs = 1  # epochs between checkpoints
     checkpoint.keep = 2  # number of latest checkpoints kept
 
     config.evaluation = evaluation = ConfigDict()
-    evaluation.batch_size = 32
+    evaluation.batch_size = 32  # images per batch, over all devices
     evaluation.resamples = 2000  # bootstrap resamples
 
     config.sharding = sharding = ConfigDict()

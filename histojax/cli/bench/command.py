@@ -166,7 +166,7 @@ def _add_input_flags(parser: CommandParser) -> None:
 
 
 def _add_slide_flags(parser: CommandParser) -> None:
-    parser.add_argument("slide", type=pathlib.Path, metavar="SLIDE")
+    parser.add_argument("slide", type=pathlib.Path, metavar="SLIDE", help="slide that OpenSlide can read")
     parser.add_argument(
         "--mpp",
         metavar="UM",
