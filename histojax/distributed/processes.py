@@ -198,7 +198,8 @@ def ending_together() -> Iterator[None]:
         if isinstance(error, KeyboardInterrupt):
             code, cause = EXIT_INTERRUPTED, "interrupted; rerun the same command to resume from the last checkpoint"
         else:
-            if isinstance(error, jax.errors.JaxRuntimeError):
+            # jax raises a ValueError if the connection between CPUs breaks before the first step.
+            if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
                 _Peers.current.wait()  # most likely another process is gone; the watch names it and ends this one
             import traceback
 

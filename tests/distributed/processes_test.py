@@ -195,27 +195,54 @@ def test_every_process_reports_the_cause_of_a_failure(broken: dict[str, Processe
     assert "Traceback" not in text
 
 
-def test_ctrl_c_ends_one_of_several_processes_without_a_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class Peers:
-        def fail(self, cause: str) -> None:
-            causes.append(cause)
+class Ended(Exception):
+    """Stands for the end of the process."""
 
-    class Ended(Exception):
-        pass
 
+class FakePeers:
+    """Records what a process tells the others, and whether it waits for the reason why another one is gone."""
+
+    def __init__(self) -> None:
+        self.causes: list[str] = []
+
+    def fail(self, cause: str) -> None:
+        self.causes.append(cause)
+
+    def wait(self) -> None:
+        raise Ended("waits")  # the watch ends the process
+
+
+@pytest.fixture
+def peers(monkeypatch: pytest.MonkeyPatch) -> FakePeers:
     def end(code: int) -> None:
         raise Ended(code)
 
-    causes: list[str] = []
-    monkeypatch.setattr(processes._Peers, "current", Peers())
+    peers = FakePeers()
+    monkeypatch.setattr(processes._Peers, "current", peers)
     monkeypatch.setattr(os, "_exit", end)
+    return peers
+
+
+def test_ctrl_c_ends_one_of_several_processes_without_a_traceback(
+    peers: FakePeers, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(Ended, match="130"), processes.ending_together():
         raise KeyboardInterrupt
     said = capsys.readouterr().err
     assert said == "interrupted; rerun the same command to resume from the last checkpoint\n"
-    assert causes == [said.strip()]
+    assert peers.causes == [said.strip()]
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_process_that_lost_another_one_lets_that_one_say_why(
+    peers: FakePeers, capsys: pytest.CaptureFixture[str], lost: bool
+) -> None:
+    # What jax raises before the first step; later it is a JaxRuntimeError.
+    error = ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer" if lost else "a fault of our own")
+    with pytest.raises(Ended, match="waits" if lost else "1"), processes.ending_together():
+        raise error
+    assert ("Traceback" in capsys.readouterr().err) == (not lost)
+    assert peers.causes == ([] if lost else ["ValueError: a fault of our own"])
 
 
 def test_a_missing_process_0_is_named(tmp_path: pathlib.Path) -> None:
