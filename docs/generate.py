@@ -52,7 +52,7 @@ def config_page() -> str:
     ]
     meanings = config_meanings()
     for group, fields in _by_group(meanings).items():
-        lines += ["", f"## {group}", "", *_table(("Field", "Default", "Legal values", "Meaning"), map(_row, fields))]
+        lines += ["", f"## {group}", "", *_table(("Field", "Default", "Meaning and legal values"), map(_row, fields))]
     lines += ["", "## Options of the models", ""]
     lines += [
         "`--config.model.options.OPTION=VALUE` sets an option of the model that `model.name` names. A meaning that "
@@ -101,11 +101,16 @@ def _row(entry: tuple[str, str]) -> tuple[str, ...]:
     field, meaning = entry
     for prefix, (other, needed) in default_config.USED_ONLY_WITH.items():
         if field.startswith(prefix):
-            meaning += f"; only with `{other}={needed}`"
+            meaning = f"{meaning.removesuffix('.')}; only with `{other}={needed}`"
     value: Any = default_config.base()
     for part in field.split("."):
         value = value[part]
-    return f"`{field}`", _default(value), _legal(field, value), _escape(meaning)
+    legal = _legal(field, value)
+    return (
+        f"`{field}`",
+        _default(value),
+        _escape(f"{meaning.removesuffix('.')}." + (f" Legal: {legal}." if legal else "")),
+    )
 
 
 def _default(value: Any) -> str:
@@ -117,18 +122,13 @@ def _default(value: Any) -> str:
 
 
 def _legal(field: str, value: Any) -> str:
-    """Return the legal values of a field; without an entry in the table of legal values, its type."""
-    legal = default_config.LEGAL_VALUES.get(field)
+    """Return the legal values of a field; empty where its meaning or its default shows them."""
+    legal = default_config.LEGAL_VALUES.get(field, ())
     if isinstance(legal, str):
-        kind = {int: "whole number ", float: "number ", tuple: "numbers "}[type(value)]
-        return kind + default_config.in_words(legal)
-    if legal:
-        choices = _codes(legal)
-        several = default_config.MULTILABEL_VALUES.get(field)
-        return choices + (f"; with several labels: {_codes(several)}" if several else "")
-    if isinstance(value, bool):
-        return "`true`, `false`"
-    return {str: "text", tuple: "list"}.get(type(value), "group of fields")
+        kind = {int: "whole number", float: "number", tuple: "numbers"}[type(value)]
+        return f"{kind} {default_config.in_words(legal)}"
+    several = default_config.MULTILABEL_VALUES.get(field, ())
+    return _codes(legal) + (f"; with several labels: {_codes(several)}" if several else "")
 
 
 def _options(config: Any) -> Iterator[tuple[str, ...]]:
