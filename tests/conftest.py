@@ -21,6 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import cv2  # noqa: E402
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -30,6 +31,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Many tests build the same program again.
 jax.config.update("jax_compilation_cache_dir", str(_HOME / "compiled-by-tests"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+# Drawn values are the same in every run, and a busy machine fails no test.
+hypothesis.settings.register_profile("histojax", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("histojax")
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"

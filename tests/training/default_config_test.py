@@ -24,7 +24,6 @@ from tests.helpers import tiny_config
 LEGAL = default_config.LEGAL_VALUES
 INTERVALS = {field: text for field, text in LEGAL.items() if isinstance(text, str)}
 CHOICES = {field: texts for field, texts in LEGAL.items() if isinstance(texts, tuple)}
-REPEATABLE = settings(deadline=None, derandomize=True, database=None)
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
@@ -81,7 +80,7 @@ def test_defaults_are_legal_and_choices_are_those_of_the_tasks() -> None:
     assert default_config.MULTILABEL_VALUES["loss.name"] == Multilabel.LOSSES
 
 
-@settings(REPEATABLE, max_examples=300)
+@settings(max_examples=300)
 @given(st.data())
 def test_a_number_outside_its_interval_is_refused_and_named(data: st.DataObject) -> None:
     field = data.draw(st.sampled_from(sorted(INTERVALS)))
@@ -93,7 +92,7 @@ def test_a_number_outside_its_interval_is_refused_and_named(data: st.DataObject)
     assert line.startswith(f"{field}={value} ")
 
 
-@settings(REPEATABLE, max_examples=20)
+@settings(max_examples=20)
 @given(st.data())
 def test_legal_values_build_everything_that_is_built_before_the_first_step(data: st.DataObject) -> None:
     config = default_config.base()
