@@ -92,7 +92,7 @@ def test_a_number_outside_its_interval_is_refused_and_named(data: st.DataObject)
     assert line.startswith(f"{field}={value} ")
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(st.data())
 def test_legal_values_build_everything_that_is_built_before_the_first_step(data: st.DataObject) -> None:
     config = default_config.base()
