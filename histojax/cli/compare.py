@@ -35,6 +35,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         default=[],
         help="only these models (default: all in the config's compare.models)",
     )
+    parser.set_defaults(interrupted="interrupted: rerun the same command to resume")
     return parser
 
 

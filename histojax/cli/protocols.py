@@ -58,6 +58,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
     parser.add_argument(
         "--transfer", action="store_true", help="also test the case-disjoint models at every magnification"
     )
+    parser.set_defaults(interrupted="interrupted: rerun the same command to resume")
     return parser
 
 

@@ -34,7 +34,8 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         run,
         summary="train a model, or resume an interrupted run",
         description="Trains one model and evaluates its best checkpoint on the test images. Rerun the same command to "
-        "resume after an interruption. Exit code 75: interrupted, and saved.",
+        "resume after an interruption. Exit code 75: interrupted, and saved; 130: interrupted at once, by a second "
+        "Ctrl-C.",
         examples=[
             "histojax train --config dala_resnet50_breakhis:smoke --workdir runs/smoke",
             "histojax train --config dala_resnet50_breakhis --workdir runs/dala_100x "
