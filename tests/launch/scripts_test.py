@@ -1,9 +1,8 @@
-"""Common to all launch scripts: help, error messages, shellcheck, no private values, container images."""
+"""Common to all launch scripts: help, error messages, no private values, container images."""
 
 import pathlib
 import re
 import shutil
-import sys
 import tomllib
 
 import pytest
@@ -29,12 +28,9 @@ def test_help_names_every_option_and_setting(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["functions.sh", *SCRIPTS])
-def test_every_script_parses_and_passes_shellcheck(name: str) -> None:
-    path = LAUNCH / name
-    assert run_script(["bash", "-n", str(path)]).returncode == 0
-    shellcheck = pathlib.Path(sys.executable).parent / "shellcheck"  # of the extra `test`
-    done = run_script([str(shellcheck), "-x", "-P", str(ROOT), str(path)])
-    assert done.returncode == 0, done.stdout
+def test_every_script_parses(name: str) -> None:
+    done = run_script(["bash", "-n", str(LAUNCH / name)])
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
