@@ -1,7 +1,12 @@
-"""The README can be followed: its commands parse, its config fields exist, its links lead somewhere."""
+"""README.md and docs/ can be followed: commands parse, fields and modules exist, links resolve, messages are ours."""
 
+import ast
+import importlib
+import pathlib
+import posixpath
 import re
 import shlex
+import tomllib
 
 import pytest
 
@@ -12,23 +17,49 @@ from histojax.cli.main import RootParser, parse
 from histojax.training import default_config, experiments
 from tests.conftest import ROOT
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
-COMMANDS = [
-    line for line in LINES if re.match(r"(\S*/)?(histojax|python -m histojax(\.main)?) ", line.split("&& ")[-1])
-]
+README = ROOT / "README.md"
+SNIPPET = re.compile(r'^--8<-- "(.+)"$', re.MULTILINE)
+HISTOJAX = re.compile(r"(\S*/)?(histojax|python -m histojax(\.main)?) ")
+
+
+def text_of(page: pathlib.Path) -> str:
+    """The text of a page, with the files that it includes."""
+    return SNIPPET.sub(lambda match: (ROOT / match[1]).read_text(), page.read_text())
+
+
+PAGES = {page.relative_to(ROOT).as_posix(): text_of(page) for page in [README, *sorted((ROOT / "docs").rglob("*.md"))]}
+ALL = "\n".join(PAGES.values())
+
+
+def lines_of(text: str) -> list[str]:
+    """The command lines of all bash blocks, continued lines joined."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line]
+
+
+def command_of(line: str) -> str:
+    return line.split("&& ")[-1]
+
+
+LINES = lines_of(ALL)
+COMMANDS = list(dict.fromkeys(line for line in LINES if HISTOJAX.match(command_of(line))))
+OTHERS = [line for line in dict.fromkeys(LINES) if line not in COMMANDS]
+
+
+def of_main(words: list[str]) -> list[str]:
+    """The words behind `histojax` that the arguments of `histojax.main` stand for."""
+    argv: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(door, "run_command", argv.extend)
+        door.main(words)
+    return argv
 
 
 def arguments(command: str) -> list[str]:
     """The words behind `histojax` that a command stands for."""
-    argv: list[str] = []
-    words = shlex.split(command.split("&& ")[-1])
+    words = shlex.split(command_of(command))
     if words[1:3] == ["-m", "histojax.main"]:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(door, "run_command", argv.extend)
-            door.main(words[3:])
-        return argv
+        return of_main(words[3:])
     return words[3:] if words[1:2] == ["-m"] else words[1:]
 
 
@@ -42,15 +73,51 @@ def test_a_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None
             default_config.check_data_root(config)
 
 
+def check_launch(words: list[str]) -> None:
+    """Check a line that starts a script of launch/: the script, and the command that it passes on."""
+    script = next(index for index, word in enumerate(words) if word.startswith("launch/"))
+    assert (ROOT / words[script]).exists()
+    passed = words[words.index("--") + 1 :] if "--" in words else words[script + 1 :]
+    other_module = {"--module", "HISTOJAX_MODULE=histojax"} & set(words)
+    parse(passed if other_module else of_main(passed))
+
+
+@pytest.mark.parametrize("line", OTHERS)
+def test_every_other_line_of_a_block_is_of_a_known_kind(line: str) -> None:
+    words = shlex.split(command_of(line))
+    if any(word.startswith("launch/") for word in words):
+        check_launch(words)
+    elif "pip install" in command_of(line):
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert set(re.findall(r"\w+", re.findall(r"\[(.*?)\]|$", line)[0])) <= set(extras)
+    elif words[1:3] == ["-m", "pytest"]:
+        assert all((ROOT / word).exists() for word in words if word.startswith("tests"))
+    elif words[1:2] == ["-m"]:
+        assert importlib.util.find_spec(words[2]) is not None
+    elif words[0] == "python":
+        assert (ROOT / words[1]).exists()
+    else:
+        assert words[0] == "export", "teach this test how to check such a line"
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", ALL, re.DOTALL))
+def test_python_code_compiles_and_its_imports_exist(code: str) -> None:
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module or "")
+            for name in node.names:
+                assert hasattr(module, name.name) or importlib.import_module(f"{node.module}.{name.name}")
+
+
 def test_commands_of_every_kind_are_found() -> None:
     verbs = {arguments(command)[0] for command in COMMANDS}
     assert verbs >= set(RootParser().verbs) - {"slide train-tiles", "slide agreement"}
-    assert sum("histojax.main" in command for command in COMMANDS) == sum("histojax.main" in line for line in LINES)
+    assert sum("histojax.main" in line for line in COMMANDS) == len({line for line in LINES if "histojax.main" in line})
 
 
 def test_every_field_that_is_named_exists() -> None:
-    named = set(re.findall(r"`((?:data|model|train|loss|optimizer|sharding|split)\.[a-z_.]+\*?)", README))
-    named |= set(re.findall(r"--config\.([a-z_.]+)=", README))
+    named = set(re.findall(r"`((?:data|model|train|loss|optimizer|sharding|split)\.[a-z0-9_.]+\*?)", ALL))
+    named |= set(re.findall(r"--config\.([a-z0-9_.]+)=", ALL))
     named -= {"split.csv", "model.safetensors"}  # files
     assert len(named) > 10
     for name in named:
@@ -64,17 +131,39 @@ def test_every_field_that_is_named_exists() -> None:
             node = node[part]
 
 
-def test_links_lead_somewhere() -> None:
-    headings = {re.sub(r"[^a-z0-9 -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)", README, re.M)}
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        if target.startswith("#"):
-            assert target[1:] in headings
-        elif not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub and MkDocs name them."""
+    headings = re.findall(r"^#+ (.*)", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        if link.startswith("http"):
+            continue
+        target, _, anchor = link.partition("#")
+        place = posixpath.normpath(posixpath.join(posixpath.dirname(page), target)) if target else page
+        assert place in PAGES or (page == "README.md" and (ROOT / place).exists()), link
+        assert not anchor or anchor in anchors(PAGES[place]), link
+
+
+def test_documented_paths_exist() -> None:
+    paths = set(re.findall(r"`((?:histojax|tests|configs|data_pipelines|benchmarks|launch)/[\w./]+\.\w+)`", ALL))
+    assert len(paths) > 10
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+def test_every_error_message_in_the_docs_is_one_of_ours() -> None:
+    sources = [path.read_text() for room in ("histojax", "data_pipelines") for path in (ROOT / room).rglob("*.py")]
+    literals = re.sub(r'"\s*f?"', "", "\n".join(sources))  # adjacent literals are one message
+    messages = re.findall(r"^\| `(.+?)` \|", PAGES["docs/reference/troubleshooting.md"], re.MULTILINE)
+    assert len(messages) > 20
+    assert not [message for message in messages if message not in literals]
 
 
 def test_the_commands_are_marked_for_ci() -> None:
-    marked = re.findall(r"<!-- command: (\w+) -->\n```bash\n(.*?)```", README, re.DOTALL)
+    marked = re.findall(r"<!-- command: (\w+) -->\n```bash\n(.*?)```", README.read_text(), re.DOTALL)
     assert [name for name, _ in marked] == ["smoke", "test", "ldcsf"]
     # The first two do all their own set-up; the third continues in what the first has created.
     assert all("python3 -m venv" in command and "pip install" in command for _, command in marked[:2])
