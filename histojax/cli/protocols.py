@@ -39,7 +39,8 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         metavar="A,B,…",
         type=flags.comma_list,
         default=[],
-        help="protocols to measure; README lists them (default: image_with_copies to case_deduplicated)",
+        help="protocols to measure; docs/concepts/protocols.md lists them (default: image_with_copies to "
+        "case_deduplicated)",
     )
     parser.add_argument(
         "--magnifications",

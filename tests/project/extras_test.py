@@ -55,6 +55,7 @@ def test_the_modules_of_an_extra_are_those_that_it_installs() -> None:
 
 def test_every_extra_that_a_text_names_exists() -> None:
     texts = [*FILES, *(ROOT / "histojax").rglob("*.jinja"), ROOT / "README.md", ROOT / ".ci" / "run"]
+    texts += (ROOT / "docs").rglob("*.md")
     for path in texts:
         for extra in re.findall(r"(?:histojax|'\.|\")\[([a-z,]+)\]", path.read_text()):
             assert set(extra.split(",")) <= set(PROJECT["optional-dependencies"]), f"{path.name} names [{extra}]"
