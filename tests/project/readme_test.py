@@ -96,6 +96,8 @@ def test_every_other_line_of_a_block_is_of_a_known_kind(line: str) -> None:
         assert importlib.util.find_spec(words[2]) is not None
     elif words[0] == "python":
         assert (ROOT / words[1]).exists()
+    elif words[0] == "mkdocs":
+        assert (ROOT / "mkdocs.yml").exists()
     else:
         assert words[0] == "export", "teach this test how to check such a line"
 
@@ -167,3 +169,11 @@ def test_the_commands_are_marked_for_ci() -> None:
     assert [name for name, _ in marked] == ["smoke", "test", "ldcsf"]
     # The first two do all their own set-up; the third continues in what the first has created.
     assert all("python3 -m venv" in command and "pip install" in command for _, command in marked[:2])
+
+
+def test_the_readme_stays_short() -> None:
+    text = README.read_text()
+    assert len(text.encode()) <= 9 * 1024
+    assert len(text.splitlines()) <= 150
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)  # CI runs each command of a block as one line
+    assert not [line for line in prose.splitlines() if len(line) > 120]
