@@ -166,7 +166,8 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool 
             run_file = _write_description(run)
             with run_file.recording(lambda: run.step):
                 finished = _train(run, signals, profile)
-        finished = finished and _evaluate_best(setup, signals)
+        with run_file.recording(lambda: run.step):
+            finished = finished and _evaluate_best(setup, signals)
         run_file.end("finished" if finished else "interrupted", run.step)
         return finished
 
@@ -189,7 +190,7 @@ def _open_run(config: ConfigDict, workdir: pathlib.Path, owner: OwnerFile) -> _S
     layout = Layout(config.sharding.fsdp, rules=config.sharding.rules)
     train_spec = build.loader_spec(config, layout, training=True)
     eval_spec = build.loader_spec(config, layout, training=False)
-    build.check(config)  # these two check the config before the data are read
+    build.check(config)  # before the data are read
     cache = build.cache(config)
     dataset = with_cache(open_dataset(config.data), cache, config.data.image_size, config.data.threads)
     split = dataset.split(build.split_spec(config))

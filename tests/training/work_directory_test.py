@@ -112,6 +112,22 @@ def test_a_run_whose_folder_was_taken_over_saves_nothing(
         assert checkpoint.complete_steps(checkpoint.series(tmp_path / "run", series)) == []
 
 
+@pytest.mark.parametrize(
+    ("error", "status"), [(KeyboardInterrupt(), "interrupted"), (OSError("x"), "failed: OSError: x")]
+)
+def test_a_session_that_ends_in_the_final_evaluation_is_recorded(
+    workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: str
+) -> None:
+    def end(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(loop.evaluate, "predict_split", end)
+    with pytest.raises(type(error)):
+        loop.train_and_evaluate(get_config(), workdir)
+    sessions = json.loads((workdir / "run.json").read_text())["sessions"]
+    assert [session["status"] for session in sessions] == ["finished", status]
+
+
 # ---- After a power cut ----------------------------------------------------------------------------------------------
 
 
