@@ -3,6 +3,7 @@
 import argparse
 import gc
 import pathlib
+import shlex
 from typing import TYPE_CHECKING
 
 from histojax.cli import console, flags
@@ -88,4 +89,4 @@ def _evaluate(args: argparse.Namespace) -> None:
     )
     if first:
         print_results(folder, verbose=args.verbose)
-        print(f"Next     histojax report {folder} --output report")
+        print(f"Next     histojax report {shlex.quote(str(folder))} --output report")

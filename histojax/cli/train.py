@@ -7,6 +7,7 @@ import gc
 import io
 import json
 import pathlib
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -143,5 +144,6 @@ def _train(args: argparse.Namespace, config: "ConfigDict") -> None:
         sys.exit(processes.EXIT_RESUMABLE)
     if first:
         print_results(workdir, verbose=args.verbose)
-        print(f"Next     histojax report {workdir} --output report")
-        print(f"         histojax predict {workdir} IMAGES --output predictions.csv")
+        quoted = shlex.quote(str(workdir))
+        print(f"Next     histojax report {quoted} --output report")
+        print(f"         histojax predict {quoted} IMAGES --output predictions.csv")

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pathlib
+import shlex
 import shutil
 
 import numpy as np
@@ -20,6 +21,7 @@ from histojax.training import build, checkpoint, loading, loop, pretrained, work
 from histojax.training.checkpoint import BEST, LAST
 from histojax.training.state import ModelState
 from histojax.training.writer import MetricsWriter, RunFile
+from tests.helpers.command import histojax
 from tests.helpers.quick_run import get_config, images
 
 
@@ -126,6 +128,20 @@ def test_a_session_that_ends_in_the_final_evaluation_is_recorded(
         loop.train_and_evaluate(get_config(), workdir)
     sessions = json.loads((workdir / "run.json").read_text())["sessions"]
     assert [session["status"] for session in sessions] == ["finished", status]
+
+
+def test_the_next_commands_can_be_typed_whatever_the_folder_is_called(
+    finished: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    workdir = shutil.copytree(finished, tmp_path / "run [lr=0.1]")
+    config = ("--config", "tests/helpers/quick_run.py")
+    for done in (
+        histojax("train", *config, "--workdir", workdir),
+        histojax("eval", "--checkpoint", workdir, "--workdir", workdir),
+    ):
+        assert done.returncode == 0, done.stderr
+        (command,) = [line for line in done.stdout.splitlines() if line.startswith("Next ")]
+        assert shlex.split(command)[1:4] == ["histojax", "report", str(workdir)]
 
 
 # ---- After a power cut ----------------------------------------------------------------------------------------------
