@@ -1,4 +1,4 @@
-"""README.md and docs/ can be followed: commands parse, fields and modules exist, links resolve, messages are ours."""
+"""Pages of the root and of docs/: commands parse, fields and modules exist, links resolve, messages are ours."""
 
 import ast
 import importlib
@@ -19,6 +19,7 @@ from tests.conftest import ROOT
 
 README = ROOT / "README.md"
 SNIPPET = re.compile(r'^--8<-- "(.+)"$', re.MULTILINE)
+CONFIGURED = {"mkdocs": "mkdocs.yml", ".venv/bin/pre-commit": ".pre-commit-config.yaml"}  # tool -> its file
 HISTOJAX = re.compile(r"(\S*/)?(histojax|python -m histojax(\.main)?) ")
 
 
@@ -27,7 +28,8 @@ def text_of(page: pathlib.Path) -> str:
     return SNIPPET.sub(lambda match: (ROOT / match[1]).read_text(), page.read_text())
 
 
-PAGES = {page.relative_to(ROOT).as_posix(): text_of(page) for page in [README, *sorted((ROOT / "docs").rglob("*.md"))]}
+FILES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = {page.relative_to(ROOT).as_posix(): text_of(page) for page in FILES}
 ALL = "\n".join(PAGES.values())
 
 
@@ -96,8 +98,8 @@ def test_every_other_line_of_a_block_is_of_a_known_kind(line: str) -> None:
         assert importlib.util.find_spec(words[2]) is not None
     elif words[0] == "python":
         assert (ROOT / words[1]).exists()
-    elif words[0] == "mkdocs":
-        assert (ROOT / "mkdocs.yml").exists()
+    elif words[0] in CONFIGURED:
+        assert (ROOT / CONFIGURED[words[0]]).exists()
     else:
         assert words[0] == "export", "teach this test how to check such a line"
 
@@ -146,7 +148,7 @@ def test_links_lead_somewhere(page: str) -> None:
             continue
         target, _, anchor = link.partition("#")
         place = posixpath.normpath(posixpath.join(posixpath.dirname(page), target)) if target else page
-        assert place in PAGES or (page == "README.md" and (ROOT / place).exists()), link
+        assert place in PAGES or ("/" not in page and (ROOT / place).exists()), link
         assert not anchor or anchor in anchors(PAGES[place]), link
 
 
