@@ -208,9 +208,9 @@ def _read_records(directory: pathlib.Path) -> Records:
 
 
 def _stored_records(directory: pathlib.Path) -> Iterator[Record]:
-    names = ("benign", "malignant")
+    features = _reopen(directory).info.features
     for row in open_images(directory):
         fields = {field: row[field].decode() for field in FIELDS if field in row and field != "label"}
         multilabel = "labels" in row
-        label = join_labels(name.decode() for name in row["labels"]) if multilabel else names[int(row["label"])]
-        yield Record(label=label, **fields)
+        names = [name.decode() for name in row["labels"]] if multilabel else [features["label"].int2str(row["label"])]
+        yield Record(label=join_labels(names), **fields)
