@@ -1,7 +1,6 @@
 """Shared by all tests: four fake devices, strict numerics, a separate data folder, real images if available."""
 
 import gc
-import importlib.metadata
 import os
 import pathlib
 import shutil
@@ -20,9 +19,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Almost half of the suite's time would go into optimizing programs that run once. Processes that tests start inherit
 # this; the README's commands, which CI also runs, compile as users do.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# XLA's older emitters of CPU code compile faster by a third. XLA ends a process that sets a flag unknown to it.
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
 
 import cv2  # noqa: E402
 import hypothesis  # noqa: E402
