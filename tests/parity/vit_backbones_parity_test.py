@@ -12,6 +12,7 @@ from flax import nnx
 
 from histojax import models
 from histojax.weights import export, inspect
+from histojax.weights.files import Contents
 from histojax.weights.fitting import fit
 from tests.helpers import twins
 from tests.helpers.parity import assert_outputs_equal, to_torch, torch_logits
@@ -43,7 +44,7 @@ def assert_logits_equal(
 ) -> str:
     """Compare our logits with the module's after reading its arrays, and return what the reader reports."""
     shapes = twins.expected(model)
-    values, report = fit(arrays, "vit", shapes, "a file")
+    values, report = fit(Contents(pathlib.Path("a file"), arrays), "vit", shapes)
     assert values.keys() == shapes.keys()
     x = twins.images(side)
     theirs = {"logits": torch_logits(module, x)}
@@ -84,7 +85,7 @@ def test_logits_with_registers_equal_timms_at_other_sizes_and_from_other_grids()
 def test_timm_loads_exported_weights() -> None:
     module = timm_vit(**REGISTERS, **GATED)
     model = our_vit(registers=3, mlp="swiglu", mlp_ratio=5.33334)
-    values, _ = fit(twins.arrays_of(module), "vit", twins.expected(model), "a file")
+    values, _ = fit(Contents(pathlib.Path("a file"), twins.arrays_of(module)), "vit", twins.expected(model))
     back = timm_vit(**REGISTERS, **GATED)
     torch.nn.init.zeros_(back.reg_token)
     back.load_state_dict({name: torch.from_numpy(a) for name, a in export(values, models.spec("vit")).items()})
@@ -124,7 +125,7 @@ def test_features_equal_hugging_faces_dinov2(gated: bool, registers: int, tmp_pa
     options = {"mlp": "swiglu", "mlp_ratio": 128 / 24} if gated else {}  # (4·24·2/3 → 64) · 2
     model = our_vit(registers=registers, **options)
     shapes = twins.expected(model)
-    values, report = fit(inspect(tmp_path / "model.safetensors").arrays, "vit", shapes, "a file")
+    values, report = fit(inspect(tmp_path / "model.safetensors"), "vit", shapes)
     assert "Hugging Face DINOv2" in report
     assert shapes.keys() - values.keys() == {"head/kernel", "head/bias"}
     # This head returns the first channels of the class token.
