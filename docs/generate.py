@@ -243,8 +243,8 @@ def _table(head: Sequence[str], rows: Iterable[tuple[str, ...]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in cells]
 
 
-def _codes(words: Sequence[str]) -> str:
-    return ", ".join(f"`{word}`" for word in words)
+def _codes(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _escape(text: str) -> str:

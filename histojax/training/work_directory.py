@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 # Fields that change neither what is learned nor the data it is learned from (the split's hash guards the data).
 _FREE_FIELDS = {"data.root", "data.prepared_dir", "data.mpp", "data.threads", "data.workers", "data.on_bad_record"}
 _FREE_FIELDS |= {"data.cache", "data.synthetic", "train.log_every", "train.watchdog"}
-# Fields that say when the run ends. A finished run goes on if they are raised.
+# Fields that set when a run ends. Raising one of them continues a finished run.
 _END_FIELDS = {"train.epochs", "train.early_stopping"}
 _FREE_GROUPS = ("checkpoint.", "compare.", "evaluation.", "paper.", "sharding.")
 _OPEN_GROUPS = ("model.options.",)  # their fields depend on other fields

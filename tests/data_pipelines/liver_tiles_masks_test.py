@@ -128,6 +128,7 @@ def test_an_image_with_an_invalid_mask_is_a_bad_image(
 def test_real_images_with_masks_give_tiles_with_three_labels() -> None:
     root = SHARED / "wsss4luad_part"
     if not root.is_dir():
+        # Real images are not part of the project; the tests above draw their own masks.
         pytest.skip(f"real images are absent: {root}")
     found = layouts.find(root, TilesSpec())
     assert (found.layout, found.labels, len(found.items)) == ("masks", ("tumor", "stroma", "normal"), 31)

@@ -75,33 +75,33 @@ def test_a_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None
             default_config.check_data_root(config)
 
 
-def check_launch(words: list[str]) -> None:
+def check_launch(arguments: list[str]) -> None:
     """Check a line that starts a script of launch/: the script, and the command that it passes on."""
-    script = next(index for index, word in enumerate(words) if word.startswith("launch/"))
-    assert (ROOT / words[script]).exists()
-    passed = words[words.index("--") + 1 :] if "--" in words else words[script + 1 :]
-    other_module = {"--module", "HISTOJAX_MODULE=histojax"} & set(words)
+    script = next(index for index, argument in enumerate(arguments) if argument.startswith("launch/"))
+    assert (ROOT / arguments[script]).exists()
+    passed = arguments[arguments.index("--") + 1 :] if "--" in arguments else arguments[script + 1 :]
+    other_module = {"--module", "HISTOJAX_MODULE=histojax"} & set(arguments)
     parse(passed if other_module else of_main(passed))
 
 
 @pytest.mark.parametrize("line", OTHERS)
 def test_every_other_line_of_a_block_is_of_a_known_kind(line: str) -> None:
-    words = shlex.split(command_of(line))
-    if any(word.startswith("launch/") for word in words):
-        check_launch(words)
+    arguments = shlex.split(command_of(line))
+    if any(argument.startswith("launch/") for argument in arguments):
+        check_launch(arguments)
     elif "pip install" in command_of(line):
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert set(re.findall(r"\w+", re.findall(r"\[(.*?)\]|$", line)[0])) <= set(extras)
-    elif words[1:3] == ["-m", "pytest"]:
-        assert all((ROOT / word).exists() for word in words if word.startswith("tests"))
-    elif words[1:2] == ["-m"]:
-        assert importlib.util.find_spec(words[2]) is not None
-    elif words[0] == "python":
-        assert (ROOT / words[1]).exists()
-    elif words[0] in CONFIGURED:
-        assert (ROOT / CONFIGURED[words[0]]).exists()
+    elif arguments[1:3] == ["-m", "pytest"]:
+        assert all((ROOT / argument).exists() for argument in arguments if argument.startswith("tests"))
+    elif arguments[1:2] == ["-m"]:
+        assert importlib.util.find_spec(arguments[2]) is not None
+    elif arguments[0] == "python":
+        assert (ROOT / arguments[1]).exists()
+    elif arguments[0] in CONFIGURED:
+        assert (ROOT / CONFIGURED[arguments[0]]).exists()
     else:
-        assert words[0] == "export", "teach this test how to check such a line"
+        assert arguments[0] == "export", "teach this test how to check such a line"
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", ALL, re.DOTALL))

@@ -1,4 +1,4 @@
-"""A work directory: refused starts change nothing, damaged files are written again, a longer run goes on."""
+"""A work directory: a refused start changes nothing, damaged files are rewritten, and more epochs continue a run."""
 
 import errno
 import json
