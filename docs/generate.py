@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from histojax import models
 from histojax.cli.main import RootParser
 from histojax.cli.parser import CommandParser
+from histojax.core import interval
 from histojax.training import default_config
 
 REFERENCE = pathlib.Path(__file__).parent / "reference"
@@ -126,7 +127,7 @@ def _legal(field: str, value: Any) -> str:
     legal = default_config.LEGAL_VALUES.get(field, ())
     if isinstance(legal, str):
         kind = {int: "whole number", float: "number", tuple: "numbers"}[type(value)]
-        return f"{kind} {default_config.in_words(legal)}"
+        return f"{kind} {interval.describe(legal)}"
     several = default_config.MULTILABEL_VALUES.get(field, ())
     return _codes(legal) + (f"; with several labels: {_codes(several)}" if several else "")
 

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable
 
 from histojax.cli.parser import CommandParser
+from histojax.core import interval
 
 
 def add_config(parser: CommandParser, *, required: bool = True, help: str = "") -> None:
@@ -115,18 +116,16 @@ def not_negative(text: str) -> int:
     return _at_least(0, text)
 
 
-def number_in(interval: str) -> Callable[[str], float]:
+def number_in(legal: str) -> Callable[[str], float]:
     """Return a parser of numbers in an interval such as "(0, inf)"."""
 
     def parse(text: str) -> float:
-        from histojax.training import default_config
-
         try:
             number = float(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
-        if not (math.isfinite(number) and default_config.within(interval, number)):
-            raise argparse.ArgumentTypeError(f"{text} is not {default_config.in_words(interval)}")
+        if not (math.isfinite(number) and interval.contains(legal, number)):
+            raise argparse.ArgumentTypeError(f"{text} is not {interval.describe(legal)}")
         return number
 
     return parse

@@ -2,12 +2,12 @@
 
 import json
 import math
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from histojax.core import interval
 from histojax.core.errors import RunError
 from histojax.core.suggestions import did_you_mean
 
@@ -251,7 +251,6 @@ USED_ONLY_WITH: dict[str, tuple[str, str]] = {
     "optimizer.beta2": ("optimizer.name", "adamw"),
 }
 _LENGTHS = {"data.mean": 3, "data.std": 3}  # red, green, blue
-_INTERVAL = re.compile(r"([\[(])(\S+), (\S+)([\])])")
 
 
 def check_values(config: ConfigDict, fields: Collection[str] = LEGAL_VALUES) -> None:
@@ -311,9 +310,9 @@ def _problems(config: ConfigDict, field: str, legal: str | tuple[str, ...]) -> I
         yield f"{field}={value} is not {_LENGTHS[field]} numbers, for red, green and blue"
     elif not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
         yield f"{field}={value} is not a finite number" if numbers == (value,) else f"{field}={value} are not numbers"
-    elif not all(within(legal, number) for number in numbers):
+    elif not all(interval.contains(legal, number) for number in numbers):
         hint = "; it is for pixels in 0 … 1: divide by 255" if field in ("data.mean", "data.std") else ""
-        yield f"{field}={value} is not {in_words(legal)}{hint}"
+        yield f"{field}={value} is not {interval.describe(legal)}{hint}"
 
 
 def _value(config: ConfigDict, field: str) -> Any:
@@ -321,26 +320,3 @@ def _value(config: ConfigDict, field: str) -> Any:
     for name in field.split("."):
         value = value[name]
     return value
-
-
-def within(interval: str, number: float) -> bool:
-    """Return whether a number lies in an interval such as "[0, 1)", which excludes 1."""
-    left, low, high, right = parse_interval(interval)
-    return (number > low if left == "(" else number >= low) and (number < high if right == ")" else number <= high)
-
-
-def in_words(interval: str) -> str:
-    """Return what a number in an interval is, for messages: "at least 1", "above 0", "in [0, 1)"."""
-    left, low, high, _ = parse_interval(interval)
-    if high < math.inf:
-        return f"in {interval}"
-    return f"above {low:g}" if left == "(" else f"at least {low:g}"
-
-
-def parse_interval(interval: str) -> tuple[str, float, float, str]:
-    """Return the left bracket, the two bounds and the right bracket of an interval."""
-    match = _INTERVAL.fullmatch(interval)
-    if match is None:
-        raise ValueError(f"'{interval}' is not an interval such as '[0, 1)'")
-    left, low, high, right = match.groups()
-    return left, float(low), float(high), right

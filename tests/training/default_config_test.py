@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from configs import dala_resnet50_breakhis
 from data_pipelines.errors import DataError
+from histojax.core import interval
 from histojax.core.errors import RunError
 from histojax.distributed.sharding import Layout
 from histojax.training import build, default_config, experiments, loop
@@ -49,7 +50,7 @@ def is_float(field: str) -> bool:
 
 
 def legal_numbers(field: str) -> st.SearchStrategy[Any]:
-    left, low, high, right = default_config.parse_interval(INTERVALS[field])
+    left, low, high, right = interval.parse(INTERVALS[field])
     if is_float(field):
         bounds = {"exclude_min": left == "(", "exclude_max": right == ")" and high < math.inf}
         return st.floats(low, min(high, 1e9), **bounds, width=32, allow_subnormal=False)
@@ -57,7 +58,7 @@ def legal_numbers(field: str) -> st.SearchStrategy[Any]:
 
 
 def illegal_numbers(field: str) -> st.SearchStrategy[Any]:
-    left, low, high, right = default_config.parse_interval(INTERVALS[field])
+    left, low, high, right = interval.parse(INTERVALS[field])
     if not is_float(field):
         below = st.integers(max_value=int(low) - 1)
         return below if high == math.inf else below | st.integers(int(high) + 1)
