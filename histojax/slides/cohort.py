@@ -19,7 +19,7 @@ import pandas as pd
 
 from histojax.core.csv_format import csv_quoting
 from histojax.core.errors import RunError
-from histojax.core.files import atomic_write
+from histojax.core.files import atomic_write, read_json
 from histojax.core.settings import diff_settings
 from histojax.slides.annotations import regions
 from histojax.slides.cohort_jobs import Job
@@ -87,7 +87,7 @@ def write_table(output: pathlib.Path) -> None:
         row["content"] = _content(record)
         row |= record.get("facts", {}) | {"warnings": "; ".join(record.get("warnings", []))}
         row["seconds"] = record.get("seconds")
-        rows.append(row | _ratio_columns(_read_json(folder / TSR_FILE)))
+        rows.append(row | _ratio_columns(read_json(folder / TSR_FILE) or {}))
     with atomic_write(output / "slides.csv") as temporary:
         # convert_dtypes keeps integers as integers in columns with missing values.
         table, quoting = pd.DataFrame(rows).convert_dtypes(), csv_quoting(cell for row in rows for cell in row.values())
@@ -97,7 +97,7 @@ def write_table(output: pathlib.Path) -> None:
 def _records(output: pathlib.Path) -> dict[pathlib.Path, dict[str, Any]]:
     """The records of all slides in `output` by folder, sorted by name; hidden folders are unfinished."""
     paths = sorted(path for path in output.glob(f"*/{_RECORD}") if not path.parent.name.startswith("."))
-    return {path.parent: _read_json(path) for path in paths}
+    return {path.parent: read_json(path) or {} for path in paths}
 
 
 def _folder(
@@ -215,11 +215,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
     return f"{type(error).__name__}: {error}"
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if the file is missing or damaged."""
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
-        return {}
