@@ -16,6 +16,8 @@ from histojax import models
 from histojax.models.dala_resnet import ChannelAttention, DALAResNet, DALAResNetConfig, DualActivationHead
 from histojax.models.ops.layers import max_pool_3x3_s2
 from histojax.models.resnet import ResNet, ResNetConfig
+from tests.helpers import modules
+from tests.helpers.modules import call, evaluation, flat
 
 SIZES = {"stage_sizes": (1, 1, 1, 2), "width": 4}
 TINY, K = ResNetConfig(**SIZES), 3
@@ -35,23 +37,12 @@ def tiny(attention="layer4", head="dual", dropout=0.0, **kwargs) -> DALAResNet:
     return DALAResNet(config, num_classes=K, rngs=nnx.Rngs(0), **kwargs)
 
 
-def images(b=4, size=64) -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(b, size, size, 3)).astype(np.float32)
-
-
-def evaluation(model):
-    return nnx.view(model, use_running_average=True, deterministic=True)
+# Of 64 pixels a side, so that the last maps have more than one position.
+images = functools.partial(modules.images, h=64, w=64)
 
 
 def predict(model, x) -> jax.Array:
-    """Call the model in evaluation mode under jit, which compiles faster than one operation at a time."""
-    graphdef, state = nnx.split(evaluation(model))
-    return jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))(nnx.as_pure(state), x)
-
-
-def flat(state) -> dict[str, jax.Array]:
-    leaves = jax.tree_util.tree_leaves_with_path(nnx.as_pure(state))
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return call(evaluation(model), x)
 
 
 def train_pass(model):
@@ -104,7 +95,7 @@ def test_shapes_of_features_and_logits(attention, head):
     model = nnx.eval_shape(lambda: evaluation(tiny(attention, head)))
     features = nnx.eval_shape(lambda m, x: m.features(x), model, images(2))
     assert features.shape == (2, 2, 2, TINY.num_features)
-    for x, shape in ((images(2), (2, 3)), (images(1, size=45), (1, 3))):
+    for x, shape in ((images(2), (2, 3)), (images(1, h=45, w=45), (1, 3))):
         out = nnx.eval_shape(lambda m, x: m(x), model, x)
         assert (out.shape, out.dtype) == (shape, jnp.float32)
 

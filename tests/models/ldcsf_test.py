@@ -15,6 +15,7 @@ from flax import nnx
 from histojax import models
 from histojax.models.ldcsf import LDCSF, LDCSFConfig, LocalDepthConv
 from histojax.models.swin import Swin, SwinConfig
+from tests.helpers.modules import call, evaluation, flat, images
 
 # Windows of 2 on maps of 8, 4 and 2: shifted in the first two stages.
 SMALL = {"embed_dim": 16, "depths": (2, 2, 1), "heads": (2, 2, 4), "window": 2, "resnet_blocks": 2}
@@ -33,22 +34,8 @@ def abstract(**options):
     return nnx.eval_shape(lambda: models.create("ldcsf", num_classes=4, rngs=nnx.Rngs(0), **options))
 
 
-def images(b=4, h=32, w=32) -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(b, h, w, 3)).astype(np.float32)
-
-
-def evaluation(model):
-    return nnx.view(model, use_running_average=True, deterministic=True, raise_if_not_found=False)
-
-
 def apply(method, model, x):
-    graphdef, state = nnx.split(evaluation(model))
-    return jax.jit(lambda state, x: method(nnx.merge(graphdef, state), x))(nnx.as_pure(state), x)
-
-
-def flat(state) -> dict[str, jax.Array]:
-    leaves = jax.tree_util.tree_leaves_with_path(nnx.as_pure(state))
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return call(evaluation(model), x, method)
 
 
 def parameters(model) -> dict[str, jax.Array]:
