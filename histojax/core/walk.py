@@ -167,7 +167,7 @@ class _Walk:
 
     def run(self) -> Files:
         self._enter(self._root, os.path.realpath(self._root))
-        # Links come last, so that a file has its own name wherever it is below the root.
+        # Links come last, so that a file below the root is listed under its own name.
         while self._folder_links:
             link = self._folder_links.pop(0)
             real = os.path.realpath(link)

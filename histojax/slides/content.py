@@ -1,4 +1,4 @@
-"""The identity of a slide: a hash of its bytes, whatever its file is called and wherever it lies."""
+"""The identity of a slide: a hash of its bytes, independent of the file's name and folder."""
 
 import hashlib
 import pathlib

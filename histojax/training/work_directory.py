@@ -25,7 +25,7 @@ _OPEN_GROUPS = ("model.options.",)  # their fields depend on other fields
 def read_saved(workdir: pathlib.Path) -> dict[str, Any] | None:
     """Read what the newest checkpoint of a work directory holds besides arrays; None if there is no checkpoint.
 
-    Neither `config.json` nor `split.csv` is asked: they are copies for readers, and are written again at each start.
+    `config.json` and `split.csv` are not read: they are copies for the user and are rewritten at each start.
 
     Raises:
       CheckpointError: the checkpoint is damaged; the message names the file.

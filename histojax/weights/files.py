@@ -76,8 +76,8 @@ def inspect(path: str | os.PathLike[str], *, prefix: str = "") -> Contents:
 
     Args:
       path: ends in .safetensors, .npz, .pth, .pt, .bin or .ckpt.
-      prefix: chooses one of several state dicts in a torch file: its keys, joined by dots ("ema.model"). It may go on
-        with the beginning of the names in that state dict, which `fitting.fit` takes.
+      prefix: chooses one of several state dicts in a torch file: its keys, joined by dots ("ema.model"). It may
+        end with a prefix of the names in that state dict, which `fitting.fit` uses.
 
     Returns:
       The arrays, and what else is in the file.

@@ -200,7 +200,7 @@ class Ended(Exception):
 
 
 class FakePeers:
-    """Records what a process tells the others, and whether it waits for the reason why another one is gone."""
+    """Records what a process reports to the others, and whether it waits to learn why another one is gone."""
 
     def __init__(self) -> None:
         self.causes: list[str] = []

@@ -125,7 +125,7 @@ def normed_values(branch: float = 1.0) -> Draw:
 
 
 def attention_values(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Draw at scales at which attention, its position bias and its mask matter, also where the start value is zero."""
+    """Draw at scales where attention, its position bias and its mask matter, even for values that start at zero."""
     if path.endswith("kernel"):
         return rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1]))
     if path.endswith(("scale", "var")):

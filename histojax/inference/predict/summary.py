@@ -1,4 +1,4 @@
-"""What `histojax predict` tells its user besides the table: images unlike the training images, and a summary."""
+"""Messages of `histojax predict`: a warning about images unlike the training images, and the final summary."""
 
 import pathlib
 from collections import Counter
