@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from data_pipelines.audit import findings, hashes, inputs, measures
-from data_pipelines.audit.findings import AuditImage, Duplicates, patient_of
+from data_pipelines.audit.findings import AuditImage, Duplicates, count_and_names, patient_of
 from data_pipelines.audit.inputs import Source
 from data_pipelines.breakhis import filenames
 from data_pipelines.breakhis.scan import compare_with_published, describe_missing
@@ -27,7 +27,6 @@ _UNUSUAL = {
     "blurred": "that are blurred",
     "odd_images": "with unusual colours",
 }
-_MAX_NAMED = 3  # names in a sentence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +84,7 @@ def audit(
 
     Args:
       root: a folder, or a list (.csv); see `inputs.find`.
-      split: a table of image_id (or path) and split.
+      split: a file with one or several splits; see `split_files.read`.
       folds: a folder with BreakHis's `dsfold1.txt` …
       against: another root that should share no picture with `root`.
       max_distance: number of hash bits, of 255, that may differ between nearly identical pictures.
@@ -143,7 +142,8 @@ def _collect(
     if any(source.given_split for source in sources):
         splits["as given"] = [source.given_split for source in sources]
     if split is not None:
-        sources, splits[printable(split.name)], unmatched = inputs.read_split(split, root, sources)
+        sources, read, unmatched = inputs.read_split(split, root, sources)
+        splits |= read
     if folds is not None:
         splits |= inputs.read_fold_sides(folds, sources)
     others = _of_other(against, sources) if against is not None else []
@@ -231,14 +231,14 @@ def _split_facts(
     crossing = [d for d in duplicates if d.crosses(sides)]
     # Patient names of two datasets mean the same patients only if both are BreakHis.
     known = [i for i, image in enumerate(images) if name != AGAINST or image.source.breakhis]
-    known_images, known_sides = [images[i] for i in known], [sides[i] for i in known]
+    known_sources, known_sides = [images[i].source for i in known], [sides[i] for i in known]
     return {
         "sides": _tally(side for side in sides if side),
         "exact": sum(d.near is None for d in crossing),
         "near": sum(d.near is not None for d in crossing),
         "images_in_them": len({i for d in crossing for i in d.images if sides[i]}),
-        "patients": findings.groups_on_several_sides(known_images, known_sides, patient_of),
-        "siblings": findings.siblings(known_images, known_sides),
+        "patients": findings.groups_on_several_sides(known_sources, known_sides, patient_of),
+        "siblings": findings.siblings(known_sources, known_sides),
     }
 
 
@@ -290,11 +290,11 @@ def _verdict(facts: Mapping[str, Any], own: Sequence[AuditImage], strict_cases: 
                 f"pairs of nearly identical images ({split['images_in_them']} images)"
             )
         if split["patients"]:
-            leaks.append(f"{name}: patients on several sides: {_count_and_names(split['patients'])}")
+            leaks.append(f"{name}: patients on several sides: {count_and_names(split['patients'])}")
         if split["siblings"]:
             (leaks if strict_cases else warnings).append(
                 f"{name}: cases on several sides through sibling patients (slide folders with the same accession "
-                f"number, probably of the same person): {_count_and_names(split['siblings'])}"
+                f"number, probably of the same person): {count_and_names(split['siblings'])}"
             )
         without = facts["images"] - sum(split["sides"].values())
         if without and name != AGAINST:
@@ -305,15 +305,15 @@ def _verdict(facts: Mapping[str, Any], own: Sequence[AuditImage], strict_cases: 
         warnings.append(f"rows of the split that name no image: {unmatched}")
     for key, what in (("unreadable", "that cannot be read"), ("misnamed", "without a BreakHis name")):
         if facts[key]:
-            warnings.append(f"images {what}: {_count_and_names(map(_file_name, facts[key]))}")
+            warnings.append(f"images {what}: {count_and_names(map(_file_name, facts[key]))}")
     unknown = sum(not patient_of(image.source) for image in own)
     if unknown:
         warnings.append(f"patient unknown for {unknown} of {len(own)} images: leaks by patient cannot be detected")
     for key, what in _UNUSUAL.items():
         if facts[key]:
-            warnings.append(f"images {what}: {_count_and_names(map(_file_name, facts[key]))}")
+            warnings.append(f"images {what}: {count_and_names(map(_file_name, facts[key]))}")
     if facts["odd_patients"]:
-        warnings.append(f"patients with unusual colours: {_count_and_names(facts['odd_patients'])}")
+        warnings.append(f"patients with unusual colours: {count_and_names(facts['odd_patients'])}")
     return leaks, warnings
 
 
@@ -322,18 +322,12 @@ def _duplicates_warnings(duplicates: Sequence[Mapping[str, Any]]) -> list[str]:
     conflicts = [entry for entry in duplicates if entry["label_conflict"]]
     if conflicts:
         pairs = _tally(" and ".join(sorted(set(entry["labels"]) - {""})) for entry in conflicts)
-        examples = ", ".join(f"{labels} ({count})" for labels, count in list(pairs.items())[:_MAX_NAMED])
+        examples = ", ".join(f"{labels} ({count})" for labels, count in list(pairs.items())[: findings.MAX_NAMED])
         warnings.append(f"pictures with several labels: {len(conflicts)}, such as {examples}")
     rest = sum(not entry["label_conflict"] and not entry["crosses"] for entry in duplicates)
     if rest:
         warnings.append(f"duplicate pictures on one side with one label: {rest}")
     return warnings
-
-
-def _count_and_names(names: Iterable[str]) -> str:
-    """Return the number of names and the first of them."""
-    names = list(names)
-    return f"{len(names)} ({', '.join(names[:_MAX_NAMED])}{', …' if len(names) > _MAX_NAMED else ''})"
 
 
 def _file_name(name: str) -> str:

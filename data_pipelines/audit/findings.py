@@ -13,6 +13,7 @@ from data_pipelines.audit.measures import Measures, robust_z, stands_apart
 from data_pipelines.breakhis.filenames import DUPLICATE_SLIDES
 
 COLOURS = ("lightness", "red_green", "yellow_blue")
+MAX_NAMED = 3  # names in a sentence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,22 +72,21 @@ def patient_of(source: Source) -> str:
 
 
 def groups_on_several_sides(
-    images: Iterable[AuditImage], sides: Iterable[str], group_of: Callable[[Source], str]
+    sources: Iterable[Source], sides: Iterable[str], group_of: Callable[[Source], str]
 ) -> dict[str, dict[str, int]]:
     """Return the groups with images on several sides: group -> side -> number of images."""
     counts: dict[str, collections.Counter[str]] = {}
-    for image, side in zip(images, sides, strict=True):
-        group = group_of(image.source)
+    for source, side in zip(sources, sides, strict=True):
+        group = group_of(source)
         if group and side:
             counts.setdefault(group, collections.Counter())[side] += 1
     return {group: dict(sorted(by_side.items())) for group, by_side in sorted(counts.items()) if len(by_side) > 1}
 
 
-def siblings(images: Sequence[AuditImage], sides: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+def siblings(sources: Iterable[Source], sides: Iterable[str]) -> dict[str, dict[str, list[str]]]:
     """Return the cases whose patients (slide folders) are on different sides: case -> patient -> its sides."""
     found: dict[str, dict[str, set[str]]] = {}
-    for image, side in zip(images, sides, strict=True):
-        source = image.source
+    for source, side in zip(sources, sides, strict=True):
         if side and source.case_id and source.patient_id:
             found.setdefault(source.case_id, {}).setdefault(patient_of(source), set()).add(side)
     return {
@@ -94,6 +94,12 @@ def siblings(images: Sequence[AuditImage], sides: Sequence[str]) -> dict[str, di
         for case, patients in sorted(found.items())
         if len(patients) > 1 and len(set().union(*patients.values())) > 1
     }
+
+
+def count_and_names(names: Iterable[str]) -> str:
+    """Return the number of names and the first of them."""
+    names = list(names)
+    return f"{len(names)} ({', '.join(names[:MAX_NAMED])}{', …' if len(names) > MAX_NAMED else ''})"
 
 
 def colours(images: Sequence[AuditImage], key: Callable[[Source], str]) -> dict[str, dict[str, Any]]:

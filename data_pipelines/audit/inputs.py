@@ -7,15 +7,14 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+from data_pipelines.audit import split_files
 from data_pipelines.breakhis import filenames
 from data_pipelines.errors import DataError
-from data_pipelines.official_folds import read_folds
 from data_pipelines.tables import SIDES, path_in, read_side, read_table
 from histojax.core.printable import printable
 from histojax.core.walk import describe, find_files
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-_FOLDS = range(1, 6)
 _log = logging.getLogger(__name__)
 
 
@@ -89,7 +88,7 @@ def find_with_report(root: pathlib.Path) -> tuple[list[Source], list[str]]:
         image_id = printable(below.with_suffix("").as_posix()) if bare[path.with_suffix("")] == 1 else name
         folder = printable(below.parent.name) if below.parent.name.lower() not in sides else ""
         source = Source(path, name, image_id, folder, given_split=sides.get(below.parts[0].lower(), ""))
-        sources.append(_by_name(source))
+        sources.append(from_name(source))
     return sources, found.report()
 
 
@@ -110,39 +109,39 @@ def misnamed(sources: Sequence[Source]) -> dict[str, str]:
 
 def read_split(
     path: pathlib.Path, root: pathlib.Path, sources: Sequence[Source]
-) -> tuple[list[Source], list[str], int]:
-    """Read a split from a table with the columns `image_id` or `path`, and `split`, as training writes it.
+) -> tuple[list[Source], dict[str, list[str]], int]:
+    """Read the splits in a file, as `split_files.read` does, for the images of a root.
 
     Returns:
-      The sources, with unknown patients and cases filled in from the table; the side of each (empty: none, or left
-      out); the number of rows that name no image of the root.
+      The sources, with unknown patients and cases filled in from the file; split -> the side of each source (empty:
+      none, or left out); the number of rows that name no image of the root.
 
     Raises:
-      DataError: a column is missing, a side is unknown, a row may mean several images, or no row names an image.
+      DataError: the file has another form, a row may mean several images, or no row names an image.
     """
-    updated, sides, unmatched = list(sources), [""] * len(sources), 0
+    updated, splits, unmatched = list(sources), {}, 0
     index = _Index(sources)
-    for place, row in read_table(path, errors="surrogateescape")[1]:
-        key = row.get("image_id") or row.get("path")
-        if not key or "split" not in row:
-            raise DataError(f"{place}: a split needs the columns image_id (or path) and split, with a name in each row")
-        side = read_side(place, row["split"])
-        positions = index.find(key, (path.parent, root), place)
-        unmatched += not positions
-        for i in positions:
-            if sides[i] and side and sides[i] != side:
-                raise DataError(f"{place}: '{printable(key)}' is in {side}, but in {sides[i]} in an earlier row")
-            sides[i] = sides[i] or side
-            updated[i] = dataclasses.replace(
-                updated[i],
-                patient_id=updated[i].patient_id or printable(row.get("patient_id", "")),
-                case_id=updated[i].case_id or printable(row.get("case_id", "")),
-            )
-    if not any(sides):
+    for split, rows in split_files.read(path).items():
+        sides = splits[split] = [""] * len(sources)
+        for row in rows:
+            positions = index.find(row.name, (path.parent, root), row.place)
+            unmatched += not positions
+            for i in positions:
+                if sides[i] and row.side and sides[i] != row.side:
+                    raise DataError(
+                        f"{row.place}: '{printable(row.name)}' is in {row.side}, but in {sides[i]} in an earlier row"
+                    )
+                sides[i] = sides[i] or row.side
+                updated[i] = dataclasses.replace(
+                    updated[i],
+                    patient_id=updated[i].patient_id or row.patient_id,
+                    case_id=updated[i].case_id or row.case_id,
+                )
+    if not any(any(sides) for sides in splits.values()):
         raise DataError(
             f"{printable(path)}: no row names an image of {printable(root)}; names look like '{sources[0].image_id}'"
         )
-    return updated, sides, unmatched
+    return updated, splits, unmatched
 
 
 def read_fold_sides(folder: pathlib.Path, sources: Sequence[Source]) -> dict[str, list[str]]:
@@ -154,18 +153,17 @@ def read_fold_sides(folder: pathlib.Path, sources: Sequence[Source]) -> dict[str
     Raises:
       DataError: no file, a malformed line, or a fold that names none of the images.
     """
-    present = [fold for fold in _FOLDS if (folder / f"dsfold{fold}.txt").is_file()] or [_FOLDS[0]]
     sides = {}
-    for fold in present:
-        given = read_folds(folder, fold)
-        sides[f"fold {fold}"] = [given.get(s.breakhis.image_id, "") if s.breakhis else "" for s in sources]
-        if not any(sides[f"fold {fold}"]):
-            raise DataError(f"{folder}/dsfold{fold}.txt names none of the {len(sources)} images")
+    for fold, rows in split_files.read(folder).items():
+        given = {row.name: row.side for row in rows}
+        sides[fold] = [given.get(s.breakhis.image_id, "") if s.breakhis else "" for s in sources]
+        if not any(sides[fold]):
+            raise DataError(f"{rows[0].place} names none of the {len(sources)} images")
     return sides
 
 
-def _by_name(source: Source) -> Source:
-    """Add what a file name in the BreakHis grammar says."""
+def from_name(source: Source) -> Source:
+    """Return a source with what its file name says, if it follows the BreakHis grammar."""
     try:
         name = filenames.parse(source.path.stem + ".png")
     except filenames.BadNameError:
@@ -190,7 +188,9 @@ def _read_list(path: pathlib.Path) -> list[Source]:
         name = printable(row["path"])
         if name in sources:
             raise DataError(f"{place}: '{name}' is already in an earlier row")
-        bare = _by_name(Source(path_in(path.parent, row["path"]), name, printable(row.get("image_id", "")) or name, ""))
+        bare = from_name(
+            Source(path_in(path.parent, row["path"]), name, printable(row.get("image_id", "")) or name, "")
+        )
         sources[name] = dataclasses.replace(
             bare,
             label=printable(row["label"]) or bare.label,

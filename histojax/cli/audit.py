@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from histojax.cli import flags
-from histojax.cli.parser import CommandParser, add_verb
+from histojax.cli.parser import CommandParser, add_verb, refuse_unused
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write
 from histojax.core.text_table import text_table
@@ -33,22 +33,28 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         summary="find duplicates, split leaks, label conflicts and colour differences in a dataset",
         description="Finds images that appear twice (identical, re-encoded, resized, flipped, turned by quarters), "
         "patients and cases on two sides of a split, contradicting labels, and blank, inked and blurred images; "
-        "counts images, sizes and colours. Exit code 1: a leak, which is one picture or one patient on two sides. "
-        "Research use only.",
-        examples=["histojax audit BreaKHis_v1 --split runs/dala_100x/split.csv --output audit_out"],
+        "counts images, sizes and colours. Without ROOT, --split or --folds is audited by names alone, in seconds. "
+        "Exit code 1: a leak, which is one picture or one patient on two sides. Research use only.",
+        examples=[
+            "histojax audit BreaKHis_v1 --split runs/dala_100x/split.csv --output audit_out",
+            "histojax audit --split break_his.json --output audit_out",
+        ],
     )
     parser.add_argument(
         "root",
         metavar="ROOT",
+        nargs="?",
         type=pathlib.Path,
-        help="folder of images, or list (.csv: path,label[,patient_id][,case_id][,magnification][,split])",
+        help="folder of images, or list (.csv: path,label[,patient_id][,case_id][,magnification][,split]); "
+        "leave it out to audit a split by the names in it",
     )
     sides = parser.add_mutually_exclusive_group()
     sides.add_argument(
         "--split",
         metavar="FILE",
         type=pathlib.Path,
-        help="split.csv of a run, or any .csv with image_id or path, and split",
+        help="split.csv of a run, any table with image_id (or path) and split, dsfoldN.txt, or JSON of another program "
+        "with the names of each side",
     )
     sides.add_argument(
         "--folds", type=pathlib.Path, metavar="DIR", help="folder with BreakHis's dsfold1.txt … dsfold5.txt"
@@ -72,13 +78,54 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
 
 def run(args: argparse.Namespace) -> None:
     """Audit a dataset; exit code 1 on a leak."""
+    if args.output.exists() and not args.output.is_dir():
+        raise RunError(f"--output={args.output} is a file, and must be a folder")
+    refuse_unused(args, args.root is not None, ["--against", "--max_distance"], "with ROOT, which has the images")
+    if args.root is None:
+        _audit_names(args)
+    else:
+        _audit_images(args)
+
+
+def _audit_names(args: argparse.Namespace) -> None:
+    """Audit a split by the names in it."""
+    from data_pipelines.audit.names import audit_names
+    from histojax.evaluation.report import html_templates
+
+    path = args.split or args.folds
+    if path is None:
+        raise RunError("nothing to audit: give ROOT, or --split FILE, or both")
+    facts = audit_names(path, args.strict_cases)
+    args.output.mkdir(parents=True, exist_ok=True)
+    _write_rows(args.output / "images.csv", facts.pop("rows"))
+    _write_facts(args.output, facts)
+    print("\n".join(map(html_templates.printable, _name_lines(facts))))
+    print(f"\nSee {args.output}/audit.json and images.csv")
+    if facts["leaks"]:
+        sys.exit(1)
+
+
+def _name_lines(facts: Mapping[str, Any]) -> list[str]:
+    """Lay out an audit by names for the terminal."""
+    head = [["split", facts["split"]], ["images", f"{facts['images']}, by their names alone"]]
+    head.append(["patients", f"{facts['patients'] or 'unknown'}, cases: {facts['cases'] or 'unknown'}"])
+    head += [[f"sides: {name}", _counts(split["sides"])] for name, split in facts["splits"].items()]
+    lines = [*text_table(head), ""]
+    for name, split in facts["splits"].items():
+        groups = {"patient": split["patients"], "case": split["cases"]}
+        for what, crossing in groups.items():
+            lines += [f"{name}: {what} {group}: {_counts(sides)}" for group, sides in list(crossing.items())[:_LISTED]]
+            lines += _more(crossing)
+    return [*lines, *_verdict_lines(facts)]
+
+
+def _audit_images(args: argparse.Namespace) -> None:
+    """Audit images, and the splits that divide them."""
     from data_pipelines.audit.audit import audit
     from data_pipelines.audit.measures import thumbnail
     from data_pipelines.images import decode_rgb
     from histojax.evaluation.report import audit_html, html_templates
 
-    if args.output.exists() and not args.output.is_dir():
-        raise RunError(f"--output={args.output} is a file, and must be a folder")
     result = audit(
         args.root,
         split=args.split,
@@ -89,8 +136,7 @@ def run(args: argparse.Namespace) -> None:
     )
     args.output.mkdir(parents=True, exist_ok=True)
     _write_rows(args.output / "images.csv", result.rows)
-    with atomic_write(args.output / "audit.json") as temporary:
-        temporary.write_text(json.dumps(result.facts, indent=1, allow_nan=False), encoding="utf-8")
+    _write_facts(args.output, result.facts)
     thumbnails = {
         name: thumbnail(decode_rgb(result.paths[name].read_bytes()), _THUMBNAIL)
         for name in audit_html.names_shown(result.facts)
@@ -100,6 +146,11 @@ def run(args: argparse.Namespace) -> None:
     print(f"\nSee {args.output}/audit.html, audit.json and images.csv")
     if result.leaks:
         sys.exit(1)
+
+
+def _write_facts(folder: pathlib.Path, facts: Mapping[str, Any]) -> None:
+    with atomic_write(folder / "audit.json") as temporary:
+        temporary.write_text(json.dumps(facts, indent=1, allow_nan=False), encoding="utf-8")
 
 
 def _write_rows(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -134,8 +185,11 @@ def _lines(facts: Mapping[str, Any]) -> list[str]:
         lines += ["", "cannot be read"]
         lines += [f"  {name}: {reason}" for name, reason in list(facts["unreadable"].items())[:_LISTED]]
         lines += _more(facts["unreadable"])
-    lines += [""]
-    lines += [f"warning: {text}" for text in facts["warnings"]]
+    return [*lines, "", *_verdict_lines(facts)]
+
+
+def _verdict_lines(facts: Mapping[str, Any]) -> list[str]:
+    lines = [f"warning: {text}" for text in facts["warnings"]]
     lines += [f"LEAK: {text}" for text in facts["leaks"]]
     if not facts["leaks"]:
         lines.append("no leak was found" + ("" if facts["splits"] else "; no split was given"))

@@ -102,7 +102,8 @@ def test_split_names_images_by_id_path_or_file(tmp_path: pathlib.Path, write_ima
         "gone.png,test,p4\n"
     )
     sources = find(root)
-    found, sides, strange = read_split(tmp_path / "split.csv", root, sources)
+    found, splits, strange = read_split(tmp_path / "split.csv", root, sources)
+    (sides,) = splits.values()
     assert {s.name: (side, s.patient_id) for s, side in zip(found, sides, strict=True)} == {
         "a/1.png": ("train", "p1"),
         "a/2.png": ("val", "p1"),

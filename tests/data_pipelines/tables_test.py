@@ -105,7 +105,7 @@ def test_every_reader_takes_tables_that_windows_wrote(
     (source,) = inputs.find(listed)
     assert source.path == image
     split = write("split.csv", "path,split", r"sub\dir\a.png,test")
-    assert inputs.read_split(split, tmp_path, inputs.find(tmp_path / "sub"))[1] == ["test"]
+    assert list(inputs.read_split(split, tmp_path, inputs.find(tmp_path / "sub"))[1].values()) == [["test"]]
     (ref,) = images.find([str(listed)])
     assert ref.path == str(image)
     (job,) = cohort_jobs.find([str(write("slides.csv", "slide", r"sub\dir\a.png"))])
