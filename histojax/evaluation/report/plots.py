@@ -21,7 +21,7 @@ _MAX_NAME = 34  # characters of a name in a legend
 _WIDTH = 4.1  # inches of a figure: legible on a telephone, and two stand side by side on a page
 MAX_LINES = 12  # lines of one plot; more cannot be told apart
 # Text stays text, in the reader's fonts. A dollar sign does not start a formula.
-_STYLE: Any = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "histojax",
     "text.parse_math": False,
@@ -51,8 +51,8 @@ def curves_svgs(curves: Mapping[str, Mapping[str, Any]]) -> list[bytes]:
     if not drawn:
         return []
     drawn = dict(list(drawn.items())[:MAX_LINES])
-    with matplotlib.rc_context(_STYLE):
-        return [_svg(_roc_figure(drawn)), _svg(_precision_recall_figure(drawn))]
+    with matplotlib.rc_context(STYLE):
+        return [svg(_roc_figure(drawn)), svg(_precision_recall_figure(drawn))]
 
 
 def _roc_figure(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -107,7 +107,7 @@ def reliability_svgs(entry: Mapping[str, Any]) -> list[bytes]:
     else:
         xlabel, ylabel = f"probability of {_short_name(entry['of'])}", "fraction positive"
     files = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for colour, (title, state) in zip(COLOURS, states, strict=False):
             figure = Figure(figsize=(_WIDTH, 4.1), layout="constrained")
             upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
@@ -115,7 +115,7 @@ def reliability_svgs(entry: Mapping[str, Any]) -> list[bytes]:
             upper.set(title=f"{title}: ECE {number(state['scores']['ece']['value'])}", ylabel=ylabel)
             _count_panel(lower, state["bins"], colour)
             lower.set(xlabel=xlabel, ylabel="images")
-            files.append(_svg(figure))
+            files.append(svg(figure))
     return files
 
 
@@ -152,8 +152,8 @@ def training_svgs(training: Mapping[str, Mapping[str, Sequence[float]]]) -> list
     files = []
     for title, group in (("Loss", losses), ("Metrics", others)):
         if any(len(series["step"]) for series in group.values()):
-            with matplotlib.rc_context(_STYLE):
-                files.append(_svg(_training_figure(title, group)))
+            with matplotlib.rc_context(STYLE):
+                files.append(svg(_training_figure(title, group)))
     return files
 
 
@@ -191,7 +191,8 @@ def _short_name(name: str) -> str:
     return name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…"
 
 
-def _svg(figure: Figure) -> bytes:
+def svg(figure: Figure) -> bytes:
+    """Return a figure, drawn within `matplotlib.rc_context(STYLE)`, as an SVG file."""
     file = io.BytesIO()
     with warnings.catch_warnings():
         # The reader's fonts may have a character that the font used for the layout lacks.
