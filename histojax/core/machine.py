@@ -1,8 +1,50 @@
-"""Facts about the host."""
+"""Facts about the host, and about the source tree that runs on it."""
 
+import contextlib
 import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Iterator
+from typing import Any
 
 
 def cores() -> int:
     """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe() -> dict[str, Any]:
+    """Return processor, usable cores, operating system and Python version of this machine."""
+    return {
+        "processor": _processor(),
+        "cores": cores(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Return `commit` and `dirty` of the source tree that contains this file; None for an installed package."""
+
+    def git(*arguments: str) -> str:
+        folder = pathlib.Path(__file__).parent
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+
+    try:
+        if git("ls-files", "--error-unmatch", __file__):
+            return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        pass  # no git, or not a checkout: nothing to record
+    return None
+
+
+def _processor() -> str:
+    def lines() -> Iterator[str]:
+        with contextlib.suppress(OSError):
+            yield from pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+
+    names = (line.partition(":")[2].strip() for line in lines() if line.startswith("model name"))
+    return next(names, platform.processor())

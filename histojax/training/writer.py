@@ -7,7 +7,6 @@ import logging
 import os
 import pathlib
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any, TextIO
 import jax
 from tqdm import tqdm
 
+from histojax.core import machine
 from histojax.core.files import atomic_write, read_json, write_json
 
 _log = logging.getLogger(__name__)
@@ -211,25 +211,8 @@ def environment() -> dict[str, Any]:
             "processes": jax.process_count(),
         },
         "machine": {"system": platform.platform(), "cpu_count": os.cpu_count()},
-        "git": _git(),
+        "git": machine.git_state(),
     }
-
-
-def _git() -> dict[str, Any] | None:
-    """Return the commit of the source tree that contains this file; None for an installed package."""
-
-    def git(*arguments: str) -> str:
-        folder = pathlib.Path(__file__).parent
-        return subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-
-    try:
-        if git("ls-files", "--error-unmatch", __file__):
-            return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        pass  # no git, or not a checkout: nothing to record
-    return None
 
 
 def _event_files() -> Any:

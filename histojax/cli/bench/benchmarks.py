@@ -4,9 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import logging
-import os
 import pathlib
-import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -137,17 +135,6 @@ def slide(args: argparse.Namespace) -> dict[str, Any]:
         return {"slide": spec["slide"]} | facts | _compare(processes, args)
 
 
-def machine() -> dict[str, Any]:
-    """Describe this machine."""
-    return {
-        "processor": _processor(),
-        "cores": cores(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
-    }
-
-
 def _compare(processes: Sequence[WorkerProcess], args: argparse.Namespace) -> dict[str, Any]:
     """Measure rounds of all sides and divide the rates of the first one by those of the others."""
     measured = rounds.measure(processes, args.rounds, args.round_seconds, _log.info)
@@ -185,12 +172,3 @@ def _synthetic() -> pathlib.Path:
         cases_per_subtype=(1,) * 8, images_per_patient=8, magnifications=("100X",), height=460, width=700
     )
     return generate(default_directory() / f"synthetic-v{VERSION}-700x460", spec)
-
-
-def _processor() -> str:
-    def lines() -> Iterator[str]:
-        with contextlib.suppress(OSError):
-            yield from pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-
-    names = (line.partition(":")[2].strip() for line in lines() if line.startswith("model name"))
-    return next(names, platform.processor())

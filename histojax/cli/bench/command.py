@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -229,18 +230,19 @@ def run(args: argparse.Namespace) -> None:
     refuse_unused(args, getattr(args, "find_batch", False), ["--memory_gib"], "with --find_batch")
     _check_models([model for model in getattr(args, "model", ()) if model not in DEFAULT_MODELS])
     from histojax.cli.bench import benchmarks, tables
+    from histojax.core import machine
     from histojax.core.files import atomic_write
 
     printed = args.json != "-"
-    machine = benchmarks.machine()
+    described = machine.describe() | {"glibc_tunables": os.environ.get("GLIBC_TUNABLES", "")}
     if printed:
-        print(f"{machine['processor']}, {machine['cores']} cores", flush=True)
+        print(f"{described['processor']}, {described['cores']} cores", flush=True)
     settings = {
         key: str(value) if isinstance(value, pathlib.Path) else value
         for key, value in vars(args).items()
         if key not in ("run", "given")
     }
-    results: dict[str, Any] = {"machine": machine, "settings": settings, "results": []}
+    results: dict[str, Any] = {"machine": described, "settings": settings, "results": []}
     title = f"batches of {args.batch_size} × {args.image_size}×{args.image_size}, {args.rounds} rounds"
     for model in getattr(args, "model", [""]):
         if model:
