@@ -8,8 +8,10 @@ of `data.split.protocol`, and each stands for fields of a `SplitSpec`:
 * KIND`_deduplicated`: each picture once.
 * KIND`_copies_together`: every image; copies are on the same side.
 * `eva`: kaiko's task of four classes at 40X, with its own test patients (called validation there).
+* `thunder`: eva's task and test patients, with validation patients; shared by THUNDER and nanopath.
+* `eva_accession_clean`, `thunder_accession_clean`: without training and validation images of tested cases.
 
-With `data.split.kfolds`, all of them except `given`, `folds` and `eva` are cross-validation.
+With `data.split.kfolds`, all but `given`, `folds` and the protocols with listed patients are cross-validation.
 """
 
 import dataclasses
@@ -22,6 +24,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.split_spec import PROTOCOLS, Definition, SplitSpec
 
 _SUFFIXES = {"ignore": "with_copies", "drop": "deduplicated", "keep": "copies_together"}
+_IMPLIED = ("duplicates", "test_patients", "val_patients", "accession_clean")
 _KINDS = tuple(name for name in PROTOCOLS if name not in ("auto", "listed"))
 
 
@@ -38,6 +41,8 @@ class Protocol:
       magnification: the only legal `config.data.magnification`; empty: any.
       classes: the classes of the task that the protocol uses; empty: all.
       test_patients: `SplitSpec.test_patients`.
+      val_patients: `SplitSpec.val_patients`.
+      accession_clean: `SplitSpec.accession_clean`.
       images: published numbers of training images (including validation) and test images in the whole archive; zeros if
         not published.
     """
@@ -50,6 +55,8 @@ class Protocol:
     magnification: str = ""
     classes: tuple[str, ...] = ()
     test_patients: tuple[str, ...] = ()
+    val_patients: tuple[str, ...] = ()
+    accession_clean: bool = False
     images: tuple[int, int] = (0, 0)
 
 
@@ -70,6 +77,14 @@ _EVA = Protocol(
     test_patients=_EVA_PATIENTS,
     images=(1132, 339),
 )
+# https://github.com/MICS-Lab/thunder and https://github.com/MedARC-AI/nanopath: eva's task with validation patients.
+_THUNDER_VAL_PATIENTS = (
+    *(f"SOB_B_F_14-{slide}" for slide in ("23222AB", "29960AB")),
+    *(f"SOB_B_TA_14-{slide}" for slide in ("13200", "19854C")),
+    *(f"SOB_M_DC_14-{slide}" for slide in ("10926", "11520", "12312", "13412")),
+    *(f"SOB_M_MC_14-{slide}" for slide in ("13418DE", "18842")),
+)
+_THUNDER = dataclasses.replace(_EVA, name="thunder", val_patients=_THUNDER_VAL_PATIENTS)
 REGISTRY = {
     protocol.name: protocol
     for protocol in (
@@ -79,6 +94,13 @@ REGISTRY = {
             for duplicates, suffix in _SUFFIXES.items()
         ),
         _EVA,
+        _THUNDER,
+        *(
+            dataclasses.replace(
+                published, name=f"{published.name}_accession_clean", accession_clean=True, images=(0, 0)
+            )
+            for published in (_EVA, _THUNDER)
+        ),
     )
 }
 
@@ -94,7 +116,10 @@ def split_spec(fields: Mapping[str, Any]) -> SplitSpec:
     if protocol is None:
         check_name(name)
         return SplitSpec(**fields)
-    implied = {"protocol": protocol.kind, "duplicates": protocol.duplicates, "test_patients": protocol.test_patients}
+    implied: dict[str, Any] = {"protocol": protocol.kind}
+    implied |= {field: getattr(protocol, field) for field in _IMPLIED}
+    if protocol.val_patients:
+        implied["val_fraction"] = 0.0
     return SplitSpec(**dict(fields) | implied)
 
 
@@ -106,9 +131,10 @@ def check_name(name: str) -> None:
     """
     short = tuple(kind for kind in PROTOCOLS if kind != "listed")
     if name not in short and name not in REGISTRY:
+        listed = [name for name, protocol in REGISTRY.items() if protocol.kind == "listed"]
         raise DataError(
-            f"data.split.protocol='{name}' is not one of {', '.join(short)}, eva, or one of these with the suffix "
-            f"{', '.join(f'_{suffix}' for suffix in _SUFFIXES.values())}"
+            f"data.split.protocol='{name}' is not one of {', '.join((*short, *listed))}, or one of the first "
+            f"{len(short)} with the suffix {', '.join(f'_{suffix}' for suffix in _SUFFIXES.values())}"
         )
 
 
@@ -143,8 +169,8 @@ def _named(data: Mapping[str, Any]) -> Protocol | None:
 
 def define(spec: SplitSpec, classes: Sequence[str]) -> Definition:
     """Return the identity of a resolved spec; its hash covers everything but the seed and the number of the fold."""
-    key = (spec.protocol, spec.test_patients, spec.duplicates)
-    known = next((p for p in REGISTRY.values() if (p.kind, p.test_patients, p.duplicates) == key), None)
+    key = [spec.protocol, *(getattr(spec, field) for field in _IMPLIED)]
+    known = next((p for p in REGISTRY.values() if [p.kind, *(getattr(p, field) for field in _IMPLIED)] == key), None)
     name, version = (known.name, known.version) if known else (f"{spec.protocol}_{_SUFFIXES[spec.duplicates]}", 1)
     fixed: dict[str, Any] = {
         "name": name,
@@ -156,6 +182,10 @@ def define(spec: SplitSpec, classes: Sequence[str]) -> Definition:
         "kfolds": spec.kfolds,
         "classes": sorted(classes),
     }
+    if spec.val_patients:
+        fixed["val_patients"] = sorted(spec.val_patients)
+    if spec.accession_clean:
+        fixed["accession_clean"] = True
     if not spec.kfolds and spec.protocol not in ("given", "folds", "listed"):
         fixed["test_fraction"] = spec.test_fraction
     return Definition(name, version, hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16])

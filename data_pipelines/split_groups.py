@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from data_pipelines.duplicates import Unions
 from data_pipelines.errors import DataError
@@ -126,22 +126,46 @@ def given_groups(records: Records, groups: Sequence[str], side: str) -> set[str]
     return {group for record, group in zip(records, groups, strict=True) if record.given_split == side}
 
 
-def listed_test_groups(
-    records: Records, groups: Sequence[str], spec: SplitSpec, dropped: Mapping[str, str]
+def listed_groups(
+    records: Records, groups: Sequence[str], patients: Collection[str], dropped: Mapping[str, str]
 ) -> set[str]:
-    """Return the groups of the patients that the protocol lists.
+    """Return the groups of the patients that a protocol lists for one side.
 
     Raises:
       DataError: the dataset has none of them.
     """
-    test = {
+    found = {
         group
         for record, group in zip(records, groups, strict=True)
-        if record.patient_id in spec.test_patients and record.image_id not in dropped
+        if record.patient_id in patients and record.image_id not in dropped
     }
-    if not test:
+    if not found:
         raise DataError("the dataset has none of the protocol's test patients: choose another data.split.protocol")
-    return test
+    return found
+
+
+def crossing_cases(
+    records: Records, groups: Sequence[str], test: Collection[str], val: Collection[str], dropped: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the images to leave out so that no case is on two sides: image_id -> reason. Test images stay.
+
+    Args:
+      records: the table.
+      groups: group of each record.
+      test: the groups of the test side.
+      val: the groups of the validation side.
+      dropped: image_ids that are left out already.
+    """
+    sides = ["test" if group in test else "val" if group in val else "train" for group in groups]
+    table = [(r, side) for r, side in zip(records, sides, strict=True) if r.case_id and r.image_id not in dropped]
+    tested = {record.case_id for record, side in table if side == "test"}
+    notes = {r.image_id: "of a tested case" for r, side in table if side != "test" and r.case_id in tested}
+    validated = {record.case_id for record, side in table if side == "val" and record.image_id not in notes}
+    return notes | {
+        r.image_id: "of a case in validation"
+        for r, side in table
+        if side == "train" and r.case_id in validated and r.image_id not in notes
+    }
 
 
 def official_test_groups(

@@ -50,6 +50,9 @@ class SplitSpec:
       duplicates: `drop` keeps one image of each identical set; `keep` keeps all of them, together on one side; `ignore`
         divides them like other images, as most of the literature does.
       test_patients: for `listed`: the patients whose images are the test side.
+      val_patients: for `listed`: the patients whose images are the validation side; empty: `val_fraction` decides.
+      accession_clean: for `listed`: leave out the training and validation images of cases that are tested, and the
+        training images of cases that are in validation.
 
     Raises:
       DataError: a field has an illegal value.
@@ -64,6 +67,8 @@ class SplitSpec:
     folds_dir: str = ""
     duplicates: str = "drop"
     test_patients: tuple[str, ...] = ()
+    val_patients: tuple[str, ...] = ()
+    accession_clean: bool = False
 
     def __post_init__(self) -> None:
         def require(ok: bool, message: str) -> None:
@@ -80,6 +85,10 @@ class SplitSpec:
             bool(self.test_patients) == (self.protocol == "listed"),
             f"protocol='{self.protocol}' with {len(self.test_patients)} test_patients: "
             "only 'listed' takes them, and needs them",
+        )
+        require(
+            self.protocol == "listed" or not (self.val_patients or self.accession_clean),
+            f"protocol='{self.protocol}': only 'listed' takes val_patients and accession_clean",
         )
         if self.protocol == "folds":
             require(1 <= self.fold <= 5, f"fold={self.fold} is not in 1 … 5, the official folds")
@@ -162,7 +171,8 @@ def _describe(spec: SplitSpec, records: Records) -> str:
     if spec.protocol == "folds":
         return f"official fold {spec.fold} (patient-disjoint)"
     if spec.protocol == "listed":
-        return f"{len(spec.test_patients)} listed patients test (patient-disjoint)"
+        disjoint = "accession-clean" if spec.accession_clean else "patient-disjoint"
+        return f"{len(spec.test_patients)} listed patients test ({disjoint})"
     if spec.protocol == "given":
         return f"the dataset's own split ({_describe_given(records)})"
     if spec.protocol == "image":

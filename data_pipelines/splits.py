@@ -10,7 +10,7 @@ A split is made in two stages, whatever the protocol: first test, then validatio
 * `given`: the sides in the dataset's own table; validation is taken out of training if the table names none.
 * `auto`: the strictest protocol that the data allow (`data_pipelines.split_spec.resolve`).
 * `folds`: published test sides (Spanhol et al. 2016), read from `dsfoldN.txt`.
-* `listed`: all images of the listed patients are tested.
+* `listed`: all images of the listed patients are tested; validation may be listed, too.
 * `kfolds > 0`: the test side is fold `fold` (0-based) of k; not for `given`, `folds` and `listed`.
 
 The names of these in results are in `data_pipelines.protocols`.
@@ -33,11 +33,12 @@ from data_pipelines.records import Records, label_set
 from data_pipelines.split_groups import (
     Cell,
     Member,
+    crossing_cases,
     given_groups,
     group_key,
     group_names,
     known_sides,
-    listed_test_groups,
+    listed_groups,
     member_cells,
     official_test_groups,
     record_cells,
@@ -185,9 +186,14 @@ def make_split(
     else:
         cells = record_cells(records, label_sets, groups, dropped, count_all=bool(label_names))
     test, absent = _test_groups(records, groups, cells, spec, dropped)
-    val = _val_groups(records, groups, cells, spec, test)
+    if spec.val_patients:
+        val = listed_groups(records, groups, spec.val_patients, dropped)
+    else:
+        val = _val_groups(records, groups, cells, spec, test)
 
     notes = dropped | absent
+    if spec.accession_clean:
+        notes |= crossing_cases(records, groups, test, val, notes)
     rows = []
     for record, group in zip(records, groups, strict=True):
         side = "test" if group in test else "val" if group in val else "train"
@@ -299,7 +305,7 @@ def _test_groups(
     if spec.protocol == "folds":
         return official_test_groups(records, groups, spec, dropped)
     if spec.protocol == "listed":
-        return listed_test_groups(records, groups, spec, dropped), {}
+        return listed_groups(records, groups, spec.test_patients, dropped), {}
     if spec.protocol == "given":
         test = given_groups(records, groups, "test")
         if not test:

@@ -18,7 +18,7 @@ from data_pipelines.split_spec import SplitSpec
 from data_pipelines.splits import Split, make_split, place
 from histojax.data.sources import open_dataset
 from histojax.training import default_config
-from tests.conftest import WriteImages
+from tests.conftest import SHARED, WriteImages
 
 FIELDS = default_config.base().data.split.to_dict()
 
@@ -70,7 +70,7 @@ def test_name_fixes_the_whole_protocol() -> None:
         assert protocols.define(spec, ["benign", "malignant"]).name == name
         # The name overrides the other fields.
         assert _spec(name, duplicates="keep", **fields.get(protocol.kind, {})) == spec
-    assert len({protocols.define(_spec(n), ["a", "b"]).hash for n in protocols.REGISTRY if "folds" not in n}) == 19
+    assert len({protocols.define(_spec(n), ["a", "b"]).hash for n in protocols.REGISTRY if "folds" not in n}) == 22
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_hash_covers_the_recipe_and_not_its_numbers() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"protocol": "images"}, r"protocol='images' is not one of auto, case, .*, eva, or .* suffix _with_copies"),
+        ({"protocol": "images"}, r"protocol='images' is not one of auto, case, .*, thunder, .* suffix _with_copies"),
         ({"protocol": "listed"}, "protocol='listed' is not one of"),
         ({"protocol": "eva", "kfolds": 5}, "kfolds excludes a given split"),
         ({"protocol": "folds_with_copies"}, "fold=0 is not in 1 … 5, the official folds"),
@@ -227,6 +227,52 @@ def test_eva_tests_on_its_patients(val_fraction: float) -> None:
     with pytest.raises(DataError, match="1131 training and 340 test images, but 1132 and 339 are published"):
         protocols.check_published("eva", ["train"] * 1131 + ["test"] * 340)
     protocols.check_published("eva", ["train"] * 10 + ["test"] * 340)  # only a part of the archive
+
+
+def _thunder_rows() -> list[Record]:
+    """Make two images of each listed patient, an image of a sibling of one in each side, and other patients."""
+    known = protocols.REGISTRY["thunder"]
+    rows: list[Record] = []
+    for patient in (*known.test_patients, *known.val_patients):
+        rows += _slides(patient.split("_")[2], [patient.rpartition("-")[2]], 2)
+    rows += _slides("TA", ["16184"], 3) + _slides("F", ["23060AB"], 1)  # siblings of tested slides
+    rows += _slides("TA", ["19854D"], 1)  # of one in validation
+    for i, subtype in enumerate(known.classes):
+        rows += _slides(subtype, [str(40_000 + i)], 2)
+    return rows
+
+
+def test_thunder_lists_both_sides_and_leaves_out_their_cases_on_request() -> None:
+    rows = _thunder_rows()
+    records, labels = Records(rows), [row.subtype for row in rows]
+    sides = {}
+    for name in ("thunder", "thunder_accession_clean"):
+        split = make_split(records, labels, [], _spec(name), filenames.DUPLICATE_SLIDES)
+        assert split.definition is not None
+        assert split.definition.name == name
+        sides[name] = {row.image_id: row for row in split.rows}
+    published, clean = sides.values()
+    known = protocols.REGISTRY["thunder"]
+    for side, patients in (("test", known.test_patients), ("val", known.val_patients)):
+        assert {row.group for row in published.values() if row.side == side} == set(patients)
+    crossing = {name: row.note for name, row in clean.items() if row.side != published[name].side}
+    assert {name.rpartition("-40-")[0] for name, note in crossing.items() if note == "of a tested case"} == {
+        "SOB_B_TA-14-16184", "SOB_B_F-14-23060AB", "SOB_M_MC-14-18842",
+    }  # fmt: skip
+    assert {name for name, note in crossing.items() if note != "of a tested case"} == {"SOB_B_TA-14-19854D-40-001"}
+    assert {row.side for name, row in clean.items() if name in crossing} == {""}
+
+
+def test_thunder_divides_the_archive_as_published() -> None:
+    if not (folds := SHARED / "breakhis_folds").is_dir():
+        pytest.skip("BreakHis's fold files are not here")
+    known = protocols.REGISTRY["thunder"]
+    rows = [_record(name) for name in read_folds(folds, 1) if "-40-" in name]
+    rows = [row for row in rows if row.subtype in known.classes]
+    split = make_split(Records(rows), [row.subtype for row in rows], [], _spec("thunder"))
+    assert [len(split.indices(side)) for side in ("train", "val", "test")] == [936, 196, 339]
+    clean = make_split(Records(rows), [row.subtype for row in rows], [], _spec("thunder_accession_clean"))
+    assert [len(clean.indices(side)) for side in ("train", "val", "test")] == [857, 181, 339]
 
 
 def test_eva_as_a_dataset(tmp_path: pathlib.Path, write_images: WriteImages) -> None:
