@@ -29,7 +29,8 @@ from histojax.slides.labels import PREFIX, Colour, carried_labels, label_colours
 Pixels = NDArray[np.float32]  # [h, w, 3] or [n, 3], 0 … 255
 
 _MAX_SIDE, _MIN_SIDE = 6.0, 1.5  # inches of the map itself
-_LEFT, _RIGHT, _BELOW, _ABOVE = 0.9, 2.2, 0.7, 0.5  # margins in inches
+_LEFT, _RIGHT, _BELOW, _ABOVE = 0.9, 2.6, 0.7, 0.5  # margins in inches
+_POINTS = 11  # of all text: legible where a page shows the picture at half its size
 _DPI = 150
 _TINT = 0.5  # opacity of labels over the grey tissue
 _COLOUR_KEPT = 0.25  # fraction of the stain's own colour that remains below a label
@@ -41,8 +42,8 @@ _HEAT_COLOURS = "magma_r"
 _MAX_LEGEND = 12  # entries; many labels can combine in hundreds of ways
 _OUTLINES = ("#0033ff", "#ff00ff", "#000000")
 _HALO = [patheffects.withStroke(linewidth=2.5, foreground="white")]
-_SWATCH = (0.36, 0.2)  # inches
-_ROW = 0.28  # inches between legend entries
+_SWATCH = (0.42, 0.26)  # inches
+_ROW, _LINE = 0.36, 0.19  # inches between legend entries, and between the lines of one
 
 
 def write_overlay(
@@ -204,9 +205,10 @@ def _canvas(geometry: Geometry, title: str) -> tuple[Figure, Axes, tuple[int, in
     figure = Figure(figsize=size, dpi=_DPI)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((_LEFT / size[0], _BELOW / size[1], width / size[0], height / size[1]))
-    axes.set_title(fonts.drawable(title), loc="left", fontsize=9, fontfamily=fonts.FONT, parse_math=False)
-    axes.set_xlabel("mm")
-    axes.set_ylabel("mm")
+    axes.set_title(fonts.drawable(title), loc="left", fontsize=_POINTS, fontfamily=fonts.FONT, parse_math=False)
+    axes.set_xlabel("mm", fontsize=_POINTS)
+    axes.set_ylabel("mm", fontsize=_POINTS)
+    axes.tick_params(labelsize=_POINTS)
     return figure, axes, (round(height * _DPI), round(width * _DPI))
 
 
@@ -227,7 +229,9 @@ def _show(axes: Axes, picture: Pixels, geometry: Geometry) -> None:
     y = height * 0.97
     axes.plot([width * 0.03, width * 0.03 + length], [y, y], color="black", linewidth=3, path_effects=_HALO)
     text = f"{length:g} mm" if length >= 1 else f"{length * 1000:g} µm"
-    axes.text(width * 0.03 + length / 2, height * 0.955, text, ha="center", va="bottom", fontsize=8, path_effects=_HALO)
+    axes.text(
+        width * 0.03 + length / 2, height * 0.955, text, ha="center", va="bottom", fontsize=_POINTS, path_effects=_HALO
+    )
 
 
 def _round_length(most: float) -> float:
@@ -258,11 +262,11 @@ class _Legend:
         if outline != "none":
             frame = Rectangle((0, extent[2]), *_SWATCH, facecolor="none", edgecolor=outline, clip_on=False)
             self._axes.add_patch(frame)
-        for number, line in enumerate(fonts.wrap(name, _RIGHT - _SWATCH[0] - 0.2, 8)):
+        for number, line in enumerate(fonts.wrap(name, _RIGHT - _SWATCH[0] - 0.2, _POINTS)):
             if number:
-                self._y -= 0.14
+                self._y -= _LINE
             self._axes.text(
-                _SWATCH[0] + 0.08, self._y - _SWATCH[1] / 2, line, va="center", fontsize=8, fontfamily=fonts.FONT,
+                _SWATCH[0] + 0.08, self._y - _SWATCH[1] / 2, line, va="center", fontsize=_POINTS, fontfamily=fonts.FONT,
                 parse_math=False,
             )  # fmt: skip
         self._y -= _ROW
@@ -276,13 +280,13 @@ def _add_colour_bar(figure: Figure, axes: Axes, grey: float, threshold: float | 
     bar.imshow(colours.round().astype(np.uint8), extent=(0, 1, 0, 1), origin="lower", aspect="auto")
     bar.set_xticks([])
     bar.yaxis.tick_right()
-    bar.tick_params(labelsize=8)
-    bar.set_title("probability", fontsize=8, loc="left")
+    bar.tick_params(labelsize=_POINTS)
+    bar.set_title("probability", fontsize=_POINTS, loc="left")
     if threshold is not None:
         bar.axhline(threshold, color="black", linewidth=1.5, path_effects=_HALO)
         bar.annotate(
             f"◄ threshold {threshold:.3g}", (1, threshold), (0.36 * 72, 0), textcoords="offset points", va="center",
-            fontsize=8, annotation_clip=False,
+            fontsize=_POINTS, annotation_clip=False,
         )  # fmt: skip
 
 
