@@ -1,6 +1,7 @@
-"""Writes docs/reference/config.md and docs/reference/verbs.md from the code: `python docs/generate.py`.
+"""Writes docs/reference/config.md and verbs.md from the code, and all tables of results: `python docs/generate.py`.
 
-The pages are committed. `tests/project/reference_test.py` fails where one differs from what this script writes.
+`docs/results_tables.py` explains the tables of results. The pages are committed; `tests/project/reference_test.py`
+fails where one differs from what this script writes.
 """
 
 import argparse
@@ -11,11 +12,13 @@ import io
 import pathlib
 import re
 import tokenize
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from docs import results_tables
+from docs.results_tables import markdown_table
 from histojax import models
 from histojax.cli.main import RootParser
 from histojax.cli.parser import CommandParser
@@ -27,8 +30,8 @@ _MADE = "<!-- Written by docs/generate.py. Change the code and run the script; d
 
 
 def pages() -> dict[pathlib.Path, str]:
-    """Return the text of every generated page, by path."""
-    return {REFERENCE / "config.md": config_page(), REFERENCE / "verbs.md": verbs_page()}
+    """Return the text of every generated page, and of every page with results, by path."""
+    return {REFERENCE / "config.md": config_page(), REFERENCE / "verbs.md": verbs_page(), **results_tables.pages()}
 
 
 def main() -> None:
@@ -53,14 +56,24 @@ def config_page() -> str:
     ]
     meanings = config_meanings()
     for group, fields in _by_group(meanings).items():
-        lines += ["", f"## {group}", "", *_table(("Field", "Default", "Meaning and legal values"), map(_row, fields))]
+        lines += [
+            "",
+            f"## {group}",
+            "",
+            *markdown_table(("Field", "Default", "Meaning and legal values"), map(_row, fields)),
+        ]
     lines += ["", "## Options of the models", ""]
     lines += [
         "`--config.model.options.OPTION=VALUE` sets an option of the model that `model.name` names. A meaning that "
         'begins with "choice" is our decision where the paper leaves it open.',
     ]
     for name in models.names():
-        lines += ["", f"### {name}", "", *_table(("Option", "Default", "Meaning"), _options(models.spec(name).config))]
+        lines += [
+            "",
+            f"### {name}",
+            "",
+            *markdown_table(("Option", "Default", "Meaning"), _options(models.spec(name).config)),
+        ]
     return _page(lines)
 
 
@@ -184,7 +197,7 @@ def _command(parser: CommandParser, heading: str) -> list[str]:
             lines += ["", f"{str(group.title).capitalize()}:"]
         if group.description:
             lines += ["", _escape(group.description)]
-        lines += ["", *_table((title or "Flag", "Meaning"), ((_name(a), _meaning(a)) for a in actions))]
+        lines += ["", *markdown_table((title or "Flag", "Meaning"), ((_name(a), _meaning(a)) for a in actions))]
     examples = [line.strip() for line in (parser.epilog or "").splitlines()[1:]]
     return [*lines, "", "```bash", *examples, "```"]
 
@@ -237,11 +250,6 @@ def _description(parser: CommandParser) -> list[str]:
 
 def _page(lines: Sequence[str]) -> str:
     return "\n".join([_MADE, *lines]) + "\n"
-
-
-def _table(head: Sequence[str], rows: Iterable[tuple[str, ...]]) -> list[str]:
-    cells = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(row)} |" for row in cells]
 
 
 def _codes(names: Sequence[str]) -> str:
