@@ -1,8 +1,9 @@
 """Weight files of other programs and conversion to and from our parameters. Does not import PyTorch."""
 
+from histojax.weights.detection import Shapes
 from histojax.weights.errors import MismatchError, WeightsError
 from histojax.weights.files import Contents, inspect, read
-from histojax.weights.names import Report, Shapes, convert, export
+from histojax.weights.names import Report, convert, export
 
 __all__ = [
     "Contents",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from histojax.core.errors import RunError
 
@@ -57,6 +57,13 @@ def short(name: object) -> str:
         # Not its repr, which can be of any length for a few nested tuples from a pickle.
         text = f"a {type(name).__name__}"
     return text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"
+
+
+def some(names: Iterable[str]) -> str:
+    """Join the first eight names, and count the others."""
+    listed = list(names)
+    more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
+    return ", ".join(short(name) for name in listed[:8]) + more
 
 
 def _is_shape(value: object) -> bool:

@@ -10,8 +10,9 @@ import numpy as np
 from histojax import models
 from histojax.core.errors import RunError
 from histojax.models.vit import resample_positions
+from histojax.weights.detection import Shapes
 from histojax.weights.files import Contents
-from histojax.weights.names import Shapes, convert
+from histojax.weights.names import convert
 
 OWN = "histojax"  # title of the naming of files that hold our own paths, with dots for slashes
 _POSITIONS = ("pos_embed", "pos_embedding", "position_embeddings")
@@ -47,13 +48,13 @@ def fit(contents: Contents, model: str, expected: Shapes, prefix: str = "") -> t
         return values, f"{model}: {len(values)} arrays loaded by {OWN} names"
     if not spec.namings:
         raise RunError(f"model.pretrained: no names of other implementations are known for {model}")
-    fitted, note = fit_positions(arrays, spec.position_embedding, expected)
+    fitted, note = fit_positions(arrays, spec.position_embedding, expected, begin)
     values, report = convert(fitted, spec, expected, prefix=begin or None, source=source)
     return values, f"{report}{note}"
 
 
 def fit_positions(
-    arrays: Mapping[str, np.ndarray], path: str, expected: Shapes
+    arrays: Mapping[str, np.ndarray], path: str, expected: Shapes, prefix: str = ""
 ) -> tuple[Mapping[str, np.ndarray], str]:
     """Resample a Vision Transformer's position embedding in a file to the model's grid.
 
@@ -64,6 +65,7 @@ def fit_positions(
       arrays: by the file's names.
       path: path of the model's position embedding; empty if it has none.
       expected: shape and type of every parameter of the model, by path.
+      prefix: beginning of the names of the network that is wanted.
 
     Returns:
       The arrays, and a note for the user: empty, or a line that names both grids.
@@ -75,7 +77,13 @@ def fit_positions(
     ours = 0 if registers else 1
     for name, array in arrays.items():
         suffix = next((suffix for suffix in _POSITIONS if name.endswith(suffix)), None)
-        if suffix is None or array.ndim != 3 or array.shape[1] == expected_length or array.shape[2] != channels:
+        if (
+            suffix is None
+            or not name.startswith(prefix)
+            or array.ndim != 3
+            or array.shape[1] == expected_length
+            or array.shape[2] != channels
+        ):
             continue
         for theirs in (ours, 1, 0, 1 + registers):
             old = math.isqrt(max(array.shape[1] - theirs, 0))

@@ -7,25 +7,21 @@ only, because reading and converting weights does not need jax.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from histojax.weights.errors import PREFIX_OPTION, MismatchError, WeightsError, short
+from histojax.weights.detection import Shapes, detect, their_shapes
+from histojax.weights.errors import MismatchError, WeightsError, short, some
 
 if TYPE_CHECKING:
     from histojax.models.naming.rules import Naming, Rule
     from histojax.models.registry import ModelSpec
 
-# Prefixes that wrapper modules put before the names; only these are recognised.
-PREFIXES = ("module.", "model.", "backbone.", "encoder.", "teacher.", "student.", "encoder_q.", "base_encoder.", "net.")
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
-
-# Path -> shape and type.
-Shapes = Mapping[str, tuple[tuple[int, ...], Any]]
 
 
 class _Source(NamedTuple):
@@ -79,9 +75,9 @@ class Report:
         reasons: dict[str, list[str]] = {}
         for path, reason in self.initial.items():
             reasons.setdefault(reason, []).append(path)
-        lines += [f"initial values kept, {reason}: {_some(paths)}" for reason, paths in reasons.items()]
+        lines += [f"initial values kept, {reason}: {some(paths)}" for reason, paths in reasons.items()]
         if self.left_out:
-            lines.append(f"in the file, but not needed: {_some(self.left_out)}")
+            lines.append(f"in the file, but not needed: {some(self.left_out)}")
         return "\n".join(lines)
 
 
@@ -102,7 +98,7 @@ def convert(
       expected: shape and type of every parameter and statistic of the model, by path.
       classifier: prefix of the classifier's paths; the model's own by default. If the file has no classifier, or one of
         another shape (another number of classes), its paths are missing from the values and the report says so.
-      prefix: prefix of the names in the file, if it holds several networks that fit.
+      prefix: prefix of the names in the file, or its beginning, if the file holds several networks that fit.
       source: name of the file for messages.
 
     Returns:
@@ -113,7 +109,7 @@ def convert(
       MismatchError: names are missing, unexpected or misshapen; the error lists all of them.
       WeightsError: the names match no known naming, or several networks; or values are NaN or infinite.
     """
-    naming, prefix = _detect(arrays, spec, expected, prefix, source)
+    naming, prefix = detect(arrays, spec, expected, prefix, source)
     plan = _plan(naming, prefix, spec, expected, spec.classifier if classifier is None else classifier)
     initial, sources = dict(plan.initial), dict(plan.backbone)
     missing, misshapen = _differences(arrays, plan.backbone)
@@ -172,7 +168,7 @@ def export(
         arrays.update((name, np.array(part, order="C")) for name, part in zip(names, parts, strict=True))
     if without and not leave_out_new:
         raise WeightsError(
-            f"{target.title} has no names for {_some(without)} of {spec.name}; use --naming=histojax, which names all"
+            f"{target.title} has no names for {some(without)} of {spec.name}; use --naming=histojax, which names all"
         )
     return arrays | (target.derived(arrays) if target.derived else {})
 
@@ -190,57 +186,9 @@ def _plan(naming: Naming, prefix: str, spec: ModelSpec, expected: Shapes, classi
                 plan.uncovered.append(path)
         else:
             rule, names, _ = found
-            # Transforms only move elements, so one broadcast element is enough to find the shapes.
-            shapes = [part.shape for part in rule.transform.theirs(np.broadcast_to(np.float32(0), shape))]
             target = plan.head if in_head else plan.backbone
-            target[path] = _Source(rule, tuple(prefix + name for name in names), shapes)
+            target[path] = _Source(rule, tuple(prefix + name for name in names), their_shapes(rule, shape))
     return plan
-
-
-def _detect(
-    arrays: Mapping[str, np.ndarray], spec: ModelSpec, expected: Shapes, prefix: str | None, source: str
-) -> tuple[Naming, str]:
-    """Return the naming and prefix under which the file has the largest fraction of the expected names."""
-    prefixes = _prefixes(arrays) if prefix is None else [prefix]
-    paths = [path for path in expected if not spec.is_new(path)]
-    best, choices = 0.0, []
-    for naming in spec.namings:
-        names = [name for path in paths for name in (naming.rule(path) or (None, ()))[1]]
-        for begin in prefixes:
-            fraction = sum(begin + name in arrays for name in names) / max(len(names), 1)
-            if fraction > best:
-                best, choices = fraction, [(naming, begin)]
-            elif fraction == best and best:
-                choices.append((naming, begin))
-    if not choices:
-        known = "; ".join(f"{naming.title} ({_example(naming)} …)" for naming in spec.namings)
-        behind = f" behind {prefix!r}" if prefix else ""
-        raise WeightsError(
-            f"{source}: its names{behind}, {_some(arrays)}, are not those of {spec.name}. Known are: {known}. "
-            "Name weights of this architecture, or the model that these are for."
-        )
-    naming, begin = choices[0]
-    others = {other for _, other in choices} - {begin}
-    if others:
-        listed = ", ".join(repr(p) for p in sorted([begin, *others]))
-        raise WeightsError(f"{source}: it holds several such networks; choose one with {PREFIX_OPTION}: {listed}")
-    return naming, begin
-
-
-def _prefixes(names: Iterable[str]) -> list[str]:
-    """Return the empty prefix and every chain of known prefixes that begins one of the names."""
-    found = {"": None}
-    for name in names:
-        begin = ""
-        while (word := name[len(begin) :].partition(".")[0] + ".") in PREFIXES:
-            begin += word
-            found[begin] = None
-    return list(found)
-
-
-def _example(naming: Naming) -> str:
-    """Return one name of a naming, for messages."""
-    return naming.rules[0].name_templates[0].format(dict.fromkeys("ijkn", 0))
 
 
 def _differences(arrays: Mapping[str, np.ndarray], sources: Mapping[str, _Source]) -> tuple[list[str], list[str]]:
@@ -313,13 +261,6 @@ def _check_finite(values: Mapping[str, np.ndarray], sources: Mapping[str, _Sourc
     bad = [name for path, value in values.items() if not finite(value) for name in sources[path].names]
     if bad:
         raise WeightsError(
-            f"{file}: NaN or infinite values in {_some(bad)}. The training that wrote them diverged, or the file is "
+            f"{file}: NaN or infinite values in {some(bad)}. The training that wrote them diverged, or the file is "
             "damaged: use an earlier one."
         )
-
-
-def _some(names: Iterable[str]) -> str:
-    """Join the first eight names, and count the others."""
-    listed = list(names)
-    more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
-    return ", ".join(short(name) for name in listed[:8]) + more

@@ -141,6 +141,21 @@ def convert_resnet(change=None, model=None, table="resnet50", **options):
     return weights.convert(arrays, models.spec(table), twins.expected(model or twins.abstract(table)), **options)
 
 
+@functools.cache
+def tiny() -> object:
+    return twins.abstract("resnet50", num_classes=2, stage_sizes=(1, 1, 1, 1), width=4)
+
+
+def tiny_resnet() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    values = {path: rng.random(shape, np.float32) for path, (shape, _) in twins.expected(tiny()).items()}
+    return weights.export(values, models.spec("resnet50"))
+
+
+def convert_tiny(arrays, prefix=None):
+    return weights.convert(arrays, models.spec("resnet50"), twins.expected(tiny()), prefix=prefix)
+
+
 def test_another_number_of_classes_leaves_the_head():
     values, report = convert_resnet(model=twins.abstract("resnet50", num_classes=3))
     assert set(report.initial) == {"head/kernel", "head/bias"}
@@ -239,13 +254,47 @@ def test_weights_of_another_model_are_refused_with_the_known_names():
         )
 
 
-@pytest.mark.parametrize("prefix", ["module.", "backbone.", "encoder.", "module.backbone.", "module.encoder_q."])
-def test_prefixes_are_found_and_reported(prefix):
-    plain, _ = convert_resnet()
-    values, report = convert_resnet(lambda arrays: {prefix + name: array for name, array in arrays.items()})
+@pytest.mark.parametrize("prefix", ["module.pre.", "_orig_mod.", "module._orig_mod.", "feature_extractor.", "resnet.",
+                                    "base_model.", "visual.trunk.", "encoder_q.", "x/y."])  # fmt: skip
+def test_any_prefix_is_found_and_reported(prefix):
+    arrays = tiny_resnet()
+    plain, _ = convert_tiny(arrays)
+    values, report = convert_tiny({prefix + name: array for name, array in arrays.items()} | {"queue": np.zeros(2)})
     assert report.prefix == prefix
     assert f"behind {prefix!r}" in str(report)
+    assert report.left_out == ("queue",)
     assert all((values[path] == plain[path]).all() for path in plain)
+
+
+def test_nearly_all_names_are_enough_for_a_prefix_but_not_for_the_weights():
+    arrays = {f"module.pre.{name}": array for name, array in tiny_resnet().items() if name != "bn1.weight"}
+    with pytest.raises(MismatchError, match=r"behind 'module\.pre\.'.*\n  missing module\.pre\.bn1\.weight"):
+        convert_tiny(arrays)
+
+
+def test_the_network_of_the_model_s_size_is_chosen_beside_one_of_another_size():
+    small, large = tiny_resnet(), {name: np.repeat(array, 2, axis=0) for name, array in tiny_resnet().items()}
+    arrays = {f"student.backbone.{name}": a for name, a in large.items()}
+    _, report = convert_tiny(arrays | {f"teacher.backbone.{name}": a for name, a in small.items()})
+    assert report.prefix == "teacher.backbone."
+
+
+def test_the_beginning_of_a_prefix_chooses_between_networks():
+    plain = tiny_resnet()
+    arrays = {f"{who}.backbone.{name}": a for who in ("student", "teacher") for name, a in plain.items()}
+    with pytest.raises(WeightsError, match=r"--config.model.pretrained_prefix=PREFIX.*: 'student.backbone.', 'teacher"):
+        convert_tiny(arrays)
+    for chosen in ("student.", "student.backbone."):
+        assert convert_tiny(arrays, prefix=chosen)[1].prefix == "student.backbone."
+
+
+def test_a_classifier_does_not_decide_between_networks():
+    plain = tiny_resnet()
+    headless = {name: array for name, array in plain.items() if not name.startswith("fc.")}
+    with pytest.raises(WeightsError, match=r"'encoder_k\.', 'encoder_q\.'"):
+        convert_tiny(
+            {f"encoder_q.{n}": a for n, a in plain.items()} | {f"encoder_k.{n}": a for n, a in headless.items()}
+        )
 
 
 def test_a_network_beside_the_backbone_is_left_out_and_reported():
