@@ -108,21 +108,33 @@ def _render(spec: TilesSyntheticSpec, tile: _Tile) -> tuple[npt.NDArray[np.uint8
     """Render a tile, RGB uint8 (size, size, 3), and its labels; both depend on nothing but the arguments."""
     look = stain.draw_look(_rng(spec.seed, tile.patient))
     rng = _rng(spec.seed, tile.patient, tile.slide, tile.number)
-    scale = spec.size / 112
     shares = _regions(rng, spec.size)
-    maps = np.zeros((3, spec.size, spec.size))
+    present = tuple(bool(share.mean() >= MIN_SHARE) for share in shares)
+    return draw(rng, look, shares), present
+
+
+def draw(rng: np.random.Generator, look: stain.Look, shares: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """Draw a square field of view, RGB uint8 (size, size, 3).
+
+    Args:
+      rng: draws everything random.
+      look: stain and scanner.
+      shares: fraction of each of LIVER_LABELS per pixel, (4, size, size).
+    """
+    size = shares.shape[-1]
+    scale = size / 112
+    maps = np.zeros((3, size, size))
     for share, name in zip(shares, LIVER_LABELS, strict=True):
         if share.max() > 0:
             grade = rng.uniform(*_GRADES[name])
-            tissue = morphology.draw_tissue(rng, _HABITS[name], grade, spec.size, spec.size, scale)
+            tissue = morphology.draw_tissue(rng, _HABITS[name], grade, size, size, scale)
             if name == "necrosis":
                 tissue = _decayed(rng, tissue, scale)
             maps += share * np.stack([tissue.hematoxylin, tissue.eosin, tissue.tissue])
     look = stain.vary(look, rng)
     hematoxylin, eosin, cover = (cv2.GaussianBlur(x, (0, 0), look.blur * scale) for x in maps)
     density = stain.calibrate(hematoxylin, eosin, cover, look, rng)
-    present = tuple(bool(share.mean() >= MIN_SHARE) for share in shares)
-    return stain.develop(density, cover, look, rng), present
+    return stain.develop(density, cover, look, rng)
 
 
 def _decayed(rng: np.random.Generator, tissue: Tissue, scale: float) -> Tissue:
