@@ -1,7 +1,6 @@
 """`histojax slide`: whole slides to tiles, maps and tumor-to-stroma ratios."""
 
 import argparse
-import math
 import pathlib
 import sys
 from typing import TYPE_CHECKING
@@ -9,11 +8,9 @@ from typing import TYPE_CHECKING
 from histojax.cli import flags, slide_ratio
 from histojax.cli.parser import CommandParser, add_verb
 from histojax.core import extras
-from histojax.core.errors import RunError
 
 if TYPE_CHECKING:
     from histojax.cli.parser import Subparsers
-    from histojax.inference.predictor import Predictor
     from histojax.slides import cohort
 
 
@@ -92,8 +89,7 @@ def run(args: argparse.Namespace) -> None:
 
     jobs = cohort_jobs.find(args.slides, args.mpp, args.roi, override_mpp=args.override_mpp, output=args.output)
     jobs = shards.share(jobs, args.shard)
-    predictor = _predictor(args.run_path, args.batch_size)
-    model = _model(predictor, args.tile_um)
+    model = _model(args)
     # Checks the values now, not when the first slide is open.
     GridSpec(model.image_size, model.tile_um / model.image_size, args.overlap, args.min_tissue)
     settings = cohort.Settings(
@@ -109,55 +105,11 @@ def run(args: argparse.Namespace) -> None:
         sys.exit(f"error: {failed} of {len(jobs)} slides failed; the column `reason` of slides.csv says why")
 
 
-def _predictor(run: pathlib.Path, batch_size: int) -> "Predictor":
+def _model(args: argparse.Namespace) -> "cohort.Model":
     # Only now, so that a wrong flag or path is reported without waiting for jax.
     from histojax.distributed import runtime
     from histojax.inference.predictor import Predictor
+    from histojax.inference.slide_model import slide_model
 
     runtime.prepare()
-    return Predictor.load(run, batch_size=batch_size)
-
-
-def _model(predictor: "Predictor", tile_um: float | None) -> "cohort.Model":
-    """Wrap a predictor for a cohort.
-
-    Raises:
-      RunError: neither --tile_um nor the checkpoint states the side of a tile in µm.
-    """
-    from histojax.slides import cohort
-
-    trained = predictor.trained
-    pixels, mpp = trained.meta["data"].get("tile_pixels"), trained.config.data.get("mpp", 0.0)
-    stated = pixels * mpp if pixels and mpp else None
-    warnings = []
-    if tile_um is None:
-        if stated is None:
-            what = "tiles whose µm per pixel (data.mpp) is unknown" if pixels else "whole images, not on tiles"
-            raise RunError(
-                f"{trained.path}: the model was trained on {what}: give the side in µm of its training images with "
-                "--tile_um (side in pixels × µm per pixel)"
-            )
-        tile_um = stated
-    elif stated is not None and not math.isclose(tile_um, stated, rel_tol=0.01):
-        warnings.append(f"tile_um {tile_um:g} replaces the {stated:g} µm of the tiles that the model was trained on")
-    if not tile_um > 0:
-        raise RunError(f"--tile_um={tile_um} is not a length above 0")
-    return cohort.Model(
-        labels=predictor.classes,
-        thresholds=predictor.thresholds,
-        image_size=predictor.image_size,
-        tile_um=tile_um,
-        batch_size=predictor.batch_size,
-        stream=predictor.stream,
-        warnings=warnings,
-        # Older checkpoints have no counts per patient, slide or source image.
-        confusion=trained.meta.get("confusion_by_unit") or trained.meta.get("confusion"),
-        facts={
-            "name": trained.config.model.name,
-            "checkpoint": predictor.digest,
-            "step": trained.meta["step"],
-            "image_size": predictor.image_size,
-            "protocol": trained.meta["split"]["protocol"],
-            "data": trained.meta["data"]["description"],
-        },
-    )
+    return slide_model(Predictor.load(args.run_path, batch_size=args.batch_size), args.tile_um)

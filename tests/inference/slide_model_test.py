@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from histojax.cli import slide
 from histojax.core.errors import RunError
+from histojax.inference.slide_model import slide_model
 
 
 def predictor(mpp: float = 0.5, tile_pixels: int | None = 224) -> Any:
@@ -28,11 +28,11 @@ def predictor(mpp: float = 0.5, tile_pixels: int | None = 224) -> Any:
 
 
 def test_a_given_side_replaces_that_of_training_with_a_warning() -> None:
-    assert (slide._model(predictor(), None).tile_um, slide._model(predictor(), 112.0).warnings) == (112, [])
-    model = slide._model(predictor(), 224.0)
+    assert (slide_model(predictor(), None).tile_um, slide_model(predictor(), 112.0).warnings) == (112, [])
+    model = slide_model(predictor(), 224.0)
     assert model.tile_um == 224
     assert model.warnings == ["tile_um 224 replaces the 112 µm of the tiles that the model was trained on"]
-    assert slide._model(predictor(mpp=0.0), 224.0).warnings == []
+    assert slide_model(predictor(mpp=0.0), 224.0).warnings == []
 
 
 @pytest.mark.parametrize(
@@ -45,11 +45,11 @@ def test_a_given_side_replaces_that_of_training_with_a_warning() -> None:
 )
 def test_a_side_that_is_unknown_or_wrong_is_refused(fields: dict[str, Any], given: float | None, message: str) -> None:
     with pytest.raises(RunError, match=message):
-        slide._model(predictor(**fields), given)
+        slide_model(predictor(**fields), given)
 
 
 def test_counts_per_source_come_before_their_sum() -> None:
-    assert slide._model(predictor(), None).confusion == {"tumor": [[1, 2, 0, 0], [0, 0, 3, 4]]}
+    assert slide_model(predictor(), None).confusion == {"tumor": [[1, 2, 0, 0], [0, 0, 3, 4]]}
     earlier = predictor()
     del earlier.trained.meta["confusion_by_unit"]
-    assert slide._model(earlier, None).confusion == {"tumor": [1, 2, 3, 4]}
+    assert slide_model(earlier, None).confusion == {"tumor": [1, 2, 3, 4]}
