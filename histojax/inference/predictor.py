@@ -3,16 +3,15 @@
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
-import jax
 import numpy as np
 import pandas as pd
 
 from data_pipelines.pixels import resize
 from histojax.core.errors import RunError
+from histojax.inference.device_batches import check_batch_size, run_batches
+from histojax.inference.embed.embedder import POOLED, Embedder
 from histojax.inference.predict.prediction_table import prediction_columns
 from histojax.training import checkpoint, loading
-
-_AHEAD = 2  # batches under way on the device while the host prepares the next
 
 
 class Predictor:
@@ -30,10 +29,7 @@ class Predictor:
     """
 
     def __init__(self, trained: loading.LoadedModel, batch_size: int):
-        try:
-            trained.layout.check_batch("batch size", batch_size)
-        except RunError as error:
-            raise RunError(f"--batch_size: {error}") from error
+        check_batch_size(trained.layout, batch_size)
         self.trained, self.batch_size = trained, batch_size
         self.classes: tuple[str, ...] = tuple(trained.meta["classes"])
         cuts = trained.meta["thresholds"]
@@ -45,6 +41,7 @@ class Predictor:
         magnification: str = trained.config.data.magnification
         self.magnification = "" if magnification == "all" else magnification
         self.digest = checkpoint.digest(trained.path)
+        self._embedders: dict[str, Embedder] = {}  # compiled, by layer
 
     @classmethod
     def load(cls, run: str | pathlib.Path, *, batch_size: int = 32) -> "Predictor":
@@ -89,24 +86,34 @@ class Predictor:
 
         The device computes while the next batch is fetched. An incomplete batch is padded, so one program serves all.
         """
-        under_way: list[tuple[jax.Array, int]] = []
-        for images in batches:
-            under_way.append((self._predict_batch(images), len(images)))
-            if len(under_way) > _AHEAD:
-                yield _fetch(under_way.pop(0))
-        for one in under_way:
-            yield _fetch(one)
+        trained = self.trained
+        return run_batches(
+            lambda images: trained.program.predict(trained.model, images),
+            trained.layout,
+            batches,
+            self.batch_size,
+            self.image_size,
+        )
 
-    def _predict_batch(self, images: np.ndarray) -> jax.Array:
-        n, size = len(images), self.image_size
-        if not 0 < n <= self.batch_size or images.shape[1:] != (size, size, 3):
-            raise ValueError(
-                f"a batch of shape {images.shape}: expected 1 to {self.batch_size} images of shape ({size}, {size}, 3)"
+    def embed(self, images: Iterable[np.ndarray], layer: str = POOLED) -> np.ndarray:
+        """Compute features `f32 [n, d]` of images `u8 [h, w, 3]`, RGB, of any size; resize them as in training.
+
+        Args:
+          images: as `predict` takes them.
+          layer: "pooled", what the classifier sees; or the name of a feature map, whose mean over all positions is
+            taken.
+
+        Raises:
+          RunError: the model has no such layer, or an image has another shape or type.
+        """
+        if layer not in self._embedders:
+            trained = self.trained
+            self._embedders[layer] = Embedder.of_model(
+                trained, str(trained.path), layer=layer, batch_size=self.batch_size
             )
-        if n < self.batch_size:
-            images = np.concatenate([images, np.zeros((self.batch_size - n, size, size, 3), np.uint8)])
-        on_device = self.trained.layout.to_device({"image": images})["image"]
-        return self.trained.program.predict(self.trained.model, on_device)
+        embedder = self._embedders[layer]
+        rows = list(embedder.stream(self._batches(images)))
+        return np.concatenate(rows) if rows else np.zeros((0, embedder.width), np.float32)
 
     def _batches(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         batch: list[np.ndarray] = []
@@ -122,8 +129,3 @@ class Predictor:
                 batch = []
         if batch:
             yield np.stack(batch)
-
-
-def _fetch(one: tuple[jax.Array, int]) -> np.ndarray:
-    probabilities, n = one
-    return np.asarray(probabilities)[:n]

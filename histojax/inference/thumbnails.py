@@ -75,7 +75,7 @@ def _search_loader(source: Source, paths: Sequence[str], reader: ImageReader) ->
     size = source.config.get("data", {}).get("tiles", {}).get("size")
 
     def find(name: str) -> np.ndarray | None:
-        ref = next((refs[key] for key in _names(name) if refs.get(key)), None)
+        ref = next((refs[key] for key in image_files.names_of(name) if refs.get(key)), None)
         return None if ref is None else reader.read(ref)
 
     def load(row: _Row) -> np.ndarray | None:
@@ -134,20 +134,6 @@ def _index_by_name(refs: Sequence[image_files.ImageRef]) -> dict[str, image_file
     """Index images by every name they may be known by; None marks a name that two images share."""
     index: dict[str, image_files.ImageRef | None] = {}
     for ref in refs:
-        for key in _names(ref.image_id):
+        for key in image_files.names_of(ref.image_id):
             index[key] = None if key in index and index[key] != ref else ref
     return index
-
-
-def _names(path: str) -> list[str]:
-    """List the names that an image may be known by, most specific first: ever shorter ends of its path.
-
-    Each end also comes without the suffix of an image file.
-    """
-    parts = [part for part in path.replace("\\", "/").split("/") if part]
-    names = [path] if path else []
-    for i in range(len(parts)):
-        name = "/".join(parts[i:])
-        stem, dot, suffix = name.rpartition(".")
-        names += [name, stem] if dot and f".{suffix.lower()}" in image_files.SUFFIXES else [name]
-    return list(dict.fromkeys(names))

@@ -1,6 +1,5 @@
 """Pretrained weights in a fresh training state, and the weights of a checkpoint as a file."""
 
-import hashlib
 import logging
 import pathlib
 from collections.abc import Sequence
@@ -61,11 +60,7 @@ def fill(
       RunError: no such file or run, a damaged one, weights of another model, or no network.
     """
     run = _find_run(source)
-    if run is None:
-        path = hub.locate(source)
-        contents, digest = weights.inspect(path, prefix=prefix), hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    else:
-        contents, digest = _read_run(run, classes), checkpoint.digest(run)
+    contents = _read_run(run, classes) if run else weights.inspect(hub.locate(source), prefix=prefix)
     expected = {name: (leaf.shape, leaf.dtype) for name, leaf in _leaves(state.model)}
     values, report = fit(contents, model, expected, prefix)
     _log.info("%s\n%s", contents, report)
@@ -84,10 +79,23 @@ def fill(
 
     initial = sorted({name.split("/")[0] for name in expected if name not in values})
     note = f"; random at first: {', '.join(initial)}" if initial else ""
-    origin = f"{source} (sha256 {digest}…), {len(values)} arrays{note}"
+    origin = f"{source} (sha256 {digest(source)[:16]}…), {len(values)} arrays{note}"
     # The moving average gets its own arrays, because a step donates the memory of its arguments.
     state.model, state.ema = fill_model(state.model), None if state.ema is None else fill_model(state.ema)
     return state, origin
+
+
+def digest(source: str) -> str:
+    """Return the sha256 of a file of weights, 64 digits; of a run, the 16 digits that identify its checkpoint.
+
+    Args:
+      source: as for `fill`.
+
+    Raises:
+      RunError: no such file or run, or no network.
+    """
+    run = _find_run(source)
+    return weights.sha256(hub.locate(source)) if run is None else checkpoint.digest(run)
 
 
 def export(source: pathlib.Path, output: pathlib.Path, naming: str = "", dtype: str = "float32") -> str:

@@ -182,8 +182,18 @@ class Program:
 
     def logits(self, model: ModelState, images: jax.Array) -> jax.Array:
         """Return the logits `f32 [b, k]` of images `u8 [b, s, s, 3]` in evaluation mode; not compiled by itself."""
+        return self.apply(lambda module, normalised: module(normalised), model, images)
+
+    def apply(self, function: Callable[[Any, jax.Array], jax.Array], model: ModelState, images: jax.Array) -> jax.Array:
+        """Return `function(module, images)`, with the module in evaluation mode; not compiled by itself.
+
+        Args:
+          function: takes the module and normalised images; it may change the module, which is a copy.
+          model: the model's state.
+          images: `u8 [b, s, s, 3]`.
+        """
         module = nnx.merge(self._eval_graph, self._layout.gathered(model.params), model.stats, model.rng)
-        return module(normalise(images, self._spec.mean, self._spec.std))
+        return function(module, normalise(images, self._spec.mean, self._spec.std))
 
     def _new_model(self) -> nnx.Module:
         return self._make_model(seeded(params=self._spec.seed, dropout=self._spec.seed + 1))

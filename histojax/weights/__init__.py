@@ -2,7 +2,7 @@
 
 from histojax.weights.detection import Shapes
 from histojax.weights.errors import MismatchError, WeightsError
-from histojax.weights.files import Contents, inspect, read
+from histojax.weights.files import Contents, inspect, read, sha256
 from histojax.weights.names import Report, convert, export
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "export",
     "inspect",
     "read",
+    "sha256",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import pathlib
@@ -106,6 +107,12 @@ def inspect(path: str | os.PathLike[str], *, prefix: str = "") -> Contents:
         raise WeightsError(f"{path}: it holds no tensors by name. Save `model.state_dict()`.")
     noted = (f"{len(counters)} × {_COUNTER}",) if counters else ()
     return Contents(path, arrays, contents.wrapper, contents.left_out + noted)
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Return the sha256 of a file of weights, as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _safetensors(path: pathlib.Path, prefix: str) -> Contents:

@@ -154,7 +154,7 @@ def test_an_existing_table_is_kept_without_redo(folder: pathlib.Path) -> None:
     predict(folder, redo=True)
     assert not (folder.parent / "out.failed.csv").exists()  # nothing failed this time
     (folder.parent / "x.csv.partial").write_text("[1]\n")
-    with pytest.raises(RunError, match="not written by histojax predict"):
+    with pytest.raises(RunError, match="not the results of an interrupted command"):
         predict(folder, output="x.csv")
     with pytest.raises(RunError, match=r"not a file name that ends in \.csv or \.parquet"):
         predict(folder, output="x.txt")

@@ -91,6 +91,20 @@ def open_archive(path: str) -> zipfile.ZipFile:
         raise RunError(f"{printable(path)}: cannot be read as a zip archive ({error})") from error
 
 
+def names_of(path: str) -> list[str]:
+    """List the names that an image may be known by, most specific first: ever shorter ends of its path.
+
+    Each end also comes without the suffix of an image file.
+    """
+    parts = [part for part in path.replace("\\", "/").split("/") if part]
+    names = [path] if path else []
+    for i in range(len(parts)):
+        name = "/".join(parts[i:])
+        stem, dot, suffix = name.rpartition(".")
+        names += [name, stem] if dot and f".{suffix.lower()}" in SUFFIXES else [name]
+    return list(dict.fromkeys(names))
+
+
 def _stamp(path: str) -> str:
     try:
         stat = os.stat(path)

@@ -1,6 +1,6 @@
-"""The predictions so far, on disk: one line per image, in order, so that an interrupted program can resume.
+"""The results so far, on disk: one line per image, in order, so that an interrupted program can resume.
 
-The first line holds the settings. If a line was cut short, its image and all later ones are predicted again.
+The first line holds the settings. If a line was cut short, its image and all later ones are computed again.
 """
 
 import contextlib
@@ -17,14 +17,32 @@ from histojax.core.settings import diff_settings
 
 _log = logging.getLogger(__name__)
 
-Prediction = list[float] | str  # probabilities, or the reason why the image could not be read
+# Probabilities (of `embed`: one string, the features in base 64), or the reason why the image could not be read.
+Prediction = list[Any] | str
+
+
+def partial_path(output: pathlib.Path, *, redo: bool) -> pathlib.Path:
+    """Return the path of the results so far of an output, whose folder is created.
+
+    Args:
+      output: the file that a command writes at its end.
+      redo: whether to overwrite it.
+
+    Raises:
+      RunError: the output is complete, and `redo` is not set.
+    """
+    partial = output.with_name(f"{output.name}.partial")
+    if output.exists() and not (redo or partial.exists()):
+        raise RunError(f"{output} already exists: choose another --output, or overwrite it with --redo")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return partial
 
 
 class PartialResults:
-    """The predictions of this process and of interrupted ones before it. Use it in a `with` statement.
+    """The results of this process and of interrupted ones before it. Use it in a `with` statement.
 
     Attributes:
-      num_done: images that have a prediction or a reason.
+      num_done: images that have a result or a reason.
     """
 
     def __init__(
@@ -34,10 +52,10 @@ class PartialResults:
 
         Args:
           path: file to write; only `remove` deletes it.
-          settings: everything that the predictions depend on; must be serialisable as JSON.
+          settings: everything that the results depend on; must be serialisable as JSON.
           batch_size: images per batch. Whole batches are kept, so that a resumed run forms the same batches.
           total: images in all.
-          redo: whether to discard existing predictions.
+          redo: whether to discard existing results.
 
         Raises:
           RunError: the file has different settings, or another process is writing it.
@@ -61,20 +79,20 @@ class PartialResults:
         self._stack.close()
 
     def append(self, predictions: Sequence[Prediction]) -> None:
-        """Add the predictions of the next images."""
+        """Add the results of the next images."""
         self._file.write("".join(json.dumps(prediction) + "\n" for prediction in predictions).encode())
         self._file.flush()
         self.num_done += len(predictions)
 
     def read(self) -> Iterator[Prediction]:
-        """Yield all predictions, in order."""
+        """Yield all results, in order."""
         with open(self._path, encoding="utf-8") as file:
             next(file)
             for line in file:
                 yield json.loads(line)
 
     def remove(self) -> None:
-        """Delete the file, once its content is in the table."""
+        """Delete the file, once its content is in the output."""
         self._path.unlink()
 
     def _resume(self, settings: dict[str, Any], batch_size: int, total: int) -> int:
@@ -83,7 +101,9 @@ class PartialResults:
         first_line = self._file.readline()
         stored_settings = _parse_line(first_line)
         if first_line.endswith(b"\n") and not isinstance(stored_settings, dict):
-            raise RunError(f"{self._path}: not written by histojax predict; delete it, or choose another --output")
+            raise RunError(
+                f"{self._path}: not the results of an interrupted command; delete it, or choose another --output"
+            )
         if stored_settings is None:
             self._file.truncate(0)
             self._file.write(json.dumps(settings).encode() + b"\n")
@@ -98,7 +118,7 @@ class PartialResults:
         self._file.truncate(whole_batches[1])
         self._file.seek(0, os.SEEK_END)
         if whole_batches[0]:
-            _log.info("%s: resuming after %d predicted images", self._path, whole_batches[0])
+            _log.info("%s: resuming after %d finished images", self._path, whole_batches[0])
         return whole_batches[0]
 
 

@@ -12,7 +12,7 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
@@ -63,6 +63,13 @@ def failures_path(output: pathlib.Path) -> pathlib.Path:
     return output.with_name(f"{output.stem}.failed.csv")
 
 
+def failures_writer(file: TextIO) -> Callable[[Iterable[Sequence[str]]], None]:
+    """Write the first line of a table of unreadable images; return a function that appends pairs of name and reason."""
+    writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n")
+    writer.writerow(["image_id", "reason"])
+    return writer.writerows
+
+
 def check_output(output: pathlib.Path) -> None:
     """Check the file name of a table.
 
@@ -99,11 +106,10 @@ def write(
         open(temporary_failures, "w", newline="", encoding="utf-8") as file,
         _block_writer(output.suffix, temporary_output) as write_block,
     ):
-        failures_writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n")
-        failures_writer.writerow(["image_id", "reason"])
+        write_failures = failures_writer(file)
         while block := list(islice(pairs, _BLOCK_ROWS)):
             rows = [(ref, prediction) for ref, prediction in block if not isinstance(prediction, str)]
-            failures_writer.writerows([ref.image_id, reason] for ref, reason in block if isinstance(reason, str))
+            write_failures([ref.image_id, reason] for ref, reason in block if isinstance(reason, str))
             frame = _block_frame(rows, classes, thresholds, list_columns)
             summary.add(frame, len(block) - len(rows))
             write_block(frame)

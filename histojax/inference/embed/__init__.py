@@ -1,0 +1,1 @@
+"""Features of images and slides from a trained model, or from pretrained weights."""
