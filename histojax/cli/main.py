@@ -12,6 +12,7 @@ from histojax.cli import (
     compare,
     console,
     convert,
+    embed,
     evaluate,
     explain,
     export,
@@ -32,7 +33,7 @@ from histojax.core.suggestions import did_you_mean
 
 GROUPS: dict[str, tuple[ModuleType, ...]] = {
     "Train": (train, compare, protocols),
-    "Use a model": (evaluate, predict, explain, export, convert, report),
+    "Use a model": (evaluate, predict, embed, explain, export, convert, report),
     "Look at data": (audit, cache),
     "Slides": (slide, slide_train_tiles, slide_agreement),
     "Machine": (doctor, bench, shardings, models),
