@@ -12,7 +12,7 @@ RUNS is the folder `runs` that these commands leave, started in the root of a ch
     histojax report runs/breakhis --output runs/report
     histojax explain runs/breakhis IMAGES --output runs/explained --method grad_cam
 
-IMAGES is the first image of both benign and of the first two malignant test patients (`_EXPLAIN` below). The leak meter
+IMAGES are the first images of the first benign and the first malignant test patient (`_EXPLAIN` below). The leak meter
 comes from benchmarks/results. The picture of the report page needs Chromium; where it is not installed, that picture
 stays as it is.
 
@@ -60,8 +60,7 @@ _SLIDE = "histojax slide runs/ldcsf slides/C3L-00601-26_stitched_pyramid.tif --m
 _REPORT = "histojax report runs/breakhis --output runs/report"
 _EXPLAIN = (
     "histojax explain runs/breakhis 'BreaKHis_200X_224/**/*-29315EF-200-001.png'"
-    " 'BreaKHis_200X_224/**/*-15275-200-001.png' 'BreaKHis_200X_224/**/*-5695-200-001.png'"
-    " 'BreaKHis_200X_224/**/*-8168-200-001.png' --output runs/explained --method grad_cam"
+    " 'BreaKHis_200X_224/**/*-5695-200-001.png' --output runs/explained --method grad_cam"
 )
 
 Origin = dict[str, Any]
@@ -343,7 +342,7 @@ def _draw_report_page(runs: pathlib.Path, path: pathlib.Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         shot = pathlib.Path(folder) / "page.png"
         command = [_chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-        command += ["--window-size=760,680", "--force-device-scale-factor=1.5", f"--screenshot={shot}", page]
+        command += ["--window-size=760,660", "--force-device-scale-factor=1.5", f"--screenshot={shot}", page]
         subprocess.run(command, check=True, capture_output=True)
         _shrink(shot, path, 1140)
 
