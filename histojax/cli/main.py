@@ -18,6 +18,7 @@ from histojax.cli import (
     export,
     models,
     predict,
+    probe,
     protocols,
     report,
     shardings,
@@ -32,7 +33,7 @@ from histojax.cli.parser import CommandParser
 from histojax.core.suggestions import did_you_mean
 
 GROUPS: dict[str, tuple[ModuleType, ...]] = {
-    "Train": (train, compare, protocols),
+    "Train": (train, compare, protocols, probe),
     "Use a model": (evaluate, predict, embed, explain, export, convert, report),
     "Look at data": (audit, cache),
     "Slides": (slide, slide_train_tiles, slide_agreement),

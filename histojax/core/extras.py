@@ -9,6 +9,7 @@ MODULES = {
     "slides": ("openslide", "scipy", "shapely", "tifffile"),
     "export": ("flatbuffers", "jax2onnx", "onnx", "onnxruntime"),
     "hub": ("huggingface_hub",),
+    "probe": ("scipy", "skimage", "sklearn"),
 }
 
 

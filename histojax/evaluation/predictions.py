@@ -249,6 +249,18 @@ def _probabilities(df: pd.DataFrame, classes: Sequence[str]) -> Array:
     return np.stack([np.asarray(pd.to_numeric(df[PREFIX + c]), np.float64) for c in classes], axis=1)
 
 
+def pool_folds(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Join the test rows of several folds. An image that several folds test keeps one row per fold.
+
+    A bootstrap over patients draws all rows of a patient together, whatever their folds.
+    """
+    pooled = pd.concat([t[t["split"] == "test"] for t in tables], keys=range(len(tables)), names=["fold", "row"])
+    pooled = pooled.reset_index("fold").reset_index(drop=True)
+    if pooled["image_id"].duplicated().any():
+        pooled["image_id"] = "fold " + pooled["fold"].astype(str) + ": " + pooled["image_id"]
+    return pooled.drop(columns="fold")
+
+
 def normalise(df: pd.DataFrame) -> pd.DataFrame:
     """Return a validated copy: text as text, missing as "", probabilities as float64 in [0, 1], columns in order.
 

@@ -172,18 +172,6 @@ def write_folds(planned: Sequence[Plan], folder: pathlib.Path) -> list[pathlib.P
     return paths
 
 
-def pool(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Join the test rows of several folds. An image that several folds test keeps one row per fold.
-
-    A bootstrap over patients draws all rows of a patient together, whatever their folds.
-    """
-    pooled = pd.concat([t[t["split"] == "test"] for t in tables], keys=range(len(tables)), names=["fold", "row"])
-    pooled = pooled.reset_index("fold").reset_index(drop=True)
-    if pooled["image_id"].duplicated().any():
-        pooled["image_id"] = "fold " + pooled["fold"].astype(str) + ": " + pooled["image_id"]
-    return pooled.drop(columns="fold")
-
-
 def _row(plan: Plan, folders: Sequence[pathlib.Path], workdir: pathlib.Path) -> dict[str, Any]:
     """Summarise the finished folds of a plan: each metric per fold, and over all test images pooled."""
     config = plan.config
@@ -195,7 +183,7 @@ def _row(plan: Plan, folders: Sequence[pathlib.Path], workdir: pathlib.Path) -> 
         _check_sides(plan, folds[0]["data"], tables)
     elif repeated := _count_repeated(tables):
         split_warnings[f"{repeated} images are tested by several folds, and count once for each of them"] = None
-    pooled = pool(tables)
+    pooled = predictions.pool_folds(tables)
     block = results.summarise(
         pooled,
         positive=POSITIVE if POSITIVE in predictions.class_names(pooled) else None,

@@ -23,6 +23,7 @@ FEATURES = {
     "slides": ("histojax/slides/", "histojax/cli/slide"),
     "export": ("histojax/inference/export/",),
     "hub": ("histojax/weights/hub.py",),
+    "probe": ("histojax/studies/probe/", "histojax/evaluation/colour/", "histojax/cli/probe.py"),
 }
 
 
@@ -77,6 +78,7 @@ def hide(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
         ("tifffile", "slides", "slide train-tiles SLIDE --output out --labels a --tile_mpp 1"),
         ("jax2onnx", "export", "export RUN --to onnx --output out"),
         ("flatbuffers", "export", "export RUN --to stablehlo --output out"),
+        ("skimage", "probe", "probe features.parquet"),
         ("huggingface_hub", "hub", "convert --weights hf:a/b --model resnet50 --output out"),
     ],
 )

@@ -37,7 +37,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "models": _JAX - {"ml_collections"} | {"jaxtyping"},
     "weights": _ARRAYS | {"huggingface_hub", "ml_dtypes", "safetensors"},
     "distributed": {"jax", "numpy"},
-    "evaluation": _TABLES | {"cv2", "jaxtyping", "jinja2", "matplotlib", "scipy", "sklearn", "yaml"},
+    "evaluation": _TABLES | {"cv2", "jaxtyping", "jinja2", "matplotlib", "scipy", "skimage", "sklearn", "yaml"},
     "data": _PIXELS | {"grain", "absl"},
     "slides": _TABLES | _PIXELS | {"jinja2", "matplotlib", "openslide", "scipy", "shapely", "tifffile", "tqdm"},
     "training": _JAX
@@ -49,7 +49,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     | _PIXELS
     | {"optax", "tqdm", "safetensors", "matplotlib", "contourpy"}
     | {"jax2onnx", "onnx", "onnxruntime"},
-    "studies": _JAX | _TABLES | {"PIL"},
+    "studies": _JAX | _TABLES | {"PIL", "optax", "sklearn"},
     "cli": _JAX | _TABLES | {"absl", "cv2", "openslide", "packaging", "tqdm"},
 }
 

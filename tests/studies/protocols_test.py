@@ -211,13 +211,13 @@ def _table(image_id: list[str], patient: list[str], correct: list[bool]) -> pd.D
 
 def test_an_image_that_two_folds_test_is_two_rows_of_one_patient() -> None:
     one, other = _table(["a", "b"], ["p", "q"], [True, True]), _table(["b", "c"], ["q", "r"], [False, True])
-    pooled = protocols.pool([one, other])
+    pooled = predictions.pool_folds([one, other])
     assert sorted(pooled["image_id"]) == ["fold 0: a", "fold 0: b", "fold 1: b", "fold 1: c"]
     assert pooled["patient_id"].tolist() == ["p", "q", "q", "r"]
-    apart = protocols.pool([one.iloc[:1], other])
+    apart = predictions.pool_folds([one.iloc[:1], other])
     assert apart["image_id"].tolist() == ["a", "b", "c"]
     elsewhere = other.assign(split="val")
-    assert protocols.pool([one, elsewhere])["image_id"].tolist() == ["a", "b"]
+    assert predictions.pool_folds([one, elsewhere])["image_id"].tolist() == ["a", "b"]
 
 
 def test_the_tables_show_what_is_undefined_unfinished_and_published() -> None:

@@ -1,0 +1,203 @@
+"""`histojax probe`: fit heads on frozen features under split protocols, beside what colour and texture predict."""
+
+import dataclasses
+import hashlib
+import logging
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import histojax
+from data_pipelines import protocols
+from histojax.core import machine
+from histojax.core.errors import RunError
+from histojax.core.suggestions import did_you_mean
+from histojax.evaluation import comparison, results
+from histojax.evaluation.colour import cache
+from histojax.evaluation.metrics import Array
+from histojax.studies.probe import inputs, plans, rows
+from histojax.studies.probe.inputs import ProbeData
+from histojax.studies.probe.plans import Plan
+from histojax.studies.probe.rows import Row, Settings
+
+_log = logging.getLogger(__name__)
+_POSITIVE = "malignant"
+# Metric of the table -> its level and name in results.json.
+METRICS = {
+    "accuracy": ("image", "accuracy"),
+    "balanced_accuracy": ("image", "balanced_accuracy"),
+    "f1_macro": ("image", "f1_macro"),
+    "gmean": ("image", "gmean"),
+    "iba": ("image", "iba"),
+    "auroc": ("image", "auroc"),
+    "patient_recognition_rate": ("patient", "recognition_rate"),
+}
+DEFAULT_REFERENCE = f"{rows.TEXTURE}, linear"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a probe does.
+
+    Attributes:
+      protocols: names of split protocols.
+      split: a file with splits, in place of protocols.
+      kfolds: folds of protocols that draw them; 0: one hold-out.
+      folds_dir: folder with dsfold1.txt …, for `folds`.
+      images: the images' root; None: no rows of colour and texture.
+      task: `binary` or `subtype`; empty: the protocol's, else binary.
+      magnification: only images of this magnification; empty: the protocol's, else all.
+      settings: of the heads.
+      reference: name of the row that all others are compared with; empty: colour and texture, else the first.
+      resamples: of the bootstrap.
+    """
+
+    protocols: Sequence[str] = ("auto",)
+    split: pathlib.Path | None = None
+    kfolds: int = 5
+    folds_dir: pathlib.Path | None = None
+    images: pathlib.Path | None = None
+    task: str = ""
+    magnification: str = ""
+    settings: Settings = dataclasses.field(default_factory=Settings)
+    reference: str = ""
+    resamples: int = 2000
+
+
+def probe(paths: Sequence[pathlib.Path], options: Options) -> dict[str, Any]:
+    """Run a probe.
+
+    Args:
+      paths: files of features of the same images.
+      options: protocols and heads.
+
+    Returns:
+      JSON-able results: `features`, and in `studies` one entry per protocol with `rows` and `differences`.
+
+    Raises:
+      RunError, DataError: the files do not fit each other or the protocol; the message names the file.
+    """
+    studies = []
+    for name in ("",) if options.split else options.protocols:
+        task, magnification = inputs.check_protocol(plans.NANOPATH.get(name, name), options.task, options.magnification)
+        data = inputs.read(paths, options.images, task=task, magnification=magnification)
+        studies.append(_study(data, name, options))
+    return {
+        "histojax": histojax.__version__,
+        "git": machine.git_state(),
+        "machine": machine.describe(),
+        "features": [
+            {"name": name, "path": str(path), "sha256": _sha256(path), "made_by": dict(metadata)}
+            for path, (name, metadata) in zip(paths, data.metadata.items(), strict=True)
+        ],
+        "settings": dataclasses.asdict(options.settings) | {"resamples": options.resamples},
+        "studies": studies,
+    }
+
+
+def _study(data: ProbeData, name: str, options: Options) -> dict[str, Any]:
+    """Fit every row under one protocol."""
+    registered = protocols.REGISTRY.get(plans.NANOPATH.get(name, name))
+    if registered and registered.classes:
+        data = inputs.limit_classes(data, registered.classes)
+    seed = options.settings.seed
+    if options.split:
+        plan = plans.plan_of_file(data, options.split, options.images or pathlib.Path())
+    else:
+        plan = plans.plan(data, name, kfolds=options.kfolds, folds_dir=options.folds_dir, seed=seed)
+    fitted, notes = [rows.of_constant(data, plan, seed)], []
+    if data.root is not None:
+        fitted += rows.of_colours(data, plan, _colours(data), seed)
+    else:
+        notes.append("no rows of colour and texture: give the images with --images ROOT")
+    for kind, features in data.features.items():
+        _log.info(f"{plan.protocol}: {kind}")
+        fitted += rows.of_features(data, plan, kind, features, options.settings)
+    positive = _POSITIVE if _POSITIVE in data.classes else None
+    described = [_describe_row(row, plan, positive, options) for row in fitted]
+    reference = _reference(fitted, options.reference)
+    return {
+        **plans.describe(plan, data.labels.tolist()),
+        "classes": list(data.classes),
+        "positive": positive,
+        "data_hash": data.hash,
+        "n_patients": len({record.patient_id for record in data.records} - {""}),
+        "rows": described,
+        "reference": reference.name,
+        "differences": [_difference(reference, row, positive, options) for row in fitted if row is not reference],
+        "notes": notes,
+    }
+
+
+def _colours(data: ProbeData) -> Array:
+    features, measured = cache.of_images(data.records.column("pixel_hash").tolist(), data.pixels)
+    _log.info(f"colour and texture: {measured} of {len(features)} images measured, the others were known")
+    return features
+
+
+def _describe_row(row: Row, plan: Plan, positive: str | None, options: Options) -> dict[str, Any]:
+    """Evaluate a row: every metric with its interval over all folds, and its value per fold."""
+    seed = options.settings.seed
+    pooled = rows.pool(row.tables)
+    block = results.summarise(pooled, positive=positive, n_resamples=options.resamples, seed=seed)["test"]
+    by_fold = [row.tables[i : i + row.runs] for i in range(0, len(row.tables), row.runs)]
+    folds = [results.summarise(rows.pool(tables), positive=positive, n_resamples=0)["test"] for tables in by_fold]
+    return {
+        "name": row.name,
+        "features": row.features,
+        "head": row.head,
+        "fraction": row.fraction,
+        "runs": row.runs,
+        "n_images": block["n_images"],
+        "n_patients": block["n_patients"],
+        "resampled": block["resampled"],
+        "metrics": _metrics(block),
+        "folds": [
+            {"name": fold.name} | {key: estimate["value"] for key, estimate in _metrics(fold_block).items()}
+            for fold, fold_block in zip(plan.folds, folds, strict=True)
+        ],
+        "choices": list(row.choices),
+        "warnings": block["warnings"],
+    }
+
+
+def _metrics(block: Mapping[str, Any]) -> dict[str, Any]:
+    """Take the metrics of the table out of a block of results.json; without patients, theirs is missing."""
+    return {key: block[level][name] for key, (level, name) in METRICS.items() if name in block.get(level, {})}
+
+
+def _reference(fitted: Sequence[Row], name: str) -> Row:
+    """Return the row that the others are compared with.
+
+    Raises:
+      RunError: there is no row of that name.
+    """
+    by_name = {row.name: row for row in fitted}
+    if name:
+        if name not in by_name:
+            hint = did_you_mean(name, list(by_name))
+            raise RunError(f"--reference={name}: no such row{hint}; rows: {'; '.join(by_name)}")
+        return by_name[name]
+    return by_name.get(DEFAULT_REFERENCE) or fitted[1 if len(fitted) > 1 else 0]
+
+
+def _difference(reference: Row, row: Row, positive: str | None, options: Options) -> dict[str, Any]:
+    """Compare a row with the reference on the same images; differences are the row's minus the reference's."""
+    runs = max(reference.runs, row.runs)
+    first, second = (rows.pool(rows.repeated(one, runs)) for one in (reference, row))
+    compared = comparison.compare(
+        first, second, positive=positive, n_resamples=options.resamples, seed=options.settings.seed
+    )
+    differences = {key.replace(" ", "_"): estimate for key, estimate in compared["differences"].items()}
+    return {
+        "row": row.name,
+        "differences": {key: estimate for key, estimate in differences.items() if key in METRICS},
+        "auroc_tests": compared["auroc"],
+        "resampled": compared["resampled"],
+        "warnings": compared["warnings"],
+    }
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,68 @@
+"""Colour and texture of images: what each number is, and that an image is measured once."""
+
+import hashlib
+import pathlib
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from skimage.color import rgb2gray, rgb2hed
+from skimage.feature import local_binary_pattern
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from histojax.evaluation.colour import baseline, cache, features
+
+
+def _image(seed: int, size: int = 24) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (size, size + 4, 3), np.uint8)
+
+
+def test_each_feature_is_what_its_name_says() -> None:
+    rgb = _image(0)
+    found = dict(zip(features.NAMES, features.colour_and_texture(rgb), strict=True))
+    assert len(found) == len(features.NAMES) == 96
+    assert features.NAMES[:58] == features.COLOUR_NAMES
+    assert found["green 3/16"] == pytest.approx(np.mean((rgb[..., 1] >= 48) & (rgb[..., 1] < 64)))
+    hed = rgb2hed(rgb)
+    assert found["hematoxylin 5 %"] == pytest.approx(np.percentile(hed[..., 0], 5), rel=1e-5)
+    assert found["eosin 95 %"] == pytest.approx(np.percentile(hed[..., 1], 95), rel=1e-5)
+    grey = rgb2gray(rgb)
+    pattern = local_binary_pattern(np.round(grey * 255).astype(np.uint8), 8, 2, "uniform")
+    assert found["lbp radius 2: 9"] == pytest.approx(np.mean(pattern == 9))
+    edges = ndimage.gaussian_laplace(grey, 4)
+    assert found["laplacian sigma 4: mean absolute"] == pytest.approx(np.abs(edges).mean(), rel=1e-4)
+    assert found["laplacian sigma 4: deviation"] == pytest.approx(edges.std(), rel=1e-4)
+
+
+def test_an_image_is_measured_once(tmp_path: pathlib.Path) -> None:
+    images = [_image(0), _image(1), _image(0), _image(2)]
+    hashes = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
+    table, measured = cache.of_images(hashes[:3], images.__getitem__, tmp_path)
+    assert measured == 2
+    np.testing.assert_array_equal(table[0], table[2])
+    np.testing.assert_array_equal(table[1], features.colour_and_texture(images[1]))
+    read: list[int] = []
+    again, measured = cache.of_images(hashes, lambda i: (read.append(i), images[i])[1], tmp_path)
+    assert (measured, read) == (1, [3])
+    np.testing.assert_array_equal(again[:3], table)
+    (file,) = tmp_path.glob("*.npz")
+    file.write_bytes(file.read_bytes()[:100])  # damaged: measured again
+    assert cache.of_images(hashes, images.__getitem__, tmp_path)[1] == 3
+
+
+def test_classifiers_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baseline, "_TREES", 20)
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(60, 5)).astype(np.float32), np.repeat([0, 2], [45, 15])
+    x[labels == 2] += 0.7
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=10_000))
+    expected = pipeline.fit(x[::2], labels[::2]).predict_proba(x[1::2])
+    found = baseline.logistic(x[::2], labels[::2], x[1::2], 3, C=0.1)
+    np.testing.assert_allclose(found[:, [0, 2]], expected, atol=1e-5)
+    np.testing.assert_array_equal(found[:, 1], 0)
+    forest = RandomForestClassifier(20, class_weight="balanced", random_state=3).fit(x[::2], labels[::2])
+    found = baseline.forest(x[::2], labels[::2], x[1::2], 3, seed=3)
+    np.testing.assert_allclose(found[:, [0, 2]], forest.predict_proba(x[1::2]))

@@ -1,0 +1,199 @@
+"""`histojax probe`: folds of its protocols, rows beside the baselines, and what the command writes."""
+
+import csv
+import json
+import pathlib
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from data_pipelines.breakhis import filenames
+from data_pipelines.errors import DataError
+from data_pipelines.images import decode_rgb
+from histojax.cli import probe as cli
+from histojax.core.errors import RunError
+from histojax.evaluation import feature_files, predictions, results
+from histojax.evaluation.colour import baseline
+from histojax.evaluation.feature_files import FeatureTable
+from histojax.studies.probe import inputs, plans, probe, published, rows
+from tests.conftest import WriteImages
+from tests.helpers.command import histojax
+
+_SLIDES = [("B_F", "100A"), ("B_F", "100B"), ("B_TA", "200"), ("B_A", "300"), ("B_A", "350")]
+_SLIDES += [("M_DC", "400"), ("M_DC", "500C"), ("M_DC", "500D"), ("M_LC", "600"), ("M_MC", "700")]
+
+
+def _names(per_slide: int = 4, magnification: int = 200) -> list[str]:
+    return [
+        f"{kind}/SOB_{kind}-14-{slide}-{magnification}-{i:03d}.png"
+        for kind, slide in _SLIDES
+        for i in range(1, per_slide + 1)
+    ]
+
+
+def _write(path: pathlib.Path, names: list[str], signal: float = 3.0, **columns: list[str]) -> pathlib.Path:
+    x = np.random.default_rng(len(path.stem)).normal(size=(len(names), 5)).astype(np.float32)
+    x[:, 0] += signal * np.array(["SOB_M" in name or name.startswith("tumor") for name in names])
+    facts = pd.DataFrame({"image_id": names, **columns}, dtype=object)
+    feature_files.write(path, FeatureTable(facts, x, {"model": "m", "source": "nowhere"}))
+    return path
+
+
+@pytest.fixture
+def features(tmp_path: pathlib.Path, write_images: WriteImages, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    monkeypatch.setenv("HISTOJAX_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(baseline, "_TREES", 10)
+    write_images(tmp_path / "images", _names())
+    return _write(tmp_path / "net.parquet", _names())
+
+
+def test_a_file_gives_the_table_of_its_images(tmp_path: pathlib.Path, features: pathlib.Path) -> None:
+    other = _write(tmp_path / "other.npz", _names()[::-1])
+    data = inputs.read([features, other], tmp_path / "images")
+    assert len(data.records) == 40
+    record = data.records[0]
+    assert (record.image_id, record.label, record.case_id) == ("SOB_B_A-14-300-200-001", "benign", "14-300")
+    assert data.classes == filenames.CLASSES
+    first, second = data.features.values()
+    stored = feature_files.read(other)
+    order = stored.facts["image_id"].tolist().index("B_A/SOB_B_A-14-300-200-001.png")
+    np.testing.assert_array_equal(second[0], stored.features[order])
+    assert (first[:, 0][data.labels == 1].mean() - first[:, 0][data.labels == 0].mean()) > 2
+    np.testing.assert_array_equal(data.pixels(0), decode_rgb(data.sources[0].path.read_bytes()))
+    assert data.hash != inputs.read([features], None).hash  # without images, equal features stand for equal pixels
+    assert inputs.read([features], None, task="subtype").classes == ("A", "F", "TA", "DC", "LC", "MC")
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path: pathlib.Path, features: pathlib.Path) -> None:
+    other = _write(tmp_path / "other.parquet", _names()[:-1])
+    with pytest.raises(RunError, match=r"net\.parquet and .*other\.parquet hold different images \(1 are in one"):
+        inputs.read([features, other], None)
+    (tmp_path / "images" / "B_A" / "SOB_B_A-14-300-200-001.png").unlink()
+    with pytest.raises(RunError, match=r"1 of 40 images are missing, such as B_A/SOB_B_A-14-300-200-001\.png"):
+        inputs.read([features], tmp_path / "images")
+    with pytest.raises(RunError, match="no image of magnification 40X"):
+        inputs.read([features], None, magnification="40X")
+    with pytest.raises(RunError, match="column label: empty for 2 of 2 images"):
+        inputs.read([_write(tmp_path / "tiles.parquet", ["a.png", "b.png"])], None)
+    with pytest.raises(RunError, match="--task=binary: the protocol 'thunder' needs --task subtype"):
+        inputs.check_protocol("thunder", "binary", "")
+    with pytest.raises(DataError, match="is not one of auto"):
+        plans.plan(inputs.read([features], None), "case_", kfolds=0, folds_dir=None, seed=0)
+
+
+def test_groups_choose_and_fractions_grow(features: pathlib.Path) -> None:
+    data = inputs.read([features], None)
+    plan = plans.plan(data, "case", kfolds=3, folds_dir=None, seed=1)
+    cases = data.records.column("case_id")
+    assert sorted(np.concatenate([fold.test for fold in plan.folds]).tolist()) == list(range(40))
+    for fold in plan.folds:
+        assert not set(cases[fold.train]) & set(cases[fold.test])
+        pairs = plans.choosing_folds(plan, fold, data.labels, seed=0)
+        assert len(pairs) > 1
+        assert sorted(np.concatenate([chosen for _, chosen in pairs]).tolist()) == sorted(fold.train.tolist())
+        for fitted, chosen in pairs:
+            assert not set(cases[fitted]) & set(cases[chosen])
+            assert not set(chosen) & set(fold.test)
+    train = plan.folds[0].train
+    tenth, half = (plans.fraction_of(train, data.labels, fraction, seed=3) for fraction in (0.01, 0.5))
+    assert np.bincount(data.labels[tenth]).tolist() == [1, 1]
+    assert set(tenth) < set(half) < set(train)
+    assert np.bincount(data.labels[half]).tolist() == [round(n / 2) for n in np.bincount(data.labels[train])]
+    assert not plans.choosing_folds(plan, plans.Fold("", tenth, tenth[:0], tenth), data.labels, 0)
+
+
+def test_nanopath_tests_the_validation_side_of_thunder(tmp_path: pathlib.Path) -> None:
+    known = plans.protocols.REGISTRY["thunder"]
+    train = [f"SOB_{'B' if kind in ('F', 'TA') else 'M'}_{kind}_14-99{i}" for i, kind in enumerate(known.classes)]
+    patients = [*known.test_patients, *known.val_patients, *train]
+    names = [f"{'-'.join(p.rsplit('_', 1))}-40-{i:03d}.png" for p in patients for i in (1, 2)]
+    data = inputs.read([_write(tmp_path / "f.parquet", names)], None, task="subtype", magnification="40X")
+    folds = {}
+    for name in ("thunder", "nanopath", "eva"):
+        (folds[name],) = plans.plan(data, name, kfolds=5, folds_dir=None, seed=0).folds
+    of = data.records.column("patient_id")
+    assert set(of[folds["thunder"].test]) == set(known.test_patients) == set(of[folds["eva"].test])
+    assert set(of[folds["nanopath"].test]) == set(known.val_patients) == set(of[folds["thunder"].val])
+    assert set(of[folds["eva"].train]) == {*known.val_patients, *train}
+    np.testing.assert_array_equal(folds["nanopath"].train, folds["thunder"].train)
+
+
+def test_five_runs_stand_beside_one(features: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = inputs.read([features], None)
+    plan = plans.plan(data, "case", kfolds=2, folds_dir=None, seed=0)
+    monkeypatch.setattr(published, "EVA_STEPS", 20)
+    several = rows.fit(data, plan, "net", "eva", data.features["net"], lambda p: published.eva_linear(p, 20), 0)
+    constant = rows.of_constant(data, plan, 0)
+    assert (several.runs, len(several.tables)) == (5, 10)
+    found = probe._difference(constant, several, "malignant", probe.Options(resamples=0))
+    pooled = results.summarise(predictions.pool_folds(several.tables), n_resamples=0)["test"]["image"]["accuracy"][
+        "value"
+    ]
+    tables = pd.concat(several.tables)
+    assert len(tables) == 200
+    assert pooled == pytest.approx((tables["prob_malignant"] > 0.5).eq(tables["label"] == "malignant").mean())
+    always = pd.concat(constant.tables)
+    always_right = (always["prob_malignant"] > 0.5).eq(always["label"] == "malignant").mean()
+    assert found["differences"]["accuracy"]["value"] == pytest.approx(pooled - always_right)
+
+
+def test_command_writes_rows_beside_the_baselines(tmp_path: pathlib.Path, features: pathlib.Path) -> None:
+    command = ["probe", features, "--images", tmp_path / "images", "--protocols", "patient,case", "--folds", 2]
+    done = histojax(*command, "--fractions", "50", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "probe.json").read_text())
+    assert [study["protocol"] for study in found["studies"]] == ["patient", "case"]
+    study = found["studies"][1]
+    names = ["constant answer", "colour, linear", "colour and texture, linear", "colour and texture, forest"]
+    names += ["net, linear", "net, knn", "net, simpleshot", "net, linear, 50% of the labels"]
+    assert [row["name"] for row in study["rows"]] == names
+    assert study["reference"] == "colour and texture, linear"
+    by_name = {row["name"]: row for row in study["rows"]}
+    assert by_name["net, linear"]["metrics"]["auroc"]["value"] > 0.9
+    assert by_name["constant answer"]["metrics"]["auroc"]["value"] == 0.5
+    assert by_name["net, linear"]["n_patients"] == 10
+    difference = {one["row"]: one["differences"] for one in study["differences"]}["net, linear"]["accuracy"]
+    values = [by_name[name]["metrics"]["accuracy"]["value"] for name in ("net, linear", study["reference"])]
+    assert difference["value"] == pytest.approx(values[0] - values[1])
+    assert difference["low"] < difference["value"] < difference["high"]
+    assert sum(fold["test"] for fold in study["folds"]) == by_name["net, linear"]["n_images"] == 40
+    with open(tmp_path / "out" / "probe.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 16
+    assert float(lines[12]["auroc_value"]) == by_name["net, linear"]["metrics"]["auroc"]["value"]
+    assert "40 of 40 images measured" in done.stderr
+    assert "net, knn" in done.stdout
+    # A split of a run, without the images' colours known before; the reference is any row.
+    split = tmp_path / "split.csv"
+    split.write_text(
+        "image_id,split\n" + "".join(f"{name},{'test' if '-001' in name else 'train'}\n" for name in _names())
+    )
+    command = ["probe", features, "--images", tmp_path / "images", "--split", split, "--heads", "knn"]
+    done = histojax(*command, "--reference", "net, knn", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "0 of 40 images measured" in done.stderr
+    (study,) = json.loads((tmp_path / "out" / "probe.json").read_text())["studies"]
+    assert (study["folds"][0]["test"], study["reference"]) == (10, "net, knn")
+
+
+def test_command_without_images_and_with_errors(tmp_path: pathlib.Path, features: pathlib.Path) -> None:
+    out = ["--output", tmp_path / "out"]
+    done = histojax("probe", features, "--protocols", "image", "--folds", 0, "--heads", "linear", "--C", 1, *out)
+    assert done.returncode == 0, done.stderr
+    assert "note: no rows of colour and texture: give the images with --images ROOT" in done.stdout
+    for flags, message in (
+        (["--heads", "lda"], "--heads: lda is not one of linear, knn, simpleshot"),
+        (["--fractions", "0"], "--fractions: '0' is not a percentage above 0"),
+        (["--protocols", "folds"], "the protocol 'folds' needs --folds_dir DIR"),
+        (["--split", "s.csv"], "--split needs --images ROOT"),
+        (["--heads", "knn", "--C", "1"], "--C: has an effect only with 'linear' in --heads"),
+        (
+            ["--reference", "nett, linear", "--heads", "linear", "--folds", "2"],
+            "no such row (did you mean 'net, linear'?)",
+        ),
+    ):
+        done = histojax("probe", features, *flags, *out)
+        assert done.returncode == 1
+        assert message in done.stderr
+    assert cli.HEADS == rows.HEADS
