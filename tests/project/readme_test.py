@@ -148,7 +148,7 @@ def test_links_lead_somewhere(page: str) -> None:
             continue
         target, _, anchor = link.partition("#")
         place = posixpath.normpath(posixpath.join(posixpath.dirname(page), target)) if target else page
-        outside_of_pages = "/" not in page or place.startswith("docs/images/")
+        outside_of_pages = "/" not in page or place.startswith(("docs/images/", "docs/notebooks/"))
         assert place in PAGES or (outside_of_pages and (ROOT / place).exists()), link
         assert not anchor or anchor in anchors(PAGES[place]), link
 
