@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"Labels   {labels}; patients {summary.patients or 'unknown'}")
     print(f"Features {args.output}")
     if summary.failed:
-        print(f"{summary.failed} images could not be read, see {image_features.failures_path(args.output)}")
+        print(f"Unread   {summary.failed}, see {image_features.failures_path(args.output)}")
     if not summary.images:
         sys.exit("error: no image could be read. Fix the images, and rerun with --redo")
 
