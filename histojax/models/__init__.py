@@ -52,6 +52,7 @@ for _spec in (
     vit.VIT_BASE,
     swin.SPEC,
     vit.DINOV2_BASE,
+    vit.DINOV2_SMALL,
     vit.VIT,
     ldcsf.SPEC,
 ):

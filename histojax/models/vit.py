@@ -373,6 +373,15 @@ DINOV2_BASE = _spec(
     compared_with="timm vit_base_patch14_dinov2",
     small={**_SMALL, "layer_scale": 0.1},
 )
+# DINOv2's ViT-S/14, the same network with half the channels.
+DINOV2_SMALL = _spec(
+    "vit_small_patch14_dinov2",
+    ViTConfig(patch=14, layer_scale=1e-5, embed_dim=384, heads=6),
+    naming.DINOV2_BASE,
+    timm=_timm("vit_small_patch14_dinov2"),
+    compared_with="timm vit_small_patch14_dinov2",
+    small={**_SMALL, "layer_scale": 0.1},
+)
 # A Vision Transformer of any size.
 VIT = _spec(
     "vit",

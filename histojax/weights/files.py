@@ -18,12 +18,12 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from histojax.weights import torch_pickle
+from histojax.weights import onnx_file, torch_pickle
 from histojax.weights.errors import PREFIX_OPTION, Problem, WeightsError, short
 from histojax.weights.pickle_machine import Global, Inert
 
 TORCH = (".pth", ".pt", ".bin", ".ckpt")
-SUFFIXES = (".safetensors", ".npz", *TORCH)
+SUFFIXES = (".safetensors", ".npz", *TORCH, ".onnx")
 # Keys under which training programs store the state dict meant for others. Without one of them the user must choose.
 WRAPPERS = ("state_dict", "model", "model_state_dict", "teacher")
 _COUNTER = "num_batches_tracked"  # an integer in torch's batch norms, which only `momentum=None` needs
@@ -76,7 +76,7 @@ def inspect(path: str | os.PathLike[str], *, prefix: str = "") -> Contents:
     """Read a weight file completely. Nothing in it is executed.
 
     Args:
-      path: ends in .safetensors, .npz, .pth, .pt, .bin or .ckpt.
+      path: ends in one of SUFFIXES.
       prefix: chooses one of several state dicts in a torch file: its keys, joined by dots ("ema.model"). It may
         end with a prefix of the names in that state dict, which `fitting.fit` uses.
 
@@ -88,7 +88,7 @@ def inspect(path: str | os.PathLike[str], *, prefix: str = "") -> Contents:
         dict, or several.
     """
     path = pathlib.Path(path)
-    reader = {".safetensors": _safetensors, ".npz": _npz}.get(path.suffix.lower(), _torch)
+    reader = {".safetensors": _safetensors, ".npz": _npz, ".onnx": _onnx}.get(path.suffix.lower(), _torch)
     if path.suffix.lower() not in SUFFIXES:
         raise WeightsError(f"{path}: weights are read from files that end in {', '.join(SUFFIXES)}")
     try:
@@ -139,6 +139,12 @@ def _npz(path: pathlib.Path, prefix: str) -> Contents:
     return Contents(
         path, {n: a.view(ml_dtypes.bfloat16) if a.dtype == np.dtype("V2") else a for n, a in arrays.items()}
     )
+
+
+def _onnx(path: pathlib.Path, prefix: str) -> Contents:
+    del prefix  # such files nest nothing
+    arrays, left_out = onnx_file.read(path)
+    return Contents(path, arrays, left_out=left_out)
 
 
 def _check_npz(path: pathlib.Path) -> None:

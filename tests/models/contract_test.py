@@ -147,7 +147,7 @@ def test_rematerialisation_changes_no_values(name):
 REMATERIALISED = {
     "resnet50": 5, "dala_resnet50": 5, "seresnet50": 5, "densenet121": 6,
     "vgg16": 5, "vgg16_bn": 5, "vgg16_inception": 5,
-    "vit_base_patch16_224": 2, "dinov2_vitb14": 2, "vit": 2,
+    "vit_base_patch16_224": 2, "dinov2_vitb14": 2, "vit_small_patch14_dinov2": 2, "vit": 2,
     "swin_tiny_patch4_window7_224": 5,
     "ldcsf": 5 + 3 + 1,  # blocks, LDCs, bottlenecks
 }  # fmt: skip

@@ -59,6 +59,13 @@ def dinov2() -> tuple[nnx.Module, torch.nn.Module]:
     return twins.loaded("dinov2_vitb14", randomised(module), image_size=56), module
 
 
+def test_logits_of_dinov2_s_small_size_equal_timms() -> None:
+    # One block of the published width: depth adds nothing but blocks.
+    module = timm.create_model("vit_small_patch14_dinov2", num_classes=CLASSES, img_size=28, depth=1)
+    model = twins.loaded("vit_small_patch14_dinov2", randomised(module), image_size=28, depth=1)
+    assert_logits_equal(model, module, images(2, 28, 28))
+
+
 @pytest.mark.parametrize("size", [(56, 56), (70, 84)])
 def test_logits_of_dinov2_equal_timms_at_its_size_and_at_others(
     dinov2: tuple[nnx.Module, torch.nn.Module], size: tuple[int, int]
@@ -72,6 +79,7 @@ def test_logits_of_dinov2_equal_timms_at_its_size_and_at_others(
         ("vit_base_patch16_224", {}, 86_567_656),
         # timm counts without a head at 37×37 positions; this image size gives our model as many positions.
         ("dinov2_vitb14", {"image_size": 518}, 86_579_712 + 769_000),
+        ("vit_small_patch14_dinov2", {"image_size": 518}, 22_056_192 + 385_000),
     ],
 )
 def test_number_of_parameters_equals_timms(name: str, options: dict[str, int], count: int) -> None:

@@ -35,7 +35,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "core": set(),
     "data_pipelines": _PIXELS | {"pyarrow", "tensorflow_datasets"},
     "models": _JAX - {"ml_collections"} | {"jaxtyping"},
-    "weights": _ARRAYS | {"huggingface_hub", "ml_dtypes", "safetensors"},
+    "weights": _ARRAYS | {"huggingface_hub", "ml_dtypes", "onnx", "safetensors"},
     "distributed": {"jax", "numpy"},
     "evaluation": _TABLES | {"cv2", "jaxtyping", "jinja2", "matplotlib", "scipy", "skimage", "sklearn", "yaml"},
     "data": _PIXELS | {"grain", "absl"},
