@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Of histojax.studies.probe.rows, which is not imported for a help text; a test holds that they are the same.
 HEADS = ("linear", "knn", "simpleshot")
+_DRAWS = 3
 
 
 def add_parser(subparsers: "Subparsers") -> CommandParser:
@@ -38,7 +39,8 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         metavar="FEATURES",
         type=pathlib.Path,
         nargs="+",
-        help="file of features that `histojax embed` wrote (.parquet, .npz); several files hold the same images",
+        help="file of features that `histojax embed` wrote (.parquet, .npz), or a run, whose model embeds the images; "
+        "several of them hold the same images",
     )
     parser.add_argument(
         "--images",
@@ -91,6 +93,14 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         help="also fit the logistic regression on these percentages of the training images, such as 1,10,50",
     )
     parser.add_argument(
+        "--random_weights",
+        metavar="N",
+        type=flags.not_negative,
+        default=_DRAWS,
+        help="with --images: networks like the first one of FEATURES, but with random weights, as one row; embedded "
+        f"once, then cached; 0: none (default: {_DRAWS})",
+    )
+    parser.add_argument(
         "--reference",
         metavar="ROW",
         default="",
@@ -111,7 +121,9 @@ def run(args: argparse.Namespace) -> None:
     refuse_unused(args, "linear" in args.heads, ["--C", "--fractions"], "with 'linear' in --heads")
     if args.split is not None and args.images is None:
         raise RunError("--split needs --images ROOT, below which the split's images lie")
+    refuse_unused(args, args.images is not None, ["--random_weights"], "with --images")
     fractions = _fractions(args.fractions)
+    from histojax.distributed import runtime
     from histojax.studies.probe import probe, table
     from histojax.studies.probe.rows import Settings
 
@@ -125,7 +137,9 @@ def run(args: argparse.Namespace) -> None:
         magnification=args.magnification,
         settings=Settings(args.heads, fractions, args.C, args.seed),
         reference=args.reference,
+        draws=args.random_weights if args.images else 0,
     )
+    runtime.prepare()
     results = probe.probe(args.features, options)
     args.output.mkdir(parents=True, exist_ok=True)
     write_json(args.output / "probe.json", results)

@@ -3,10 +3,13 @@
 import csv
 import json
 import pathlib
+from collections.abc import Iterable, Iterator
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 import pytest
+from ml_collections import ConfigDict
 
 from data_pipelines.breakhis import filenames
 from data_pipelines.errors import DataError
@@ -16,8 +19,8 @@ from histojax.core.errors import RunError
 from histojax.evaluation import feature_files, predictions, results
 from histojax.evaluation.colour import baseline
 from histojax.evaluation.feature_files import FeatureTable
-from histojax.studies.probe import inputs, plans, probe, published, rows
-from tests.conftest import WriteImages
+from histojax.studies.probe import embedding, inputs, plans, probe, published, rows
+from tests.conftest import ROOT, WriteImages
 from tests.helpers.command import histojax
 
 _SLIDES = [("B_F", "100A"), ("B_F", "100B"), ("B_TA", "200"), ("B_A", "300"), ("B_A", "350")]
@@ -50,7 +53,7 @@ def features(tmp_path: pathlib.Path, write_images: WriteImages, monkeypatch: pyt
 
 def test_a_file_gives_the_table_of_its_images(tmp_path: pathlib.Path, features: pathlib.Path) -> None:
     other = _write(tmp_path / "other.npz", _names()[::-1])
-    data = inputs.read([features, other], tmp_path / "images")
+    data = inputs.read({"net": features, "other": other}, tmp_path / "images")
     assert len(data.records) == 40
     record = data.records[0]
     assert (record.image_id, record.label, record.case_id) == ("SOB_B_A-14-300-200-001", "benign", "14-300")
@@ -61,29 +64,31 @@ def test_a_file_gives_the_table_of_its_images(tmp_path: pathlib.Path, features: 
     np.testing.assert_array_equal(second[0], stored.features[order])
     assert (first[:, 0][data.labels == 1].mean() - first[:, 0][data.labels == 0].mean()) > 2
     np.testing.assert_array_equal(data.pixels(0), decode_rgb(data.sources[0].path.read_bytes()))
-    assert data.hash != inputs.read([features], None).hash  # without images, equal features stand for equal pixels
-    assert inputs.read([features], None, task="subtype").classes == ("A", "F", "TA", "DC", "LC", "MC")
+    assert (
+        data.hash != inputs.read({"net": features}, None).hash
+    )  # without images, equal features stand for equal pixels
+    assert inputs.read({"net": features}, None, task="subtype").classes == ("A", "F", "TA", "DC", "LC", "MC")
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path: pathlib.Path, features: pathlib.Path) -> None:
     other = _write(tmp_path / "other.parquet", _names()[:-1])
     with pytest.raises(RunError, match=r"net\.parquet and .*other\.parquet hold different images \(1 are in one"):
-        inputs.read([features, other], None)
+        inputs.read({"net": features, "other": other}, None)
     (tmp_path / "images" / "B_A" / "SOB_B_A-14-300-200-001.png").unlink()
     with pytest.raises(RunError, match=r"1 of 40 images are missing, such as B_A/SOB_B_A-14-300-200-001\.png"):
-        inputs.read([features], tmp_path / "images")
+        inputs.read({"net": features}, tmp_path / "images")
     with pytest.raises(RunError, match="no image of magnification 40X"):
-        inputs.read([features], None, magnification="40X")
+        inputs.read({"net": features}, None, magnification="40X")
     with pytest.raises(RunError, match="column label: empty for 2 of 2 images"):
-        inputs.read([_write(tmp_path / "tiles.parquet", ["a.png", "b.png"])], None)
+        inputs.read({"tiles": _write(tmp_path / "tiles.parquet", ["a.png", "b.png"])}, None)
     with pytest.raises(RunError, match="--task=binary: the protocol 'thunder' needs --task subtype"):
         inputs.check_protocol("thunder", "binary", "")
     with pytest.raises(DataError, match="is not one of auto"):
-        plans.plan(inputs.read([features], None), "case_", kfolds=0, folds_dir=None, seed=0)
+        plans.plan(inputs.read({"net": features}, None), "case_", kfolds=0, folds_dir=None, seed=0)
 
 
 def test_groups_choose_and_fractions_grow(features: pathlib.Path) -> None:
-    data = inputs.read([features], None)
+    data = inputs.read({"net": features}, None)
     plan = plans.plan(data, "case", kfolds=3, folds_dir=None, seed=1)
     cases = data.records.column("case_id")
     assert sorted(np.concatenate([fold.test for fold in plan.folds]).tolist()) == list(range(40))
@@ -108,7 +113,7 @@ def test_nanopath_tests_the_validation_side_of_thunder(tmp_path: pathlib.Path) -
     train = [f"SOB_{'B' if kind in ('F', 'TA') else 'M'}_{kind}_14-99{i}" for i, kind in enumerate(known.classes)]
     patients = [*known.test_patients, *known.val_patients, *train]
     names = [f"{'-'.join(p.rsplit('_', 1))}-40-{i:03d}.png" for p in patients for i in (1, 2)]
-    data = inputs.read([_write(tmp_path / "f.parquet", names)], None, task="subtype", magnification="40X")
+    data = inputs.read({"f": _write(tmp_path / "f.parquet", names)}, None, task="subtype", magnification="40X")
     folds = {}
     for name in ("thunder", "nanopath", "eva"):
         (folds[name],) = plans.plan(data, name, kfolds=5, folds_dir=None, seed=0).folds
@@ -120,7 +125,7 @@ def test_nanopath_tests_the_validation_side_of_thunder(tmp_path: pathlib.Path) -
 
 
 def test_five_runs_stand_beside_one(features: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = inputs.read([features], None)
+    data = inputs.read({"net": features}, None)
     plan = plans.plan(data, "case", kfolds=2, folds_dir=None, seed=0)
     monkeypatch.setattr(published, "EVA_STEPS", 20)
     several = rows.fit(data, plan, "net", "eva", data.features["net"], lambda p: published.eva_linear(p, 20), 0)
@@ -164,6 +169,7 @@ def test_command_writes_rows_beside_the_baselines(tmp_path: pathlib.Path, featur
     assert float(lines[12]["auroc_value"]) == by_name["net, linear"]["metrics"]["auroc"]["value"]
     assert "40 of 40 images measured" in done.stderr
     assert "net, knn" in done.stdout
+    assert "note: no row of random weights: " in done.stdout
     # A split of a run, without the images' colours known before; the reference is any row.
     split = tmp_path / "split.csv"
     split.write_text(
@@ -175,6 +181,53 @@ def test_command_writes_rows_beside_the_baselines(tmp_path: pathlib.Path, featur
     assert "0 of 40 images measured" in done.stderr
     (study,) = json.loads((tmp_path / "out" / "probe.json").read_text())["studies"]
     assert (study["folds"][0]["test"], study["reference"]) == (10, "net, knn")
+
+
+class Colours:
+    """Has the interface of an `Embedder`; the features are an image's mean colours, and noise for random weights."""
+
+    image_size, batch_size, layer, width, digest = 8, 16, "pooled", 3, "colours"
+    built: ClassVar[list[str]] = []
+
+    def __init__(self, source: str, seed: int | None):
+        self.seed, self.metadata = seed, {"model": "vit", "options": {"depth": 1}, "layer": "pooled", "image_size": 8}
+        self.metadata |= {"preprocessing": {"mean": [0, 0, 0], "std": [1, 1, 2]}, "source": source}
+        self.built.append(source)
+
+    @classmethod
+    def of_run(cls, run: pathlib.Path) -> "Colours":
+        return cls(run.name, None)
+
+    @classmethod
+    def of_weights(cls, config: ConfigDict, layer: str) -> "Colours":
+        assert (config.model.name, config.model.options.depth, config.data.image_size) == ("vit", 1, 8)
+        assert (tuple(config.data.std), config.model.pretrained, layer) == ((1, 1, 2), "", "pooled")
+        return cls(f"seed {config.seed}", config.seed)
+
+    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for images in batches:
+            noise = 0 if self.seed is None else np.random.default_rng(self.seed).normal(size=(len(images), 3))
+            yield (images.mean((1, 2)) + noise).astype(np.float32)
+
+
+def test_a_run_is_embedded_once_beside_its_network_with_random_weights(
+    tmp_path: pathlib.Path, features: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding, "Embedder", Colours)
+    run, out = ROOT / "tests" / "fixtures" / "runs_of_0_1" / "vit", tmp_path / "out"
+    command = ["probe", run, "--images", tmp_path / "images", "--protocols", "case", "--folds", 2, "--heads", "linear"]
+    command += ["--C", 1, "--random_weights", 2, "--output", out]
+    done = histojax(*command)
+    assert done.returncode == 0, done.stderr
+    assert Colours.built == ["vit", "seed 0", "seed 1"]
+    found = json.loads((out / "probe.json").read_text())
+    by_name = {row["name"]: row for row in found["studies"][0]["rows"]}
+    null = by_name["random weights (vit), linear"]
+    assert (null["runs"], null["n_images"], by_name["vit, linear"]["n_images"]) == (2, 80, 40)
+    assert [made["made_by"]["source"] for made in found["features"]] == ["vit", "seed 0", "seed 1"]
+    assert histojax(*command).stdout == done.stdout
+    assert len(Colours.built) == 3  # the second command embedded nothing
+    assert f"{run} is a run: give the images with --images ROOT" in histojax("probe", run).stderr
 
 
 def test_command_without_images_and_with_errors(tmp_path: pathlib.Path, features: pathlib.Path) -> None:

@@ -65,12 +65,12 @@ class ProbeData:
 
 
 def read(
-    paths: Sequence[pathlib.Path], images: pathlib.Path | None, *, task: str = "binary", magnification: str = ""
+    files: Mapping[str, pathlib.Path], images: pathlib.Path | None, *, task: str = "binary", magnification: str = ""
 ) -> ProbeData:
     """Read files of features of the same images.
 
     Args:
-      paths: files that `histojax embed` wrote.
+      files: name of the features -> file that `histojax embed` wrote.
       images: the images' root, to know equal pixels and to measure colours; None: equal features mean equal pixels.
       task: for BreakHis: `binary` or `subtype`. Other images have the classes of the files' column `label`.
       magnification: for BreakHis: only images of this magnification; empty: all.
@@ -79,23 +79,24 @@ def read(
       FeatureFileError: a file cannot be read.
       RunError: the files hold different images, an image has no label, or an image is missing below `images`.
     """
-    tables = {path: feature_files.read(path) for path in paths}
-    names = _shared_names(tables)
+    tables = {name: feature_files.read(path) for name, path in files.items()}
+    names = _shared_names(files, tables)
+    first = next(iter(files.values()))
     facts = next(iter(tables.values())).facts.set_index("image_id").loc[names]
     cells = [{str(key): value or "" for key, value in row.items()} for row in facts.to_dict("records")]
     sources = [_image(name, row, images) for name, row in zip(names, cells, strict=True)]
     kept = [i for i, s in enumerate(sources) if not magnification or s.magnification == magnification]
     if not kept:
-        raise RunError(f"{paths[0]}: no image of magnification {magnification}")
+        raise RunError(f"{first}: no image of magnification {magnification}")
     sources, cells = [sources[i] for i in kept], [cells[i] for i in kept]
-    features = _features(tables, [names[i] for i in kept])
+    features = {name: _features(table, [names[i] for i in kept]) for name, table in tables.items()}
     keys = _pixel_hashes(sources, images, next(iter(features.values())))
     records = Records(_record(s, row, key) for s, row, key in zip(sources, cells, keys, strict=True))
-    classes = _classes(records, sources, task, paths[0])
+    classes = _classes(records, sources, task, first)
     place = {name: i for i, name in enumerate(classes)}
     field = "subtype" if task == "subtype" and all(s.breakhis for s in sources) else "label"
     labels = np.array([place.get(name, -1) for name in records.column(field).tolist()], np.int64)
-    metadata = {name: table.metadata for name, table in zip(features, tables.values(), strict=True)}
+    metadata = {name: table.metadata for name, table in tables.items()}
     return ProbeData(records, classes, labels, features, metadata, tuple(sources), images)
 
 
@@ -108,7 +109,7 @@ def limit_classes(data: ProbeData, classes: Sequence[str]) -> ProbeData:
     return dataclasses.replace(data, classes=limited, labels=labels)
 
 
-def _shared_names(tables: Mapping[pathlib.Path, FeatureTable]) -> list[str]:
+def _shared_names(files: Mapping[str, pathlib.Path], tables: Mapping[str, FeatureTable]) -> list[str]:
     """Return the sorted names of the images, which every file must hold.
 
     Raises:
@@ -116,26 +117,21 @@ def _shared_names(tables: Mapping[pathlib.Path, FeatureTable]) -> list[str]:
     """
     (first, table), *others = tables.items()
     names = set(table.facts["image_id"])
-    for path, other in others:
+    for second, other in others:
         if differing := names ^ set(other.facts["image_id"]):
             raise RunError(
-                f"{first} and {path} hold different images ({len(differing)} are in one of them only, such as "
-                f"{min(differing)}); embed the same images for both"
+                f"{files[first]} and {files[second]} hold different images ({len(differing)} are in one of them only, "
+                f"such as {min(differing)}); embed the same images for both"
             )
     if not names:
-        raise RunError(f"{first}: holds no image")
+        raise RunError(f"{files[first]}: holds no image")
     return sorted(names)
 
 
-def _features(tables: Mapping[pathlib.Path, FeatureTable], names: Sequence[str]) -> dict[str, Array]:
-    """Return the features of the named images by file: its stem, or its path where stems repeat."""
-    stems = [path.stem for path in tables]
-    found = {}
-    for path, table in tables.items():
-        order = {name: i for i, name in enumerate(table.facts["image_id"])}
-        key = path.stem if stems.count(path.stem) == 1 else str(path)
-        found[key] = table.features[[order[name] for name in names]]
-    return found
+def _features(table: FeatureTable, names: Sequence[str]) -> Array:
+    """Return the features of the named images, in their order."""
+    order = {name: i for i, name in enumerate(table.facts["image_id"])}
+    return table.features[[order[name] for name in names]]
 
 
 def _image(name: str, row: Mapping[str, str], root: pathlib.Path | None) -> Source:

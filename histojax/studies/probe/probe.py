@@ -12,10 +12,10 @@ from data_pipelines import protocols
 from histojax.core import machine
 from histojax.core.errors import RunError
 from histojax.core.suggestions import did_you_mean
-from histojax.evaluation import comparison, results
+from histojax.evaluation import comparison, feature_files, results
 from histojax.evaluation.colour import cache
 from histojax.evaluation.metrics import Array
-from histojax.studies.probe import inputs, plans, rows
+from histojax.studies.probe import embedding, inputs, plans, rows
 from histojax.studies.probe.inputs import ProbeData
 from histojax.studies.probe.plans import Plan
 from histojax.studies.probe.rows import Row, Settings
@@ -50,6 +50,7 @@ class Options:
       settings: of the heads.
       reference: name of the row that all others are compared with; empty: colour and texture, else the first.
       resamples: of the bootstrap.
+      draws: networks with random weights that stand beside the first features; 0: none.
     """
 
     protocols: Sequence[str] = ("auto",)
@@ -62,13 +63,14 @@ class Options:
     settings: Settings = dataclasses.field(default_factory=Settings)
     reference: str = ""
     resamples: int = 2000
+    draws: int = 0
 
 
 def probe(paths: Sequence[pathlib.Path], options: Options) -> dict[str, Any]:
     """Run a probe.
 
     Args:
-      paths: files of features of the same images.
+      paths: files of features of the same images, or runs, which embed the images below `options.images`.
       options: protocols and heads.
 
     Returns:
@@ -77,26 +79,66 @@ def probe(paths: Sequence[pathlib.Path], options: Options) -> dict[str, Any]:
     Raises:
       RunError, DataError: the files do not fit each other or the protocol; the message names the file.
     """
+    files = _files(paths, options.images)
+    draws, note = _random_draws(next(iter(files.values())), options)
     studies = []
     for name in ("",) if options.split else options.protocols:
         task, magnification = inputs.check_protocol(plans.NANOPATH.get(name, name), options.task, options.magnification)
-        data = inputs.read(paths, options.images, task=task, magnification=magnification)
-        studies.append(_study(data, name, options))
+        data = inputs.read(files | draws, options.images, task=task, magnification=magnification)
+        study = _study(data, name, list(draws), options)
+        study["notes"] += [note] if note else []
+        studies.append(study)
     return {
         "histojax": histojax.__version__,
         "git": machine.git_state(),
         "machine": machine.describe(),
         "features": [
             {"name": name, "path": str(path), "sha256": _sha256(path), "made_by": dict(metadata)}
-            for path, (name, metadata) in zip(paths, data.metadata.items(), strict=True)
+            for (name, path), metadata in zip((files | draws).items(), data.metadata.values(), strict=True)
         ],
         "settings": dataclasses.asdict(options.settings) | {"resamples": options.resamples},
         "studies": studies,
     }
 
 
-def _study(data: ProbeData, name: str, options: Options) -> dict[str, Any]:
-    """Fit every row under one protocol."""
+def _files(paths: Sequence[pathlib.Path], images: pathlib.Path | None) -> dict[str, pathlib.Path]:
+    """Return the files of features by name: the file's stem or the run's folder, or the path where these repeat.
+
+    Raises:
+      RunError: a run without images to embed.
+    """
+    stems = [path.name if path.is_dir() else path.stem for path in paths]
+    files = {}
+    for path, stem in zip(paths, stems, strict=True):
+        name = stem if stems.count(stem) == 1 else str(path)
+        if path.is_dir() and images is None:
+            raise RunError(f"{path} is a run: give the images with --images ROOT, or a file that histojax embed wrote")
+        files[name] = embedding.of_run(path, images) if images and path.is_dir() else path
+    return files
+
+
+def _random_draws(path: pathlib.Path, options: Options) -> tuple[dict[str, pathlib.Path], str]:
+    """Embed the images with the network of a file, with random weights; or say why that cannot be done.
+
+    Returns:
+      Name -> file of features, and a note.
+    """
+    if not options.draws:
+        return {}, ""
+    if options.images is None:
+        return {}, "no row of random weights: give the images with --images ROOT"
+    metadata = feature_files.read(path).metadata
+    draws = {}
+    for seed in range(options.draws):
+        found = embedding.of_random_weights(metadata, options.images, seed)
+        if found is None:
+            return {}, f"no row of random weights: {path} is of no model of this program"
+        draws[f"{rows.RANDOM} {seed}"] = found
+    return draws, ""
+
+
+def _study(data: ProbeData, name: str, draws: Sequence[str], options: Options) -> dict[str, Any]:
+    """Fit every row under one protocol; `draws` are the features of random weights."""
     registered = protocols.REGISTRY.get(plans.NANOPATH.get(name, name))
     if registered and registered.classes:
         data = inputs.limit_classes(data, registered.classes)
@@ -110,7 +152,14 @@ def _study(data: ProbeData, name: str, options: Options) -> dict[str, Any]:
         fitted += rows.of_colours(data, plan, _colours(data), seed)
     else:
         notes.append("no rows of colour and texture: give the images with --images ROOT")
+    if draws:
+        first = next(iter(data.features))
+        fitted.append(
+            rows.of_random_weights(data, plan, first, [data.features[draw] for draw in draws], options.settings)
+        )
     for kind, features in data.features.items():
+        if kind in draws:
+            continue
         _log.info(f"{plan.protocol}: {kind}")
         fitted += rows.of_features(data, plan, kind, features, options.settings)
     positive = _POSITIVE if _POSITIVE in data.classes else None

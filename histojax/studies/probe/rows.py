@@ -19,6 +19,7 @@ from histojax.studies.probe.plans import Fold, Plan
 Fitted = tuple[Array, dict[str, float]]  # probabilities of the test images, and the chosen setting
 HEADS = ("linear", "knn", "simpleshot")
 COLOUR, TEXTURE, CONSTANT = "colour", "colour and texture", "constant answer"
+RANDOM = "random weights"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +109,31 @@ def of_colours(data: ProbeData, plan: Plan, features: Array, seed: int) -> list[
         fit(data, plan, TEXTURE, "linear", features, linear, seed),
         fit(data, plan, TEXTURE, "forest", features, forest, seed),
     ]
+
+
+def of_random_weights(data: ProbeData, plan: Plan, name: str, draws: Sequence[Array], settings: Settings) -> Row:
+    """Fit the logistic regression on the features of networks with random weights, which stand as runs of one row.
+
+    Args:
+      data: the images.
+      plan: the folds.
+      name: of the network.
+      draws: features of each network, f32 [n, d].
+      settings: of the heads.
+    """
+
+    def linear(problem: Problem) -> Fitted:
+        return heads.linear(problem, settings.C)
+
+    fitted = [fit(data, plan, name, "linear", features, linear, settings.seed) for features in draws]
+    folds = range(len(plan.folds))
+    return dataclasses.replace(
+        fitted[0],
+        features=f"{RANDOM} ({name})",
+        runs=len(draws),
+        tables=tuple(row.tables[fold] for fold in folds for row in fitted),
+        choices=tuple(row.choices[fold] for fold in folds for row in fitted),
+    )
 
 
 def of_constant(data: ProbeData, plan: Plan, seed: int) -> Row:
