@@ -18,8 +18,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from histojax.weights import onnx_file, torch_pickle
-from histojax.weights.errors import PREFIX_OPTION, Problem, WeightsError, short
+from histojax.weights import onnx_file, shards, torch_pickle
+from histojax.weights.errors import PREFIX_OPTION, Problem, WeightsError, short, some
 from histojax.weights.pickle_machine import Global, Inert
 
 TORCH = (".pth", ".pt", ".bin", ".ckpt")
@@ -76,7 +76,7 @@ def inspect(path: str | os.PathLike[str], *, prefix: str = "") -> Contents:
     """Read a weight file completely. Nothing in it is executed.
 
     Args:
-      path: ends in one of SUFFIXES.
+      path: ends in one of SUFFIXES, or in `.index.json`: the index of several such files beside it.
       prefix: chooses one of several state dicts in a torch file: its keys, joined by dots ("ema.model"). It may
         end with a prefix of the names in that state dict, which `fitting.fit` uses.
 
@@ -89,8 +89,10 @@ def inspect(path: str | os.PathLike[str], *, prefix: str = "") -> Contents:
     """
     path = pathlib.Path(path)
     reader = {".safetensors": _safetensors, ".npz": _npz, ".onnx": _onnx}.get(path.suffix.lower(), _torch)
-    if path.suffix.lower() not in SUFFIXES:
-        raise WeightsError(f"{path}: weights are read from files that end in {', '.join(SUFFIXES)}")
+    if shards.is_index(path):
+        reader = _shards
+    elif path.suffix.lower() not in SUFFIXES:
+        raise WeightsError(f"{path}: weights are read from files that end in {', '.join((*SUFFIXES, shards.SUFFIX))}")
     try:
         if path.is_file() and path.stat().st_size == 0:
             raise Problem("it is empty")
@@ -110,9 +112,13 @@ def inspect(path: str | os.PathLike[str], *, prefix: str = "") -> Contents:
 
 
 def sha256(path: pathlib.Path) -> str:
-    """Return the sha256 of a file of weights, as 64 hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the sha256 of a file of weights, 64 hexadecimal digits; of an index: of it and its files, in order."""
+    digest = hashlib.sha256()
+    for part in [path, *(path.with_name(name) for name in (shards.read_index(path) if shards.is_index(path) else ()))]:
+        with open(part, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _safetensors(path: pathlib.Path, prefix: str) -> Contents:
@@ -144,6 +150,17 @@ def _npz(path: pathlib.Path, prefix: str) -> Contents:
 def _onnx(path: pathlib.Path, prefix: str) -> Contents:
     del prefix  # such files nest nothing
     arrays, left_out = onnx_file.read(path)
+    return Contents(path, arrays, left_out=left_out)
+
+
+def _shards(path: pathlib.Path, prefix: str) -> Contents:
+    arrays: dict[str, np.ndarray] = {}
+    left_out: tuple[str, ...] = ()
+    for file, names in shards.read_index(path).items():
+        part = inspect(path.with_name(file), prefix=prefix)
+        if missing := [name for name in names - part.arrays.keys() if not name.endswith(_COUNTER)]:
+            raise Problem(f"{file} lacks {some(sorted(missing))}, which the index names", "Download that file again")
+        arrays, left_out = arrays | part.arrays, left_out + part.left_out
     return Contents(path, arrays, left_out=left_out)
 
 

@@ -43,6 +43,14 @@ class Inert:
         self.name = name
 
 
+class Record(Inert):
+    """A stand-in for an object whose attributes are kept as a dictionary. The object itself is never built."""
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.attributes: dict[Any, Any] = {}
+
+
 Find = Callable[[str, str], Global]
 
 
@@ -179,7 +187,9 @@ class _Machine:
 
     def build(self) -> None:
         # The state of an OrderedDict (a module's `_metadata`) or of a placeholder is dropped, not set.
-        self.stack.pop()
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], Record) and isinstance(state, dict):
+            self.stack[-1].attributes = state
         if not isinstance(self.stack[-1], dict | Inert):
             raise Problem(f"its pickle is damaged: it sets the state of a {type(self.stack[-1]).__name__}")
 

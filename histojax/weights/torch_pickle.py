@@ -1,4 +1,4 @@
-"""Reading files of `torch.save` without PyTorch: the zip format (since PyTorch 1.6) and the one before it.
+"""Reading files of PyTorch without it: `torch.save`'s zip format, the one before PyTorch 1.6, and TorchScript archives.
 
 A pickle describes the tensors (storage, offset, shape, strides); the file stores their bytes outside the pickle.
 `pickle_machine` interprets the pickle with the stand-ins below for the few functions that build tensors. Every other
@@ -22,7 +22,7 @@ import numpy as np
 
 from histojax.weights import pickle_machine
 from histojax.weights.errors import Problem, short
-from histojax.weights.pickle_machine import Global, Inert
+from histojax.weights.pickle_machine import Global, Inert, Record
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -78,6 +78,8 @@ _INERT = {
     ("builtins", "bytes"),
     ("torch", "device"),
     ("argparse", "Namespace"),
+    *(("torch.jit._pickle", f"build_{kind}list") for kind in ("int", "double", "bool", "tensor")),
+    ("torch.jit._pickle", "restore_type_tag"),
 }
 
 
@@ -137,6 +139,8 @@ def find(module: str, name: str) -> Global:
     full = f"{short(module)}.{short(name)}"
     if (module, name) in _INERT:
         return Global(full, lambda _: Inert(full))
+    if module.partition(".")[0] == "__torch__":  # a module of a TorchScript program, of which only the tensors are read
+        return Global(full, lambda _: Record(full))
     if (module, name) in _BUILDERS:
         return Global(full, _BUILDERS[module, name])
     if module in ("torch", "torch.cuda", "torch.storage") and name in _STORAGES:
@@ -275,11 +279,32 @@ def _load_zip(file: BinaryIO, size: int, choose: Callable[[Any], dict[str, Tenso
                     raise Problem(f"it is damaged: storage {storage.key} of {storage.nbytes} bytes is {held}")
                 return storage
 
-            chosen = choose(pickle_machine.loads(archive.read(records["data.pkl"]), find, persistent))
+            tree = pickle_machine.loads(archive.read(records["data.pkl"]), find, persistent)
+            chosen = choose(_state_dict(tree) if isinstance(tree, Record) else tree)
             data = {key: archive.read(records[f"data/{key}"]) for key in {t.storage.key for t in chosen.values()}}
             return {name: tensor.array(data[tensor.storage.key], order == b"big") for name, tensor in chosen.items()}
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError, OverflowError) as error:
         raise Problem(f"its zip archive is cut short or damaged ({short(str(error))})") from error
+
+
+def _state_dict(program: Record) -> dict[str, Tensor]:
+    """Return the tensors of a TorchScript program by their names; a module that occurs twice has its first name."""
+    found: dict[str, Tensor] = {}
+    seen, waiting = set[int](), [("", program)]
+    while waiting:
+        prefix, module = waiting.pop()
+        seen.add(id(module))
+        for name, value in reversed(module.attributes.items()):
+            if isinstance(value, Tensor):
+                found[f"{prefix}{name}"] = value
+            elif isinstance(value, Record) and id(value) not in seen:
+                waiting.append((f"{prefix}{name}.", value))
+    if not found:
+        raise Problem(
+            "it is a TorchScript program whose parameters are constants without names (torch.jit.freeze)",
+            "Use the file of weights that it was made from",
+        )
+    return found
 
 
 def _records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
@@ -291,16 +316,16 @@ def _records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     records: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
         name = info.filename.removeprefix(roots[0])
+        if name.startswith("code/"):
+            continue  # of a TorchScript program; it is never read
         if name in records:
             raise Problem(f"it is damaged: its archive holds {short(name)} twice")
         # torch.save does not compress, so the declared sizes can be compared with the file's.
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
             raise Problem(f"its record {short(name)} is compressed or encrypted", "Save it again with torch.save")
         records[name] = info
-    if sum(info.file_size for info in infos) > size:
+    if sum(info.file_size for info in records.values()) > size:
         raise Problem("it is cut short or damaged: its records declare more bytes than the file has")
-    if "constants.pkl" in records or any(name.startswith("code/") for name in records):
-        raise Problem("it is a TorchScript program", "Save `torch.jit.load(file).state_dict()` with torch.save")
     return records
 
 

@@ -6,6 +6,7 @@ import argparse
 import logging
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections import OrderedDict
 
@@ -267,14 +268,20 @@ def test_missing_files_other_suffixes_and_directories_are_refused(tmp_path):
         weights.read(tmp_path / "d.pt")
 
 
-def test_torchscript_is_refused(tmp_path):
-    path = tmp_path / "w.pt"
-    path.touch()
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("m/data.pkl", b"\x80\x02}.")
-        archive.writestr("m/code/__torch__.py", b"")
-    with pytest.raises(WeightsError, match="TorchScript"):
-        weights.read(path)
+def test_the_state_of_a_torchscript_program_is_read_without_its_code(tmp_path):
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Sequential(torch.nn.BatchNorm2d(4))).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        program = torch.jit.script(module)
+        program.save(str(tmp_path / "w.pt"))
+        torch.jit.freeze(program).save(str(tmp_path / "frozen.pt"))
+    state = {name: tensor for name, tensor in module.state_dict().items() if "num_batches" not in name}
+    read = weights.read(tmp_path / "w.pt")
+    assert read.keys() == state.keys()
+    for name, tensor in state.items():
+        np.testing.assert_array_equal(read[name], tensor.numpy())
+    with pytest.raises(WeightsError, match=r"frozen.pt: it is a TorchScript program whose parameters are constants"):
+        weights.read(tmp_path / "frozen.pt")
 
 
 @pytest.mark.parametrize(
