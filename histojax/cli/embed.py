@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from histojax.cli import flags
 from histojax.cli.parser import CommandParser, add_verb, refuse_unused
+from histojax.cli.slide import add_min_tissue, add_overlap, add_slide_mpp
+from histojax.core import extras
 from histojax.core.errors import RunError
 
 if TYPE_CHECKING:
@@ -23,11 +25,13 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         summary="features of images or slides, from a run or from pretrained weights",
         description="Writes the features that a network computes from images, as Parquet or npz. The network is that "
         "of RUN, or with --weights a pretrained one. Rerun the same command to resume after an interruption. Images "
-        "that cannot be read are listed in <stem of --output>.failed.csv; exit code 1 if none can be read. Research "
-        "use only.",
+        "that cannot be read are listed in <stem of --output>.failed.csv; exit code 1 if none can be read. If --output "
+        "is a folder, the paths are slides: it gets one HDF5 file per slide with the features of the tissue tiles, in "
+        "TRIDENT's layout. Research use only.",
         examples=[
             "histojax embed runs/dala_100x IMAGES --output features.parquet",
             "histojax embed --model resnet50 --weights model.pth IMAGES --output features.parquet --layer layer3",
+            "histojax embed runs/ldcsf SLIDES --output features",
         ],
     )
     parser.add_argument(
@@ -35,10 +39,10 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         metavar="RUN PATH",
         nargs="+",
         help="without --weights, first the work directory or checkpoint of the model; then images, folders, globs, "
-        "lists (.csv: path[,patient_id][,label][,…]), zip archives",
+        "lists (.csv: path[,patient_id][,label][,…]), zip archives; or slides, as `histojax slide` takes them",
     )
     flags.advise_positional_run(parser)
-    flags.add_output(parser, "file of features, .parquet or .npz")
+    flags.add_output(parser, "file of features, .parquet or .npz; of slides: a folder")
     network = parser.add_argument_group("instead of RUN")
     network.add_argument("--model", metavar="NAME", help="model of the weights, as `histojax models` lists it")
     network.add_argument(
@@ -66,18 +70,25 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
     )
     flags.add_batch_size(parser)
     flags.add_threads(parser, "threads that read images")
-    flags.add_shard(parser, "image")
+    flags.add_shard(parser, "image or slide")
     flags.add_redo(parser, "overwrite existing or partial results")
+    slides = parser.add_argument_group("slides")
+    add_slide_mpp(slides)
+    slides.add_argument(
+        "--tile_um", metavar="UM", type=float, help="side of a tile in µm (default: that of the run's training tiles)"
+    )
+    add_overlap(slides)
+    add_min_tissue(slides)
     parser.set_defaults(interrupted="interrupted: rerun the same command to resume")
     return parser
 
 
+_SLIDE_FLAGS = ("--mpp", "--override_mpp", "--tile_um", "--overlap", "--min_tissue")
+
+
 def run(args: argparse.Namespace) -> None:
     """Compute features."""
-    from histojax.core import shards
     from histojax.evaluation import feature_files
-    from histojax.inference.embed import image_facts
-    from histojax.inference.predict import images
 
     from_weights = args.weights is not None
     refuse_unused(args, from_weights, ["--model", "--prefix", "--config", "--image_size"], "with --weights")
@@ -88,19 +99,29 @@ def run(args: argparse.Namespace) -> None:
     paths = args.paths if from_weights else args.paths[1:]
     if not paths:
         raise RunError("no images are named: give RUN and then images; or --model, --weights and images")
-    feature_files.check_path(args.output, "--output")
+    slides = args.output.is_dir() or not args.output.suffix
+    refuse_unused(args, slides, _SLIDE_FLAGS, "on slides, for which --output is a folder")
+    if slides:
+        _embed_slides(args, paths)
+    else:
+        feature_files.check_path(args.output, "--output")
+        _embed_images(args, paths)
+
+
+def _embed_images(args: argparse.Namespace, paths: list[str]) -> None:
+    from histojax.core import shards
+    from histojax.inference.embed import image_facts
+    from histojax.inference.predict import images
+
     refs = images.find(paths)
     chosen = shards.share(list(zip(refs, image_facts.relative_ids(refs, paths), strict=True)), args.shard)
     if not chosen:
         raise RunError(f"--shard={args.shard}: there are fewer images than shards, and none for this one")
+    embedder = _embedder(args)
 
-    # Only now, so that a wrong flag or path is reported without waiting for jax.
-    from histojax.distributed import runtime
     from histojax.inference.embed import image_features
 
-    runtime.prepare()
-    embedder = _embedder(args)
-    split = {} if from_weights else image_facts.read_split(_checkpoint(args.paths[0]))
+    split = {} if args.weights is not None else image_facts.read_split(_checkpoint(args.paths[0]))
     summary = image_features.run(
         [ref for ref, _ in chosen],
         [name for _, name in chosen],
@@ -120,7 +141,36 @@ def run(args: argparse.Namespace) -> None:
         sys.exit("error: no image could be read. Fix the images, and rerun with --redo")
 
 
+def _embed_slides(args: argparse.Namespace, paths: list[str]) -> None:
+    extras.require("slides", "histojax embed on slides")
+    from histojax.core import shards
+    from histojax.slides import cohort_jobs
+
+    jobs = cohort_jobs.find(paths, args.mpp, override_mpp=args.override_mpp, output=args.output)
+    jobs = shards.share(jobs, args.shard)
+    embedder = _embedder(args)
+
+    from histojax.inference.embed import slide_features
+
+    tile_um = embedder.tile_um if args.tile_um is None else args.tile_um
+    if tile_um is None:
+        raise RunError(
+            "--tile_um is not given, and the network does not state it: give the side in µm of its training images "
+            "(side in pixels × µm per pixel)"
+        )
+    settings = slide_features.Settings(tile_um, args.overlap, args.min_tissue, args.threads)
+    failed = slide_features.run(jobs, embedder, settings, args.output, redo=args.redo)
+    print(f"{len(jobs) - len(failed)} of {len(jobs)} slides are in {args.output}, {embedder.width} features per tile")
+    if failed:
+        lines = [f"  {name}: {reason}" for name, reason in failed.items()]
+        sys.exit("\n".join([f"error: {len(failed)} of {len(jobs)} slides failed:", *lines]))
+
+
 def _embedder(args: argparse.Namespace) -> "Embedder":
+    # Only now, so that a wrong flag or path is reported without waiting for jax.
+    from histojax.distributed import runtime
+
+    runtime.prepare()
     from histojax.inference.embed import embedder
     from histojax.training import default_config, experiments
 

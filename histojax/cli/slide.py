@@ -45,9 +45,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         "--tile_um", metavar="UM", type=float, help="side of a tile in µm (default: that of the training tiles)"
     )
     add_overlap(parser)
-    parser.add_argument(
-        "--min_tissue", metavar="FRACTION", type=float, default=0.5, help="least tissue in a tile (default: 0.5)"
-    )
+    add_min_tissue(parser)
     flags.add_batch_size(parser)
     flags.add_threads(parser, "threads that read the slide")
     flags.add_shard(parser, "slide")
@@ -58,8 +56,8 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
     return parser
 
 
-def add_slide_mpp(parser: argparse.ArgumentParser) -> None:
-    """Add `--mpp` and `--override_mpp`, which `histojax slide train-tiles` shares."""
+def add_slide_mpp(parser: "argparse._ActionsContainer") -> None:
+    """Add `--mpp` and `--override_mpp`, which `histojax slide train-tiles` and `histojax embed` share."""
     parser.add_argument("--mpp", metavar="UM", type=float, help="µm per level-0 pixel of slides that state none")
     parser.add_argument(
         "--override_mpp",
@@ -69,14 +67,21 @@ def add_slide_mpp(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_overlap(parser: argparse.ArgumentParser) -> None:
-    """Add `--overlap`, which `histojax slide train-tiles` shares."""
+def add_overlap(parser: "argparse._ActionsContainer") -> None:
+    """Add `--overlap`, which `histojax slide train-tiles` and `histojax embed` share."""
     parser.add_argument(
         "--overlap",
         metavar="FRACTION",
         type=float,
         default=0.0,
         help="overlap of neighbouring tiles as a fraction of their side, from 0 to below 1 (default: 0)",
+    )
+
+
+def add_min_tissue(parser: "argparse._ActionsContainer") -> None:
+    """Add `--min_tissue`, which `histojax embed` shares."""
+    parser.add_argument(
+        "--min_tissue", metavar="FRACTION", type=float, default=0.5, help="least tissue in a tile (default: 0.5)"
     )
 
 

@@ -6,7 +6,7 @@ from histojax.core.errors import RunError
 
 # Extra in pyproject.toml -> the modules that its features import.
 MODULES = {
-    "slides": ("openslide", "scipy", "shapely", "tifffile"),
+    "slides": ("h5py", "openslide", "scipy", "shapely", "tifffile"),
     "export": ("flatbuffers", "jax2onnx", "onnx", "onnxruntime"),
     "hub": ("huggingface_hub",),
     "probe": ("scipy", "skimage", "sklearn"),

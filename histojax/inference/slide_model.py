@@ -18,8 +18,7 @@ def slide_model(predictor: Predictor, tile_um: float | None = None) -> cohort.Mo
       RunError: the side is not given, and the checkpoint does not state it; or it is not above 0.
     """
     trained = predictor.trained
-    pixels, mpp = trained.meta["data"].get("tile_pixels"), trained.config.data.get("mpp", 0.0)
-    stated = pixels * mpp if pixels and mpp else None
+    pixels, stated = trained.meta["data"].get("tile_pixels"), trained.tile_um
     warnings = []
     if tile_um is None:
         if stated is None:

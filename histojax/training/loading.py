@@ -33,6 +33,12 @@ class LoadedModel:
     program: Program
     model: ModelState
 
+    @property
+    def tile_um(self) -> float | None:
+        """Side in µm of the training tiles; None: the model was trained on whole images, or µm/px is unknown."""
+        pixels, mpp = self.meta["data"].get("tile_pixels"), self.config.data.get("mpp", 0.0)
+        return pixels * mpp if pixels and mpp else None
+
 
 def load(path: pathlib.Path, *, image_size: int = 0) -> LoadedModel:
     """Build and restore the model of a checkpoint.

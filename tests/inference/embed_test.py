@@ -1,7 +1,6 @@
 """Features of images: those of the network's own parts, in order, once each, the same bytes whatever was killed."""
 
 import pathlib
-from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
@@ -24,32 +23,11 @@ from histojax.training import default_config
 from histojax.training.state import ModelState
 from tests.conftest import ROOT, WriteImages
 from tests.helpers import twins
+from tests.helpers.colour_embedder import ColourEmbedder
 
 VIT_RUN = ROOT / "tests" / "fixtures" / "runs_of_0_1" / "vit"
 OPTIONS = {"stage_sizes": (1, 1, 1, 1), "width": 2}
 NAMES = [f"SOB_{'MB'[i % 2]}_{'DC' if i % 2 == 0 else 'A'}-14-{i}A-200-{i:03}.png" for i in range(22)]
-
-
-class Colours:
-    """Has the interface of an `Embedder`; the features are an image's mean colours."""
-
-    image_size, batch_size, layer, width, digest = 8, 4, "pooled", 3, "colours"
-
-    def __init__(self, killed_after: int = 10**9):
-        self.metadata = {"model": "colours", "layer": "pooled", "image_size": 8}
-        self.num_embedded, self.killed_after = 0, killed_after
-
-    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        pending: list[np.ndarray] = []
-        for images in batches:
-            self.num_embedded += len(images)
-            pending.append(images.mean((1, 2), dtype=np.float32))
-            if len(pending) > 2:
-                if self.killed_after == 0:
-                    raise KeyboardInterrupt
-                self.killed_after -= 1
-                yield pending.pop(0)
-        yield from pending
 
 
 @pytest.fixture
@@ -61,7 +39,7 @@ def folder(tmp_path: pathlib.Path, write_images: WriteImages) -> pathlib.Path:
     return tmp_path / "images"
 
 
-def embed(folder: pathlib.Path, output: pathlib.Path, model: Colours) -> image_features.Summary:
+def embed(folder: pathlib.Path, output: pathlib.Path, model: ColourEmbedder) -> image_features.Summary:
     refs = find([str(folder)])
     ids = image_facts.relative_ids(refs, [str(folder)])
     facts = [image_facts.image_facts(ref, {}) for ref in refs]
@@ -71,30 +49,30 @@ def embed(folder: pathlib.Path, output: pathlib.Path, model: Colours) -> image_f
 @pytest.mark.parametrize("suffix", feature_files.SUFFIXES)
 def test_a_run_killed_twice_ends_with_the_same_bytes(folder: pathlib.Path, suffix: str) -> None:
     undisturbed, output = folder.parent / f"one{suffix}", folder.parent / f"two{suffix}"
-    summary = embed(folder, undisturbed, Colours())
+    summary = embed(folder, undisturbed, ColourEmbedder())
     assert (summary.images, summary.failed, summary.patients) == (20, 2, 20)
     assert summary.labels == {"benign": 9, "malignant": 11}
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            embed(folder, output, Colours(killed_after=1))
-    last = Colours()
+            embed(folder, output, ColourEmbedder(killed_after=1))
+    last = ColourEmbedder()
     embed(folder, output, last)
     assert last.num_embedded == 22 - 8
     assert output.read_bytes() == undisturbed.read_bytes()
     assert (folder.parent / "two.failed.csv").read_bytes() == (folder.parent / "one.failed.csv").read_bytes()
     assert not list(folder.parent.glob("*.partial*"))
     with pytest.raises(RunError, match=r"already exists.*--redo"):
-        embed(folder, output, Colours())
+        embed(folder, output, ColourEmbedder())
 
 
 def test_a_row_has_the_image_s_features_and_what_its_name_says(folder: pathlib.Path) -> None:
-    embed(folder, folder.parent / "f.parquet", Colours())
+    embed(folder, folder.parent / "f.parquet", ColourEmbedder())
     table = feature_files.read(folder.parent / "f.parquet")
     assert table.facts["image_id"].tolist() == sorted(name for i, name in enumerate(NAMES) if i not in (3, 9))
     position = table.facts["image_id"].tolist().index(NAMES[5])
     assert table.facts.iloc[position].tolist() == [NAMES[5], "benign", "SOB_B_A_14-5A", "14-5", None, None]
     assert table.metadata["model"] == "colours"
-    only = embed(folder / NAMES[5], folder.parent / "g.npz", Colours())
+    only = embed(folder / NAMES[5], folder.parent / "g.npz", ColourEmbedder())
     assert only.images == 1
     np.testing.assert_array_equal(feature_files.read(folder.parent / "g.npz").features[0], table.features[position])
 

@@ -20,8 +20,8 @@ from tests.helpers.source_files import FILES, imports
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Where the packages of an extra may be imported; everything else runs in the base installation.
 FEATURES = {
-    "slides": ("histojax/slides/", "histojax/cli/slide"),
-    "export": ("histojax/inference/export/",),
+    "slides": ("histojax/slides/", "histojax/cli/slide", "histojax/inference/embed/slide_features.py"),
+    "export": ("histojax/inference/export/", "histojax/weights/onnx_file.py"),
     "hub": ("histojax/weights/hub.py",),
     "probe": ("histojax/studies/probe/", "histojax/evaluation/colour/", "histojax/cli/probe.py"),
 }

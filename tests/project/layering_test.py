@@ -47,7 +47,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "inference": _JAX
     | _TABLES
     | _PIXELS
-    | {"optax", "tqdm", "safetensors", "matplotlib", "contourpy"}
+    | {"optax", "tqdm", "safetensors", "matplotlib", "contourpy", "h5py"}
     | {"jax2onnx", "onnx", "onnxruntime"},
     "studies": _JAX | _TABLES | {"PIL", "optax", "sklearn"},
     "cli": _JAX | _TABLES | {"absl", "cv2", "openslide", "packaging", "tqdm"},

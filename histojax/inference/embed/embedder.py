@@ -33,6 +33,7 @@ class Embedder:
       batch_size: images per batch.
       layer: POOLED, or the name of a feature map.
       width: number of features.
+      tile_um: side in µm of the tiles that the network was trained on; None: unknown.
       digest: identifies the weights.
       metadata: how the features are made, for files of features.
     """
@@ -70,6 +71,7 @@ class Embedder:
         self._compute = jax.jit(self._features, out_shardings=layout.batch)
         image = jax.ShapeDtypeStruct((batch_size, self.image_size, self.image_size, 3), np.uint8, sharding=layout.batch)
         self.width = int(self._compute.eval_shape(program.abstract.model, image).shape[1])
+        self.tile_um: float | None = None
         self.digest = str(facts["weights_sha256"])
         self.metadata: dict[str, Any] = {
             "model": config.model.name,
@@ -105,9 +107,11 @@ class Embedder:
     ) -> "Embedder":
         """Use a loaded model; `source` says where it came from."""
         facts = {"source": source, "weights_sha256": checkpoint.digest(trained.path)}
-        return cls(
+        made = cls(
             trained.program, trained.model, trained.config, trained.layout, facts, layer=layer, batch_size=batch_size
         )
+        made.tile_um = trained.tile_um
+        return made
 
     @classmethod
     def of_weights(cls, config: ConfigDict, *, layer: str = POOLED, batch_size: int = 32) -> "Embedder":

@@ -86,6 +86,7 @@ class PartialResults:
 
     def read(self) -> Iterator[Prediction]:
         """Yield all results, in order."""
+        self._file.flush()  # the settings, if there are no results
         with open(self._path, encoding="utf-8") as file:
             next(file)
             for line in file:
