@@ -19,6 +19,8 @@ from histojax.training import default_config
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _LUNIT = ((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464))
+_HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_HIBOU = ((0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816))
 _BIOPTIMUS = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
 
 
@@ -40,17 +42,17 @@ class Backbone:
 
 
 _LARGE = {"embed_dim": 1024, "depth": 24, "heads": 16, "layer_scale": 1e-5}
+_SMALL = {"embed_dim": 384, "heads": 6}
+_HUGE = {"embed_dim": 1280, "depth": 32, "heads": 16, "layer_scale": 1e-5, "mlp": "swiglu", "mlp_ratio": 5.3375}
+_GATED_BASE = {"layer_scale": 1e-5, "mlp": "swiglu", "mlp_ratio": 5.33334, "patch": 14, "registers": 4}
 _GIANT = {"embed_dim": 1536, "depth": 40, "heads": 24, "layer_scale": 1e-5, "mlp": "swiglu", "mlp_ratio": 5.33334}
+_KAIKO = "kaiko_ai_towards_large_pathology_fms"
 
 BACKBONES = {
     # Kang et al. 2023, arXiv 2212.04690: Barlow Twins and DINO on TCGA.
     "lunit_resnet50": Backbone("resnet50", {}, _LUNIT, "1aurent/resnet50.lunit_bt"),
-    "lunit_vit_small16": Backbone(
-        "vit", {"embed_dim": 384, "heads": 6}, _LUNIT, "1aurent/vit_small_patch16_224.lunit_dino"
-    ),
-    "lunit_vit_small8": Backbone(
-        "vit", {"embed_dim": 384, "heads": 6, "patch": 8}, _LUNIT, "1aurent/vit_small_patch8_224.lunit_dino"
-    ),
+    "lunit_vit_small16": Backbone("vit", _SMALL, _LUNIT, "1aurent/vit_small_patch16_224.lunit_dino"),
+    "lunit_vit_small8": Backbone("vit", _SMALL | {"patch": 8}, _LUNIT, "1aurent/vit_small_patch8_224.lunit_dino"),
     # Filiot et al. 2023, medRxiv 2023.07.21.23292757, and 2024, arXiv 2409.09173.
     "phikon": Backbone("vit", {"epsilon": 1e-12}, _IMAGENET, "owkin/phikon"),
     "phikon_v2": Backbone("vit", _LARGE, _IMAGENET, "owkin/phikon-v2"),
@@ -61,14 +63,25 @@ BACKBONES = {
     "gigapath": Backbone("vit", _GIANT, _IMAGENET, "prov-gigapath/prov-gigapath"),
     # Saillard et al. 2024, github.com/bioptimus.
     "h_optimus_0": Backbone("vit", _GIANT | {"patch": 14, "registers": 4}, _BIOPTIMUS, "bioptimus/H-optimus-0"),
-    # Zimmermann et al. 2024, arXiv 2408.00738.
+    "h_optimus_1": Backbone("vit", _GIANT | {"patch": 14, "registers": 4}, _BIOPTIMUS, "bioptimus/H-optimus-1"),
+    # Filiot et al. 2025, arXiv 2501.16239: distilled from H-optimus-0.
+    "h0_mini": Backbone("vit", _GATED_BASE | {"pool": "token_mean"}, _BIOPTIMUS, "bioptimus/H0-mini"),
+    # Vorontsov et al. 2024, Nature Medicine 30, and Zimmermann et al. 2024, arXiv 2408.00738.
+    "virchow": Backbone("vit", _HUGE | {"patch": 14, "pool": "token_mean"}, _IMAGENET, "paige-ai/Virchow"),
     "virchow2": Backbone(
-        "vit",
-        {"embed_dim": 1280, "depth": 32, "heads": 16, "layer_scale": 1e-5, "mlp": "swiglu", "mlp_ratio": 5.3375}
-        | {"patch": 14, "registers": 4, "pool": "token_mean"},
-        _IMAGENET,
-        "paige-ai/Virchow2",
+        "vit", _HUGE | {"patch": 14, "registers": 4, "pool": "token_mean"}, _IMAGENET, "paige-ai/Virchow2"
     ),
+    # Nechaev et al. 2024, arXiv 2406.05074.
+    "hibou_b": Backbone("vit", _GATED_BASE, _HIBOU, "histai/hibou-b"),
+    "hibou_l": Backbone(
+        "vit", _LARGE | {"patch": 14, "registers": 4, "mlp": "swiglu", "mlp_ratio": 5.34375}, _HIBOU, "histai/hibou-L"
+    ),
+    # Aben et al. 2024, arXiv 2404.15217, and Karasikov et al. 2025, arXiv 2504.05186.
+    "kaiko_vits8": Backbone("vit", _SMALL | {"patch": 8}, _HALVES, f"1aurent/vit_small_patch8_224.{_KAIKO}"),
+    "kaiko_vits16": Backbone("vit", _SMALL, _HALVES, f"1aurent/vit_small_patch16_224.{_KAIKO}"),
+    "kaiko_vitb8": Backbone("vit", {"patch": 8}, _HALVES, f"1aurent/vit_base_patch8_224.{_KAIKO}"),
+    "kaiko_vitb16": Backbone("vit", {}, _HALVES, f"1aurent/vit_base_patch16_224.{_KAIKO}"),
+    "midnight": Backbone("vit", _GIANT | {"patch": 14, "pool": "token_mean"}, _HALVES, "kaiko-ai/midnight"),
 }
 
 
