@@ -27,7 +27,10 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         ],
     )
     source = parser.add_argument_group("from a weight file")
-    source.add_argument("--weights", help="file (.safetensors, .npz, .pth, .pt, .bin, .ckpt) or hf:OWNER/NAME[/FILE]")
+    source.add_argument(
+        "--weights",
+        help="file (.safetensors, .npz, .pth, .pt, .bin, .ckpt, .onnx, .index.json) or hf:OWNER/NAME[@REVISION][/FILE]",
+    )
     source.add_argument("--model", metavar="NAME", help="model of the weights, as `histojax models` lists it")
     flags.add_config(
         parser, required=False, help="instead of --model: an experiment, NAME[:VARIANT], with the model and its options"

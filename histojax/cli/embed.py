@@ -30,7 +30,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         "TRIDENT's layout. Research use only.",
         examples=[
             "histojax embed runs/dala_100x IMAGES --output features.parquet",
-            "histojax embed --model resnet50 --weights model.pth IMAGES --output features.parquet --layer layer3",
+            "histojax embed --model resnet50 --weights resnet50.pth IMAGES --output features.parquet --layer layer3",
             "histojax embed runs/ldcsf SLIDES --output features",
         ],
     )
@@ -46,7 +46,9 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
     network = parser.add_argument_group("instead of RUN")
     network.add_argument("--model", metavar="NAME", help="model of the weights, as `histojax models` lists it")
     network.add_argument(
-        "--weights", metavar="FILE", help="pretrained weights: a file, hf:OWNER/NAME[/FILE]; or `random`"
+        "--weights",
+        metavar="FILE",
+        help="pretrained weights: a file, hf:OWNER/NAME[@REVISION][/FILE], or a run; or `random`",
     )
     network.add_argument(
         "--prefix",

@@ -74,7 +74,7 @@ def rewrite(
     """Read another program's weights of a model and save them, by our own names by default; see `save`.
 
     Args:
-      source: a file, or `hf:OWNER/NAME[/FILE]`.
+      source: a file, or `hf:OWNER/NAME[@REVISION][/FILE]`.
       model: name of the model.
       num_classes: number of classes of the model; a classifier for another number is left out.
       output: folder, created if missing.
