@@ -87,9 +87,21 @@ def _class_headline(block: Mapping[str, Any]) -> list[_Row]:
     name, value, interval = _row("accuracy", image["accuracy"])
     rows = [(name, value, f"{interval}  always '{baseline['class']}': {_number(baseline['accuracy'])}".lstrip())]
     rows += [_row(title, image[name]) for name, title in _HEADLINE.items() if name in image]
+    rows += _colour_rows(block)
     # Always show the patient-level metric beside the image-level one: the two can differ widely.
     levels = block.get("patient", {})
     return rows + [_row(title, levels[name]) for name, title in _PATIENT_LEVEL.items() if name in levels]
+
+
+def _colour_rows(block: Mapping[str, Any]) -> list[_Row]:
+    """Lay out what colour and texture alone score, and how much higher the model's AUROC is."""
+    if not (colours := block.get("colour_and_texture")):
+        return []
+    rows = [(f"{colours['name']}:", "", "")]
+    rows += [
+        _row(f"  {title}", colours["image"][name]) for name, title in (("accuracy", "accuracy"), ("auroc", "AUROC"))
+    ]
+    return [*rows, _row("  AUROC of the model − this", colours["differences"]["auroc"])]
 
 
 def _label_headline(block: Mapping[str, Any], reported: Mapping[str, Any]) -> list[_Row]:
@@ -115,6 +127,7 @@ def _class_rows(block: Mapping[str, Any]) -> list[_Row]:
     for level in ("patient", "case"):
         for name, estimate in block.get(level, {}).items():
             rows.append(_row(f"{level} {_spaced(name)}", estimate, f"{level}s"))
+    rows += _colour_rows(block)
     rows.append(_row("gmean", image["gmean"]))
     rows.append(_row(f"  always '{baseline['class']}'", {"value": baseline["gmean"]}))
     for name, estimate in image.items():

@@ -28,7 +28,7 @@ from histojax.evaluation import (
     terminal,
     thresholds,
 )
-from histojax.training import build, checkpoint, default_config, experiments
+from histojax.training import build, checkpoint, colours, default_config, experiments
 from histojax.training.loading import load
 from histojax.training.program import Program
 from histojax.training.state import ModelState
@@ -221,7 +221,13 @@ def predict_split(
 
 
 def write_results(
-    workdir: pathlib.Path, table: pd.DataFrame, facts: Mapping[str, Any], config: ConfigDict, meta: Mapping[str, Any]
+    workdir: pathlib.Path,
+    table: pd.DataFrame,
+    facts: Mapping[str, Any],
+    config: ConfigDict,
+    meta: Mapping[str, Any],
+    dataset: Dataset,
+    split: Split,
 ) -> None:
     """Write `predictions.parquet`, `predictions.csv`, `results.json` and its text `results.txt`.
 
@@ -231,6 +237,8 @@ def write_results(
       facts: the head of results.json: `protocol`, `split_hash`, `checkpoint_step`, `data`, …
       config: `evaluation`, `seed` and `paper` are read.
       meta: metadata of the checkpoint: `classes`, `thresholds`, `decision`.
+      dataset: the images, whose colour and texture are measured.
+      split: their split.
     """
     predictions.write(table, workdir / "predictions")
     classes, locked = meta["classes"], meta["thresholds"]
@@ -239,22 +247,26 @@ def write_results(
     if locked is not None and set(config.paper.label_accuracy) == set(classes):
         summary["reported"] = config.paper.to_dict()
     options = {"n_resamples": config.evaluation.resamples, "seed": config.seed}
+    positive = POSITIVE if POSITIVE in classes else None
     summary["splits"] = results.summarise(
         table,
-        positive=POSITIVE if POSITIVE in classes else None,
+        positive=positive,
         thresholds=None if locked is None else dict(zip(classes, locked, strict=True)),
         **options,
     )
     if decision := meta.get("decision"):  # older checkpoints have none
         summary["thresholds"] = {decision["class"]: decision["threshold"]}
         summary["threshold_rule"] = decision["rule"]
-        for split, block in summary["splits"].items():
-            rows = table[table["split"] == split]
-            positive, scores = rows["label"] == decision["class"], rows[predictions.PREFIX + decision["class"]]
+        for side, block in summary["splits"].items():
+            rows = table[table["split"] == side]
+            is_positive, scores = rows["label"] == decision["class"], rows[predictions.PREFIX + decision["class"]]
             block["decisions"] = {
-                name: decisions.at_threshold(rows, positive.to_numpy(), scores.to_numpy(), threshold, **options)
+                name: decisions.at_threshold(rows, is_positive.to_numpy(), scores.to_numpy(), threshold, **options)
                 for name, threshold in (("half", 0.5), ("locked", decision["threshold"]))
             }
+    found = colours.colour_baseline(dataset, split, table, config.data.image_size, positive=positive, **options)
+    if found is not None:
+        summary["splits"]["test"]["colour_and_texture"] = found
     results.write_json(summary, workdir / "results.json")
     with atomic_write(workdir / "results.txt") as temporary:
         temporary.write_text(terminal.table(summary), encoding="utf-8")
@@ -313,7 +325,7 @@ def evaluate_checkpoint(
     facts = result_facts(config, dataset, split, protocol, path, meta)
     if jax.process_index() == 0:
         output.mkdir(parents=True, exist_ok=True)
-        write_results(output, table, facts, config, meta)
+        write_results(output, table, facts, config, meta, dataset, split)
     return output
 
 

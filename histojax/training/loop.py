@@ -389,5 +389,5 @@ def _evaluate_best(setup: _Setup, signals: Signals) -> bool:
     meta = checkpoint.read_meta(path)
     if jax.process_index() == 0:
         facts = evaluate.result_facts(config, dataset, split, split.protocol, path, meta)
-        evaluate.write_results(setup.workdir, table, facts, config, meta)
+        evaluate.write_results(setup.workdir, table, facts, config, meta, dataset, split)
     return True

@@ -2,6 +2,7 @@
 
 import hashlib
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from histojax.evaluation import results, terminal
 from histojax.evaluation.colour import baseline, cache, features
+from tests.helpers.prediction_tables import class_table
 
 
 def _image(seed: int, size: int = 24) -> np.ndarray:
@@ -66,3 +69,30 @@ def test_classifiers_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) 
     forest = RandomForestClassifier(20, class_weight="balanced", random_state=3).fit(x[::2], labels[::2])
     found = baseline.forest(x[::2], labels[::2], x[1::2], 3, seed=3)
     np.testing.assert_allclose(found[:, [0, 2]], forest.predict_proba(x[1::2]))
+
+
+def test_a_model_stands_beside_colour_and_texture() -> None:
+    table = class_table()
+    rows = table[table["split"] == "test"].reset_index(drop=True)
+    truth = (rows["label"] == "malignant").to_numpy().astype(int)
+    rng = np.random.default_rng(0)
+    train, labels = rng.normal(size=(40, 2)), np.arange(40) % 2
+    train[:, 0] += 4 * labels
+    test = rng.normal(size=(len(rows), 2)) + np.stack([3 * truth, 0 * truth], 1)
+    found = baseline.beside(rows, train, labels, test, positive="malignant", n_resamples=50, seed=0)
+    p = baseline.logistic(train, labels, test, 2, C=0.1)
+    accuracy = float((p.argmax(1) == truth).mean())
+    assert found["image"]["accuracy"]["value"] == pytest.approx(accuracy)
+    own = results.summarise(rows, positive="malignant", n_resamples=0)["test"]
+    for name, estimates in (("accuracy", found["image"]["accuracy"]), ("auroc", found["image"]["auroc"])):
+        difference = found["differences"][name]
+        assert difference["value"] == pytest.approx(own["image"][name]["value"] - estimates["value"])
+        assert difference["low"] <= difference["value"] <= difference["high"]
+    assert found["n_train"] == 40
+    assert found["patient"]["recognition_rate"]["value"] > 0.5
+    block = own | {"colour_and_texture": found}
+    for text in (terminal.headline({"splits": {"test": block}}), terminal.table({"splits": {"test": block}})):
+        assert "  colour and texture alone:" in text
+        assert f"{found['image']['auroc']['value']:.4f}" in text
+        assert re.search(rf"AUROC of the model − this +{found['differences']['auroc']['value']:.4f}  \[", text)
+    assert "colour and texture" not in terminal.headline({"splits": {"test": own}})

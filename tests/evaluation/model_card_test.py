@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from histojax.evaluation import predictions, results
-from histojax.evaluation.report import model_card, report_json, sources
+from histojax.evaluation.report import model_card, report_html, report_json, sources
 from tests.helpers.prediction_tables import labels_table, with_faultless_validation, with_validation
 
 SPEC = report_json.ReportSpec(resamples=20, seed=1)
@@ -50,6 +50,20 @@ def test_a_card_states_the_required_facts(table, tmp_path):
     assert "/home/me" not in body
     assert "/home/me" not in str(head)
     assert "BreaKHis_v1, 100X" in result["dataset"]["name"]
+
+
+def test_card_and_page_have_the_row_of_colour_and_texture_alone(tmp_path):
+    row = {name: {"value": value, "low": 0.5, "high": 0.9} for name, value in (("accuracy", 0.612), ("auroc", 0.734))}
+    beside = {"name": "colour and texture alone", "n_train": 9, "image": row, "patient": {}, "differences": {}}
+    head = RESULTS | {"splits": {"test": {"colour_and_texture": beside}}}
+    found, _, body = card(with_validation(), tmp_path, results_head=head)
+    assert "| colour and texture alone: auroc | 0.734 [0.500, 0.900] |" in body
+    assert "| colour and texture alone: accuracy | 0.612 [0.500, 0.900] |" in body
+    pictures = [({}, "")]
+    page = report_html.render({"use": "", "sources": [found], "comparisons": []}, pictures, "0")
+    assert page.count("colour and texture alone</th>") == 2
+    assert "0.734" in page
+    assert "colour and texture alone" not in card(with_validation(), tmp_path)[2]
 
 
 def test_a_card_marks_a_temperature_that_makes_the_ece_worse(tmp_path):

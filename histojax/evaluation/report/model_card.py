@@ -216,6 +216,10 @@ def _results_tables(source: Mapping[str, Any], block: Mapping[str, Any]) -> list
     baseline = block["majority_baseline"]
     accuracy = formatting.number(baseline["accuracy"])
     rows.insert(1, [f"always {code(baseline['class'])}", accuracy, *[""] * (len(levels) - 1)])
+    if colours := source["colour_and_texture"]:
+        for name in ("accuracy", "auroc"):
+            cells = [_estimate(colours["image"][name]), *[""] * (len(levels) - 1)]
+            rows.append([f"{colours['name']}: {name}", *cells])
     return _table(["", *(f"{name} level ({level['n']})" for name, level in levels.items())], rows)
 
 

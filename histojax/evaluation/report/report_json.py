@@ -80,6 +80,7 @@ def _describe_source(source: Source, spec: ReportSpec) -> dict[str, Any]:
         "bootstrap": options,
         "facts": section_provenance.facts(source),
         "splits": blocks,
+        "colour_and_texture": source.results.get("splits", {}).get(split, {}).get("colour_and_texture"),
     }
     scored = source.labels_and_scores(rows)
     if source.multilabel:
