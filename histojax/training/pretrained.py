@@ -48,8 +48,8 @@ def fill(
     Args:
       state: state of the model, already sharded.
       model: name of the model.
-      source: a file (.safetensors, .npz, .pth, .pt, .bin, .ckpt), a work directory or checkpoint of a run of the same
-        model, or `hf:OWNER/NAME[@REVISION][/FILE]`.
+      source: a file that `weights.inspect` reads, a work directory or checkpoint of a run of the same model, or
+        `hf:OWNER/NAME[@REVISION][/FILE]`.
       prefix: one of several networks in the file, as for `weights.inspect`.
       classes: of the new run. The classifier of a run for other classes is left out.
 

@@ -54,12 +54,11 @@ def locate(source: str) -> pathlib.Path:
     repository = f"{owner}/{name}"
     candidates = [file] if file else list(_HUB_FILES)
     offline = _connection_error(repository, candidates[0], revision)
-    for candidate in candidates[:-1]:
-        if (path := _download(source, repository, candidate, revision, offline, optional=True)) is not None:
+    for candidate in candidates:
+        if (path := _download(source, repository, candidate, revision, offline)) is not None:
             break
     else:
-        path = _download(source, repository, candidates[-1], revision, offline)
-    assert path is not None  # a file that is not optional
+        raise _download_error(source, candidates[0], offline or f"the repository has no {' and no '.join(candidates)}")
     if shards.is_index(path):
         try:
             parts = shards.read_index(path)
@@ -67,14 +66,16 @@ def locate(source: str) -> pathlib.Path:
             raise RunError(f"model.pretrained={source}: {path.name}: {error}") from error
         folder = file.rpartition("/")[0]
         for part in parts:
-            _download(source, repository, f"{folder}/{part}".lstrip("/"), revision, offline)
+            name = f"{folder}/{part}".lstrip("/")
+            if _download(source, repository, name, revision, offline) is None:
+                raise _download_error(source, name, offline or "the repository lacks this file, which its index names")
     return path
 
 
-def _download(
-    source: str, repository: str, file: str, revision: str | None, offline: str, *, optional: bool = False
-) -> pathlib.Path | None:
+def _download(source: str, repository: str, file: str, revision: str | None, offline: str) -> pathlib.Path | None:
     """Return the path of a file in the cache, downloading it if it is not there.
+
+    None: the repository, or offline the cache, does not have the file.
 
     Args:
       source: as given by the user, for messages.
@@ -82,7 +83,6 @@ def _download(
       file: its name in the repository.
       revision: branch, tag or commit; None: the newest.
       offline: why the hub does not answer; empty if it does.
-      optional: return None if the repository, or offline the cache, does not have the file.
 
     Raises:
       RunError: the download failed.
@@ -95,9 +95,9 @@ def _download(
     except huggingface_hub.errors.EntryNotFoundError as error:
         # A file that the cache lacks raises a subclass of this error.
         missing = offline or not isinstance(error, huggingface_hub.errors.LocalEntryNotFoundError)
-        if optional and missing:
+        if missing:
             return None
-        raise _download_error(source, file, offline or _first_line(error)) from error
+        raise _download_error(source, file, _first_line(error)) from error
     except Exception as error:  # the network, its proxies and the hub raise many kinds of errors
         raise _download_error(source, file, _first_line(error)) from error
 

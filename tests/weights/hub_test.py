@@ -149,7 +149,7 @@ def test_a_repository_without_safetensors_and_a_file_by_name(module: torch.nn.Mo
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("hf:lab/none", "pytorch_model.bin.index.json could not be downloaded"),
+        ("hf:lab/none", "the repository has no model.safetensors and no model.safetensors.index.json and no"),
         ("hf:gated/uni", "for a repository behind a licence, accept the licence on its page and set HF_TOKEN"),
         ("hf:lab", "is not hf:OWNER/NAME or hf:OWNER/NAME/FILE"),
     ],
