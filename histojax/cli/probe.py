@@ -119,8 +119,6 @@ def run(args: argparse.Namespace) -> None:
         raise RunError(f"--heads: {', '.join(unknown)} is not one of {', '.join(HEADS)}")
     refuse_unused(args, args.split is None, ["--folds", "--folds_dir"], "without --split")
     refuse_unused(args, "linear" in args.heads, ["--C", "--fractions"], "with 'linear' in --heads")
-    if args.split is not None and args.images is None:
-        raise RunError("--split needs --images ROOT, below which the split's images lie")
     refuse_unused(args, args.images is not None, ["--random_weights"], "with --images")
     fractions = _fractions(args.fractions)
     from histojax.distributed import runtime

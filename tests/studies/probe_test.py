@@ -19,7 +19,7 @@ from histojax.core.errors import RunError
 from histojax.evaluation import feature_files, predictions, results
 from histojax.evaluation.colour import baseline
 from histojax.evaluation.feature_files import FeatureTable
-from histojax.studies.probe import embedding, inputs, plans, probe, published, rows
+from histojax.studies.probe import embedding, heads, inputs, plans, probe, rows
 from tests.conftest import ROOT, WriteImages
 from tests.helpers.command import histojax
 
@@ -124,11 +124,16 @@ def test_nanopath_tests_the_validation_side_of_thunder(tmp_path: pathlib.Path) -
     np.testing.assert_array_equal(folds["nanopath"].train, folds["thunder"].train)
 
 
-def test_five_runs_stand_beside_one(features: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_five_runs_stand_beside_one(features: pathlib.Path) -> None:
     data = inputs.read({"net": features}, None)
     plan = plans.plan(data, "case", kfolds=2, folds_dir=None, seed=0)
-    monkeypatch.setattr(published, "EVA_STEPS", 20)
-    several = rows.fit(data, plan, "net", "eva", data.features["net"], lambda p: published.eva_linear(p, 20), 0)
+
+    def five_runs(problem: heads.Problem) -> list[rows.Fitted]:
+        draws = [np.random.default_rng(seed).uniform(size=len(problem.test)) for seed in range(5)]
+        return [(np.stack([1 - p, p], 1), {"seed": seed}) for seed, p in enumerate(draws)]
+
+    several = rows.fit(data, plan, "net", "five runs", data.features["net"], five_runs, 0)
+    assert several.choices == tuple({"seed": seed} for seed in range(5)) * 2
     constant = rows.of_constant(data, plan, 0)
     assert (several.runs, len(several.tables)) == (5, 10)
     found = probe._difference(constant, several, "malignant", probe.Options(resamples=0))
@@ -144,12 +149,11 @@ def test_five_runs_stand_beside_one(features: pathlib.Path, monkeypatch: pytest.
 
 
 def test_command_writes_rows_beside_the_baselines(tmp_path: pathlib.Path, features: pathlib.Path) -> None:
-    command = ["probe", features, "--images", tmp_path / "images", "--protocols", "patient,case", "--folds", 2]
+    command = ["probe", features, "--images", tmp_path / "images", "--protocols", "case", "--folds", 2]
     done = histojax(*command, "--fractions", "50", "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out" / "probe.json").read_text())
-    assert [study["protocol"] for study in found["studies"]] == ["patient", "case"]
-    study = found["studies"][1]
+    (study,) = found["studies"]
     names = ["constant answer", "colour, linear", "colour and texture, linear", "colour and texture, forest"]
     names += ["net, linear", "net, knn", "net, simpleshot", "net, linear, 50% of the labels"]
     assert [row["name"] for row in study["rows"]] == names
@@ -165,8 +169,8 @@ def test_command_writes_rows_beside_the_baselines(tmp_path: pathlib.Path, featur
     assert sum(fold["test"] for fold in study["folds"]) == by_name["net, linear"]["n_images"] == 40
     with open(tmp_path / "out" / "probe.csv", newline="") as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 16
-    assert float(lines[12]["auroc_value"]) == by_name["net, linear"]["metrics"]["auroc"]["value"]
+    assert len(lines) == 8
+    assert float(lines[4]["auroc_value"]) == by_name["net, linear"]["metrics"]["auroc"]["value"]
     assert "40 of 40 images measured" in done.stderr
     assert "net, knn" in done.stdout
     assert "note: no row of random weights: " in done.stdout
@@ -232,14 +236,17 @@ def test_a_run_is_embedded_once_beside_its_network_with_random_weights(
 
 def test_command_without_images_and_with_errors(tmp_path: pathlib.Path, features: pathlib.Path) -> None:
     out = ["--output", tmp_path / "out"]
-    done = histojax("probe", features, "--protocols", "image", "--folds", 0, "--heads", "linear", "--C", 1, *out)
+    (tmp_path / "s.csv").write_text("image_id,split\n" + "".join(f"{name},train\n" for name in _names()))
+    done = histojax("probe", features, "--protocols", "image,case", "--folds", 0, "--heads", "linear", "--C", 1, *out)
     assert done.returncode == 0, done.stderr
-    assert "note: no rows of colour and texture: give the images with --images ROOT" in done.stdout
+    assert done.stdout.count("note: no rows of colour and texture: give the images with --images ROOT") == 2
+    found = json.loads((tmp_path / "out" / "probe.json").read_text())
+    assert [study["protocol"] for study in found["studies"]] == ["image", "case"]
     for flags, message in (
         (["--heads", "lda"], "--heads: lda is not one of linear, knn, simpleshot"),
         (["--fractions", "0"], "--fractions: '0' is not a percentage above 0"),
         (["--protocols", "folds"], "the protocol 'folds' needs --folds_dir DIR"),
-        (["--split", "s.csv"], "--split needs --images ROOT"),
+        (["--split", tmp_path / "s.csv"], "the split s.csv has 40 training and 0 test images here"),
         (["--heads", "knn", "--C", "1"], "--C: has an effect only with 'linear' in --heads"),
         (
             ["--reference", "nett, linear", "--heads", "linear", "--folds", "2"],

@@ -113,14 +113,14 @@ def plan(data: ProbeData, name: str, *, kfolds: int, folds_dir: pathlib.Path | N
     )
 
 
-def plan_of_file(data: ProbeData, path: pathlib.Path, root: pathlib.Path) -> Plan:
+def plan_of_file(data: ProbeData, path: pathlib.Path) -> Plan:
     """Divide the images by the splits in a file; see `data_pipelines.audit.split_files`.
 
     Raises:
       DataError: as for `read_split`.
       RunError: a split has no training or no test image.
     """
-    _, splits, _ = read_split(path, root, data.sources)
+    _, splits, _ = read_split(path, data.root or pathlib.Path(), data.sources)
     labelled = data.labels >= 0
     folds = []
     for name, sides in splits.items():

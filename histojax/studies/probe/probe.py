@@ -144,7 +144,7 @@ def _study(data: ProbeData, name: str, draws: Sequence[str], options: Options) -
         data = inputs.limit_classes(data, registered.classes)
     seed = options.settings.seed
     if options.split:
-        plan = plans.plan_of_file(data, options.split, options.images or pathlib.Path())
+        plan = plans.plan_of_file(data, options.split)
     else:
         plan = plans.plan(data, name, kfolds=options.kfolds, folds_dir=options.folds_dir, seed=seed)
     fitted, notes = [rows.of_constant(data, plan, seed)], []
