@@ -26,7 +26,7 @@ from tests.helpers import twins
 from tests.helpers.colour_embedder import ColourEmbedder
 
 VIT_RUN = ROOT / "tests" / "fixtures" / "runs_of_0_1" / "vit"
-OPTIONS = {"stage_sizes": (1, 1, 1, 1), "width": 2}
+OPTIONS = {"image_size": 16, "patch": 8, "embed_dim": 8, "depth": 1, "heads": 2}
 NAMES = [f"SOB_{'MB'[i % 2]}_{'DC' if i % 2 == 0 else 'A'}-14-{i}A-200-{i:03}.png" for i in range(22)]
 
 
@@ -95,11 +95,11 @@ def test_names_that_two_folders_share_stay_whole() -> None:
 
 @pytest.fixture(scope="module")
 def weight_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A tiny ResNet by the names of AugNet's file."""
+    """A tiny Vision Transformer by timm's names, behind a prefix."""
     rng = np.random.default_rng(0)
-    shapes = twins.expected(twins.abstract("resnet50", num_classes=2, **OPTIONS))
+    shapes = twins.expected(twins.abstract("vit", num_classes=2, **OPTIONS))
     values = {path: rng.random(shape, np.float32) for path, (shape, _) in shapes.items()}
-    arrays = weights.export(values, models.spec("resnet50"))
+    arrays = weights.export(values, models.spec("vit"))
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
     safetensors.numpy.save_file({f"module.pre.{name}": array for name, array in arrays.items()}, path)
     return path
@@ -107,16 +107,16 @@ def weight_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 def config(source: str | pathlib.Path) -> ConfigDict:
     made = default_config.base()
-    made.model.name, made.model.options = "resnet50", ConfigDict(OPTIONS)
-    return configure(made, str(source), image_size=32, normalisation=((0.5, 0.4, 0.3), (0.2, 0.2, 0.2)))
+    made.model.name, made.model.options = "vit", ConfigDict(OPTIONS)
+    return configure(made, str(source), image_size=16, normalisation=((0.5, 0.4, 0.3), (0.2, 0.2, 0.2)))
 
 
 def test_features_are_the_input_of_the_classifier(weight_file: pathlib.Path) -> None:
-    images = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    images = np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3), np.uint8)
     pooled = Embedder.of_weights(config(weight_file), batch_size=4)
     (features,) = pooled.stream([images])
-    module = twins.abstract("resnet50", num_classes=2, **OPTIONS)
-    values, _ = weights.fitting.fit(weights.inspect(weight_file), "resnet50", twins.expected(module))
+    module = twins.abstract("vit", num_classes=2, **OPTIONS)
+    values, _ = weights.fitting.fit(weights.inspect(weight_file), "vit", twins.expected(module))
     normalised = normalise(images, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
     expected = twins.logits(module, values, normalised)
     np.testing.assert_allclose(features @ values["head/kernel"] + values["head/bias"], expected, rtol=1e-4)
