@@ -66,7 +66,4 @@ def _features(dataset: Dataset, positions: Sequence[int], image_size: int) -> np
         return resize(decode(images[int(positions[i])]["image"]), image_size)
 
     keys = [f"{dataset.records[int(i)].pixel_hash} at {image_size}" for i in positions]
-    features, measured = cache.of_images(keys, read)
-    if measured:
-        _log.info("measured colour and texture of %d images", measured)
-    return features
+    return cache.of_images(keys, read)

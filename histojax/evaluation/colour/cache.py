@@ -1,6 +1,7 @@
 """Colour and texture of many images, kept by the hash of their pixels: an image is measured once."""
 
 import concurrent.futures
+import logging
 import pathlib
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +15,10 @@ from histojax.core.machine import cores
 from histojax.evaluation.colour import features
 from histojax.evaluation.metrics import Array
 
+_log = logging.getLogger(__name__)
 
-def of_images(
-    hashes: Sequence[str], read: Callable[[int], Array], folder: pathlib.Path | None = None
-) -> tuple[Array, int]:
+
+def of_images(hashes: Sequence[str], read: Callable[[int], Array], folder: pathlib.Path | None = None) -> Array:
     """Return the features of images; measure those that no earlier call has measured.
 
     Args:
@@ -26,19 +27,20 @@ def of_images(
       folder: of the file of known features; None: below the user's folder of prepared data.
 
     Returns:
-      f32 [n, 96], and the number of images that were measured.
+      f32 [n, 96].
     """
     folder = folder or default_directory() / "colour"
     path = folder / f"features-v{features.VERSION}.npz"
     known = _read(path)
     missing = list({key: i for i, key in enumerate(hashes) if key not in known}.values())
     if missing:
+        _log.info("measuring colour and texture of %d images", len(missing))
         with concurrent.futures.ThreadPoolExecutor(cores()) as pool:
             measured = list(pool.map(lambda i: features.colour_and_texture(read(i)), missing))
         known |= dict(zip((hashes[i] for i in missing), measured, strict=True))
         with exclusive_lock(folder):
             _write(path, _read(path) | known)
-    return np.stack([known[key] for key in hashes]), len(missing)
+    return np.stack([known[key] for key in hashes])
 
 
 def _read(path: pathlib.Path) -> dict[str, Array]:

@@ -14,7 +14,6 @@ from histojax.core.errors import RunError
 from histojax.core.suggestions import did_you_mean
 from histojax.evaluation import comparison, feature_files, results
 from histojax.evaluation.colour import cache
-from histojax.evaluation.metrics import Array
 from histojax.studies.probe import embedding, inputs, plans, rows
 from histojax.studies.probe.inputs import ProbeData
 from histojax.studies.probe.plans import Plan
@@ -149,7 +148,8 @@ def _study(data: ProbeData, name: str, draws: Sequence[str], options: Options) -
         plan = plans.plan(data, name, kfolds=options.kfolds, folds_dir=options.folds_dir, seed=seed)
     fitted, notes = [rows.of_constant(data, plan, seed)], []
     if data.root is not None:
-        fitted += rows.of_colours(data, plan, _colours(data), seed)
+        colours = cache.of_images(data.records.column("pixel_hash").tolist(), data.pixels)
+        fitted += rows.of_colours(data, plan, colours, seed)
     else:
         notes.append("no rows of colour and texture: give the images with --images ROOT")
     if draws:
@@ -176,12 +176,6 @@ def _study(data: ProbeData, name: str, draws: Sequence[str], options: Options) -
         "differences": [_difference(reference, row, positive, options) for row in fitted if row is not reference],
         "notes": notes,
     }
-
-
-def _colours(data: ProbeData) -> Array:
-    features, measured = cache.of_images(data.records.column("pixel_hash").tolist(), data.pixels)
-    _log.info(f"colour and texture: {measured} of {len(features)} images measured, the others were known")
-    return features
 
 
 def _describe_row(row: Row, plan: Plan, positive: str | None, options: Options) -> dict[str, Any]:
