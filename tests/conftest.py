@@ -10,9 +10,9 @@ from collections.abc import Callable, Generator, Iterator
 # Set before jax is imported. Processes that the tests start also keep prepared data and compiled programs here.
 _HOME = pathlib.Path(tempfile.mkdtemp(prefix="histojax-tests-"))
 os.environ["HISTOJAX_DATA"] = str(_HOME)
-# Names the folder of compiled programs for runs of several processes. Pytest's workers inherit it, and so share it.
-SHARED_PROGRAMS = "HISTOJAX_TESTS_SHARED_PROGRAMS"
-os.environ.setdefault(SHARED_PROGRAMS, str(_HOME / "compiled-by-processes"))
+# The folder of compiled programs. Pytest's workers and the processes of tests inherit it, and so share it: many build the
+# same program again.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_HOME / "compiled"))
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(_HOME / "hypothesis")
 # With two test workers on two cores, spinning PyTorch threads of one worker would slow down the other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,9 +28,11 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Many tests build the same program again.
-jax.config.update("jax_compilation_cache_dir", str(_HOME / "compiled-by-tests"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+# Building a model compiles dozens of small programs, which other tests need as well.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
+# Scanning what was imported, again and again, takes a fifth of the time of tracing.
+gc.freeze()
+gc.set_threshold(100_000, 20, 20)
 
 # Drawn values are the same in every run, and a busy machine fails no test.
 hypothesis.settings.register_profile("histojax", derandomize=True, database=None, deadline=None)

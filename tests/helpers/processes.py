@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 
-from tests.conftest import ROOT, SHARED_PROGRAMS
+from tests.conftest import ROOT
 
 CONFIG = "tests/helpers/tiny_config.py"
 # Without decay the program does not depend on the number of epochs, so that more runs share what one has compiled.
@@ -37,7 +37,7 @@ class Processes:
             port = free.getsockname()[1]
         fields = [f"--config={config}", f"--workdir={workdir}", f"--config.data.root={root}"]
         fields += [f"--config.sharding.cpu_devices={devices}", _NO_DECAY]
-        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": os.environ[SHARED_PROGRAMS]} | (environment or {})
+        environment = os.environ | (environment or {})
         self.logs = [workdir.with_name(f"{workdir.name}.{port}.{i}.log") for i in range(count)]
         self.started = []
         for i, log in enumerate(self.logs):
