@@ -10,8 +10,8 @@ from collections.abc import Callable, Generator, Iterator
 # Set before jax is imported. Processes that the tests start also keep prepared data and compiled programs here.
 _HOME = pathlib.Path(tempfile.mkdtemp(prefix="histojax-tests-"))
 os.environ["HISTOJAX_DATA"] = str(_HOME)
-# The folder of compiled programs. Pytest's workers and the processes of tests inherit it, and so share it: many build the
-# same program again.
+# The folder of compiled programs. Pytest's workers and the processes of tests inherit it, and so share it: many build
+# the same program again.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_HOME / "compiled"))
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(_HOME / "hypothesis")
 # With two test workers on two cores, spinning PyTorch threads of one worker would slow down the other.

@@ -15,8 +15,6 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == MODELS[1]:
         config.model.name = variant
         config.model.options = ConfigDict({"depths": (1,), "heads": (2,), "embed_dim": 16})
-    else:
-        config.model.options.depth = 1
     config.train.update(epochs=1, ema_decay=0.0, mixup=0.0, cutmix=0.0)
     config.compare.models = MODELS
     config.data.magnification = "100X"

@@ -16,6 +16,7 @@ from histojax.training.optimizer import OptimizerSpec, make_optimizer
 from histojax.training.program import MakeModel, Program, StepSpec
 from histojax.training.state import TrainState
 from histojax.training.tasks import Multiclass, Task
+from tests.helpers.modules import drawn
 
 SIZE, B, K = 8, 8, 3  # pixels per side, images per batch, classes
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -76,6 +77,15 @@ def build_program(
 
 # Shared, because compilation takes most of the time of these tests.
 cached_program = functools.cache(build_program)
+
+
+def random_state(program: Program) -> TrainState:
+    """A fresh state with random parameters and statistics, drawn by NumPy: `Program.init` takes seconds to compile."""
+    abstract = program.abstract
+    model = jax.tree_util.tree_map_with_path(drawn, abstract.model)
+    rest = jax.tree_util.tree_map_with_path(lambda _, leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract.opt)
+    state = TrainState(jnp.zeros((), abstract.step.dtype), model, rest, jax.random.key(0), None)
+    return jax.tree.map(lambda value, form: jax.device_put(value, form.sharding), state, abstract)
 
 
 def make_batch(seed: int = 0, n: int = B, size: int = SIZE) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ def get_config(variant: str = "") -> ConfigDict:
     else:
         config = default_config.base()
         config.model.name = "vit"
-        sizes = {"image_size": 32, "patch": 8, "embed_dim": 32, "depth": 2, "heads": 2}
+        sizes = {"image_size": 32, "patch": 8, "embed_dim": 32, "depth": 1, "heads": 2}
         config.model.options = ConfigDict(sizes | {"dropout": 0.1, "stochastic_depth": 0.1})
         config.data.augment.crop_scale = 0.7
         config.data.augment.colour_jitter = 0.1

@@ -13,26 +13,24 @@ import pytest
 from flax import nnx
 
 from histojax import models
-from tests.helpers.modules import call, checkpoints, evaluation, flat, images
+from tests.helpers.modules import call, checkpoints, evaluation, filled, flat, images
 
 K, B, RATE = 3, 4, 0.3
 every_model = pytest.mark.parametrize("name", models.names())
 with_drops = pytest.mark.parametrize("name", [name for name in models.names() if models.spec(name).drop_options])
 
 
-def build(name, *, rate=0.0, seed=0, dtype=jnp.float32, remat=False, **options):
+def build(name, *, rate=0.0, dtype=jnp.float32, remat=False, **options):
     """The small model of a specification, with every drop rate set to `rate`."""
     spec = models.spec(name)
     options = {**spec.small, **dict.fromkeys(spec.drop_options, rate), **options}
-    if "zero_init_residual" in spec.options:  # a branch that starts at zero hides its layers
-        options["zero_init_residual"] = False
-    rngs = nnx.Rngs(params=0, dropout=seed)
-    return models.create(name, num_classes=K, rngs=rngs, dtype=dtype, remat=remat, **options)
+    return models.create(name, num_classes=K, rngs=nnx.Rngs(0), dtype=dtype, remat=remat, **options)
 
 
 @functools.cache
-def small(name, **kwargs):
-    return build(name, **kwargs)
+def small(name, *, seed=0, **kwargs):
+    """The small model with random values: one that starts at zero would hide its layers."""
+    return filled(lambda: build(name, **kwargs), seed)
 
 
 @functools.cache
