@@ -117,14 +117,14 @@ def test_eval_needs_only_the_checkpoint_and_accepts_another_image_size(
 
     done = run([*words, "--image_size=100"])
     assert done.returncode == 1
-    assert "96 or 112" in done.stderr
+    assert "96 or 128" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--config.data.image_size=50"], "48 or 64"),
+        (["--config.data.image_size=50"], "32 or 64"),
         (["--config.loss.class_weights=inverse"], "loss.class_weights has no meaning"),
         (["--config.train.best_metric=gmean"], "train.best_metric='gmean' is not one of loss, accuracy, mean_average"),
         (["--config.data.sampling=balanced"], "data.sampling=balanced needs one class per image"),
