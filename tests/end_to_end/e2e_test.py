@@ -50,7 +50,7 @@ def command(workdir: pathlib.Path, images: pathlib.Path, *more: str) -> list[str
 
 def tiny(workdir: pathlib.Path, images: pathlib.Path, *more: str) -> list[str]:
     """Return the command of a run that takes seconds, for tests in which the model does not matter."""
-    words = [sys.executable, "-m", "histojax.main", f"--config={TINY}", f"--workdir={workdir}"]
+    words = [sys.executable, "-m", "histojax.main", f"--config={TINY}:mini", f"--workdir={workdir}"]
     return [*words, f"--config.data.root={images}", "--config.sharding.cpu_devices=2", *more]
 
 
@@ -280,7 +280,7 @@ def small_disk(tmp_path: pathlib.Path) -> Iterator[Callable[[str], pathlib.Path]
 def test_a_full_disk_is_reported_and_the_run_resumes_with_more_space(
     small_disk: Callable[[str], pathlib.Path], images: pathlib.Path
 ) -> None:
-    large = "--config.model.options.embed_dim=256"  # some 20 MB
+    large = "--config.model.options.width=1024"  # some 15 MB
     words = tiny(small_disk("size=10m") / "run", images, "--config.train.epochs=1", large)
     done = run(words)
     assert done.returncode == 1

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from tests.conftest import ROOT
 
-CONFIG = "tests/helpers/tiny_config.py"
+CONFIG = "tests/helpers/tiny_config.py:mini"
 # Without decay the program does not depend on the number of epochs, so that more runs share what one has compiled.
 _NO_DECAY = "--config.optimizer.schedule=constant"
 

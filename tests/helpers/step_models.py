@@ -84,7 +84,8 @@ def random_state(program: Program) -> TrainState:
     abstract = program.abstract
     model = jax.tree_util.tree_map_with_path(drawn, abstract.model)
     rest = jax.tree_util.tree_map_with_path(lambda _, leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract.opt)
-    state = TrainState(jnp.zeros((), abstract.step.dtype), model, rest, jax.random.key(0), None)
+    ema = None if abstract.ema is None else jax.tree.map(jnp.copy, model)
+    state = TrainState(jnp.zeros((), abstract.step.dtype), model, rest, jax.random.key(0), ema)
     return jax.tree.map(lambda value, form: jax.device_put(value, form.sharding), state, abstract)
 
 

@@ -8,7 +8,10 @@ from histojax.training import default_config
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Return the config: of a small LDCSF (`ldcsf`), a small DALAResNet50 (`dala`) or, by default, a small ViT."""
+    """Return the config of a small LDCSF (`ldcsf`), DALAResNet50 (`dala`) or, by default, ViT.
+
+    `mini` is for tests of the run around the model: a model of the tests that compiles in a second.
+    """
     if variant == "ldcsf":
         config = ldcsf_liver.get_config("smoke")
         config.model.options.update(depths=(1,), resnet_blocks=1, embed_dim=16, heads=(2,))
@@ -17,9 +20,13 @@ def get_config(variant: str = "") -> ConfigDict:
         config.model.options = ConfigDict({**models.spec("dala_resnet50").small, "attention": "layer4"})
     else:
         config = default_config.base()
-        config.model.name = "vit"
-        sizes = {"image_size": 32, "patch": 8, "embed_dim": 32, "depth": 1, "heads": 2}
-        config.model.options = ConfigDict(sizes | {"dropout": 0.1, "stochastic_depth": 0.1})
+        if variant == "mini":
+            config.model.module, config.model.name = "tests.helpers.mini_model", "mini"
+            config.model.options = ConfigDict({"width": 32, "dropout": 0.1})
+        else:
+            config.model.name = "vit"
+            sizes = {"image_size": 32, "patch": 8, "embed_dim": 32, "depth": 1, "heads": 2}
+            config.model.options = ConfigDict(sizes | {"dropout": 0.1, "stochastic_depth": 0.1})
         config.data.augment.crop_scale = 0.7
         config.data.augment.colour_jitter = 0.1
     config.data.synthetic = True

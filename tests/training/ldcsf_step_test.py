@@ -15,7 +15,7 @@ from histojax.training.optimizer import OptimizerSpec, make_optimizer
 from histojax.training.program import Program, StepSpec
 from histojax.training.state import TrainState
 from histojax.training.tasks import Multilabel
-from tests.helpers.step_models import devices
+from tests.helpers.step_models import devices, random_state
 
 # Windows of 2 on maps of 8 and 4: shifted and masked in the first stage, not shifted in the second.
 SMALL = {"embed_dim": 16, "depths": (2, 1), "heads": (2, 2), "window": 2, "resnet_blocks": 1}
@@ -54,7 +54,7 @@ def make_batch(seed: int) -> dict[str, np.ndarray]:
 
 def train(program: Program, layout: Layout) -> tuple[TrainState, list[float]]:
     """The state after three steps, and the loss of each."""
-    state, losses = program.init(), []
+    state, losses = random_state(program), []
     for seed in range(3):
         state, metrics = program.train(state, layout.to_device(make_batch(seed)))
         losses.append(float(metrics["loss"]))
@@ -131,8 +131,8 @@ def test_micro_batches_make_a_step():
 
 def test_stochastic_depth_is_off_in_evaluation():
     program = cached_program(devices(1))
-    state = program.init()
+    state = random_state(program)
     first, second = (evaluate(program, state, devices(1)) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     plain = build_program(devices(1), stochastic_depth=0.0)
-    np.testing.assert_allclose(first, evaluate(plain, plain.init(), devices(1)), rtol=1e-5)
+    np.testing.assert_allclose(first, evaluate(plain, random_state(plain), devices(1)), rtol=1e-5)
