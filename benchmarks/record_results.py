@@ -3,9 +3,10 @@
     python benchmarks/record_results.py runs/leak/protocols.json leak_meter --command "histojax protocols ..." \
         --data "BreakHis at 100X, 2,081 images, CC BY 4.0" --protocol "case-disjoint, 5 folds"
 
-STUDY_JSON is protocols.json of `histojax protocols`, comparison.json of `histojax compare`, results.json of a run, or a
-file of `histojax bench --json` or `benchmarks/accelerator.py --json`. Machine, commit and date are recorded as well:
-run this on the machine and at the commit of the study, or state both. A file that exists keeps its tables.
+STUDY_JSON is protocols.json of `histojax protocols`, probe.json of `histojax probe`, comparison.json of `histojax
+compare`, results.json of a run, or a file of `histojax bench --json` or `benchmarks/accelerator.py --json`. Machine,
+commit and date are recorded as well: run this on the machine and at the commit of the study, or state both. A file that
+exists keeps its tables.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import datetime
 import json
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -72,6 +73,12 @@ def rows_and_columns(study: Any, path: pathlib.Path) -> tuple[Rows, Columns]:
         columns |= {"accuracy, mean ± sd of folds": "{figures.accuracy:.3f}"}
         columns |= {"of all folds, 95 %": "{figures.accuracy.pooled:.3f}"}
         columns |= {"constant answer": "{majority_baseline.accuracy:.3f}"}
+    elif isinstance(study, dict) and "studies" in study:
+        rows = {f"{row['protocol']} {row['name']}": row for row in _of_probe(study)}
+        columns = {"features, classifier": "{name}", "protocol": "{protocol}"}
+        columns |= {"images": "{n_images}", "patients": "{n_patients}"}
+        columns |= {key: f"{{metrics.{key}:.3f}}" for key in ("accuracy", "gmean", "auroc")}
+        columns |= {"AUROC − reference's": "{differences.auroc:.3f}"}
     elif isinstance(study, dict) and "splits" in study:
         rows = {split: {"split": split, **block} for split, block in study["splits"].items()}
         estimates = next(iter(rows.values()))["image"]
@@ -96,8 +103,8 @@ def rows_and_columns(study: Any, path: pathlib.Path) -> tuple[Rows, Columns]:
         columns |= {"PyTorch": "{torch.images_per_second:,.0f}", "ours / PyTorch": "{ratio.paired:.2f}"}
     else:
         raise RunError(
-            f"{path}: not the results of a study; give protocols.json, comparison.json, results.json of a run, or a "
-            "file of `histojax bench --json`"
+            f"{path}: not the results of a study; give protocols.json, probe.json, comparison.json, results.json of a "
+            "run, or a file of `histojax bench --json`"
         )
     return {re.sub(r"\W+", "_", name).strip("_"): _without_rounds(row) for name, row in rows.items()}, columns
 
@@ -124,6 +131,15 @@ def _of_accelerator(row: Mapping[str, Any]) -> dict[str, Any]:
     """Name the sides of `benchmarks/accelerator.py` without work and model."""
     ours = f" {row['work']} {row['model']}"
     return {key.removesuffix(ours): value for key, value in row.items()}
+
+
+def _of_probe(study: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a probe with their protocol and their differences from the reference."""
+    for one in study["studies"]:
+        differences = {row["row"]: row["differences"] for row in one["differences"]}
+        for row in one["rows"]:
+            kept = {key: row[key] for key in ("name", "n_images", "n_patients", "metrics")}
+            yield {"protocol": one["protocol"], **kept, "differences": differences.get(row["name"], {})}
 
 
 def _without_rounds(value: Any) -> Any:

@@ -149,6 +149,7 @@ def test_a_wrong_marker_is_an_error(results: Results, text: str, message: str) -
 ESTIMATE = {"value": 0.5, "low": 0.25, "high": 1.0}
 SPREAD = {"median": 2.0, "q25": 1.0, "q75": 3.0}
 FOLDS = {"mean": 0.5, "sd": 0.125, "folds": [0.4, 0.6], "pooled": ESTIMATE}
+METRICS = {"accuracy": ESTIMATE, "gmean": ESTIMATE, "auroc": ESTIMATE}
 COUNTS = {"n_images": 10, "n_patients": None}
 STUDIES = {
     "protocols": (
@@ -160,6 +161,18 @@ STUDIES = {
             "transfer": None,
         },
         "| case | 10 | | 0.500 ± 0.125 | 0.500 [0.250, 1.000] | 0.625 |",
+    ),
+    "probe": (
+        {
+            "studies": [
+                {
+                    "protocol": "case",
+                    "rows": [{"name": "a, knn", "metrics": METRICS, "folds": [], **COUNTS}],
+                }
+                | {"differences": [{"row": "a, knn", "differences": {"auroc": ESTIMATE}}]}
+            ]
+        },
+        f"| a, knn | case | 10 | |{4 * ' 0.500 [0.250, 1.000] |'}",
     ),
     "comparison": (
         [{"model": "a", "accuracy": ESTIMATE, "gmean": {"value": 0.5}, "parameters": 1000, **COUNTS}],
