@@ -31,7 +31,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def command(workdir: pathlib.Path, root: pathlib.Path, *more: str) -> list[str]:
     # Two blocks in the last stage, so that one of them has shifted windows.
     small = {"model.options.depths": "(1, 2)", "model.options.heads": "(1, 2)", "model.options.embed_dim": 16}
-    small |= {"model.options.resnet_blocks": 1, "train.ema_decay": 0.0}
+    small |= {"model.options.resnet_blocks": 1, "train.ema_decay": 0.0, "train.accumulate": 2}
     small |= {"data.root": root, "data.image_size": 32, "train.batch_size": 8, "train.epochs": 3, "train.log_every": 1}
     small |= {"sharding.cpu_devices": 2, "checkpoint.every_epochs": 1, "evaluation.resamples": 200}
     fields = [f"--config.{key}={value}" for key, value in small.items()]

@@ -11,6 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+# Models whose layers another one has as well -> that one. What takes a program of its own is tested with the latter.
+ALSO_IN = {"resnet50": "dala_resnet50", "vgg16": "vgg16_bn"}
+ALSO_IN |= dict.fromkeys(("vit_base_patch16_224", "vit_small_patch14_dinov2"), "dinov2_vitb14")
+
 
 def filled(make: Callable[[], nnx.Module], seed: int = 0) -> nnx.Module:
     """The module with random values in every parameter and statistic, also in those that start at zero or one.
@@ -21,21 +25,21 @@ def filled(make: Callable[[], nnx.Module], seed: int = 0) -> nnx.Module:
     return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(lambda *x: drawn(*x, seed), nnx.as_pure(state)))
 
 
-def drawn(path: Any, leaf: Any, seed: int = 0) -> jax.Array:
-    """Random values of an array that depend only on its path and shape, and random keys on the seed as well."""
+def drawn(path: Any, leaf: Any, seed: int = 0) -> Any:
+    """Random values that depend only on path and shape, by NumPy; or a random key, which also depends on the seed."""
     name, shape = jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(np.uint32([seed, rng.integers(1 << 32)]))
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        return jnp.zeros(shape, leaf.dtype)
+        return np.zeros(shape, leaf.dtype)
     if name.endswith("kernel"):
         value = rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1]))
     elif name.endswith(("scale", "var")):
         value = rng.uniform(0.75, 1.25, shape)
     else:
         value = 0.1 * rng.normal(size=shape)
-    return jnp.asarray(value, leaf.dtype)
+    return np.asarray(value, leaf.dtype)
 
 
 def images(b: int = 4, h: int = 32, w: int = 32, dtype: Any = np.float32) -> np.ndarray:

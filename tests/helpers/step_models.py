@@ -83,9 +83,8 @@ def random_state(program: Program) -> TrainState:
     """A fresh state with random parameters and statistics, drawn by NumPy: `Program.init` takes seconds to compile."""
     abstract = program.abstract
     model = jax.tree_util.tree_map_with_path(drawn, abstract.model)
-    rest = jax.tree_util.tree_map_with_path(lambda _, leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract.opt)
-    ema = None if abstract.ema is None else jax.tree.map(jnp.copy, model)
-    state = TrainState(jnp.zeros((), abstract.step.dtype), model, rest, jax.random.key(0), ema)
+    opt = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract.opt)
+    state = TrainState(np.zeros((), np.int32), model, opt, jax.random.key(0), None if abstract.ema is None else model)
     return jax.tree.map(lambda value, form: jax.device_put(value, form.sharding), state, abstract)
 
 

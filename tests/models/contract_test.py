@@ -13,10 +13,12 @@ import pytest
 from flax import nnx
 
 from histojax import models
-from tests.helpers.modules import call, checkpoints, evaluation, filled, flat, images
+from tests.helpers.modules import ALSO_IN, call, checkpoints, evaluation, filled, flat, images
 
 K, B, RATE = 3, 4, 0.3
 every_model = pytest.mark.parametrize("name", models.names())
+DISTINCT = [name for name in models.names() if name not in ALSO_IN]
+distinct_model = pytest.mark.parametrize("name", DISTINCT)
 with_drops = pytest.mark.parametrize("name", [name for name in models.names() if models.spec(name).drop_options])
 
 
@@ -72,7 +74,7 @@ def test_features_are_the_last_feature_map(name):
     np.testing.assert_array_equal(maps[names[-1]], features)
 
 
-@every_model
+@distinct_model
 def test_bfloat16_keeps_parameters_and_logits_in_float32(name):
     model = small(name, dtype=jnp.bfloat16)
     assert {v.dtype for v in flat(nnx.state(model, (nnx.Param, nnx.BatchStat))).values()} == {jnp.dtype("float32")}
@@ -118,7 +120,7 @@ def train_pass(name, *, remat=False):
     return loss, flat(grads), flat(state)
 
 
-@every_model
+@distinct_model
 def test_gradients_are_finite_and_reach_the_head_and_the_backbone(name):
     _, grads, _ = train_pass(name)
     assert all(np.isfinite(grad).all() and grad.dtype == jnp.float32 for grad in grads.values())
@@ -129,7 +131,7 @@ def test_gradients_are_finite_and_reach_the_head_and_the_backbone(name):
     assert len(outside) > len(grads) / 3
 
 
-@every_model
+@distinct_model
 def test_rematerialisation_changes_no_values(name):
     loss, grads, state = train_pass(name)
     loss_remat, grads_remat, state_remat = train_pass(name, remat=True)
@@ -157,7 +159,7 @@ def test_rematerialisation_is_on_only_if_requested(name):
     assert checkpoints(small(name, remat=True), images(B)) == REMATERIALISED[name]
 
 
-@with_drops
+@pytest.mark.parametrize("name", [name for name in DISTINCT if models.spec(name).drop_options])
 def test_drops_are_random_in_training_and_off_in_evaluation(name):
     one, other = (nnx.view(small(name, rate=0.5, seed=seed), deterministic=False) for seed in (1, 2))
     assert not np.array_equal(call(one, images(B)), call(other, images(B)))

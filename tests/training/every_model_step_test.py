@@ -10,6 +10,7 @@ from histojax.distributed.sharding import Layout
 from histojax.training.optimizer import OptimizerSpec, make_optimizer
 from histojax.training.program import Program, StepSpec
 from histojax.training.tasks import Multiclass
+from tests.helpers.modules import ALSO_IN
 from tests.helpers.step_models import devices, random_state
 
 TASK = Multiclass(("a", "b", "c"), (1.0, 0.5, 1.5))
@@ -23,14 +24,9 @@ def make_model(name: str, rngs: nnx.Rngs) -> nnx.Module:
     return models.create(name, num_classes=K, rngs=rngs, **spec.small, **dict.fromkeys(spec.drop_options, 0.3))
 
 
-# ldcsf has this test, over three steps with several labels, in ldcsf_step_test.py. Each of the others has only layers
-# of the model behind it.
-ELSEWHERE = {"ldcsf": "", "resnet50": "dala_resnet50", "vgg16": "vgg16_bn"}
-ELSEWHERE |= dict.fromkeys(("vit", "vit_base_patch16_224", "vit_small_patch14_dinov2"), "dinov2_vitb14")
-
-
 @pytest.mark.devices
-@pytest.mark.parametrize("name", sorted(set(models.names()) - set(ELSEWHERE)))
+# ldcsf has this test, over three steps with several labels, in ldcsf_step_test.py.
+@pytest.mark.parametrize("name", sorted(set(models.names()) - set(ALSO_IN) - {"ldcsf"}))
 def test_four_devices_take_the_step_of_one(name: str) -> None:
     rng = np.random.default_rng(0)
     batch = {
@@ -44,11 +40,8 @@ def test_four_devices_take_the_step_of_one(name: str) -> None:
         return Program(lambda rngs: make_model(name, rngs), TASK, make_optimizer(SGD), spec, layout)
 
     one, four = program(devices(1)), program(devices(4, fsdp=2))
-    initial = random_state(one)
-    # A copy, because the step on one device donates its state.
-    divided = jax.tree.map(lambda x, form: jax.device_put(x.copy(), form.sharding), initial, four.abstract)
-    expected, expected_metrics = one.train(initial, devices(1).to_device(batch))
-    state, metrics = four.train(divided, devices(4, fsdp=2).to_device(batch))
+    expected, expected_metrics = one.train(random_state(one), devices(1).to_device(batch))
+    state, metrics = four.train(random_state(four), devices(4, fsdp=2).to_device(batch))
     specs = {str(leaf.sharding.spec) for leaf in jax.tree.leaves(state.model.params)}
     assert any("fsdp" in spec for spec in specs), specs
     assert float(metrics["loss"]) == pytest.approx(float(expected_metrics["loss"]), rel=1e-4)
