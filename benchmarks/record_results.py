@@ -139,7 +139,7 @@ def _of_probe(study: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         differences = {row["row"]: row["differences"] for row in one["differences"]}
         for row in one["rows"]:
             kept = {key: row[key] for key in ("name", "n_images", "n_patients", "metrics")}
-            yield {"protocol": one["protocol"], **kept, "differences": differences.get(row["name"], {})}
+            yield {"protocol": one["protocol"], **kept, "differences": differences.get(row["name"])}
 
 
 def _without_rounds(value: Any) -> Any:

@@ -94,6 +94,8 @@ class Results(string.Formatter):
         else:
             raise ValueError(f"'{field_name}' is neither a key of the row nor NAME.ROW.KEY of a results file")
         for key in rest:
+            if node is None:
+                raise _NullError
             if key not in node:
                 raise ValueError(f"'{field_name}': there is no '{key}'; known: {', '.join(node)}")
             node = node[key]
