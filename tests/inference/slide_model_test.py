@@ -1,5 +1,6 @@
 """The side of a model's tiles: as in training, or as the user says, with a warning."""
 
+import pathlib
 import types
 from typing import Any
 
@@ -8,20 +9,20 @@ from ml_collections import ConfigDict
 
 from histojax.core.errors import RunError
 from histojax.inference.slide_model import slide_model
+from histojax.training.loading import LoadedModel
 
 
 def predictor(mpp: float = 0.5, tile_pixels: int | None = 224) -> Any:
-    trained = types.SimpleNamespace(
-        path="runs/a",
-        config=ConfigDict({"data": {"mpp": mpp}, "model": {"name": "ldcsf"}}),
-        meta={
-            "data": {"tile_pixels": tile_pixels, "description": "tiles"},
-            "split": {"protocol": "patient"},
-            "step": 1,
-            "confusion": {"tumor": [1, 2, 3, 4]},
-            "confusion_by_unit": {"tumor": [[1, 2, 0, 0], [0, 0, 3, 4]]},
-        },
-    )
+    config = ConfigDict({"data": {"mpp": mpp}, "model": {"name": "ldcsf"}})
+    meta = {
+        "data": {"tile_pixels": tile_pixels, "description": "tiles"},
+        "split": {"protocol": "patient"},
+        "step": 1,
+        "confusion": {"tumor": [1, 2, 3, 4]},
+        "confusion_by_unit": {"tumor": [[1, 2, 0, 0], [0, 0, 3, 4]]},
+    }
+    nothing: Any = None
+    trained = LoadedModel(pathlib.Path("runs/a"), meta, config, nothing, nothing, nothing)
     return types.SimpleNamespace(
         trained=trained, classes=("tumor",), thresholds=None, image_size=64, batch_size=8, stream=None, digest="0"
     )
