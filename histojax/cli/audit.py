@@ -2,7 +2,6 @@
 
 import argparse
 import csv
-import json
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from histojax.cli import flags
 from histojax.cli.parser import CommandParser, add_verb, refuse_unused
 from histojax.core.errors import RunError
-from histojax.core.files import atomic_write
+from histojax.core.files import atomic_write, write_json
 from histojax.core.text_table import text_table
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ def _audit_names(args: argparse.Namespace) -> None:
     facts = audit_names(path, args.strict_cases)
     args.output.mkdir(parents=True, exist_ok=True)
     _write_rows(args.output / "images.csv", facts.pop("rows"))
-    _write_facts(args.output, facts)
+    write_json(args.output / "audit.json", facts)
     print("\n".join(map(html_templates.printable, _name_lines(facts))))
     print(f"\nSee {args.output}/audit.json and images.csv")
     if facts["leaks"]:
@@ -136,7 +135,7 @@ def _audit_images(args: argparse.Namespace) -> None:
     )
     args.output.mkdir(parents=True, exist_ok=True)
     _write_rows(args.output / "images.csv", result.rows)
-    _write_facts(args.output, result.facts)
+    write_json(args.output / "audit.json", result.facts)
     thumbnails = {
         name: thumbnail(decode_rgb(result.paths[name].read_bytes()), _THUMBNAIL)
         for name in audit_html.names_shown(result.facts)
@@ -146,11 +145,6 @@ def _audit_images(args: argparse.Namespace) -> None:
     print(f"\nSee {args.output}/audit.html, audit.json and images.csv")
     if result.leaks:
         sys.exit(1)
-
-
-def _write_facts(folder: pathlib.Path, facts: Mapping[str, Any]) -> None:
-    with atomic_write(folder / "audit.json") as temporary:
-        temporary.write_text(json.dumps(facts, indent=1, allow_nan=False), encoding="utf-8")
 
 
 def _write_rows(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,14 +1,11 @@
 """Compute the numbers of results.json from a table of predictions."""
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from histojax.core.files import atomic_write
 from histojax.evaluation import bootstrap, group_metrics, metrics, multilabel, predictions, summary_blocks
 from histojax.evaluation import thresholds as decision_thresholds
 from histojax.evaluation.metrics import Array
@@ -296,13 +293,3 @@ def group_table(df: pd.DataFrame, by: str = "patient_id") -> pd.DataFrame:
             f"column '{by}': missing or empty in all {len(df)} rows: fill it, or group by another column"
         )
     return pd.concat(tables, ignore_index=True)
-
-
-def write_json(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write strict JSON atomically: an existing file stays until the new one is complete.
-
-    Raises:
-      ValueError: a number is nan or infinite.
-    """
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from data_pipelines.splits import Split
 from histojax.core.directories import expand_user
 from histojax.core.errors import RunError
-from histojax.core.files import atomic_write
+from histojax.core.files import atomic_write, write_json
 from histojax.data.pipeline import Batch, LoaderSpec, eval_batches
 from histojax.data.sources import Dataset, open_dataset
 from histojax.distributed.sharding import Layout
@@ -267,7 +267,7 @@ def write_results(
     found = colours.colour_baseline(dataset, split, table, config.data.image_size, positive=positive, **options)
     if found is not None:
         summary["splits"]["test"]["colour_and_texture"] = found
-    results.write_json(summary, workdir / "results.json")
+    write_json(workdir / "results.json", summary)
     with atomic_write(workdir / "results.txt") as temporary:
         temporary.write_text(terminal.table(summary), encoding="utf-8")
 

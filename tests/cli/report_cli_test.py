@@ -11,6 +11,7 @@ import pytest
 
 from configs import dala_resnet50_breakhis
 from data_pipelines.synthetic.generator import SyntheticSpec, generate
+from histojax.core.files import write_json
 from histojax.data.sources import open_dataset
 from histojax.evaluation import predictions, results
 from histojax.evaluation.report import report_json
@@ -43,7 +44,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     facts = {"protocol": "image-level", "split_hash": "00ff", "model": "dala_resnet50", "checkpoint_step": 7}
     facts["data"] = {"description": f"images of {config.data.root}", "synthetic": True}
     facts["splits"] = results.summarise(table, positive="malignant", n_resamples=60, seed=config.seed)
-    results.write_json(facts, folder / "results.json")
+    write_json(folder / "results.json", facts)
     (folder / "config.json").write_text(config.to_json())
     lines = [{"step": step, "train/loss": 1 / step, "val/loss": 2 / step, "val/accuracy": 0.5} for step in (1, 2, 3)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "tr')
@@ -86,7 +87,7 @@ def test_a_run_gives_a_report_and_a_card(workdir: pathlib.Path, tmp_path: pathli
 def test_locked_thresholds_of_a_run_are_used(workdir: pathlib.Path, tmp_path: pathlib.Path) -> None:
     copy = pathlib.Path(shutil.copytree(workdir, tmp_path / "run"))
     facts = json.loads((copy / "results.json").read_text())
-    results.write_json(facts | {"thresholds": {"malignant": 0.31}}, copy / "results.json")
+    write_json(copy / "results.json", facts | {"thresholds": {"malignant": 0.31}})
     assert histojax("report", copy, "--output", tmp_path / "out", "--worst", "0").returncode == 0
     found = json.loads((tmp_path / "out" / "report.json").read_text())["sources"][0]
     assert found["thresholds"] == {"malignant": 0.31}

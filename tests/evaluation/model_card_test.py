@@ -1,7 +1,8 @@
 import pytest
 import yaml
 
-from histojax.evaluation import predictions, results
+from histojax.core.files import write_json
+from histojax.evaluation import predictions
 from histojax.evaluation.report import model_card, report_html, report_json, sources
 from tests.helpers.prediction_tables import labels_table, with_faultless_validation, with_validation
 
@@ -22,8 +23,8 @@ CONFIG = {"seed": 1, "data": {"root": "/home/me/secret/BreaKHis_v1", "mean": [0.
 
 def card(table, tmp_path, licence="", results_head=RESULTS):
     predictions.write(table, tmp_path / "run" / "predictions")
-    results.write_json(results_head, tmp_path / "run" / "results.json")
-    results.write_json(CONFIG, tmp_path / "run" / "config.json")
+    write_json(tmp_path / "run" / "results.json", results_head)
+    write_json(tmp_path / "run" / "config.json", CONFIG)
     source = sources.read(tmp_path / "run")
     assert source.is_run
     found = report_json.describe([source], SPEC)["sources"][0]

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from histojax.core.files import write_json
 from histojax.evaluation import predictions, results, terminal
 from histojax.evaluation.predictions import PredictionsError
 from tests.helpers.prediction_tables import class_table
@@ -219,11 +220,11 @@ def test_table_prints_the_two_numbers_side_by_side():
 def test_json_is_strict_and_written_atomically(tmp_path):
     path = tmp_path / "results.json"
     out = {"protocol": "patient", "splits": results.summarise(class_table(), n_resamples=20)}
-    results.write_json(out, path)
+    write_json(path, out)
     assert json.loads(path.read_text()) == out
     before = path.read_bytes()
     with pytest.raises(ValueError, match="not JSON compliant"):
-        results.write_json({"splits": {"x": float("nan")}}, path)
+        write_json(path, {"splits": {"x": float("nan")}})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
 

@@ -15,6 +15,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.official_folds import write_fold
 from data_pipelines.synthetic.generator import SyntheticSpec, generate
 from histojax.core.errors import RunError
+from histojax.core.files import write_json
 from histojax.data.sources import open_dataset
 from histojax.evaluation import predictions, results
 from histojax.studies import compare, protocols, transfer
@@ -49,7 +50,7 @@ def pretend_to_train(config: ConfigDict, folder: pathlib.Path) -> bool:
     (folder / "metrics.jsonl").write_text("")
     predictions.write(table, folder / "predictions")
     splits = results.summarise(table, positive="malignant", n_resamples=10)
-    results.write_json(facts | {"splits": splits}, folder / "results.json")
+    write_json(folder / "results.json", facts | {"splits": splits})
     return True
 
 
