@@ -1,5 +1,6 @@
 """A network as a function from pixels to features: what its classifier sees, or the mean of one of its feature maps."""
 
+import base64
 import hashlib
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -187,3 +188,13 @@ def configure(
 def fingerprint(embedder: Embedder) -> str:
     """Return sixteen digits that change with anything that the features depend on."""
     return hashlib.sha256(repr(sorted(embedder.metadata.items())).encode()).hexdigest()[:16]
+
+
+def encode(features: np.ndarray) -> str:
+    """Return the features of one image, f32 [d], as text for a file of results so far: base 64."""
+    return base64.b64encode(features.astype("<f4").tobytes()).decode()
+
+
+def decode(text: str) -> np.ndarray:
+    """Return the features that `encode` made a text of, f32 [d]."""
+    return np.frombuffer(base64.b64decode(text), "<f4")

@@ -1,6 +1,5 @@
 """Features of many images: computed in batches, resumable, and written as one file at the end."""
 
-import base64
 import dataclasses
 import pathlib
 import tempfile
@@ -11,7 +10,7 @@ import pandas as pd
 
 from histojax.core.files import atomic_write
 from histojax.evaluation import feature_files
-from histojax.inference.embed.embedder import Embedder, fingerprint
+from histojax.inference.embed.embedder import Embedder, decode, encode, fingerprint
 from histojax.inference.embed.image_facts import Facts
 from histojax.inference.predict import images
 from histojax.inference.predict.image_batches import Batch, answer_remaining
@@ -100,7 +99,7 @@ def _embed_batches(batches: Iterable[Batch], embedder: Embedder) -> Iterator[lis
             yield batch.images[embedder.image_size]
 
     for rows in embedder.stream(pixels()):
-        encoded = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in rows]
+        encoded = [encode(row) for row in rows]
         yield [reason or [text] for reason, text in zip(reasons.pop(0), encoded, strict=True)]
 
 
@@ -117,7 +116,7 @@ def _write(
             if isinstance(result, str):
                 failures.append((name, result))
             else:
-                features[len(rows)] = np.frombuffer(base64.b64decode(result[0]), "<f4")
+                features[len(rows)] = decode(result[0])
                 rows.append({"image_id": name, **known})
         table = pd.DataFrame(rows, columns=["image_id", *feature_files.FACTS], dtype=object)
         made = feature_files.FeatureTable(table, features[: len(rows)], embedder.metadata)

@@ -6,7 +6,6 @@ hold exactly. The file's own attribute `histojax` is JSON: how the features were
 rows.
 """
 
-import base64
 import dataclasses
 import json
 import logging
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write
 from histojax.core.settings import diff_settings
-from histojax.inference.embed.embedder import Embedder
+from histojax.inference.embed.embedder import Embedder, decode, encode
 from histojax.inference.predict.partial_results import PartialResults, Prediction
 from histojax.slides import grid
 from histojax.slides.cohort_jobs import Job
@@ -126,7 +125,7 @@ def _embed_tiles(
     try:
         with tqdm(total=len(table), desc=name, unit="tile", leave=False, disable=None, mininterval=1) as bar:
             for rows in embedder.stream(batches):
-                results.append([[base64.b64encode(row.astype("<f4").tobytes()).decode()] for row in rows])
+                results.append([[encode(row)] for row in rows])
                 bar.update(len(rows))
     finally:
         batches.close()
@@ -153,7 +152,7 @@ def _write(
         block: list[np.ndarray] = []
         start = 0
         for result in results:
-            block.append(np.frombuffer(base64.b64decode(result[0]), "<f4"))
+            block.append(decode(result[0]))
             if len(block) == _BLOCK_ROWS:
                 features[start : start + len(block)] = np.stack(block)
                 start, block = start + len(block), []
