@@ -10,7 +10,7 @@ A split is made in two stages, whatever the protocol: first test, then validatio
 * `given`: the sides in the dataset's own table; validation is taken out of training if the table names none.
 * `auto`: the strictest protocol that the data allow (`data_pipelines.split_spec.resolve`).
 * `folds`: published test sides (Spanhol et al. 2016), read from `dsfoldN.txt`.
-* `listed`: all images of the listed patients are tested; validation may be listed, too.
+* `listed`: all images of the listed patients are tested; those of validation may be listed as well.
 * `kfolds > 0`: the test side is fold `fold` (0-based) of k; not for `given`, `folds` and `listed`.
 
 The names of these in results are in `data_pipelines.protocols`.

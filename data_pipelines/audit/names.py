@@ -54,14 +54,7 @@ def audit_names(path: pathlib.Path, strict_cases: bool = False) -> dict[str, Any
         "rules": _RULES,
     }
     facts["leaks"], facts["warnings"] = _verdict(facts, images, strict_cases)
-    facts["rows"] = [
-        {key: getattr(source, key) for key in ("image_id", "label", "patient_id", "case_id", "magnification")}
-        | {
-            f"side in {name}": " and ".join(sorted(by_image.get(source.image_id, ())))
-            for name, by_image in sides.items()
-        }
-        for source in images
-    ]
+    facts["rows"] = [_row(source, sides) for source in images]
     return facts
 
 
@@ -72,6 +65,7 @@ def from_row(row: SplitRow) -> Source:
 
 
 def _row(source: Source, sides: Mapping[str, Mapping[str, set[str]]]) -> dict[str, str]:
+    """Return what is known of an image, and its side in each split."""
     row = {key: getattr(source, key) for key in ("image_id", "label", "patient_id", "case_id", "magnification")}
     return row | {
         f"side in {name}": " and ".join(sorted(by_image.get(source.image_id, ()))) for name, by_image in sides.items()
