@@ -81,9 +81,14 @@ def probe(paths: Sequence[pathlib.Path], options: Options) -> dict[str, Any]:
     files = _files(paths, options.images)
     draws, note = _random_draws(next(iter(files.values())), options)
     studies = []
+    tables: dict[tuple[str, str], ProbeData] = {}  # by task and magnification; reading hashes the pixels of each image
     for name in ("",) if options.split else options.protocols:
         task, magnification = inputs.check_protocol(plans.NANOPATH.get(name, name), options.task, options.magnification)
-        data = inputs.read(files | draws, options.images, task=task, magnification=magnification)
+        if (task, magnification) not in tables:
+            tables[task, magnification] = inputs.read(
+                files | draws, options.images, task=task, magnification=magnification
+            )
+        data = tables[task, magnification]
         study = _study(data, name, list(draws), options)
         study["notes"] += [note] if note else []
         studies.append(study)

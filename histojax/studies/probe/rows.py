@@ -1,6 +1,7 @@
 """The rows of a probe's table: what is fitted on what, and the predictions of each fold."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,7 +78,7 @@ def of_features(data: ProbeData, plan: Plan, name: str, features: Array, setting
       settings: the heads.
     """
     fits: dict[str, Callable[[Problem], Fitted | list[Fitted]]] = {
-        "linear": lambda problem: heads.linear(problem, settings.C),
+        "linear": functools.partial(heads.linear, C=settings.C),
         "knn": heads.knn,
         "simpleshot": lambda problem: heads.simpleshot(problem, settings.seed),
     }
@@ -95,9 +96,7 @@ def of_features(data: ProbeData, plan: Plan, name: str, features: Array, setting
 
 def of_colours(data: ProbeData, plan: Plan, features: Array, seed: int) -> list[Row]:
     """Fit the baselines on colour and texture, f32 [n, 96]: settings are fixed, so nothing is chosen."""
-
-    def linear(problem: Problem) -> Fitted:
-        return heads.linear(problem, baseline.COLOUR_C)
+    linear = functools.partial(heads.linear, C=baseline.COLOUR_C)
 
     def forest(problem: Problem) -> Fitted:
         x, labels = problem.features, problem.labels[problem.train]
@@ -121,10 +120,7 @@ def of_random_weights(data: ProbeData, plan: Plan, name: str, draws: Sequence[Ar
       draws: features of each network, f32 [n, d].
       settings: of the heads.
     """
-
-    def linear(problem: Problem) -> Fitted:
-        return heads.linear(problem, settings.C)
-
+    linear = functools.partial(heads.linear, C=settings.C)
     fitted = [fit(data, plan, name, "linear", features, linear, settings.seed) for features in draws]
     folds = range(len(plan.folds))
     return dataclasses.replace(
