@@ -178,6 +178,7 @@ def optimizer(config: ConfigDict, steps_per_epoch: int) -> tuple[optax.GradientT
         freeze_backbone_steps=config.train.freeze_backbone_epochs * steps_per_epoch,
         head_parts=model.head_parts,
         without_weight_decay=model.without_weight_decay,
+        frozen=tuple(config.train.frozen),
         **fields,
     )
     try:
@@ -253,6 +254,7 @@ def program(config: ConfigDict, task: Task, layout: Layout, transform: optax.Gra
             mixup=config.train.mixup,
             cutmix=config.train.cutmix,
             batch_norm=config.train.batch_norm,
+            frozen=tuple(config.train.frozen),
             seed=config.seed,
         )
     except ValueError as error:

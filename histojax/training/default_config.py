@@ -87,9 +87,11 @@ def base() -> ConfigDict:
     train.accumulate = 1  # micro-batches per step; BatchNorm sees one at a time
     train.ema_decay = 0.0  # largest decay of the moving average of the parameters, which is then evaluated; 0: off
     train.freeze_backbone_epochs = 0  # epochs at the start in which only the head learns
+    # Parts that keep their first weights and batch statistics, as paths or their beginnings: ("conv1", "layer2/0")
+    train.frozen = ()
     train.early_stopping = 0  # epochs without a better validation metric; 0: off
-    # Metric of the validation side: loss, accuracy, f1, balanced_accuracy or gmean; with several labels
-    # subset_accuracy or mean_average_precision instead of the last two.
+    # Metric of the validation side by which the evaluated epoch is chosen: loss, accuracy, f1, balanced_accuracy or
+    # gmean; with several labels subset_accuracy or mean_average_precision instead of the last two. last: the last one.
     train.best_metric = "loss"
     # Rule that chooses thresholds on validation, for the positive of two classes or for each label: f1, youden,
     # sensitivity=0.95 (the largest specificity with that sensitivity) or fixed (0.5).
@@ -204,7 +206,7 @@ LEGAL_VALUES: dict[str, str | tuple[str, ...]] = {
     "train.ema_decay": "[0, 1)",
     "train.freeze_backbone_epochs": "[0, inf)",
     "train.early_stopping": "[0, inf)",
-    "train.best_metric": ("loss", "accuracy", "gmean", "balanced_accuracy", "f1"),
+    "train.best_metric": ("loss", "accuracy", "gmean", "balanced_accuracy", "f1", "last"),
     "train.batch_norm": ("global", "device"),
     "train.watchdog": "[0, inf)",
     "train.mixup": "[0, inf)",
@@ -237,7 +239,7 @@ LEGAL_VALUES: dict[str, str | tuple[str, ...]] = {
 }
 # What is legal instead with several labels per image.
 MULTILABEL_VALUES: dict[str, tuple[str, ...]] = {
-    "train.best_metric": ("loss", "accuracy", "mean_average_precision", "f1", "subset_accuracy"),
+    "train.best_metric": ("loss", "accuracy", "mean_average_precision", "f1", "subset_accuracy", "last"),
     "loss.name": ("cross_entropy", "focal", "asymmetric"),
 }
 # Fields, or groups of them, that have an effect only with a certain value of another field.

@@ -164,11 +164,15 @@ def input_advice(wait: float, *, workers: int, cache: str) -> str:
     return f"training waited for images {wait:.0%} of the time; these settings may help: {', '.join(settings)}"
 
 
+LAST = "last"
+
+
 class BestTracker:
     """The best validation so far, and when to stop early. Its state is part of a checkpoint.
 
     Args:
-      metric: one of `known`; a lower loss is better, and a higher value of every other metric.
+      metric: one of `known`; a lower loss is better, and a higher value of every other metric. `last`: the newest
+        epoch is always the best.
       patience: epochs without a better value after which to stop; 0: never.
       known: the task's validation metrics.
 
@@ -176,12 +180,14 @@ class BestTracker:
       remark: end of the newest epoch's line: a star for the best one, or a note that the metric is tied at 0.
 
     Raises:
-      RunError: an unknown metric.
+      RunError: an unknown metric, or patience without one.
     """
 
     def __init__(self, metric: str, patience: int, known: Sequence[str]):
-        if metric not in known:
-            raise RunError(f"train.best_metric='{metric}' is not one of {', '.join(known)}")
+        if metric not in (*known, LAST):
+            raise RunError(f"train.best_metric='{metric}' is not one of {', '.join(known)}, {LAST}")
+        if metric == LAST and patience:
+            raise RunError(f"train.early_stopping={patience} needs a metric: train.best_metric={LAST} names none")
         self._metric, self._patience = metric, patience
         self._best = -math.inf
         self._best_step = 0
@@ -190,6 +196,9 @@ class BestTracker:
 
     def better(self, measured: dict[str, float], step: int) -> bool:
         """Return whether an epoch is the best so far; an undefined value never is."""
+        if self._metric == LAST:
+            self._best_step = step
+            return True
         value = measured[self._metric] * (-1 if self._metric == "loss" else 1)
         if value > self._best + _MIN_GAIN:
             self._best, self._best_step, self._waited = value, step, 0

@@ -6,7 +6,7 @@ backbone form the head's group; all others form the backbone's, which pretrained
 
 import dataclasses
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,7 @@ class OptimizerSpec:
         statistics are kept up to date meanwhile, so that it starts smoothly.
       head_parts: path components of the head's group.
       without_weight_decay: path components of arrays that weight decay must not shrink, such as position tables.
+      frozen: beginnings of the paths of arrays that are never updated, and for which no moments are kept.
     """
 
     name: str
@@ -52,6 +53,7 @@ class OptimizerSpec:
     freeze_backbone_steps: int = 0
     head_parts: tuple[str, ...] = ("head",)
     without_weight_decay: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
 
 
 def learning_rate(spec: OptimizerSpec) -> optax.Schedule:
@@ -92,7 +94,14 @@ def make_optimizer(spec: OptimizerSpec) -> optax.GradientTransformation:
         mask = functools.partial(decayed, without=spec.without_weight_decay)
         steps.append(optax.add_decayed_weights(spec.weight_decay, mask=mask))
     steps += [_scale_groups(spec), optax.scale_by_learning_rate(learning_rate(spec))]
-    return optax.chain(*steps)
+    chain = optax.chain(*steps)
+    if not spec.frozen:
+        return chain
+
+    def labels(params: Any) -> Any:
+        return jax.tree.map(lambda frozen: "frozen" if frozen else "trained", begins_with(params, spec.frozen))
+
+    return optax.partition({"frozen": optax.set_to_zero(), "trained": chain}, labels)
 
 
 def decayed(params: Any, without: Collection[str] = ()) -> Any:
@@ -110,8 +119,23 @@ def in_head(params: Any, parts: Collection[str]) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: _lies_in(path, parts), params)
 
 
+def begins_with(params: Any, beginnings: Collection[str]) -> Any:
+    """Return a tree of bools: True for the arrays whose path begins with one of `beginnings`, such as `layer3/0`."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path_begins(_keys(path), beginnings), params)
+
+
+def path_begins(keys: Sequence[Any], beginnings: Collection[str]) -> bool:
+    """Return whether a path, such as `("layer3", 0, "conv1")`, begins with one of `beginnings`, such as `layer3/0`."""
+    starts = [start.split("/") for start in beginnings]
+    return any([str(key) for key in keys[: len(start)]] == start for start in starts)
+
+
 def _lies_in(path: Any, parts: Collection[str]) -> bool:
-    return not set(jax.tree_util.keystr(path, simple=True, separator="/").split("/")).isdisjoint(parts)
+    return not set(_keys(path)).isdisjoint(parts)
+
+
+def _keys(path: Any) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr(path, simple=True, separator="/").split("/"))
 
 
 def _scale_groups(spec: OptimizerSpec) -> optax.GradientTransformation:

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from histojax.core.errors import RunError
+from histojax.core.suggestions import did_you_mean
 from histojax.distributed.sharding import Layout
 from histojax.models.ops.eval_view import eval_view
 from histojax.models.ops.normalise import normalise
@@ -19,6 +21,7 @@ from histojax.models.rngs import seeded
 from histojax.training.accumulate import StepSums, accumulate
 from histojax.training.ema import update_average
 from histojax.training.mixing import mix
+from histojax.training.optimizer import begins_with, path_begins
 from histojax.training.per_device import per_device_step
 from histojax.training.state import ModelState, TrainState, split_module
 from histojax.training.tasks import Task
@@ -42,6 +45,7 @@ class StepSpec:
       cutmix: α of cutmix, see `mixing.mix`; 0 switches it off.
       batch_norm: images over which BatchNorm computes its statistics: the `global` batch, or those of each `device`;
         the running statistics are then the mean over devices.
+      frozen: beginnings of the paths of parts that keep their parameters and batch statistics, such as `layer3/0`.
       seed: seed of initialisation, dropout and mixing.
     """
 
@@ -52,6 +56,7 @@ class StepSpec:
     mixup: float = 0.0
     cutmix: float = 0.0
     batch_norm: str = "global"
+    frozen: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,6 +76,9 @@ class Program:
 
     Attributes:
       abstract: the state's shapes, types, shardings and memory layouts, without values.
+
+    Raises:
+      RunError: `spec.frozen` names no part of the model, or all of it.
     """
 
     def __init__(
@@ -86,6 +94,9 @@ class Program:
         template = nnx.eval_shape(self._new_model)
         # Not every model has BatchNorm and dropout, so these modes may find nothing to switch.
         training = nnx.view(template, use_running_average=False, deterministic=False, raise_if_not_found=False)
+        if spec.frozen:
+            _check_frozen(split_module(template).params, spec.frozen)
+            training = eval_view(training, only=lambda path, _: path_begins(path, spec.frozen))
         self._train_graph, self._eval_graph = nnx.graphdef(training), nnx.graphdef(eval_view(template))
         shapes = jax.eval_shape(self._initial_state, split_module(template))
         formats = layout.formats(shapes)
@@ -246,6 +257,9 @@ class Program:
         """
 
         def loss_fn(params: nnx.State) -> tuple[jax.Array, tuple[ModelState, jax.Array]]:
+            if frozen := self._spec.frozen:  # their gradients, and those of what lies before them, are not computed
+                is_frozen = begins_with(params, frozen)
+                params = jax.tree.map(lambda p, stop: jax.lax.stop_gradient(p) if stop else p, params, is_frozen)
             module = nnx.merge(self._train_graph, self._layout.gathered(params), model.stats, model.rng)
             logits = module(images)
             num_correct = self._task.num_correct(logits, targets, mask)
@@ -258,3 +272,17 @@ class Program:
         with sharded_calls(self._layout.shard_map_batch):
             logits = self.logits(model, images)
         return logits, self._task.probabilities(logits)
+
+
+def _check_frozen(params: nnx.State, frozen: tuple[str, ...]) -> None:
+    """Check that each entry of `frozen` names a part of the model, and that something is left to train."""
+    for start in frozen:
+        if not any(jax.tree.leaves(begins_with(params, [start]))):
+            parts = dict.fromkeys(
+                jax.tree_util.keystr(path, simple=True, separator="/").split("/")[0]
+                for path, _ in jax.tree_util.tree_leaves_with_path(params)
+            )
+            hint = did_you_mean(start, list(parts)) or f": its parts are {', '.join(parts)}"
+            raise RunError(f"train.frozen: '{start}' is no part of the model{hint}")
+    if all(jax.tree.leaves(begins_with(params, frozen))):
+        raise RunError(f"train.frozen={frozen} leaves nothing to train")
