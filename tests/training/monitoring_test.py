@@ -88,6 +88,15 @@ def test_a_restored_tracker_behaves_like_the_saved_one(values):
         assert (second.stopped, second.to_json()) == (first.stopped, first.to_json())
 
 
+def test_last_takes_every_epoch_as_the_best():
+    tracker, better = track("last", [0.5, math.nan, 0.1])
+    assert better == [True, True, True]
+    assert tracker.to_json()["best_step"] == 30
+    assert not tracker.stopped
+    with pytest.raises(RunError, match=r"train\.early_stopping=3 needs a metric"):
+        BestTracker("last", 3, METRICS)
+
+
 def test_an_unknown_metric_is_refused():
     with pytest.raises(RunError, match=r"train\.best_metric='auc' is not one of loss, accuracy, gmean"):
         BestTracker("auc", 0, Multiclass.METRICS)

@@ -11,7 +11,7 @@ import torch
 
 from histojax import models
 from histojax.models.cost import parameter_shapes
-from histojax.training.optimizer import OptimizerSpec, decayed, in_head, learning_rate, make_optimizer
+from histojax.training.optimizer import OptimizerSpec, begins_with, decayed, in_head, learning_rate, make_optimizer
 
 
 def spec(**fields):
@@ -209,6 +209,27 @@ def test_freezing_and_the_multiplier_work_together():
     jax.tree.map(np.testing.assert_array_equal, both[0]["layer1"], params["layer1"])
     assert_close(both[1]["head"], only[1]["head"])
     assert np.abs(both[1]["layer1"][0]["kernel"] - params["layer1"][0]["kernel"]).min() > 0
+
+
+def test_frozen_arrays_are_neither_updated_nor_decayed():
+    params = tree()
+    fields = {"schedule": "constant", "weight_decay": 0.2}
+    frozen = run(make_optimizer(spec(**fields, frozen=("layer1/0/kernel",))), params, 2)
+    free = run(make_optimizer(spec(**fields)), params, 2)
+    for after, other in zip(frozen, free, strict=True):
+        np.testing.assert_array_equal(after["layer1"][0]["kernel"], params["layer1"][0]["kernel"])
+        assert_close(after["layer1"][0]["bias"], other["layer1"][0]["bias"])
+        assert_close(after["head"], other["head"])
+
+
+@pytest.mark.parametrize(
+    ("beginnings", "inside"),
+    [(["layer1"], True), (["layer1/0"], True), (["layer"], False), (["layer1/00"], False), (["0"], False)],
+)
+def test_a_path_begins_with_whole_components(beginnings, inside):
+    found = begins_with(tree(), beginnings)
+    assert found["layer1"][0] == {"kernel": inside, "bias": inside}
+    assert found["head"] == {"kernel": False, "bias": False}
 
 
 # ---- Clipping and equality with others ------------------------------------------------------------------------------

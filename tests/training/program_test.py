@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from histojax.core.errors import RunError
 from histojax.models.resnet import ResNet, ResNetConfig
+from histojax.training.optimizer import OptimizerSpec
 from histojax.training.tasks import Multilabel
 from tests.helpers.step_models import (
     MEAN,
@@ -264,3 +266,54 @@ def test_a_bfloat16_model_trains_and_keeps_float32_parameters(normed, single):
     assert history[0]["loss"] != float32_loss
     assert {leaf.dtype for leaf in jax.tree.leaves((state.model.params, state.model.stats))} == {jnp.dtype("float32")}
     assert program.evaluate(state.model, single.to_device(make_batch(0)))["probabilities"].dtype == jnp.float32
+
+
+# ---- Frozen parts --------------------------------------------------------------------------------------------------
+
+FROZEN = ("conv", "bn")
+
+
+def frozen_program(frozen=FROZEN, **fields):
+    optimizer = OptimizerSpec("adamw", 0.05, 100, schedule="constant", weight_decay=0.5, frozen=frozen)
+    return build_program(Normed, optimizer=optimizer, frozen=frozen, **fields)
+
+
+def test_frozen_parts_keep_their_parameters_and_statistics(single):
+    program = frozen_program(ema_decay=0.9)
+    before = to_host(program.init())
+    after, history = train(program, single, [make_batch(0), make_batch(1)])
+    for name in FROZEN:
+        assert_equal(after.model.params[name], before.model.params[name])
+    assert_equal(after.model.stats, before.model.stats)
+    assert np.all(to_host(after.model.params)["head"]["kernel"] != before.model.params["head"]["kernel"])
+    # The frozen norm uses its running statistics, so the loss of the first step is that of evaluation.
+    data = make_batch(0)
+    logits = np.asarray(program.logits(before.model, jnp.asarray(data["image"])))
+    targets = np.eye(K)[data["label"]] * 0.9 + 0.1 / K
+    weighted = targets * TASK.class_weights
+    expected = -(weighted * np.asarray(jax.nn.log_softmax(logits))).sum() / weighted.sum()
+    assert history[0]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_nothing_is_computed_or_kept_for_the_update_of_frozen_parts(single):
+    def cost(frozen):
+        program = frozen_program(frozen)
+        compiled = program.compiled_train(program.abstract, program.batch(B, SIZE))
+        return compiled.cost_analysis()["flops"], len(jax.tree.leaves(program.abstract.opt))
+
+    (flops, arrays), (all_flops, all_arrays) = cost(FROZEN), cost(())
+    assert flops < 0.6 * all_flops  # two of the three products of the convolution are gone
+    assert all_arrays - arrays == 2 * 3  # two moments each of the kernel, the scale and the bias
+
+
+@pytest.mark.parametrize(
+    ("frozen", "message"),
+    [
+        (("bn", "con"), r"train\.frozen: 'con' is no part of the model \(did you mean 'conv'\?\)"),
+        (("layer9",), r"train\.frozen: 'layer9' is no part of the model: its parts are bn, conv, head"),
+        (("bn", "conv", "head"), r"leaves nothing to train"),
+    ],
+)
+def test_frozen_parts_are_checked(frozen, message):
+    with pytest.raises(RunError, match=message):
+        frozen_program(frozen)
