@@ -3,11 +3,12 @@
     histojax train --config finetune_breakhis:dala_resnet50 --workdir runs/finetuned \\
         --config.model.pretrained=FILE --config.data.root=PATH
 
-The variant is one of `MODELS`. All share one recipe, which was fixed in advance and never changed for a result: with so
-few patients, a choice by validation is a draw. The early parts of the network, which hold general filters, keep the
-weights of the file (`train.frozen`); the rest learns slowly, and the new head ten times faster. Strong augmentation of
-colour and stain keeps the network from answering by colour. The average of the weights over the last steps is
-evaluated, after a fixed number of epochs, so no image is spent on validation. `histojax crossval` adds a threshold.
+The variant is one of `MODELS`; `MODEL,smoke` shrinks the run to a laptop. All share one recipe, which was fixed in
+advance and never changed for a result: with so few patients, a choice by validation is a draw. The early parts of the
+network, which hold general filters, keep the weights of the file (`train.frozen`); the rest learns slowly, and the new
+head ten times faster. Strong augmentation of colour and stain keeps the network from answering by colour. The average
+of the weights over the last steps is evaluated, after a fixed number of epochs, so no image is spent on validation.
+`histojax crossval` adds a threshold.
 """
 
 from typing import Any
@@ -30,10 +31,15 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Return the experiment; `variant` is empty (dala_resnet50) or a model."""
-    name = variant or "dala_resnet50"
-    if name not in MODELS:
-        raise ValueError(f"unknown variant ':{name}' of this config; choose from {', '.join(MODELS)}")
+    """Return the experiment; `variant` is empty (dala_resnet50), a model, `smoke`, or both, as MODEL,smoke."""
+    parts = [part for part in variant.split(",") if part]
+    names = [part for part in parts if part != "smoke"]
+    for name in names:
+        if name not in MODELS:
+            raise ValueError(f"unknown variant ':{name}' of this config; choose from smoke, {', '.join(MODELS)}")
+    if len(names) > 1:
+        raise ValueError(f"the variants {', '.join(names)} of this config exclude each other")
+    name = names[0] if names else "dala_resnet50"
     options, frozen = MODELS[name]
     config = default_config.base()
     config.model.name = name
@@ -52,4 +58,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.frozen = frozen
     config.train.ema_decay = 0.98
     config.train.best_metric = "last"
+    if "smoke" in parts:
+        config.data.synthetic = True
+        config.data.image_size = 56 if name.startswith("vit") else 64  # four patches of 14
+        config.train.epochs = 1
+        config.sharding.cpu_devices = 1
+        config.evaluation.resamples = 500
     return config

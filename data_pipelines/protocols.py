@@ -184,6 +184,8 @@ def define(spec: SplitSpec, classes: Sequence[str]) -> Definition:
     }
     if spec.val_patients:
         fixed["val_patients"] = sorted(spec.val_patients)
+    if spec.val_folds:
+        fixed["val_folds"] = spec.val_folds
     if spec.accession_clean:
         fixed["accession_clean"] = True
     if not spec.kfolds and spec.protocol not in ("given", "folds", "listed"):

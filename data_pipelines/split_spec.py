@@ -43,6 +43,9 @@ class SplitSpec:
       test_fraction: test images as a fraction of all images; `kfolds`, `given`, `folds` and `listed` ignore it.
       val_fraction: validation images as a fraction of the images that are not test images; 0: no validation side;
         ignored if `given` names one.
+      val_folds: the images that are not test images are divided into this many folds, by the groups of the protocol, of
+        which `val_fold` is the validation side; 0: `val_fraction` decides.
+      val_fold: 0 … val_folds-1.
       seed: random seed of the order.
       kfolds: number of folds; 0: a single hold-out.
       fold: the fold that is the test side: 0 … kfolds-1, or 1 … 5 for `folds`.
@@ -61,6 +64,8 @@ class SplitSpec:
     protocol: str = "case"
     test_fraction: float = 0.25
     val_fraction: float = 0.2
+    val_folds: int = 0
+    val_fold: int = 0
     seed: int = 0
     kfolds: int = 0
     fold: int = 0
@@ -90,6 +95,14 @@ class SplitSpec:
             self.protocol == "listed" or not (self.val_patients or self.accession_clean),
             f"protocol='{self.protocol}': only 'listed' takes val_patients and accession_clean",
         )
+        if self.val_folds:
+            require(self.val_folds >= 2, f"val_folds={self.val_folds} is not 0 or at least 2")
+            require(0 <= self.val_fold < self.val_folds, f"val_fold={self.val_fold} is not in 0 … {self.val_folds - 1}")
+            require(
+                not self.val_patients, "val_folds excludes a protocol that lists its validation patients: set it to 0"
+            )
+        else:
+            require(self.val_fold == 0, f"val_fold={self.val_fold} needs val_folds")
         if self.protocol == "folds":
             require(1 <= self.fold <= 5, f"fold={self.fold} is not in 1 … 5, the official folds")
             require(

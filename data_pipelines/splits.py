@@ -12,6 +12,7 @@ A split is made in two stages, whatever the protocol: first test, then validatio
 * `folds`: published test sides (Spanhol et al. 2016), read from `dsfoldN.txt`.
 * `listed`: all images of the listed patients are tested; those of validation may be listed as well.
 * `kfolds > 0`: the test side is fold `fold` (0-based) of k; not for `given`, `folds` and `listed`.
+* `val_folds > 0`: the validation side is fold `val_fold` (0-based) of the rest, whatever the protocol.
 
 The names of these in results are in `data_pipelines.protocols`.
 """
@@ -320,6 +321,16 @@ def _val_groups(
     records: Records, groups: Sequence[str], cells: Mapping[str, Cell], spec: SplitSpec, test: set[str]
 ) -> set[str]:
     """Return the groups of the validation side."""
+    if spec.val_folds:
+        rest = {group: cell for group, cell in cells.items() if group not in test}
+        shares = [1 / spec.val_folds] * spec.val_folds
+        if len(rest) < spec.val_folds:
+            raise DataError(
+                f"{len(rest)} groups are left beside the test side, to be divided into data.split.val_folds="
+                f"{spec.val_folds}: use at most {len(rest)} folds"
+            )
+        parts = assign(rest, shares, _rng(spec.seed, "val"), coverage=False)
+        return {group for group, part in parts.items() if part == spec.val_fold}
     val = given_groups(records, groups, "val") - test if spec.protocol == "given" else set()
     if spec.val_fraction and not val:
         rest = {group: cell for group, cell in cells.items() if group not in test}

@@ -12,6 +12,7 @@ from histojax.cli import (
     compare,
     console,
     convert,
+    crossval,
     embed,
     evaluate,
     explain,
@@ -33,7 +34,7 @@ from histojax.cli.parser import CommandParser
 from histojax.core.suggestions import did_you_mean
 
 GROUPS: dict[str, tuple[ModuleType, ...]] = {
-    "Train": (train, compare, protocols, probe),
+    "Train": (train, crossval, compare, protocols, probe),
     "Use a model": (evaluate, predict, embed, explain, export, convert, report),
     "Look at data": (audit, cache),
     "Slides": (slide, slide_train_tiles, slide_agreement),

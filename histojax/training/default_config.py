@@ -55,6 +55,8 @@ def base() -> ConfigDict:
     split.protocol = "case"
     split.test_fraction = 0.25  # fraction of the images on the test side
     split.val_fraction = 0.2  # fraction of the remaining images on the validation side
+    split.val_folds = 0  # `histojax crossval` sets it: the validation side is one of so many folds of the rest
+    split.val_fold = 0  # that fold, from 0
     split.seed = 0  # random seed of the split
     split.kfolds = 0  # number of folds of a cross-validation; 0: none
     split.fold = 0  # fold on the test side: from 0 with kfolds, from 1 with protocol=folds
@@ -189,6 +191,8 @@ LEGAL_VALUES: dict[str, str | tuple[str, ...]] = {
     "data.tiles.mask_values": "[0, 255]",
     "data.split.test_fraction": "[0, 1)",
     "data.split.val_fraction": "[0, 1)",
+    "data.split.val_folds": "[0, inf)",
+    "data.split.val_fold": "[0, inf)",
     "data.split.seed": "[0, 4294967295]",
     "data.split.kfolds": "[0, inf)",
     "data.split.fold": "[0, inf)",

@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -136,7 +137,12 @@ class _Tools:
     validation: CachedBatches
 
 
-def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool = False) -> bool:
+def train_and_evaluate(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    profile: bool = False,
+    decision_rule: Mapping[str, Any] | None = None,
+) -> bool:
     """Train, or resume from the work directory's last checkpoint, and evaluate the best checkpoint.
 
     SIGTERM and SIGINT stop the run at the next safe moment, from opening the data to the final evaluation.
@@ -145,6 +151,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool 
       config: as `histojax.training.default_config.base` has it.
       workdir: made if absent.
       profile: trace a few steps into the work directory's folder `profile` and report the costliest operations.
+      decision_rule: for a run without validation images, one that `evaluate.fit_decision_rule` chose on others.
 
     Returns:
       Whether the run is finished; False after SIGTERM or SIGINT, when it was saved and can be resumed.
@@ -162,7 +169,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, profile: bool 
         last = Checkpoints(checkpoint.series(workdir, LAST), config.checkpoint.keep)
         best = Checkpoints(checkpoint.series(workdir, BEST), 1)
         with last, best:
-            run = _resume(setup, last, best)
+            run = _resume(setup, last, best, decision_rule)
             run_file = _write_description(run)
             with run_file.recording(lambda: run.step):
                 finished = _train(run, signals, profile)
@@ -213,7 +220,7 @@ def _open_run(config: ConfigDict, workdir: pathlib.Path, owner: OwnerFile) -> _S
     )  # fmt: skip
 
 
-def _resume(setup: _Setup, last: Checkpoints, best: Checkpoints) -> _Run:
+def _resume(setup: _Setup, last: Checkpoints, best: Checkpoints, decision_rule: Mapping[str, Any] | None) -> _Run:
     """Return the run as it continues or starts.
 
     The first of these that exists decides where it starts:
@@ -225,7 +232,7 @@ def _resume(setup: _Setup, last: Checkpoints, best: Checkpoints) -> _Run:
     last.discard_incomplete()
     best.discard_incomplete()
     watch = BestTracker(config.train.best_metric, config.train.early_stopping, setup.task.METRICS)
-    decision_rule = evaluate.default_decision_rule(setup.dataset)
+    decision_rule = dict(decision_rule or evaluate.default_decision_rule(setup.dataset))
     steps, phase = last.steps(), Phase.TRAIN
     if not steps or steps[-1] < setup.total_steps:  # a finished run is only evaluated
         _log.info("compiling %s (minutes for a large model; later starts take it from the cache)", config.model.name)

@@ -43,7 +43,7 @@ def test_every_command_has_help_with_an_example_that_parses(name: str) -> None:
     for example in examples:
         args = parse(example.replace("'", "").split()[1:])
         assert args.run
-        if name in ("train", "compare", "protocols"):
+        if name in ("train", "crossval", "compare", "protocols"):
             default_config.check_data_root(experiments.read(args.config, args.overrides))
 
 

@@ -72,6 +72,26 @@ def test_fractions_are_close_to_the_requested_ones(protocol: str, test_fraction:
 
 
 @pytest.mark.parametrize("protocol", [*GROUPED_PROTOCOLS, "image"])
+def test_validation_folds_divide_what_is_not_tested(protocol: str) -> None:
+    table = random_table(7, copies=10)
+    splits = [table.split(protocol=protocol, val_folds=3, val_fold=fold) for fold in range(3)]
+    for split in splits:
+        assert_disjoint(split, table.records(), GROUP_FIELD.get(protocol, "pixel_hash"))
+    sides = [[row.side for row in split.rows] for split in splits]
+    for of_image in zip(*sides, strict=True):
+        assert sorted(of_image) in (["train", "train", "val"], ["test"] * 3, [""] * 3)
+    counts = [Counter(side)["val"] for side in sides]
+    assert min(counts) > 0.2 * sum(counts)
+    assert len({split.definition.tag for split in splits}) == 1
+    assert splits[0].definition.tag != table.split(protocol=protocol).definition.tag
+
+
+def test_more_validation_folds_than_groups_are_refused() -> None:
+    with pytest.raises(DataError, match=r"groups are left beside the test side.*val_folds=99: use at most \d+ folds"):
+        random_table(7).split(protocol="case", val_folds=99, val_fold=0)
+
+
+@pytest.mark.parametrize("protocol", [*GROUPED_PROTOCOLS, "image"])
 def test_split_is_a_function_of_the_seed(protocol: str) -> None:
     table = random_table(7, copies=10)
     assert table.split(protocol=protocol, seed=3) == table.split(protocol=protocol, seed=3)

@@ -12,7 +12,7 @@ import pytest
 
 from histojax import main as door
 from histojax import models
-from histojax.cli import compare, protocols, train
+from histojax.cli import compare, crossval, protocols, train
 from histojax.cli.main import RootParser, parse
 from histojax.training import default_config, experiments
 from tests.conftest import ROOT
@@ -71,7 +71,7 @@ def test_a_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(ROOT)  # paths are relative to the root, as the README's reader stands there
     if getattr(args, "config", None) is not None:
         config = experiments.read(args.config, args.overrides)
-        if args.run in (train.run, compare.run, protocols.run):
+        if args.run in (train.run, crossval.run, compare.run, protocols.run):
             default_config.check_data_root(config)
 
 

@@ -18,6 +18,7 @@ from histojax.core import interval
 from histojax.core.errors import RunError
 from histojax.distributed.sharding import Layout
 from histojax.training import build, default_config, experiments, loop
+from histojax.training.monitoring import LAST
 from histojax.training.optimizer import learning_rate
 from histojax.training.tasks import Multiclass, Multilabel
 from tests.helpers import tiny_config
@@ -75,9 +76,9 @@ def test_every_number_has_an_interval_and_every_field_exists() -> None:
 
 def test_defaults_are_legal_and_choices_are_those_of_the_tasks() -> None:
     default_config.check_values(default_config.base())
-    assert CHOICES["train.best_metric"] == Multiclass.METRICS
+    assert CHOICES["train.best_metric"] == (*Multiclass.METRICS, LAST)
     assert CHOICES["loss.name"] == Multiclass.LOSSES
-    assert default_config.MULTILABEL_VALUES["train.best_metric"] == Multilabel.METRICS
+    assert default_config.MULTILABEL_VALUES["train.best_metric"] == (*Multilabel.METRICS, LAST)
     assert default_config.MULTILABEL_VALUES["loss.name"] == Multilabel.LOSSES
 
 
