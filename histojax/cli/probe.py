@@ -40,7 +40,8 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         type=pathlib.Path,
         nargs="+",
         help="file of features that `histojax embed` wrote (.parquet, .npz), or a run, whose model embeds the images; "
-        "several of them hold the same images",
+        "several of them hold the same images; and work directories of `histojax protocols`, whose predictions become "
+        "rows",
     )
     parser.add_argument(
         "--images",

@@ -187,6 +187,55 @@ def test_command_writes_rows_beside_the_baselines(tmp_path: pathlib.Path, featur
     assert (study["folds"][0]["test"], study["reference"]) == (10, "net, knn")
 
 
+def _write_study(folder: pathlib.Path, tables: Iterable[pd.DataFrame]) -> pathlib.Path:
+    """Write what `histojax protocols` leaves of these predictions, fold by fold."""
+    runs = []
+    for fold, table in enumerate(tables):
+        runs.append(f"case-200X/fold_{fold}")
+        predictions.write(table, folder / runs[-1] / "predictions")
+        (folder / runs[-1] / "config.json").write_text("{}")
+    row = {"protocol": "case", "model": "m", "pretrained": "none", "runs": runs}
+    (folder / "protocols.json").write_text(json.dumps({"rows": [row], "transfer": None}))
+    return folder
+
+
+def test_trained_networks_stand_beside_frozen_features(tmp_path: pathlib.Path, features: pathlib.Path) -> None:
+    data = inputs.read({"net": features}, None)
+    settings = rows.Settings(("linear",), C=1.0)
+    tables = {}
+    for name, kfolds in (("same", 2), ("other", 3)):
+        plan = plans.plan(data, "case", kfolds=kfolds, folds_dir=None, seed=0)
+        (fitted,) = rows.of_features(data, plan, "net", data.features["net"], settings)
+        tables[name] = fitted.tables
+    studies = [_write_study(tmp_path / name, ts) for name, ts in tables.items()]
+    noise = _write(tmp_path / "noise.parquet", _names(), signal=0.3)
+    command = ["probe", features, noise, *studies, "--protocols", "case", "--folds", 2, "--heads", "linear", "--C", 1]
+    done = histojax(*command, "--reference", "noise, linear", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert f"note: {studies[1]} has no runs that tested the same images in the same folds" in done.stdout
+    found = json.loads((tmp_path / "out" / "probe.json").read_text())
+    assert [made["name"] for made in found["trained"]] == ["same", "other"]
+    (study,) = found["studies"]
+    by_name = {row["name"]: row for row in study["rows"]}
+    assert list(by_name) == ["constant answer", "net, linear", "noise, linear", "same, trained"]
+    # The predictions are those of the first file's classifier.
+    assert by_name["same, trained"]["metrics"] == by_name["net, linear"]["metrics"]
+    assert by_name["same, trained"]["folds"] == by_name["net, linear"]["folds"]
+    tests = {one["row"]: one["auroc_tests"]["malignant"]["clusters"] for one in study["differences"]}
+    ordered = sorted(tests.values(), key=lambda test: test["p"])
+    adjusted = np.maximum.accumulate([min(1.0, (3 - i) * test["p"]) for i, test in enumerate(ordered)])
+    assert [test["holm_p"] for test in ordered] == pytest.approx(adjusted.tolist())
+    assert 0 < tests["net, linear"]["p"] < tests["net, linear"]["holm_p"] < 0.05
+    line = next(line for line in done.stdout.splitlines() if line.startswith("same, trained"))
+    assert line.split()[-1] == f"{tests['same, trained']['holm_p']:.3f}"
+
+    done = histojax("probe", *studies)
+    assert (done.returncode, "give a file of features as well" in done.stderr) == (1, True)
+    (studies[0] / "protocols.json").write_text("{")
+    done = histojax(*command)
+    assert (done.returncode, "protocols.json: damaged" in done.stderr) == (1, True)
+
+
 class Colours:
     """Has the interface of an `Embedder`; the features are an image's mean colours, and noise for random weights."""
 

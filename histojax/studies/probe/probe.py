@@ -12,9 +12,9 @@ from data_pipelines import protocols
 from histojax.core import machine
 from histojax.core.errors import RunError
 from histojax.core.suggestions import did_you_mean
-from histojax.evaluation import comparison, feature_files, results
+from histojax.evaluation import comparison, feature_files, paired, results
 from histojax.evaluation.colour import cache
-from histojax.studies.probe import embedding, inputs, plans, rows
+from histojax.studies.probe import embedding, inputs, plans, rows, trained
 from histojax.studies.probe.inputs import ProbeData
 from histojax.studies.probe.plans import Plan
 from histojax.studies.probe.rows import Row, Settings
@@ -69,7 +69,8 @@ def probe(paths: Sequence[pathlib.Path], options: Options) -> dict[str, Any]:
     """Run a probe.
 
     Args:
-      paths: files of features of the same images, or runs, which embed the images below `options.images`.
+      paths: files of features of the same images, or runs, which embed the images below `options.images`. Besides
+        these, work directories of `histojax protocols`, whose predictions are rows under the same folds.
       options: protocols and heads.
 
     Returns:
@@ -78,7 +79,8 @@ def probe(paths: Sequence[pathlib.Path], options: Options) -> dict[str, Any]:
     Raises:
       RunError, DataError: the files do not fit each other or the protocol; the message names the file.
     """
-    files = _files(paths, options.images)
+    finished = [path for path in paths if trained.is_study(path)]
+    files = _files([path for path in paths if path not in finished], options.images)
     draws, note = _random_draws(next(iter(files.values())), options)
     studies = []
     tables: dict[tuple[str, str], ProbeData] = {}  # by task and magnification; reading hashes the pixels of each image
@@ -89,7 +91,7 @@ def probe(paths: Sequence[pathlib.Path], options: Options) -> dict[str, Any]:
                 files | draws, options.images, task=task, magnification=magnification
             )
         data = tables[task, magnification]
-        study = _study(data, name, list(draws), options)
+        study = _study(data, name, list(draws), finished, options)
         study["notes"] += [note] if note else []
         studies.append(study)
     return {
@@ -100,6 +102,7 @@ def probe(paths: Sequence[pathlib.Path], options: Options) -> dict[str, Any]:
             {"name": name, "path": str(path), "sha256": _sha256(path), "made_by": dict(metadata)}
             for (name, path), metadata in zip((files | draws).items(), data.metadata.values(), strict=True)
         ],
+        "trained": [trained.describe(path) for path in finished],
         "settings": dataclasses.asdict(options.settings) | {"resamples": options.resamples},
         "studies": studies,
     }
@@ -109,8 +112,10 @@ def _files(paths: Sequence[pathlib.Path], images: pathlib.Path | None) -> dict[s
     """Return the files of features by name: the file's stem or the run's folder, or the path where these repeat.
 
     Raises:
-      RunError: a run without images to embed.
+      RunError: no path, or a run without images to embed.
     """
+    if not paths:
+        raise RunError("give a file of features as well, which names the images: `histojax embed` writes it")
     stems = [path.name if path.is_dir() else path.stem for path in paths]
     files = {}
     for path, stem in zip(paths, stems, strict=True):
@@ -141,8 +146,10 @@ def _random_draws(path: pathlib.Path, options: Options) -> tuple[dict[str, pathl
     return draws, ""
 
 
-def _study(data: ProbeData, name: str, draws: Sequence[str], options: Options) -> dict[str, Any]:
-    """Fit every row under one protocol; `draws` are the features of random weights."""
+def _study(
+    data: ProbeData, name: str, draws: Sequence[str], finished: Sequence[pathlib.Path], options: Options
+) -> dict[str, Any]:
+    """Fit every row under one protocol, and add those of finished studies; `draws`: features of random weights."""
     registered = protocols.REGISTRY.get(plans.NANOPATH.get(name, name))
     if registered and registered.classes:
         data = inputs.limit_classes(data, registered.classes)
@@ -167,9 +174,15 @@ def _study(data: ProbeData, name: str, draws: Sequence[str], options: Options) -
             continue
         _log.info(f"{plan.protocol}: {kind}")
         fitted += rows.of_features(data, plan, kind, features, options.settings)
+    for path in finished:
+        row = trained.of_study(data, plan, path)
+        fitted += [row] if row else []
+        notes += [] if row else [f"{path} has no runs that tested the same images in the same folds"]
     positive = _POSITIVE if _POSITIVE in data.classes else None
     described = [_describe_row(row, plan, positive, options) for row in fitted]
     reference = _reference(fitted, options.reference)
+    differences = [_difference(reference, row, positive, options) for row in fitted if row is not reference]
+    _adjust_p_values(differences)
     return {
         **plans.describe(plan, data.labels.tolist()),
         "classes": list(data.classes),
@@ -178,7 +191,7 @@ def _study(data: ProbeData, name: str, draws: Sequence[str], options: Options) -
         "n_patients": len({record.patient_id for record in data.records} - {""}),
         "rows": described,
         "reference": reference.name,
-        "differences": [_difference(reference, row, positive, options) for row in fitted if row is not reference],
+        "differences": differences,
         "notes": notes,
     }
 
@@ -244,6 +257,16 @@ def _difference(reference: Row, row: Row, positive: str | None, options: Options
         "resampled": compared["resampled"],
         "warnings": compared["warnings"],
     }
+
+
+def _adjust_p_values(differences: Sequence[Mapping[str, Any]]) -> None:
+    """Add Holm's adjusted p value to the test of each area under the ROC curve, over all rows of a table."""
+    for name in dict.fromkeys(name for difference in differences for name in difference["auroc_tests"]):
+        both = [difference["auroc_tests"].get(name, {}) for difference in differences]
+        tests = [test["clusters"] or test["images"] for test in both if test]
+        tests = [test for test in tests if test["p"] is not None]
+        for test, p in zip(tests, paired.holm([test["p"] for test in tests]), strict=True):
+            test["holm_p"] = p
 
 
 def _sha256(path: pathlib.Path) -> str:

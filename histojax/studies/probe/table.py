@@ -39,10 +39,18 @@ def _study(study: Mapping[str, Any]) -> list[str]:
     shown = [name for name in _SHOWN if name in first["metrics"] and (name != "f1_macro" or len(study["classes"]) > 2)]
     title = _SHOWN.get(metric, metric)
     header = ["row", "accuracy", "", *(_SHOWN[name] for name in shown), f"{title} − reference's", ""]
-    differences = {difference["row"]: difference["differences"] for difference in study["differences"]}
-    body = [_cells(row, shown, differences.get(row["name"], {}).get(metric)) for row in study["rows"]]
-    lines += text_table([header, *body], right=range(1, len(header)))
+    differences = {difference["row"]: difference for difference in study["differences"]}
+    body = []
+    for row in study["rows"]:
+        difference = differences.get(row["name"])
+        cells = _cells(row, shown, difference and difference["differences"].get(metric))
+        body.append([*cells, _holm_p(difference)] if metric == "auroc" else cells)
+    lines += text_table(
+        [[*header, "p (Holm)"] if metric == "auroc" else header, *body], right=range(1, len(header) + 1)
+    )
     lines += ["", f"reference: {study['reference']}"]
+    if metric == "auroc":
+        lines.append("p: DeLong's test over patients (Obuchowski 1997), adjusted for the number of rows")
     lines += [f"note: {note}" for note in study["notes"]]
     return lines + [f"warning: {warning}" for warning in study["warnings"]]
 
@@ -65,6 +73,13 @@ def _cells(row: Mapping[str, Any], shown: Sequence[str], difference: Mapping[str
         return [*cells, "", ""]
     value = difference["value"]
     return [*cells, "nan" if value is None else f"{value:+.3f}", formatting.interval(difference)]
+
+
+def _holm_p(difference: Mapping[str, Any] | None) -> str:
+    """Format the adjusted p value of a row's AUROC; empty for the reference, and where there is none."""
+    tests = [] if difference is None else [t["clusters"] or t["images"] for t in difference["auroc_tests"].values()]
+    found = [test["holm_p"] for test in tests if "holm_p" in test]
+    return formatting.number(found[0]) if len(found) == 1 else ""
 
 
 def write_csv(results: Mapping[str, Any], path: pathlib.Path) -> None:
