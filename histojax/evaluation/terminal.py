@@ -37,6 +37,7 @@ def headline(results: Mapping[str, Any]) -> str:
     rows = _label_headline(block, results.get("reported") or {}) if "labels" in block else _class_headline(block)
     lines.append(f"{split}: {_counts(block)}; 95 % intervals over {block['resampled']}s")
     lines += [f"  {line}" for line in text_table(rows, right=(1,))]
+    lines += _colour_verdict(block)
     if any("reported: " in row[-1] for row in rows):
         lines.append(f"reported by {results['reported'].get('source', 'a paper')}")
     if warnings := sum(len(one["warnings"]) for one in results["splits"].values()):
@@ -102,6 +103,18 @@ def _colour_rows(block: Mapping[str, Any]) -> list[_Row]:
         _row(f"  {title}", colours["image"][name]) for name, title in (("accuracy", "accuracy"), ("auroc", "AUROC"))
     ]
     return [*rows, _row("  AUROC of the model − this", colours["differences"]["auroc"])]
+
+
+def _colour_verdict(block: Mapping[str, Any]) -> list[str]:
+    """Say in one sentence whether the model has shown that it sees more than colour and texture."""
+    difference = block.get("colour_and_texture", {}).get("differences", {}).get("auroc", {})
+    if difference.get("low") is None:
+        return []
+    if difference["low"] > 0:
+        return [
+            "On these images, the model sees more than colour and texture: the interval of that difference is above 0."
+        ]
+    return ["Nothing shows that the model sees more than colour and texture: that difference is not clearly above 0."]
 
 
 def _label_headline(block: Mapping[str, Any], reported: Mapping[str, Any]) -> list[_Row]:

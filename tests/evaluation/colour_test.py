@@ -102,3 +102,8 @@ def test_a_model_stands_beside_colour_and_texture() -> None:
         assert f"{found['image']['auroc']['value']:.4f}" in text
         assert re.search(rf"AUROC of the model − this +{found['differences']['auroc']['value']:.4f}  \[", text)
     assert "colour and texture" not in terminal.headline({"splits": {"test": own}})
+    for low, said in ((0.001, "the model sees more than colour"), (0.0, "Nothing shows"), (-0.1, "Nothing shows")):
+        found["differences"]["auroc"] = {"value": 0.1, "low": low, "high": 0.2}
+        assert said in terminal.headline({"splits": {"test": block}})
+    found["differences"]["auroc"] = {"value": 0.1, "low": None, "high": None}
+    assert "sees more" not in terminal.headline({"splits": {"test": block}})
