@@ -4,7 +4,9 @@ import gzip
 import os
 import pathlib
 import shutil
+import stat
 import tarfile
+import zipfile
 import zlib
 from typing import IO, cast
 
@@ -12,11 +14,11 @@ from data_pipelines.errors import DataError
 from data_pipelines.listing import folder_name
 from histojax.core.walk import find_files
 
-SUFFIXES = (".tar.gz", ".tgz", ".tar")
+SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
 
 
 def is_archive(path: pathlib.Path) -> bool:
-    """Return whether the name is that of a tar archive."""
+    """Return whether the name is that of an archive."""
     return path.name.lower().endswith(SUFFIXES)
 
 
@@ -26,7 +28,7 @@ def unpack(root: pathlib.Path, into: pathlib.Path, wanted: tuple[str, ...] = (".
     That is `root` itself, unless it is an archive or holds nothing but one: its content is then extracted, once.
 
     Args:
-      root: a folder or a tar archive.
+      root: a folder or an archive.
       into: the folder below which an archive is extracted.
       wanted: suffixes, lower case.
 
@@ -48,12 +50,12 @@ def unpack(root: pathlib.Path, into: pathlib.Path, wanted: tuple[str, ...] = (".
 
 
 def extract(archive: pathlib.Path, destination: pathlib.Path, wanted: tuple[str, ...] = (".png",)) -> pathlib.Path:
-    """Extract the files with the wanted suffixes from a tar archive; nothing else, and only below `destination`.
+    """Extract the files with the wanted suffixes from an archive; nothing else, and only below `destination`.
 
     An existing `destination` is returned as it is: it is complete, because it is renamed into place at the end.
 
     Args:
-      archive: a tar file, compressed by gzip or not.
+      archive: a tar file, compressed by gzip or not, or a zip file.
       destination: the folder to create.
       wanted: suffixes, lower case.
 
@@ -65,17 +67,20 @@ def extract(archive: pathlib.Path, destination: pathlib.Path, wanted: tuple[str,
     partial = destination.with_name(f"{destination.name}.tmp-{os.getpid()}")
     partial.mkdir(parents=True)
     try:
-        with _open(archive) as stream:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for member in tar:
-                    _extract_member(tar, member, archive, partial, wanted)
-            _check_end(stream)
+        if zipfile.is_zipfile(archive) and archive.name.lower().endswith(".zip"):
+            _extract_zip(archive, partial, wanted)
+        else:
+            with _open(archive) as stream:
+                with tarfile.open(fileobj=stream, mode="r:") as tar:
+                    for member in tar:
+                        _extract_member(tar, member, archive, partial, wanted)
+                _check_end(stream)
         try:
             partial.rename(destination)
         except OSError:
             if not destination.is_dir():  # another process was first, with the same result
                 raise
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise DataError(f"{archive}: damaged or truncated ({error}); download it again") from error
     except OSError as error:
         if error.errno is None:  # gzip reports a wrong checksum as an OSError without a number
@@ -110,21 +115,50 @@ def _check_end(stream: IO[bytes]) -> None:
         raise tarfile.ReadError("the end is missing")
 
 
+def _extract_zip(archive: pathlib.Path, to: pathlib.Path, wanted: tuple[str, ...]) -> None:
+    with zipfile.ZipFile(archive) as content:
+        for member in content.infolist():
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise DataError(f"{archive}: member '{member.filename}' is a link or a device; nothing was extracted")
+            target = _target(member.filename, archive, to, wanted)
+            if member.is_dir() or target is None:
+                continue
+            try:
+                with content.open(member) as source, open(target, "wb") as file:
+                    shutil.copyfileobj(source, file, 1 << 20)
+            except (RuntimeError, NotImplementedError) as error:  # a password, or a compression of its own
+                raise DataError(
+                    f"{archive}: member '{member.filename}' cannot be read ({error}); unpack it yourself"
+                ) from error
+
+
 def _extract_member(
     tar: tarfile.TarFile, member: tarfile.TarInfo, archive: pathlib.Path, to: pathlib.Path, wanted: tuple[str, ...]
 ) -> None:
-    path = pathlib.PurePosixPath(member.name)
-    if path.is_absolute() or ".." in path.parts:
-        raise DataError(f"{archive}: member '{member.name}' points outside the archive; nothing was extracted")
+    target = _target(member.name, archive, to, wanted)
     if member.isdir():
         return
     if not member.isfile():
         raise DataError(f"{archive}: member '{member.name}' is a link or a device; nothing was extracted")
-    if not path.name.lower().endswith(wanted) or path.name.startswith("."):
+    if target is None:
         return
-    target = to / path
-    target.parent.mkdir(parents=True, exist_ok=True)
     content = tar.extractfile(member)
     assert content is not None  # isfile() above
     with open(target, "wb") as file:
         shutil.copyfileobj(content, file, 1 << 20)
+
+
+def _target(name: str, archive: pathlib.Path, to: pathlib.Path, wanted: tuple[str, ...]) -> pathlib.Path | None:
+    """Return the file to which a member is extracted, in a folder that exists; None: it is not wanted.
+
+    Raises:
+      DataError: it points outside the archive.
+    """
+    path = pathlib.PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts:
+        raise DataError(f"{archive}: member '{name}' points outside the archive; nothing was extracted")
+    if name.endswith("/") or not path.name.lower().endswith(wanted) or path.name.startswith("."):
+        return None
+    target = to / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target

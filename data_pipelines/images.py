@@ -20,6 +20,10 @@ from histojax.core.retries import is_transient, read_bytes
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*")
+_JPEG2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+_BMP, _WEBP = b"BM", b"RIFF"
+_BY_PILLOW = (_JPEG, *_TIFF, *_JPEG2000, _BMP, _WEBP)
+_FORMATS = ("JPEG", "TIFF", "JPEG2000", "BMP", "WEBP")
 _COLOUR_TYPES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey + alpha", 6: "RGBA"}
 
 
@@ -56,7 +60,7 @@ def read_file(path: pathlib.Path) -> bytes:
 
 
 def check_image(data: bytes) -> CheckedImage:
-    """Check the bytes of a PNG, JPEG or TIFF file.
+    """Check the bytes of a PNG, JPEG, TIFF, BMP, JPEG 2000 or WebP file.
 
     Raises:
       BadImageError: as for `check_png`; also another format, or a whole slide, which is too large to read at once.
@@ -66,7 +70,7 @@ def check_image(data: bytes) -> CheckedImage:
 
 def read_image(data: bytes) -> tuple[CheckedImage, np.ndarray]:
     """Check an image as `check_image` does, and also return its pixels, `uint8 [h, w, 3]`, RGB."""
-    if data.startswith(_SIGNATURE) or not data.startswith((_JPEG, *_TIFF)):
+    if data.startswith(_SIGNATURE) or not data.startswith(_BY_PILLOW):
         rgb, note = _read_png(data)
     else:
         rgb, note = _read_with_pillow(data), ""
@@ -76,7 +80,7 @@ def read_image(data: bytes) -> tuple[CheckedImage, np.ndarray]:
 def decode_rgb(data: bytes) -> np.ndarray:
     """Decode bytes that `check_image` accepted to the pixels that it hashed, `uint8 [h, w, 3]`, RGB.
 
-    JPEG files are decoded by Pillow, as in `check_image`; `pixels.decode` leaves them to OpenCV.
+    All but PNG files are decoded by Pillow, as in `check_image`; `pixels.decode` leaves JPEG files to OpenCV.
     """
     return decode(data) if data.startswith(_SIGNATURE) else _read_with_pillow(data)
 
@@ -93,9 +97,9 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return bytes(data)
 
 
-def is_tiff(data: bytes) -> bool:
-    """Return whether the bytes start like a TIFF file, which the training loader cannot decode from memory."""
-    return data.startswith(_TIFF)
+def storable(data: bytes) -> bytes:
+    """Return what is stored of an image: its own bytes if they are PNG or JPEG, which training decodes, else a PNG."""
+    return data if data.startswith((_SIGNATURE, _JPEG)) else encode_png(decode_rgb(data))
 
 
 def check_png(data: bytes) -> CheckedImage:
@@ -149,7 +153,7 @@ def _checked(rgb: np.ndarray, note: str) -> CheckedImage:
 
 
 def _read_with_pillow(data: bytes) -> np.ndarray:
-    """Decode a JPEG or TIFF file; unlike OpenCV, Pillow refuses truncated files.
+    """Decode any file but a PNG; unlike OpenCV, Pillow refuses truncated files.
 
     Raises:
       BadImageError: another mode than 8-bit RGB, damaged, truncated, or too large.
@@ -157,7 +161,7 @@ def _read_with_pillow(data: bytes) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=("JPEG", "TIFF")) as image:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 kind = image.format
                 if image.mode != "RGB":
                     raise BadImageError(f"{kind} of mode {image.mode} where 8-bit RGB is expected: convert it")

@@ -13,6 +13,9 @@ from data_pipelines import archive
 from data_pipelines.breakhis import filenames
 from data_pipelines.breakhis import scan as breakhis_scan
 from data_pipelines.errors import DataError
+from data_pipelines.image_folder import layouts as folder_layouts
+from data_pipelines.image_folder.scan import Scan, scan
+from data_pipelines.image_folder.spec import FolderSpec
 from data_pipelines.listing import folder_name
 from data_pipelines.liver_tiles import layouts
 from data_pipelines.liver_tiles.spec import TilesSpec
@@ -27,7 +30,7 @@ from histojax.core.locks import exclusive_lock
 from histojax.core.printable import printable
 
 _log = logging.getLogger(__name__)
-_PIPELINES = ("breakhis", "liver_tiles")
+PIPELINES = ("breakhis", "liver_tiles", "image_folder")
 _RECORDS_FILE = "records.csv"
 
 
@@ -59,23 +62,25 @@ def prepare(
     on_bad_image: str = "error",
     directory: str = "",
     tiles: TilesSpec | None = None,
+    images: FolderSpec | None = None,
 ) -> Prepared:
     """Open the prepared dataset of `root`; prepare it first if it does not exist or if `root` has changed.
 
     Args:
-      pipeline: `breakhis` or `liver_tiles`.
-      root: the archive, its extracted tree or a mirror (liver_tiles: a folder, an archive or a table of tiles);
+      pipeline: one of `PIPELINES`.
+      root: the archive, its extracted tree or a mirror (other pipelines: a folder, an archive or a table of images);
         empty: the built-in synthetic images.
-      magnification: for BreakHis: `40X`, `100X`, `200X`, `400X` or `all`; for tiles: empty.
+      magnification: for BreakHis: `40X`, `100X`, `200X`, `400X` or `all`; for others: empty.
       on_bad_image: `error` or `skip`.
       directory: folder of prepared data; empty: `default_directory()`.
       tiles: for liver_tiles: how to read them.
+      images: for image_folder: how to read them.
 
     Raises:
       DataError: the data have a problem.
     """
-    if pipeline not in _PIPELINES:
-        raise DataError(f"data.pipeline='{pipeline}' is not one of {', '.join(_PIPELINES)}")
+    if pipeline not in PIPELINES:
+        raise DataError(f"data.pipeline='{pipeline}' is not one of {', '.join(PIPELINES)}")
     base = expand_user(directory).absolute() if directory else default_directory()
     source = expand_user(root).resolve() if root else None
     if source and not source.exists():
@@ -88,8 +93,12 @@ def prepare(
             raise DataError(
                 f"data.magnification='{magnification}' does not apply to data.pipeline='{pipeline}': leave it empty"
             )
-        builder, folder = _liver_tiles(source, base, tiles or TilesSpec(), on_bad_image)
-        description = f"tiles of {printable(source or '')}"
+        if pipeline == "liver_tiles":
+            builder, folder = _liver_tiles(source, base, tiles or TilesSpec(), on_bad_image)
+        else:
+            builder, folder = _image_folder(source, base, images or FolderSpec(), on_bad_image)
+        kind = "tiles" if pipeline == "liver_tiles" else "images"
+        description = f"{kind} of {printable(source or '')}"
     synthetic = (folder / MARKER).is_file()
     if synthetic:
         suffix = f", {magnification}" if magnification else ""
@@ -140,14 +149,11 @@ def _liver_tiles(
     if source is None:
         with exclusive_lock(base):
             source = tiles_generator.generate_tiles(base / f"synthetic-tiles-v{tiles_generator.VERSION}")
-    if source.is_file() and source.name.lower().endswith(TABLES):
-        spec, source = dataclasses.replace(spec, layout="table", table=source.name), source.parent
+    source, table = _table_apart(source)
+    if table:
+        spec = dataclasses.replace(spec, layout="table", table=table)
     config = liver_tiles.config(spec, on_bad_image)
-    with exclusive_lock(base):
-        folder = archive.unpack(source, base / "extracted" / "tiles", (*layouts.IMAGES, *TABLES))
-    if folder != source:  # an archive usually holds a single folder, which holds the tiles
-        while len(inside := list(folder.iterdir())) == 1 and inside[0].is_dir():
-            folder = inside[0]
+    folder = _unpacked(source, base / "extracted" / "tiles", layouts.IMAGES, base)
     found = layouts.find(folder, spec)
     _log_report(found.report)
     parent = base / "prepared"
@@ -155,6 +161,65 @@ def _liver_tiles(
     with quiet_custom_configs():
         builder = liver_tiles.Builder(config=config, data_dir=directory, file_format="array_record")
     return builder, folder
+
+
+def _image_folder(
+    source: pathlib.Path | None, base: pathlib.Path, spec: FolderSpec, on_bad_image: str
+) -> tuple[Any, pathlib.Path]:
+    """Return the builder, and the folder that it reads."""
+    from data_pipelines.compat import quiet_custom_configs
+    from data_pipelines.image_folder import image_folder_dataset_builder as image_folder
+
+    if source is None:
+        with exclusive_lock(base):
+            only = generator.SyntheticSpec(magnifications=("100X",))
+            source = generator.generate(base / f"synthetic-v{generator.VERSION}-100X", only)
+    folder, spec = _image_root(source, spec, base)
+    config = image_folder.config(spec, on_bad_image)
+    found = folder_layouts.find(folder, spec)
+    _log_report(found.report)
+    parent = base / "prepared"
+    facts = (str(folder), f"images {image_folder.Builder.VERSION}")
+    directory = parent / folder_name(parent, found.files, *facts)
+    with quiet_custom_configs():
+        builder = image_folder.Builder(config=config, data_dir=directory, file_format="array_record")
+    return builder, folder
+
+
+def scan_image_folder(root: pathlib.Path, spec: FolderSpec) -> Scan:
+    """Read and check the images of a root as `prepare` does, without storing them; bad ones are in the summary.
+
+    Raises:
+      DataError: the root does not exist, or the images have a problem.
+    """
+    if not root.exists():
+        raise DataError(f"{root}: no such file or folder")
+    folder, spec = _image_root(root, spec, default_directory())
+    return scan(folder, spec, on_bad_image="skip")
+
+
+def _image_root(source: pathlib.Path, spec: FolderSpec, base: pathlib.Path) -> tuple[pathlib.Path, FolderSpec]:
+    """Return the folder of images to which a root leads, and how it is read."""
+    source, table = _table_apart(source)
+    if table:
+        spec = dataclasses.replace(spec, table=table)
+    return _unpacked(source, base / "extracted" / "images", folder_layouts.SUFFIXES, base), spec
+
+
+def _table_apart(source: pathlib.Path) -> tuple[pathlib.Path, str]:
+    """Return the folder of a source that is a table, and the table's name; other sources as they are, and ""."""
+    is_table = source.is_file() and source.name.lower().endswith(TABLES)
+    return (source.parent, source.name) if is_table else (source, "")
+
+
+def _unpacked(source: pathlib.Path, into: pathlib.Path, images: tuple[str, ...], base: pathlib.Path) -> pathlib.Path:
+    """Return a folder as it is, or the folder of an archive's images; that is usually the only one in it."""
+    with exclusive_lock(base):
+        folder = archive.unpack(source, into, (*images, *TABLES))
+    if folder != source:
+        while len(inside := list(folder.iterdir())) == 1 and inside[0].is_dir():
+            folder = inside[0]
+    return folder
 
 
 def _log_report(lines: Sequence[str]) -> None:
@@ -211,6 +276,9 @@ def _stored_records(directory: pathlib.Path) -> Iterator[Record]:
     features = _reopen(directory).info.features
     for row in open_images(directory):
         fields = {field: row[field].decode() for field in FIELDS if field in row and field != "label"}
-        multilabel = "labels" in row
-        names = [name.decode() for name in row["labels"]] if multilabel else [features["label"].int2str(row["label"])]
+        if "labels" in row:  # any number of them
+            names = [name.decode() for name in row["labels"]]
+        else:
+            label = row["label"]
+            names = [label.decode() if isinstance(label, bytes) else features["label"].int2str(label)]
         yield Record(label=join_labels(names), **fields)

@@ -30,6 +30,7 @@ class Record:
       slide_id: the slide that a tile comes from; empty: unknown.
       source_id: the image that a tile was cut from, named by its content; empty: unknown.
       given_split: the side in the dataset's own table: train, val or test; empty: none.
+      site: the hospital or scanner; empty: unknown.
     """
 
     image_id: str
@@ -42,6 +43,13 @@ class Record:
     slide_id: str = ""
     source_id: str = ""
     given_split: str = ""
+    site: str = ""
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What the hash of a dataset is made of; without a site, the same as before sites existed."""
+        fields = dataclasses.astuple(self)
+        return fields if self.site else fields[:-1]
 
 
 def join_labels(labels: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from histojax.core.split_hash import GROUP_FIELDS
 
 # Protocol -> the field of a record whose groups must not be divided between sides.
 GROUPS = {field.removesuffix("_id"): field for field in GROUP_FIELDS if field}
-_NOUNS = {"case_id": "case", "patient_id": "patient", "slide_id": "slide", "source_id": "source image"}
+_NOUNS = {"case_id": "case", "patient_id": "patient", "slide_id": "slide", "source_id": "source image", "site": "site"}
 PROTOCOLS = ("auto", *GROUPS, "image", "given", "folds", "listed")
 _MOSTLY = 0.9  # least fraction of images whose group is known for `auto` to divide by it
 _WITHOUT_FRACTION = ("given", "folds", "listed")  # their test sides are known in advance
@@ -132,7 +132,8 @@ def resolve(spec: SplitSpec, records: Records) -> SplitSpec:
     if spec.protocol == "auto":
         if not spec.kfolds and _known(records, "given_split") == len(records):
             return dataclasses.replace(spec, protocol="given")
-        mostly = (name for name, field in GROUPS.items() if _known(records, field) >= _MOSTLY * len(records))
+        candidates = {name: field for name, field in GROUPS.items() if name != "site"}  # of which there are too few
+        mostly = (name for name, field in candidates.items() if _known(records, field) >= _MOSTLY * len(records))
         return dataclasses.replace(spec, protocol=next(mostly, "image"))
     field = "given_split" if spec.protocol == "given" else GROUPS.get(spec.protocol)
     field = "patient_id" if spec.protocol == "listed" else field

@@ -6,6 +6,7 @@ A split is made in two stages, whatever the protocol: first test, then validatio
   Groups are weighted over all magnifications of the dataset, so a case is on the same side in a run at 40X and in one
   at 400X.
 * `slide` and `source` (the image that tiles were cut from): the same, for tiles whose patients are unknown.
+* `site`: whole hospitals or scanners; with as many folds as sites, each fold leaves one site out, in their order.
 * `image`: single images, stratified. Images of one patient are on both sides: optimistic, and described as such.
 * `given`: the sides in the dataset's own table; validation is taken out of training if the table names none.
 * `auto`: the strictest protocol that the data allow (`data_pipelines.split_spec.resolve`).
@@ -312,6 +313,8 @@ def _test_groups(
         if not test:
             raise DataError("the dataset's own split has no test image: set data.split.protocol=auto with kfolds")
         return test, {}
+    if spec.protocol == "site" and spec.kfolds == len(cells):
+        return {sorted(cells)[spec.fold]}, {}
     fractions = [1 / spec.kfolds] * spec.kfolds if spec.kfolds else [spec.test_fraction, 1 - spec.test_fraction]
     parts = assign(cells, fractions, _rng(spec.seed, "test"), coverage=not spec.kfolds)
     return {group for group, part in parts.items() if part == (spec.fold if spec.kfolds else 0)}, {}

@@ -1,9 +1,12 @@
 """Reading a user's table or list of images or slides: CSV, TSV or Parquet with a header."""
 
 import csv
+import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import pyarrow
 import pyarrow.parquet
@@ -12,6 +15,7 @@ from data_pipelines.errors import DataError
 from histojax.core.csv_format import csv_format
 from histojax.core.printable import printable
 
+T = TypeVar("T", bound=Any)
 SUFFIXES = (".csv", ".tsv", ".parquet")
 # The side of a split that a cell, or a folder's name, means.
 SIDES = {
@@ -50,6 +54,62 @@ def read_table(
     if repeated:
         raise DataError(f"{name}: column names repeat: {printable(', '.join(repeated))}; make each unique")
     return header, _rows(name, header, lines, pad)
+
+
+def list_tables(root: pathlib.Path) -> list[pathlib.Path]:
+    """Return the tables in a folder, without those in its subfolders."""
+    if not root.is_dir():
+        return []
+    return sorted(p for p in root.iterdir() if p.name.lower().endswith(SUFFIXES) and not p.name.startswith("."))
+
+
+def choose_table(
+    root: pathlib.Path,
+    name: str,
+    tables: Sequence[pathlib.Path],
+    field: str,
+    fits: Callable[[pathlib.Path], bool] = lambda _: True,
+) -> pathlib.Path:
+    """Return the table to read: the named one, else the only one, else the only one that fits.
+
+    Args:
+      root: the folder.
+      name: file name below it; empty: none is named.
+      tables: those in the folder.
+      field: of the config, which names the table; for messages.
+      fits: whether a table is of the kind that is looked for.
+
+    Raises:
+      DataError: no table has that name, or there are several tables and no name is given.
+    """
+    if name:
+        path = root / name
+        if not path.is_file():
+            raise DataError(f"{path}: no such file ({field})")
+        return path
+    listing = list(filter(fits, tables)) if len(tables) > 1 else tables
+    if len(listing) != 1:
+        names = ", ".join(printable(path.name) for path in listing or tables)
+        raise DataError(f"{printable(root)}: several tables ({names}); choose with --config.{field}")
+    return listing[0]
+
+
+def usable_sides(items: Iterable[T]) -> tuple[list[T], Counter[str]]:
+    """Drop the field `given_split` of items unless it makes a split: every item has one, and train and test occur.
+
+    Args:
+      items: instances of a dataclass with that field.
+
+    Returns:
+      The items, and a note with the number of sides that are ignored.
+    """
+    items = list(items)
+    sides = Counter(item.given_split for item in items)
+    if sides["train"] and sides["test"] and not sides[""]:
+        return items, Counter()
+    given = sum(sides.values()) - sides[""]
+    note = "image whose given side is ignored: a split needs train and test, and a side for every image"
+    return [dataclasses.replace(item, given_split="") for item in items], Counter({note: given} if given else {})
 
 
 def read_side(place: str, cell: str) -> str:

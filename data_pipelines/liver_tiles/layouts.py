@@ -11,7 +11,7 @@ from data_pipelines.liver_tiles import masks, table
 from data_pipelines.liver_tiles.spec import LIVER_LABELS, TilesSpec
 from data_pipelines.liver_tiles.table import has_paths
 from data_pipelines.records import label_set
-from data_pipelines.tables import SIDES, SUFFIXES
+from data_pipelines.tables import SIDES, SUFFIXES, choose_table, list_tables, usable_sides
 from histojax.core.printable import printable
 from histojax.core.walk import describe, find_files
 
@@ -76,7 +76,7 @@ def find(root: pathlib.Path, spec: TilesSpec) -> Found:
     """
     if not root.is_dir():
         raise DataError(f"{printable(root)}: no such folder (data.root)")
-    tables = table.list_tables(root)
+    tables = list_tables(root)
     if spec.table or (tables and spec.layout == "table") or (spec.layout == "auto" and any(map(has_paths, tables))):
         return _from_table(root, spec, tables)
     walked = find_files(root, IMAGES)
@@ -99,21 +99,21 @@ def find(root: pathlib.Path, spec: TilesSpec) -> Found:
     items = [item for item in items if name_of(item.path, root) not in bad]
     broken = {pathlib.Path(path): why for path, why in walked.broken.items() if path.lower().endswith(IMAGES)}
     bad |= {name_of(path, root): why for path, why in broken.items()}
-    items, notes = _usable_sides(sorted(items, key=lambda item: item.path))
+    items, notes = usable_sides(sorted(items, key=lambda item: item.path))
     files = (*images, *sorted(broken))
     return Found(layout, labels, tuple(items), bad, notes, files, tuple(walked.report()))
 
 
 def _from_table(root: pathlib.Path, spec: TilesSpec, tables: Sequence[pathlib.Path]) -> Found:
     """Read the images that a table lists; no other file of the root is looked at."""
-    path = table.choose(root, spec.table, tables)
+    path = choose_table(root, spec.table, tables, "data.tiles.table", has_paths)
     labels = spec.labels or LIVER_LABELS
     items = [_with_groups(Item(**row), spec) for row in table.read(path, labels)]
     missing = {item.path for item in items if not item.path.is_file()}
     bad = {name_of(image, root): "listed in the table, but the file does not exist" for image in missing}
     files = sorted({item.path for item in items} - missing | {path})
     usable = sorted((item for item in items if item.path not in missing), key=lambda item: item.path)
-    kept, notes = _usable_sides(usable)
+    kept, notes = usable_sides(usable)
     return Found("table", labels, tuple(kept), bad, notes, tuple(files))
 
 
@@ -246,14 +246,3 @@ def _with_groups(item: Item, spec: TilesSpec, root: pathlib.Path | None = None) 
         patient_id=item.patient_id or named.get("patient") or "",
         slide_id=item.slide_id or named.get("slide") or "",
     )
-
-
-def _usable_sides(items: Iterable[Item]) -> tuple[list[Item], Counter[str]]:
-    """Drop given sides unless they make a split: every image has one, and train and test occur."""
-    items = list(items)
-    sides = Counter(item.given_split for item in items)
-    if sides["train"] and sides["test"] and not sides[""]:
-        return items, Counter()
-    given = sum(sides.values()) - sides[""]
-    note = "image whose given side is ignored: a split needs train and test, and a side for every image"
-    return [dataclasses.replace(item, given_split="") for item in items], Counter({note: given} if given else {})

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from data_pipelines.errors import BadImageError, DataError, bad_images_message
-from data_pipelines.images import check_image, decode_rgb, encode_png, is_tiff, pixel_hash, read_file
+from data_pipelines.images import check_image, decode_rgb, encode_png, pixel_hash, read_file, storable
 from data_pipelines.liver_tiles import layouts, masks
 from data_pipelines.liver_tiles.layouts import Item, name_of
 from data_pipelines.liver_tiles.spec import TilesSpec
@@ -101,7 +101,7 @@ def stored_bytes(tile: Tile) -> bytes:
     if tile.corner is not None:
         (x, y), (height, width) = tile.corner, tile.shape
         return encode_png(decode_rgb(data)[y : y + height, x : x + width])
-    return encode_png(decode_rgb(data)) if is_tiff(data) else data
+    return storable(data)
 
 
 def image_ids(items: Iterable[Item], root: pathlib.Path) -> dict[pathlib.Path, str]:

@@ -5,20 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_pipelines.errors import DataError
-from data_pipelines.tables import SUFFIXES, path_in, read_side, read_table
-from histojax.core.printable import printable
+from data_pipelines.tables import path_in, read_side, read_table
 from histojax.core.suggestions import did_you_mean
 
 _GROUPS = ("patient_id", "slide_id", "source_id")
 _OPTIONAL = (*_GROUPS, "split")
 _LABEL_CELLS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
-
-
-def list_tables(root: pathlib.Path) -> list[pathlib.Path]:
-    """Return the tables in a folder, without those in its subfolders."""
-    if not root.is_dir():
-        return []
-    return sorted(p for p in root.iterdir() if p.name.lower().endswith(SUFFIXES) and not p.name.startswith("."))
 
 
 def has_paths(path: pathlib.Path) -> bool:
@@ -27,24 +19,6 @@ def has_paths(path: pathlib.Path) -> bool:
         return "path" in read_table(path)[0]
     except DataError:
         return False
-
-
-def choose(root: pathlib.Path, name: str, tables: Sequence[pathlib.Path]) -> pathlib.Path:
-    """Return the table to read: the named one, else the only one, else the only one with a column `path`.
-
-    Raises:
-      DataError: no table has that name, or there are several tables and no name is given.
-    """
-    if name:
-        path = root / name
-        if not path.is_file():
-            raise DataError(f"{path}: no such file (data.tiles.table)")
-        return path
-    listing = list(filter(has_paths, tables)) if len(tables) > 1 else tables
-    if len(listing) != 1:
-        names = ", ".join(printable(path.name) for path in listing or tables)
-        raise DataError(f"{printable(root)}: several tables ({names}); choose with --config.data.tiles.table")
-    return listing[0]
 
 
 def read(path: pathlib.Path, labels: Sequence[str]) -> list[dict[str, Any]]:

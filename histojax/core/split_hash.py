@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable
 
 # Fields of a record whose groups a split may keep together, the strictest first; "" stands for single images.
-GROUP_FIELDS = ("case_id", "patient_id", "slide_id", "source_id", "")
+GROUP_FIELDS = ("case_id", "patient_id", "slide_id", "source_id", "site", "")
 
 
 def split_hash(group_by: str, sides: Iterable[tuple[str, str]]) -> str:

@@ -14,6 +14,7 @@ from data_pipelines import protocols
 from data_pipelines.breakhis.filenames import CLASSES, DUPLICATE_SLIDES, SUBTYPES
 from data_pipelines.breakhis.scan import describe_missing
 from data_pipelines.errors import DataError
+from data_pipelines.image_folder.spec import folder_spec
 from data_pipelines.liver_tiles.spec import TilesSpec
 from data_pipelines.prepare import Prepared, prepare
 from data_pipelines.records import Records, label_set
@@ -21,7 +22,8 @@ from data_pipelines.split_groups import Member
 from data_pipelines.split_spec import SplitSpec
 from data_pipelines.splits import OTHER_CLASS, Split, make_split, place
 
-_TASKS = {"breakhis": ("binary", "subtype"), "liver_tiles": ("multilabel",)}
+_TASKS = {"breakhis": ("binary", "subtype"), "liver_tiles": ("multilabel",), "image_folder": ("classes",)}
+_ALWAYS_POSITIVE = "malignant"  # the class that every table of results takes as the positive one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Dataset:
     @functools.cached_property
     def hash(self) -> str:
         """Hash of the table (names, pixels, labels, patients), independent of its order and place: 16 hex digits."""
-        lines = sorted(json.dumps(dataclasses.astuple(record)) for record in self.records)
+        lines = sorted(json.dumps(record.identity) for record in self.records)
         return hashlib.sha256("\n".join([json.dumps(self.classes), *lines]).encode()).hexdigest()[:16]
 
     @property
@@ -132,6 +134,8 @@ class Dataset:
         if self.multilabel:
             facts["tile_pixels"] = summary["tile_pixels"]
             facts["labels"] = dict(zip(self.classes, self.counts(np.arange(len(self.records))), strict=True))
+        elif "classes" in summary:
+            facts["classes"] = dict(zip(self.classes, self.counts(np.arange(len(self.records))), strict=True))
         elif not self.prepared.synthetic:
             facts["published_counts"] = describe_missing(summary["published"])
         return facts
@@ -140,15 +144,16 @@ class Dataset:
         """Return the facts as lines for the terminal."""
         facts = self.facts(split)
         lines = [f"data: {facts['description']}"]
-        if "labels" in facts:
-            lines.append("labels: " + ", ".join(f"{name} {count}" for name, count in facts["labels"].items()))
+        for kind in ("labels", "classes"):
+            if kind in facts:
+                lines.append(f"{kind}: " + ", ".join(f"{name} {count}" for name, count in facts[kind].items()))
         if "published_counts" in facts:
             lines.append(f"published table: {facts['published_counts']}")
         lines += [f"note: {count} × {note}" for note, count in facts["notes"].items()]
         return lines + [f"skipped {name}: {reason}" for name, reason in facts["bad_images"].items()]
 
     def _members(self) -> list[Member]:
-        if self.multilabel:
+        if "patients" not in self.prepared.summary:
             return []
         task_label = "label" if self.classes == CLASSES else "subtype"
         return [
@@ -162,8 +167,9 @@ def open_dataset(settings: Mapping[str, Any], classes: Sequence[str] = ()) -> Da
     """Open a dataset; prepare it first if necessary.
 
     Args:
-      settings: `pipeline, root, magnification, on_bad_image, prepared_dir, task, tiles` and optionally `split` of
-        `config.data`. If the protocol of `split` uses only some classes of the task, images of the others are left out.
+      settings: `pipeline, root, magnification, on_bad_image, prepared_dir, task, tiles, images` and optionally
+        `split` of `config.data`. If the protocol of `split` uses only some classes of the task, images of the others
+        are left out.
       classes: the classes of a trained model; empty: those of the task.
 
     Raises:
@@ -186,10 +192,11 @@ def open_dataset(settings: Mapping[str, Any], classes: Sequence[str] = ()) -> Da
         on_bad_image=settings["on_bad_image"],
         directory=settings["prepared_dir"],
         tiles=tiles_spec(settings["tiles"]) if task == "multilabel" else None,
+        images=folder_spec(settings["images"]) if task == "classes" else None,
     )
     if task == "multilabel":
         return _multilabel(prepared, classes)
-    names = prepared.records.column("label" if task == "binary" else "subtype").tolist()
+    names = prepared.records.column("subtype" if task == "subtype" else "label").tolist()
     classes = _single_label_classes(settings, prepared, set(names), classes)
     position = {name: i for i, name in enumerate(classes)}
     return Dataset(prepared, tuple(classes), np.array([position.get(name, -1) for name in names], dtype=np.int32))
@@ -226,10 +233,29 @@ def _single_label_classes(
                 f"(its classes: {', '.join(classes)})"
             )
         return classes
+    if settings["task"] == "classes":
+        return _ordered(sorted(present), settings["images"]["positive"], prepared.summary["root"])
     if settings["task"] == "subtype":
         # A part of the dataset may lack a subtype; a class without images is dropped.
         return tuple(name for name in SUBTYPES if name in present)
     return CLASSES
+
+
+def _ordered(classes: list[str], positive: str, root: str) -> Sequence[str]:
+    """Return classes in the order of the labels: of two, the positive one is the second.
+
+    Raises:
+      DataError: `positive` is none of two classes, or contradicts a class that every table takes as the positive one.
+    """
+    if positive and (len(classes) != 2 or positive not in classes):
+        raise DataError(
+            f"data.images.positive='{positive}' is for two classes, one of which it names; those of {root} are "
+            f"{', '.join(classes)}"
+        )
+    if positive and _ALWAYS_POSITIVE in classes and positive != _ALWAYS_POSITIVE:
+        raise DataError(f"data.images.positive='{positive}': with a class '{_ALWAYS_POSITIVE}', that one is positive")
+    chosen = _ALWAYS_POSITIVE if len(classes) == 2 and _ALWAYS_POSITIVE in classes else positive
+    return sorted(classes, key=lambda name: name == chosen)
 
 
 def _multilabel(prepared: Prepared, classes: Sequence[str]) -> Dataset:

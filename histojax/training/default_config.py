@@ -18,12 +18,14 @@ def base() -> ConfigDict:
     config.seed = 0  # random seed of initial values, order, augmentation, mixing and bootstrap
 
     config.data = data = ConfigDict()
-    data.pipeline = "breakhis"  # breakhis, or liver_tiles: any dataset of tiles with several labels
+    # breakhis; image_folder: any images with one class each; liver_tiles: any tiles with several labels each
+    data.pipeline = "breakhis"
     data.root = ""  # archive, folder or table of your images (see the README of the pipeline)
     data.synthetic = False  # without root: train on the built-in synthetic images, as the variants `smoke` do
     data.prepared_dir = ""  # folder of prepared datasets; empty: $HISTOJAX_DATA, else ~/.cache/histojax
     data.magnification = "100X"  # BreakHis: 40X, 100X, 200X, 400X or all
-    data.task = "binary"  # BreakHis: binary (benign, malignant) or subtype (the eight); liver_tiles: multilabel
+    # BreakHis: binary (benign, malignant) or subtype (the eight); image_folder: classes; liver_tiles: multilabel
+    data.task = "binary"
     data.on_bad_image = "error"  # an unreadable image ends the preparation; skip: it is left out and counted
     # An image that cannot be read during training ends the run; mask: it is named in the log and left out of the loss.
     data.on_bad_record = "error"
@@ -36,6 +38,21 @@ def base() -> ConfigDict:
     data.cache = "none"
     data.threads = 4  # decoding threads per process
     data.workers = 0  # decoding processes; 0: threads only
+
+    data.images = images = ConfigDict()  # for image_folder; see data_pipelines/image_folder/README.md
+    images.table = ""  # file name of the table below root; needed if there are several
+    # Regular expression on an image's path below root, with some of the groups patient, case, slide and site
+    images.group_pattern = ""
+    images.positive = ""  # of two classes, the positive one; empty: malignant, else the second by name
+    images.columns = columns = ConfigDict()  # names of the table's columns; capitals do not matter
+    columns.path = "path"  # column of the files, relative to the table's folder
+    columns.label = "label"  # column of the classes
+    columns.patient_id = "patient_id"  # column of the patients; this and the following may be absent
+    columns.case_id = "case_id"  # column of what shares tissue, such as an accession number
+    columns.slide_id = "slide_id"  # column of the slides
+    columns.site = "site"  # column of the hospitals or scanners
+    columns.magnification = "magnification"  # column of the magnifications
+    columns.split = "split"  # column of the sides: train, val, test
 
     data.tiles = tiles = ConfigDict()  # for liver_tiles; see data_pipelines/liver_tiles/README.md
     # Names of the labels. Empty: interstitial, necrosis, non_tumor, tumor; for WSSS4LUAD's masks: tumor, stroma, normal
@@ -50,8 +67,9 @@ def base() -> ConfigDict:
     tiles.keep_empty = False  # keep tiles without any label
 
     data.split = split = ConfigDict()
-    # BreakHis: case, patient, image, folds, eva; tiles: auto, patient, slide, source, image, given. A longer name, such
-    # as image_with_copies or case_deduplicated, also says how duplicates are treated: data_pipelines/protocols.py
+    # BreakHis: case, patient, image, folds, eva; tiles: auto, patient, slide, source, image, given; image_folder: auto,
+    # case, patient, slide, site, image, given. A longer name, such as image_with_copies or case_deduplicated, also says
+    # how duplicates are treated: data_pipelines/protocols.py
     split.protocol = "case"
     split.test_fraction = 0.25  # fraction of the images on the test side
     split.val_fraction = 0.2  # fraction of the remaining images on the validation side
@@ -249,6 +267,7 @@ MULTILABEL_VALUES: dict[str, tuple[str, ...]] = {
 # Fields, or groups of them, that have an effect only with a certain value of another field.
 USED_ONLY_WITH: dict[str, tuple[str, str]] = {
     "data.tiles.": ("data.pipeline", "liver_tiles"),
+    "data.images.": ("data.pipeline", "image_folder"),
     "loss.class_balanced_beta": ("loss.class_weights", "class_balanced"),
     "loss.focal_gamma": ("loss.name", "focal"),
     "loss.asymmetric_": ("loss.name", "asymmetric"),

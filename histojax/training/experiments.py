@@ -163,6 +163,9 @@ def fields_named(name: str, *, nearly: bool = False) -> list[str]:
     Args:
       name: the last parts of a field's path, joined by "_".
       nearly: return the fields with the closest name instead.
+
+    Returns:
+      Of several fields with that name, those in the outermost groups.
     """
     paths = list(_paths(default_config.base()))
     groups = {path.rpartition(".")[0] for path in paths}
@@ -170,7 +173,8 @@ def fields_named(name: str, *, nearly: bool = False) -> list[str]:
     for parts in (path.split(".") for path in paths if path not in groups):
         for i in range(len(parts)):
             named.setdefault("_".join(parts[i:]), []).append(".".join(parts))
-    return named.get(closest(name, named) if nearly else name, [])
+    found = named.get(closest(name, named) if nearly else name, [])
+    return [path for path in found if path.count(".") == min(other.count(".") for other in found)]
 
 
 def override(config: ConfigDict, overrides: Sequence[Override]) -> dict[str, Any]:

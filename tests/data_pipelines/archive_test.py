@@ -186,7 +186,15 @@ def test_missing_archive_is_an_os_error(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("a.tar.gz", True), ("A.TAR.GZ", True), ("a.tgz", True), ("a.tar", True), ("a.zip", False), ("tar", False)],
+    [
+        ("a.tar.gz", True),
+        ("A.TAR.GZ", True),
+        ("a.tgz", True),
+        ("a.tar", True),
+        ("a.zip", True),
+        ("a.rar", False),
+        ("tar", False),
+    ],
 )
 def test_archives_are_recognised_by_name(name: str, expected: bool) -> None:
     assert archive.is_archive(pathlib.Path(name)) is expected

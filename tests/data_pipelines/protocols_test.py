@@ -70,7 +70,7 @@ def test_name_fixes_the_whole_protocol() -> None:
         assert protocols.define(spec, ["benign", "malignant"]).name == name
         # The name overrides the other fields.
         assert _spec(name, duplicates="keep", **fields.get(protocol.kind, {})) == spec
-    assert len({protocols.define(_spec(n), ["a", "b"]).hash for n in protocols.REGISTRY if "folds" not in n}) == 22
+    assert len({protocols.define(_spec(n), ["a", "b"]).hash for n in protocols.REGISTRY if "folds" not in n}) == 25
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,7 @@ def test_class_missing_from_train_is_an_error() -> None:
     [
         (
             {"protocol": "slides"},
-            "protocol='slides' is not one of auto, case, patient, slide, source, image, given, folds",
+            "protocol='slides' is not one of auto, case, patient, slide, source, site, image, given, folds",
         ),
         ({"duplicates": "twice"}, "duplicates='twice' is not one of drop, keep, ignore"),
         ({"test_fraction": 0.0}, r"test_fraction=0.0 is not in \(0, 1\)"),

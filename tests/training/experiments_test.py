@@ -6,12 +6,14 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from data_pipelines import prepare
 from histojax.core.errors import RunError
 from histojax.training import default_config, experiments
 from tests.conftest import ROOT
 
 BASE = "from histojax.training import default_config\ndef get_config():\n c = default_config.base()\n "
-NAMES = ["baselines_breakhis", "dala_resnet50_breakhis", "ldcsf_liver", "pathology_breakhis"]
+NAMES = ["baselines_breakhis", "dala_resnet50_breakhis", "finetune_breakhis", "image_folder", "ldcsf_liver"]
+NAMES += ["pathology_breakhis"]
 
 
 def config() -> ConfigDict:
@@ -184,5 +186,5 @@ def test_fields_that_need_another_are_fields() -> None:
     for prefix, (other, value) in default_config.USED_ONLY_WITH.items():
         assert other in paths
         assert any(path.startswith(prefix) for path in paths)
-        legal = {**default_config.LEGAL_VALUES, **default_config.MULTILABEL_VALUES, "data.pipeline": ("liver_tiles",)}
+        legal = {**default_config.LEGAL_VALUES, **default_config.MULTILABEL_VALUES, "data.pipeline": prepare.PIPELINES}
         assert value in legal[other]

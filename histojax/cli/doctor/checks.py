@@ -23,8 +23,11 @@ from packaging.requirements import Requirement
 from data_pipelines import archive
 from data_pipelines.breakhis import filenames
 from data_pipelines.errors import DataError
-from data_pipelines.liver_tiles import layouts, table
+from data_pipelines.image_folder import layouts as folder_layouts
+from data_pipelines.image_folder.spec import FolderSpec
+from data_pipelines.liver_tiles import layouts
 from data_pipelines.liver_tiles.spec import TilesSpec
+from data_pipelines.tables import SUFFIXES as TABLES
 from histojax.core.directories import default_directory, expand_user
 from histojax.core.errors import RunError
 from histojax.core.machine import cores
@@ -234,8 +237,8 @@ def data_root(root: str) -> Finding:
         text = f"{root}: an archive of {byte_size(size)}; it is unpacked on the first run"
         return Finding("data root", OK, text, {"layout": "archive", "bytes": size})
     if path.is_file():
-        if not path.name.lower().endswith(table.SUFFIXES):
-            kinds = ", ".join((*archive.SUFFIXES, *table.SUFFIXES))
+        if not path.name.lower().endswith(TABLES):
+            kinds = ", ".join((*archive.SUFFIXES, *TABLES))
             return Finding("data root", FAIL, f"{root}: a file that is none of {kinds}; pass its folder instead")
         path, spec = path.parent, TilesSpec(layout="table", table=path.name)
     magnifications: Counter[str] = Counter()
@@ -254,15 +257,27 @@ def data_root(root: str) -> Finding:
     try:
         tiles = layouts.find(path, spec)
     except DataError as error:
-        return Finding(
-            "data root", FAIL, f"{root}: no images with BreakHis names, and not usable as tiles either: {error}"
-        )
+        return _class_images(root, path, spec.table, error)
     facts = {"layout": tiles.layout, "images": len(tiles.items), "labels": tiles.labels, "unusable": len(tiles.bad)}
     text = f"{root}: {len(tiles.items)} tile images, labels from {tiles.layout}: {', '.join(tiles.labels)}"
     if tiles.bad:
         examples = json.dumps(dict(list(tiles.bad.items())[:3]), ensure_ascii=False)
         return Finding("data root", WARN, f"{text}; {len(tiles.bad)} unusable: {examples}", facts)
     return Finding("data root", OK, text, facts)
+
+
+def _class_images(root: str, path: pathlib.Path, table_name: str, no_tiles: DataError) -> Finding:
+    """Check a root that holds neither BreakHis nor tiles with several labels."""
+    try:
+        found = folder_layouts.find(path, FolderSpec(table=table_name))
+    except (DataError, RunError) as error:
+        text = f"{root}: no images with BreakHis names; no tiles: {no_tiles}; no images with one class each: {error}"
+        return Finding("data root", FAIL, text)
+    classes = Counter(item.label for item in found.items)
+    counts = ", ".join(f"{name} {count}" for name, count in sorted(classes.items()))
+    text = f"{root}: {len(found.items)} images with one class each, from {found.layout}: {counts}"
+    facts = {"layout": found.layout, "images": len(found.items), "classes": dict(classes), "unusable": len(found.bad)}
+    return Finding("data root", WARN if found.bad else OK, text, facts)
 
 
 def _existing(path: pathlib.Path) -> pathlib.Path:

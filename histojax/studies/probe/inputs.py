@@ -46,7 +46,7 @@ class ProbeData:
     @property
     def hash(self) -> str:
         """Hash of the table (names, pixels, labels, patients): 16 hex digits."""
-        lines = [json.dumps(dataclasses.astuple(record)) for record in self.records]
+        lines = [json.dumps(record.identity) for record in self.records]
         return hashlib.sha256("\n".join([json.dumps(self.classes), *lines]).encode()).hexdigest()[:16]
 
     @property

@@ -1,0 +1,267 @@
+"""The images below a root and their classes, by a table or by the names of their folders; no pixels are read here."""
+
+import dataclasses
+import pathlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+from data_pipelines.errors import DataError
+from data_pipelines.image_folder.spec import COLUMNS, GROUPS, REQUIRED, FolderSpec
+from data_pipelines.tables import SIDES, choose_table, list_tables, path_in, read_side, read_table, usable_sides
+from histojax.core.printable import printable
+from histojax.core.suggestions import did_you_mean
+from histojax.core.walk import Files, describe, find_files
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".jp2", ".j2k", ".webp")
+_LISTED = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """An image file, and what its table or its folders say about it.
+
+    Attributes:
+      path: the image.
+      label: its class.
+      patient_id: empty: unknown; so are the fields below.
+      case_id: what certainly shares tissue.
+      slide_id: the slide.
+      site: the hospital or scanner.
+      magnification: such as `40X`.
+      given_split: train, val or test.
+    """
+
+    path: pathlib.Path
+    label: str
+    patient_id: str = ""
+    case_id: str = ""
+    slide_id: str = ""
+    site: str = ""
+    magnification: str = ""
+    given_split: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The content of a root.
+
+    Attributes:
+      layout: `table` or `folders`.
+      items: the images, sorted by path.
+      bad: image -> why it cannot be used.
+      notes: remarks for the user, with their counts.
+      files: all files that were considered.
+      report: a line for each kind of file that is not read.
+    """
+
+    layout: str
+    items: tuple[Item, ...]
+    bad: dict[str, str]
+    notes: Counter[str]
+    files: tuple[pathlib.Path, ...]
+    report: tuple[str, ...] = ()
+
+
+def find(root: pathlib.Path, spec: FolderSpec) -> Found:
+    """Find the images below `root` and their classes.
+
+    A table with the columns of a path and a label decides; without one, the folders do.
+
+    Raises:
+      DataError: no image, no class, labels that are spelt in several ways, or a table that cannot be used.
+      RunError: a folder cannot be read.
+    """
+    if not root.is_dir():
+        raise DataError(f"{printable(root)}: no such folder (data.root)")
+    tables = list_tables(root)
+    if spec.table or any(_fits(path, spec) for path in tables):
+        found = _from_table(root, spec, tables)
+    else:
+        found = _from_folders(root, spec, tables)
+    _check_labels(root, found)
+    return found
+
+
+def name_of(path: pathlib.Path, root: pathlib.Path) -> str:
+    """Return the name of an image below `root`: its path relative to it, as text."""
+    return printable(path.relative_to(root) if path.is_relative_to(root) else path)
+
+
+def _fits(path: pathlib.Path, spec: FolderSpec) -> bool:
+    """Return whether a table can be read and has the two columns that are needed."""
+    try:
+        header = {name.lower() for name in read_table(path)[0]}
+    except DataError:
+        return False
+    return all(spec.column(name).lower() in header for name in REQUIRED)
+
+
+def _from_table(root: pathlib.Path, spec: FolderSpec, tables: Sequence[pathlib.Path]) -> Found:
+    """Read the images that a table lists; no other file of the root is looked at."""
+    fitting = [path for path in tables if _fits(path, spec)]
+    path = choose_table(root, spec.table, fitting or tables, "data.images.table")
+    header, lines = read_table(path)
+    names = _columns(path, header, spec)
+    items: list[Item] = []
+    seen: dict[pathlib.Path, str] = {}
+    for place, row in lines:
+        cells = {field: row[name] for field, name in names.items()}
+        for field in REQUIRED:
+            if not cells[field]:
+                raise DataError(f"{place}, column {names[field]}: empty; fill it in, or remove the row")
+        image = path_in(path.parent, cells.pop("path"))
+        if image in seen:
+            raise DataError(f"{place}, column {names['path']}: '{printable(image.name)}' is already in {seen[image]}")
+        seen[image] = place
+        cells["given_split"] = read_side(place, cells.pop("split", ""))
+        items.append(_with_groups(Item(image, **cells), spec, root))
+    if not items:
+        raise DataError(f"{printable(path)}: no row below the header")
+    missing = {item.path for item in items if not item.path.is_file()}
+    if len(missing) == len(items):
+        raise DataError(
+            f"{printable(path)}: none of its {len(items)} files exists, such as {printable(min(missing))}; paths are "
+            "relative to the table's folder"
+        )
+    bad = {name_of(image, root): "listed in the table, but the file does not exist" for image in missing}
+    files = sorted({item.path for item in items} - missing | {path})
+    kept, notes = usable_sides(sorted((i for i in items if i.path not in missing), key=lambda item: item.path))
+    return Found("table", tuple(kept), bad, notes, tuple(files))
+
+
+def _columns(path: pathlib.Path, header: Sequence[str], spec: FolderSpec) -> dict[str, str]:
+    """Return what is known -> the table's column that says it. Capitals do not matter.
+
+    Raises:
+      DataError: a column is missing that is needed or that the user named, or two differ only in capitals.
+    """
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for name in header:
+        by_name[name.lower()].append(name)
+    found = {}
+    for field in COLUMNS:
+        wanted = spec.column(field)
+        same = by_name.get(wanted.lower(), [])
+        if len(same) > 1:
+            raise DataError(f"{printable(path)}: the columns {' and '.join(same)} differ only in capitals; rename one")
+        if same:
+            found[field] = same[0]
+        elif field in REQUIRED or field in dict(spec.columns):
+            raise DataError(
+                f"{printable(path)}: no column {wanted}{did_you_mean(wanted, header)}; it has "
+                f"{printable(', '.join(header))}. Name the right one with --config.data.images.columns.{field}=NAME"
+            )
+    return found
+
+
+def _from_folders(root: pathlib.Path, spec: FolderSpec, tables: Sequence[pathlib.Path]) -> Found:
+    """Take the class of each image from the first folder below the one that holds all classes, or train, val, test."""
+    walked = find_files(root, SUFFIXES)
+    images = walked.with_links()
+    if not images:
+        raise DataError(_no_images(root, walked, tables, spec))
+    folders = [path.relative_to(root).parts[:-1] for path in images]
+    depth = _shared_depth(folders)
+    sided = all(len(parts) > depth + 1 and parts[depth].lower() in SIDES for parts in folders)
+    items, homeless = [], []
+    for path, parts in zip(images, folders, strict=True):
+        side = SIDES[parts[depth].lower()] if sided else ""
+        below = parts[depth + sided :]
+        if below:
+            items.append(_with_groups(Item(path, below[0].strip(), given_split=side), spec, root))
+        else:
+            homeless.append(path)
+    if homeless:
+        raise DataError(
+            f"{printable(root)}: {len(homeless)} of {len(images)} images are in no class folder, such as "
+            f"{name_of(homeless[0], root)}; sort them into one folder per class, or write a table with the columns "
+            "path and label"
+        )
+    bad = {name_of(pathlib.Path(p), root): why for p, why in walked.broken.items() if p.lower().endswith(SUFFIXES)}
+    kept, notes = usable_sides(items)
+    files = (*images, *sorted(map(pathlib.Path, walked.broken)))
+    return Found("folders", tuple(kept), bad, notes, files, tuple(walked.report()))
+
+
+def _no_images(root: pathlib.Path, walked: Files, tables: Sequence[pathlib.Path], spec: FolderSpec) -> str:
+    text = (
+        f"{printable(root)}: no image below this folder ({', '.join(SUFFIXES)}); its files are "
+        f"{describe(walked.passed_over)}. Expected one folder per class, or a table with the columns "
+        f"{spec.column('path')} and {spec.column('label')}"
+    )
+    if tables:
+        header = ", ".join(read_table(tables[0])[0])
+        text += f"; {printable(tables[0].name)} has {printable(header)} (--config.data.images.columns.label=NAME)"
+    return text
+
+
+def _shared_depth(folders: Sequence[tuple[str, ...]]) -> int:
+    """Return the number of folders that all images share, such as 2 for histology_slides/breast."""
+    depth = 0
+    while len({parts[depth] if len(parts) > depth else None for parts in folders}) == 1 and len(folders[0]) > depth + 1:
+        depth += 1
+    return depth
+
+
+def _with_groups(item: Item, spec: FolderSpec, root: pathlib.Path) -> Item:
+    """Add the groups that the pattern finds in an image's path; what a table says stays.
+
+    Raises:
+      DataError: the path does not match the pattern.
+    """
+    if not spec.group_pattern:
+        return item
+    name = name_of(item.path, root)
+    match = re.search(spec.group_pattern, name)
+    if match is None:
+        raise DataError(f"{name}: does not match data.images.group_pattern='{spec.group_pattern}'")
+    for key, value in match.groupdict().items():
+        if value and not getattr(item, GROUPS[key]):
+            item = dataclasses.replace(item, **{GROUPS[key]: value})  # type: ignore[arg-type]
+    return item
+
+
+def _check_labels(root: pathlib.Path, found: Found) -> None:
+    """Verify that there are two classes, whose names differ by more than capitals, spaces, hyphens or underscores.
+
+    Raises:
+      DataError: that is not so.
+    """
+    counts = Counter(item.label for item in found.items)
+    spellings: dict[str, list[str]] = defaultdict(list)
+    for label in counts:
+        spellings[re.sub(r"[\s_-]+", "", label).lower()].append(label)
+    for same in spellings.values():
+        if len(same) > 1:
+            listed = " and ".join(f"'{printable(label)}' ({counts[label]} images)" for label in sorted(same))
+            raise DataError(f"{printable(root)}: the classes {listed} differ only in spelling; give them one name")
+    for label in counts:
+        if "+" in label or any(ord(character) < 32 for character in label):
+            raise DataError(
+                f"{printable(root)}: the class '{printable(label)}' has a character that results cannot hold "
+                "('+', or a line break); rename it"
+            )
+    if len(counts) < 2:
+        (label,) = counts
+        where = "the table's column of labels" if found.layout == "table" else "a folder for each class"
+        raise DataError(
+            f"{printable(root)}: all {counts[label]} images are of the class '{printable(label)}', but a classifier "
+            f"needs two; expected them in {where}. Images with several labels each: --config ldcsf_liver"
+        )
+
+
+def image_ids(items: Iterable[Item], root: pathlib.Path) -> dict[pathlib.Path, str]:
+    """Return a unique name for each image: its file's name without suffix if that is unique, else its path."""
+    paths = [item.path for item in items]
+    stems = Counter(path.stem for path in paths)
+    below = {path: name_of(path, root).removesuffix(path.suffix) for path in paths}
+    bare = Counter(below.values())
+    return {
+        path: printable(path.stem)
+        if stems[path.stem] == 1
+        else below[path]
+        if bare[below[path]] == 1
+        else name_of(path, root)
+        for path in paths
+    }
