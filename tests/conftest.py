@@ -7,12 +7,15 @@ import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 
+from histojax.core import machine
+
 # Set before jax is imported. Processes that the tests start also keep prepared data and compiled programs here.
 _HOME = pathlib.Path(tempfile.mkdtemp(prefix="histojax-tests-"))
 os.environ["HISTOJAX_DATA"] = str(_HOME)
 # The folder of compiled programs. Pytest's workers and the processes of tests inherit it, and so share it: many build
-# the same program again.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_HOME / "compiled"))
+# the same program again. It stays for the next run of the tests, most of whose time is compilation.
+_COMPILED = pathlib.Path("~/.cache/histojax-tests").expanduser() / f"compiled-{machine.instruction_sets()}"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_COMPILED))
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(_HOME / "hypothesis")
 # With two test workers on two cores, spinning PyTorch threads of one worker would slow down the other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -56,9 +59,20 @@ _LONGEST = (
 )
 
 
+_MOST_COMPILED = 4 << 30  # bytes; programs of earlier versions stay until then
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # the workers of pytest-xdist start later
+        _limit_compiled()
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False  # it orders by the number of tests, not by their time
+
+
+def _limit_compiled() -> None:
+    """Delete the compiled programs of earlier runs once they are many."""
+    if _COMPILED.is_dir() and sum(entry.stat().st_size for entry in os.scandir(_COMPILED)) > _MOST_COMPILED:
+        shutil.rmtree(_COMPILED, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,11 +1,11 @@
 """Facts about the host, and about the source tree that runs on it."""
 
 import contextlib
+import hashlib
 import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Iterator
 from typing import Any
 
 
@@ -41,10 +41,19 @@ def git_state() -> dict[str, Any] | None:
     return None
 
 
-def _processor() -> str:
-    def lines() -> Iterator[str]:
-        with contextlib.suppress(OSError):
-            yield from pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+def instruction_sets() -> str:
+    """Return eight digits that name the processor's architecture and instruction sets, on which programs depend."""
+    flags = next((line for line in _cpu_info() if line.startswith(("flags", "Features"))), platform.processor())
+    return hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:8]
 
-    names = (line.partition(":")[2].strip() for line in lines() if line.startswith("model name"))
+
+def _processor() -> str:
+    names = (line.partition(":")[2].strip() for line in _cpu_info() if line.startswith("model name"))
     return next(names, platform.processor())
+
+
+def _cpu_info() -> list[str]:
+    """Return the lines of /proc/cpuinfo; none where that file is missing."""
+    with contextlib.suppress(OSError):
+        return pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    return []

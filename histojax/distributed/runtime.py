@@ -18,14 +18,12 @@ that as well, and they import that module but never this one, because it imports
 """
 
 import gc
-import hashlib
 import logging
 import os
-import pathlib
-import platform
 
 import jax
 
+from histojax.core import machine
 from histojax.core.directories import default_directory
 from histojax.core.errors import RunError
 from histojax.distributed import sharding
@@ -59,19 +57,9 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS)
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    processor = hashlib.sha256(f"{platform.machine()} {_cpu_flags()}".encode()).hexdigest()[:8]
     try:
         directory = default_directory()
     except RunError as error:
         _log.warning("compiled programs are not kept for the next start: %s", error)
         return
-    jax.config.update("jax_compilation_cache_dir", str(directory / f"compiled-{processor}"))
-
-
-def _cpu_flags() -> str:
-    """Return the instruction sets of the processor, on which compiled programs depend."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    jax.config.update("jax_compilation_cache_dir", str(directory / f"compiled-{machine.instruction_sets()}"))
