@@ -105,6 +105,11 @@ class Split:
         """Hash of groups and sides, independent of the order of rows."""
         return split_hash(self.group_by, ((row.image_id, row.side) for row in self.rows))
 
+    @property
+    def ignores_copies(self) -> bool:
+        """Whether the protocol lets copies of a picture stand on two sides."""
+        return self.definition is not None and self.definition.name.endswith("_with_copies")
+
     def indices(self, side: str) -> np.ndarray:
         """Return the positions in the table of a side's images, `int64 [n]`."""
         return np.array([i for i, row in enumerate(self.rows) if row.side == side], dtype=np.int64)

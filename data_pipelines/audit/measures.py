@@ -88,7 +88,6 @@ def measure(path: pathlib.Path) -> Measures | str:
     small = _reduced(rgb)
     lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB).reshape(-1, 3)
     lightness, red_green, yellow_blue = lab.mean(axis=0).tolist()
-    apart = np.abs(grey.astype(np.float32) - np.median(grey)) > _BLANK_LEVELS
     return Measures(
         height=checked.height,
         width=checked.width,
@@ -101,8 +100,14 @@ def measure(path: pathlib.Path) -> Measures | str:
         lightness_sd=float(lab[:, 0].std()),
         pen_share=_pen_share(small),
         sharpness=_sharpness(rgb),
-        blank=bool(apart.mean() < _BLANK_SHARE),
+        blank=is_blank(grey),
     )
+
+
+def is_blank(grey: np.ndarray) -> bool:
+    """Return whether a picture, `uint8 [64, 64]`, is blank by `RULES`."""
+    apart = np.abs(grey.astype(np.float32) - np.median(grey)) > _BLANK_LEVELS
+    return bool(apart.mean() < _BLANK_SHARE)
 
 
 def robust_z(values: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import protocols
+from data_pipelines.audit.crossing import find_crossing
 from data_pipelines.breakhis.filenames import CLASSES, DUPLICATE_SLIDES, SUBTYPES
 from data_pipelines.breakhis.scan import describe_missing
 from data_pipelines.errors import DataError
@@ -113,6 +114,14 @@ class Dataset:
                 f"{workdir}: the data or its split has changed since the run began ({'; '.join(changed)}); point "
                 "--config.data.root at the same images, or use a new --workdir"
             )
+
+    def crossing(self, split: Split) -> list[str]:
+        """Describe the pictures that look the same and are on two sides of a split, one line each."""
+        names = self.records.column("image_id")
+        return [
+            f"{names[pair.first]} ({pair.sides[0]}) and {names[pair.second]} ({pair.sides[1]}, {pair.view})"
+            for pair in find_crossing(self.prepared.directory, [row.side for row in split.rows])
+        ]
 
     def facts(self, split: Split) -> dict[str, Any]:
         """Return what results say about the data: source, size, skipped images, images left out of the split."""

@@ -29,6 +29,8 @@ def base() -> ConfigDict:
     data.on_bad_image = "error"  # an unreadable image ends the preparation; skip: it is left out and counted
     # An image that cannot be read during training ends the run; mask: it is named in the log and left out of the loss.
     data.on_bad_record = "error"
+    # image_folder: train although nearly identical pictures are on two sides of the split; they are counted in results
+    data.allow_leak = False
     data.sampling = "natural"  # each image once per epoch; balanced: every class is drawn equally often
     data.image_size = 224  # pixels; side of the square images that the model sees
     data.mpp = 0.0  # µm per pixel of the images on disk, which slides are matched to; 0: unknown
@@ -268,6 +270,7 @@ MULTILABEL_VALUES: dict[str, tuple[str, ...]] = {
 USED_ONLY_WITH: dict[str, tuple[str, str]] = {
     "data.tiles.": ("data.pipeline", "liver_tiles"),
     "data.images.": ("data.pipeline", "image_folder"),
+    "data.allow_leak": ("data.pipeline", "image_folder"),
     "loss.class_balanced_beta": ("loss.class_weights", "class_balanced"),
     "loss.focal_gamma": ("loss.name", "focal"),
     "loss.asymmetric_": ("loss.name", "asymmetric"),

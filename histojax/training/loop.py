@@ -22,7 +22,7 @@ from histojax.data.pipeline import CachedBatches, LoaderSpec, train_batches
 from histojax.data.sources import Dataset, open_dataset
 from histojax.distributed import processes
 from histojax.distributed.sharding import Layout
-from histojax.training import build, checkpoint, default_config, evaluate, pretrained, work_directory
+from histojax.training import build, checkpoint, default_config, evaluate, leaks, pretrained, work_directory
 from histojax.training.checkpoint import BEST, LAST, Checkpoints
 from histojax.training.monitoring import BestTracker, MetricsBuffer, Signals, Watchdog, input_advice
 from histojax.training.optimizer import OptimizerSpec, learning_rate
@@ -208,6 +208,7 @@ def _open_run(config: ConfigDict, workdir: pathlib.Path, owner: OwnerFile) -> _S
         dataset.check_unchanged(split, saved, workdir)
         replanned = work_directory.check_end(workdir, saved, config, config.train.epochs * steps_per_epoch)
 
+    split = leaks.check(config, dataset, split)
     counts = dataset.counts(train_indices)
     task = build.task(config, dataset.classes, counts, len(train_indices))
     transform, optimizer_spec = build.optimizer(config, steps_per_epoch)
@@ -232,7 +233,7 @@ def _resume(setup: _Setup, last: Checkpoints, best: Checkpoints, decision_rule: 
     last.discard_incomplete()
     best.discard_incomplete()
     watch = BestTracker(config.train.best_metric, config.train.early_stopping, setup.task.METRICS)
-    decision_rule = dict(decision_rule or evaluate.default_decision_rule(setup.dataset))
+    decision_rule = dict(rule or evaluate.default_decision_rule(setup.dataset))
     steps, phase = last.steps(), Phase.TRAIN
     if not steps or steps[-1] < setup.total_steps:  # a finished run is only evaluated
         _log.info("compiling %s (minutes for a large model; later starts take it from the cache)", config.model.name)
