@@ -4,6 +4,7 @@ import gc
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 
@@ -28,6 +29,8 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+from histojax.models import registry  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -119,6 +122,16 @@ def _forget_programs() -> Iterator[None]:
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_models() -> Iterator[None]:
+    """Forget models that a module of the tests registered: other modules test every registered model."""
+    yield
+    for name, spec in list(registry._SPECS.items()):
+        if spec.builder.__module__.startswith("tests."):
+            del registry._SPECS[name]
+            sys.modules.pop(spec.builder.__module__, None)
 
 
 @pytest.fixture(autouse=True)

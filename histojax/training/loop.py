@@ -221,10 +221,9 @@ def _open_run(config: ConfigDict, workdir: pathlib.Path, owner: OwnerFile) -> _S
     )  # fmt: skip
 
 
-def _resume(setup: _Setup, last: Checkpoints, best: Checkpoints, decision_rule: Mapping[str, Any] | None) -> _Run:
-    """Return the run as it continues or starts.
+def _resume(setup: _Setup, last: Checkpoints, best: Checkpoints, rule: Mapping[str, Any] | None) -> _Run:
+    """Return the run as it continues or starts. The first of these that exists decides where it starts:
 
-    The first of these that exists decides where it starts:
     1. the newest complete checkpoint of `last`: state, best validation, decision rule, phase;
     2. `model.pretrained`: random weights, overwritten by those of the file or run;
     3. random weights, a function of the seed.
