@@ -23,6 +23,7 @@ from histojax.cli import (
     probe,
     protocols,
     report,
+    runs,
     shardings,
     slide,
     slide_agreement,
@@ -36,7 +37,7 @@ from histojax.core.suggestions import did_you_mean
 
 GROUPS: dict[str, tuple[ModuleType, ...]] = {
     "Train": (train, crossval, compare, protocols, probe),
-    "Use a model": (evaluate, predict, embed, explain, export, convert, report),
+    "Use a model": (evaluate, predict, embed, explain, export, convert, report, runs),
     "Look at data": (init, audit, cache),
     "Slides": (slide, slide_train_tiles, slide_agreement),
     "Machine": (doctor, bench, shardings, models),

@@ -104,6 +104,19 @@ def owned(folder: pathlib.Path, *, enabled: bool = True) -> Iterator["OwnerFile"
                 folder.rmdir()
 
 
+def living_owner(folder: pathlib.Path) -> str:
+    """Describe the process that owns a folder; "" if there is none, or if it was of this machine and is dead.
+
+    An owner on another machine counts as living, because that takes long to find out.
+    """
+    try:
+        owner = _parse((folder / OWNER_FILE).read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return ""
+    dead = owner.get("machine") == _machine() and not _is_alive(owner["pid"], owner["start"])
+    return "" if dead or not owner else _describe(owner)
+
+
 class OwnerFile:
     """A file that says which process owns its folder, or a file beside it; it works on any storage.
 
