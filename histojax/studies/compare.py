@@ -2,12 +2,10 @@
 
 import csv
 import json
-import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from histojax.core.errors import RunError
@@ -16,10 +14,9 @@ from histojax.core.suggestions import did_you_mean
 from histojax.core.text_table import text_table
 from histojax.evaluation import formatting
 from histojax.models.cost import cost
-from histojax.studies.finished_runs import check_data, check_same, finished, read_results
+from histojax.studies.study_runs import check_data, check_same, read_results, train
 from histojax.training import experiments, loop
 
-_log = logging.getLogger(__name__)
 _METRICS = ("accuracy", "precision", "recall", "f1", "gmean", "iba")
 _HEADER = (
     "model", "accuracy", "", "prec.", "recall", "F1", "GMean", "IBA", "patients", "param. M", "GFLOP", "img/s",
@@ -77,13 +74,8 @@ def compare(by_model: Mapping[str, ConfigDict], workdir: pathlib.Path) -> str | 
     done: dict[pathlib.Path, dict[str, Any]] = {}
     for number, (name, config) in enumerate(by_model.items(), 1):
         folder = workdir / name
-        if finished(folder, config):
-            _log.info(f"{name} ({number} of {len(by_model)}): already finished, in {folder}")
-        else:
-            _log.info(f"{name} ({number} of {len(by_model)})")
-            if not loop.train_and_evaluate(config, folder):
-                return None
-            jax.clear_caches()  # the next model is another program and reuses nothing of this one
+        if not train(config, folder, f"{name} ({number} of {len(by_model)})"):
+            return None
         done[folder] = read_results(folder)
         check_same(done, "data", "split")
         rows.append(_row(name, config, folder, done[folder]))

@@ -1,11 +1,9 @@
 """`histojax crossval`: choose thresholds on k validation folds, then train one model on all their images."""
 
-import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
@@ -14,10 +12,9 @@ from histojax.core.errors import RunError
 from histojax.core.files import write_json
 from histojax.data.sources import Dataset, open_dataset
 from histojax.evaluation import predictions, results, terminal
-from histojax.studies.finished_runs import check_data, check_same, finished, read_results
+from histojax.studies.study_runs import check_data, check_same, read_results, train
 from histojax.training import build, default_config, evaluate, loop
 
-_log = logging.getLogger(__name__)
 FINAL = "final"
 
 
@@ -75,31 +72,19 @@ def measure(runs: Mapping[str, ConfigDict], workdir: pathlib.Path) -> str | None
     check_data({workdir / name: config for name, config in runs.items()})
     folds = [name for name in runs if name != FINAL]
     for number, name in enumerate(folds, 1):
-        if not _train(runs[name], workdir / name, f"{name} ({number} of {len(folds)})"):
+        if not train(runs[name], workdir / name, f"{name} ({number} of {len(folds)})"):
             return None
     final = runs[FINAL]
     dataset = open_dataset(final.data)
     table = _out_of_fold(dataset, workdir, folds)
     predictions.write(table, workdir / "out_of_fold")
     rule = _decision_rule(table, dataset, build.threshold_rule(final))
-    if not _train(final, workdir / FINAL, f"{FINAL}: all images that are not tested", rule):
+    if not train(final, workdir / FINAL, f"{FINAL}: all images that are not tested", rule):
         return None
     study = _summary(table, rule, final, workdir, folds)
     write_json(workdir / "crossval.json", study)
     tested = read_results(workdir / FINAL)
     return f"{terminal.headline(study)}\n{terminal.headline(tested)}"
-
-
-def _train(config: ConfigDict, folder: pathlib.Path, title: str, rule: Mapping[str, Any] | None = None) -> bool:
-    """Train one run unless it is finished; return False if it was interrupted."""
-    if finished(folder, config):
-        _log.info(f"{title}: already finished")
-        return True
-    _log.info(title)
-    complete = loop.train_and_evaluate(config, folder, decision_rule=rule)
-    if complete:
-        jax.clear_caches()  # the next run compiles its own program
-    return complete
 
 
 def _out_of_fold(dataset: Dataset, workdir: pathlib.Path, folds: list[str]) -> pd.DataFrame:

@@ -2,13 +2,11 @@
 
 import csv
 import dataclasses
-import logging
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import pandas as pd
 from ml_collections import ConfigDict
 
@@ -20,12 +18,11 @@ from histojax.core.files import atomic_write, write_json
 from histojax.data.sources import open_dataset
 from histojax.evaluation import predictions, results
 from histojax.studies import transfer
-from histojax.studies.finished_runs import check_data, check_same, finished, read_results
 from histojax.studies.protocols_table import table
+from histojax.studies.study_runs import check_data, check_same, read_results, train
 from histojax.training import build, loop
 from histojax.training.evaluate import POSITIVE
 
-_log = logging.getLogger(__name__)
 DEFAULT = ("image_with_copies", "image_deduplicated", "patient_deduplicated", "case_deduplicated")
 _OFFICIAL_FOLDS = range(1, 6)
 # Metric of the table -> its level and name in results.json.
@@ -129,7 +126,7 @@ def measure(planned: Sequence[Plan], workdir: pathlib.Path, with_transfer: bool 
         done: list[pathlib.Path] = []
         rows.append({})
         for number, (name, config) in enumerate(plan.runs.items(), 1):
-            if not _train(name, f"{number} of {len(plan.runs)}", config, workdir / name):
+            if not train(config, workdir / name, f"{name} ({number} of {len(plan.runs)})"):
                 return None
             done.append(workdir / name)
             rows[-1] = _row(plan, done, workdir)
@@ -139,18 +136,6 @@ def measure(planned: Sequence[Plan], workdir: pathlib.Path, with_transfer: bool 
         matrix = transfer.matrix([plan.runs for plan in planned if plan.kind == "case"], workdir)
         _write(rows, matrix, workdir)
     return table(rows) + (transfer.table(matrix) if matrix else "")
-
-
-def _train(name: str, position: str, config: ConfigDict, folder: pathlib.Path) -> bool:
-    """Train one fold unless it is finished; return False if it was interrupted."""
-    if finished(folder, config):
-        _log.info(f"{name} ({position}): already finished")
-        return True
-    _log.info(f"{name} ({position})")
-    complete = loop.train_and_evaluate(config, folder)
-    if complete:
-        jax.clear_caches()  # the next fold compiles its own program
-    return complete
 
 
 def write_folds(planned: Sequence[Plan], folder: pathlib.Path) -> list[pathlib.Path]:

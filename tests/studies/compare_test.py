@@ -62,7 +62,7 @@ def test_models_are_trained_once_and_compared_in_one_table(
 
 
 def test_an_interrupted_study_returns_no_table(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "train_and_evaluate", lambda config, folder: False)
+    monkeypatch.setattr(loop, "train_and_evaluate", lambda config, folder, **_: False)
     spec = SyntheticSpec(cases_per_subtype=(2, 0, 0, 0, 2, 0, 0, 0), images_per_patient=2, magnifications=("100X",))
     by_model = compare.configs(TINY, {"data.root": str(generate(tmp_path / "images", spec))}, ())
     assert compare.compare(by_model, tmp_path / "runs") is None

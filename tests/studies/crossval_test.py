@@ -73,7 +73,7 @@ def test_the_final_model_has_the_threshold_chosen_out_of_fold(study) -> None:
     assert f"test: {results['splits']['test']['n_images']} images" in text
 
 
-def test_finished_runs_are_not_trained_again(study, caplog: pytest.LogCaptureFixture) -> None:
+def test_study_runs_are_not_trained_again(study, caplog: pytest.LogCaptureFixture) -> None:
     workdir, runs, text = study
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("checkpoints/**/*")}
     with caplog.at_level(logging.INFO):

@@ -19,7 +19,7 @@ from histojax.core.files import write_json
 from histojax.data.sources import open_dataset
 from histojax.evaluation import predictions, results
 from histojax.studies import compare, protocols, transfer
-from histojax.studies.finished_runs import check_data, check_same, finished
+from histojax.studies.study_runs import check_data, check_same, finished
 from histojax.training import build, loop
 from tests.helpers import tiny_config
 from tests.helpers.prediction_tables import class_table
@@ -32,7 +32,7 @@ def images(folder: pathlib.Path, seed: int = 0) -> pathlib.Path:
     return generate(folder, SyntheticSpec(seed, CASES, magnifications=("100X",), **sizes))
 
 
-def pretend_to_train(config: ConfigDict, folder: pathlib.Path) -> bool:
+def pretend_to_train(config: ConfigDict, folder: pathlib.Path, **_: object) -> bool:
     """Write what a study reads of a finished run: all predictions are right."""
     dataset = open_dataset(config.data)
     split = dataset.split(build.split_spec(config))
@@ -109,7 +109,7 @@ def test_data_that_change_while_a_study_runs_are_not_pooled(
 ) -> None:
     seeds = itertools.count(1)
 
-    def train(config: ConfigDict, folder: pathlib.Path) -> bool:
+    def train(config: ConfigDict, folder: pathlib.Path, **_: object) -> bool:
         pretend_to_train(config, folder)
         replace_images(tmp_path, next(seeds))
         return True

@@ -1,18 +1,21 @@
-"""Runs of a study that are finished: with the same config, on the same data and the same split."""
+"""The runs of a study: they are trained once, and stand in one table only if they are about the same data."""
 
 import json
+import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import DataError
 from histojax.core.errors import RunError
 from histojax.core.files import read_json
 from histojax.data.sources import Dataset, open_dataset
-from histojax.training import build
+from histojax.training import build, loop
 
+_log = logging.getLogger(__name__)
 _REMEDY = (
     "Delete these folders to train them again, choose a new --workdir, or set --config.data.root to the images that "
     "they were trained on."
@@ -26,6 +29,28 @@ def finished(folder: pathlib.Path, config: ConfigDict) -> bool:
         return False  # missing, or damaged by a power cut: the run writes them again
     sessions = run.get("sessions") or [{}]
     return saved == json.loads(config.to_json()) and sessions[-1].get("status") == "finished"
+
+
+def train(config: ConfigDict, folder: pathlib.Path, title: str, decision_rule: Mapping[str, Any] | None = None) -> bool:
+    """Train and evaluate one run of a study, unless it is finished.
+
+    Args:
+      config: of the run.
+      folder: its work directory.
+      title: what the log calls it.
+      decision_rule: as for `loop.train_and_evaluate`.
+
+    Returns:
+      Whether it is finished; False if it was interrupted.
+    """
+    if finished(folder, config):
+        _log.info(f"{title}: already finished")
+        return True
+    _log.info(title)
+    complete = loop.train_and_evaluate(config, folder, decision_rule=decision_rule)
+    if complete:
+        jax.clear_caches()  # the next run compiles its own program
+    return complete
 
 
 def read_results(folder: pathlib.Path) -> dict[str, Any]:
