@@ -200,6 +200,8 @@ def scan_image_folder(root: pathlib.Path, spec: FolderSpec) -> Scan:
 
 def _image_root(source: pathlib.Path, spec: FolderSpec, base: pathlib.Path) -> tuple[pathlib.Path, FolderSpec]:
     """Return the folder of images to which a root leads, and how it is read."""
+    if spec.source:
+        return (source.parent, dataclasses.replace(spec, table=source.name)) if source.is_file() else (source, spec)
     source, table = _table_apart(source)
     if table:
         spec = dataclasses.replace(spec, table=table)

@@ -1,1 +1,5 @@
-"""Any images with one class each: class folders, or a table of paths and labels."""
+"""Any images with one class each: class folders, a table of paths and labels, or a source of one's own."""
+
+from data_pipelines.image_folder.sources import ImageSource, OwnImage, register
+
+__all__ = ["ImageSource", "OwnImage", "register"]

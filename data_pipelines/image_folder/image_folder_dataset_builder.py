@@ -12,7 +12,7 @@ from data_pipelines.compat import LocalDatasetInfo
 from data_pipelines.errors import DataError
 from data_pipelines.image_folder.scan import ScannedImage, scan
 from data_pipelines.image_folder.spec import FolderSpec
-from data_pipelines.images import read_file, storable
+from data_pipelines.images import storable
 from data_pipelines.records import FIELDS
 from data_pipelines.tfds_builder import shuffled_shards
 
@@ -73,4 +73,4 @@ class Builder(tfds.core.ShardBasedBuilder):
 
 
 def _example(image: ScannedImage) -> dict[str, Any]:
-    return {"image": storable(read_file(image.path))} | dataclasses.asdict(image.record)
+    return {"image": storable(image.read())} | dataclasses.asdict(image.record)

@@ -4,9 +4,10 @@ import dataclasses
 import pathlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from data_pipelines.errors import DataError
+from data_pipelines.image_folder.sources import find_source
 from data_pipelines.image_folder.spec import COLUMNS, GROUPS, REQUIRED, FolderSpec
 from data_pipelines.tables import SIDES, choose_table, list_tables, path_in, read_side, read_table, usable_sides
 from histojax.core.printable import printable
@@ -22,7 +23,7 @@ class Item:
     """An image file, and what its table or its folders say about it.
 
     Attributes:
-      path: the image.
+      path: the image; of a source of one's own, its name below the root.
       label: its class.
       patient_id: empty: unknown; so are the fields below.
       case_id: what certainly shares tissue.
@@ -30,6 +31,7 @@ class Item:
       site: the hospital or scanner.
       magnification: such as `40X`.
       given_split: train, val or test.
+      read: returns the bytes of an image of a source; None: `path` is a file.
     """
 
     path: pathlib.Path
@@ -40,6 +42,7 @@ class Item:
     site: str = ""
     magnification: str = ""
     given_split: str = ""
+    read: Callable[[], bytes] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Found:
     """The content of a root.
 
     Attributes:
-      layout: `table` or `folders`.
+      layout: `table`, `folders` or `source`.
       items: the images, sorted by path.
       bad: image -> why it cannot be used.
       notes: remarks for the user, with their counts.
@@ -74,6 +77,10 @@ def find(root: pathlib.Path, spec: FolderSpec) -> Found:
     """
     if not root.is_dir():
         raise DataError(f"{printable(root)}: no such folder (data.root)")
+    if spec.source:
+        found = _from_source(root, spec)
+        _check_labels(root, found)
+        return found
     tables = list_tables(root)
     if spec.table or any(_fits(path, spec) for path in tables):
         found = _from_table(root, spec, tables)
@@ -115,7 +122,7 @@ def _from_table(root: pathlib.Path, spec: FolderSpec, tables: Sequence[pathlib.P
             raise DataError(f"{place}, column {names['path']}: '{printable(image.name)}' is already in {seen[image]}")
         seen[image] = place
         cells["given_split"] = read_side(place, cells.pop("split", ""))
-        items.append(_with_groups(Item(image, **cells), spec, root))
+        items.append(_with_groups(_item(image, cells), spec, root))
     if not items:
         raise DataError(f"{printable(path)}: no row below the header")
     missing = {item.path for item in items if not item.path.is_file()}
@@ -128,6 +135,38 @@ def _from_table(root: pathlib.Path, spec: FolderSpec, tables: Sequence[pathlib.P
     files = sorted({item.path for item in items} - missing | {path})
     kept, notes = usable_sides(sorted((i for i in items if i.path not in missing), key=lambda item: item.path))
     return Found("table", tuple(kept), bad, notes, tuple(files))
+
+
+def _from_source(root: pathlib.Path, spec: FolderSpec) -> Found:
+    """Take the images of a source of one's own."""
+    source = find_source(spec.source)
+    place = root / spec.table if spec.table else root
+    items: dict[str, Item] = {}
+    for image in source.images(place):
+        name = image.image_id
+        if not name or name in items or not image.label:
+            fault = "no label" if name and name not in items else f"the name '{name}', which is not unique"
+            raise DataError(f"data.images.source={spec.source}, image {len(items)}: has {fault}")
+        items[name] = _item(root / name, dataclasses.asdict(image), image.read)
+    if not items:
+        raise DataError(f"data.images.source={spec.source}: has no image in {printable(place)}")
+    kept, notes = usable_sides(items.values())
+    return Found("source", tuple(kept), {}, notes, tuple(source.files(place)))
+
+
+def _item(path: pathlib.Path, cells: Mapping[str, str], read: Callable[[], bytes] | None = None) -> Item:
+    """Make an item of what a table or a source says about an image."""
+    return Item(
+        path,
+        label=cells["label"],
+        patient_id=cells.get("patient_id", ""),
+        case_id=cells.get("case_id", ""),
+        slide_id=cells.get("slide_id", ""),
+        site=cells.get("site", ""),
+        magnification=cells.get("magnification", ""),
+        given_split=cells["given_split"],
+        read=read,
+    )
 
 
 def _columns(path: pathlib.Path, header: Sequence[str], spec: FolderSpec) -> dict[str, str]:
@@ -244,7 +283,9 @@ def _check_labels(root: pathlib.Path, found: Found) -> None:
             )
     if len(counts) < 2:
         (label,) = counts
-        where = "the table's column of labels" if found.layout == "table" else "a folder for each class"
+        where = {"table": "the table's column of labels", "source": "the source"}.get(
+            found.layout, "a folder for each class"
+        )
         raise DataError(
             f"{printable(root)}: all {counts[label]} images are of the class '{printable(label)}', but a classifier "
             f"needs two; expected them in {where}. Images with several labels each: --config ldcsf_liver"
@@ -253,7 +294,10 @@ def _check_labels(root: pathlib.Path, found: Found) -> None:
 
 def image_ids(items: Iterable[Item], root: pathlib.Path) -> dict[pathlib.Path, str]:
     """Return a unique name for each image: its file's name without suffix if that is unique, else its path."""
+    items = list(items)
     paths = [item.path for item in items]
+    if any(item.read for item in items):
+        return {path: name_of(path, root) for path in paths}
     stems = Counter(path.stem for path in paths)
     below = {path: name_of(path, root).removesuffix(path.suffix) for path in paths}
     bare = Counter(below.values())

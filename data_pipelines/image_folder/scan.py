@@ -2,9 +2,11 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import os
 import pathlib
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from data_pipelines.errors import BadImageError, DataError, bad_images_message
@@ -18,10 +20,10 @@ from histojax.core.printable import printable
 
 @dataclasses.dataclass(frozen=True)
 class ScannedImage:
-    """A readable image: its row of the table, its file, and its width and height in pixels."""
+    """A readable image: its row of the table, what reads its bytes, and its width and height in pixels."""
 
     record: Record
-    path: pathlib.Path
+    read: Callable[[], bytes]
     size: tuple[int, int]
 
 
@@ -54,7 +56,7 @@ def scan(root: pathlib.Path, spec: FolderSpec, on_bad_image: str = "error") -> S
     bad, notes = dict(found.bad), Counter(found.notes)
     ids = layouts.image_ids(found.items, root)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        checks = list(pool.map(lambda item: _check(item.path), found.items))
+        checks = list(pool.map(lambda item: _check(_reader(item)), found.items))
     images = []
     for item, checked in zip(found.items, checks, strict=True):
         if isinstance(checked, str):
@@ -62,7 +64,8 @@ def scan(root: pathlib.Path, spec: FolderSpec, on_bad_image: str = "error") -> S
             continue
         if checked.note:
             notes[checked.note] += 1
-        images.append(ScannedImage(_record(item, ids[item.path], checked), item.path, (checked.width, checked.height)))
+        size = (checked.width, checked.height)
+        images.append(ScannedImage(_record(item, ids[item.path], checked), _reader(item), size))
     if bad and on_bad_image == "error":
         raise DataError(bad_images_message(root, bad))
     if not images:
@@ -82,10 +85,14 @@ def scan(root: pathlib.Path, spec: FolderSpec, on_bad_image: str = "error") -> S
     )
 
 
-def _check(path: pathlib.Path) -> CheckedImage | str:
+def _reader(item: Item) -> Callable[[], bytes]:
+    return item.read or functools.partial(read_file, item.path)
+
+
+def _check(read: Callable[[], bytes]) -> CheckedImage | str:
     """Return the checked image, or the reason why it cannot be used."""
     try:
-        return check_image(read_file(path))
+        return check_image(read())
     except BadImageError as error:
         return str(error)
 

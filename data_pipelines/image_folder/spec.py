@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines.errors import DataError
+from histojax.core import plugins
 
 # What a table can say about an image -> the column that says it, unless `columns` names another.
 COLUMNS = ("path", "label", "patient_id", "case_id", "slide_id", "site", "magnification", "split")
@@ -18,7 +19,8 @@ class FolderSpec:
     """How to read the images of a root.
 
     Attributes:
-      table: file name of the table below the root; needed only if there are several.
+      source: name of a registered source of one's own; empty: the images are files.
+      table: file name of the table below the root, needed only if there are several; of a source, the file to read.
       group_pattern: regular expression on an image's path below the root, with the named groups `patient`, `case`,
         `slide` or `site`; empty: none.
       columns: pairs of what a column says (one of `COLUMNS`) and its name in the table, where they differ.
@@ -27,6 +29,7 @@ class FolderSpec:
       DataError: a field has an illegal value.
     """
 
+    source: str = ""
     table: str = ""
     group_pattern: str = ""
     columns: tuple[tuple[str, str], ...] = ()
@@ -54,6 +57,14 @@ class FolderSpec:
 
 
 def folder_spec(fields: Mapping[str, Any]) -> FolderSpec:
-    """Build the spec from `config.data.images`."""
+    """Build the spec from `config.data.images`, importing its module.
+
+    Raises:
+      DataError: the module cannot be imported, or a field has an illegal value.
+    """
+    try:
+        plugins.import_module(fields["module"])
+    except ValueError as error:
+        raise DataError(f"data.images.module: {error}") from error
     columns = tuple((name, text) for name, text in fields["columns"].items() if text and text != name)
-    return FolderSpec(fields["table"], fields["group_pattern"], columns)
+    return FolderSpec(fields["source"], fields["table"], fields["group_pattern"], columns)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from data_pipelines import protocols
 from data_pipelines.split_spec import SplitSpec
 from histojax import models
+from histojax.core import plugins
 from histojax.core.errors import RunError
 from histojax.data.cache import CACHES
 from histojax.data.pipeline import LoaderSpec
@@ -194,7 +195,7 @@ def model_spec(config: ConfigDict) -> models.ModelSpec:
       RunError: the module cannot be imported, or the model is unknown.
     """
     try:
-        models.import_module(config.model.module)
+        plugins.import_module(config.model.module)
     except ValueError as error:
         raise RunError(f"model.module: {error}") from error
     try:

@@ -42,6 +42,8 @@ def base() -> ConfigDict:
     data.workers = 0  # decoding processes; 0: threads only
 
     data.images = images = ConfigDict()  # for image_folder; see data_pipelines/image_folder/README.md
+    images.source = ""  # name of a source of your own (data_pipelines.image_folder.register); empty: files
+    images.module = ""  # importable Python module that registers it
     images.table = ""  # file name of the table below root; needed if there are several
     # Regular expression on an image's path below root, with some of the groups patient, case, slide and site
     images.group_pattern = ""
