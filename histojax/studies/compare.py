@@ -15,7 +15,7 @@ from histojax.core.text_table import text_table
 from histojax.evaluation import formatting
 from histojax.models.cost import cost
 from histojax.studies.study_runs import check_data, check_same, read_results, train
-from histojax.training import experiments, loop
+from histojax.training import experiments, trainer
 
 _METRICS = ("accuracy", "precision", "recall", "f1", "gmean", "iba")
 _HEADER = (
@@ -69,7 +69,7 @@ def compare(by_model: Mapping[str, ConfigDict], workdir: pathlib.Path) -> str | 
     """
     rows: list[dict[str, Any]] = []
     for config in by_model.values():
-        loop.make_root_absolute(config)
+        trainer.make_root_absolute(config)
     check_data({workdir / name: config for name, config in by_model.items()})
     done: dict[pathlib.Path, dict[str, Any]] = {}
     for number, (name, config) in enumerate(by_model.items(), 1):

@@ -13,7 +13,7 @@ from histojax.core.files import write_json
 from histojax.data.sources import Dataset, open_dataset
 from histojax.evaluation import predictions, results, terminal
 from histojax.studies.study_runs import check_data, check_same, read_results, train
-from histojax.training import build, default_config, evaluate, loop
+from histojax.training import build, default_config, evaluate, trainer
 
 FINAL = "final"
 
@@ -51,7 +51,7 @@ def plan(config: ConfigDict, folds: int) -> dict[str, ConfigDict]:
         run.train.best_metric = "last"
         default_config.check_values(run)
         build.split_spec(run)
-        loop.make_root_absolute(run)
+        trainer.make_root_absolute(run)
         runs[name] = run
     return runs
 

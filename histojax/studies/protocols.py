@@ -20,7 +20,7 @@ from histojax.evaluation import predictions, results
 from histojax.studies import transfer
 from histojax.studies.protocols_table import table
 from histojax.studies.study_runs import check_data, check_same, read_results, train
-from histojax.training import build, loop
+from histojax.training import build, trainer
 from histojax.training.evaluate import POSITIVE
 
 DEFAULT = ("image_with_copies", "image_deduplicated", "patient_deduplicated", "case_deduplicated")
@@ -88,7 +88,7 @@ def plans(config: ConfigDict, names: Sequence[str], magnifications: Sequence[str
                 run.data.task = task
                 run.data.split.update(protocol=name, fold=fold, kfolds=folds if _cross_validates(kind) else 0)
                 build.split_spec(run)
-                loop.make_root_absolute(run)
+                trainer.make_root_absolute(run)
                 runs[f"{name}-{magnification}/fold_{fold}"] = run
             planned[name, magnification] = Plan(name, kind, runs)
     return list(planned.values())

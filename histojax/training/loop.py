@@ -13,23 +13,18 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from data_pipelines.splits import Split
 from histojax.core.directories import expand_user
 from histojax.core.files import write_json
 from histojax.core.locks import OwnerFile, owned
-from histojax.data.cache import with_cache
-from histojax.data.pipeline import CachedBatches, LoaderSpec, train_batches
-from histojax.data.sources import Dataset, open_dataset
+from histojax.data.pipeline import CachedBatches, train_batches
 from histojax.distributed import processes
-from histojax.distributed.sharding import Layout
-from histojax.training import build, checkpoint, default_config, evaluate, leaks, pretrained, work_directory
+from histojax.training import build, checkpoint, default_config, evaluate, pretrained, work_directory
 from histojax.training.checkpoint import BEST, LAST, Checkpoints
 from histojax.training.monitoring import BestTracker, MetricsBuffer, Signals, Watchdog, input_advice
-from histojax.training.optimizer import OptimizerSpec, learning_rate
+from histojax.training.optimizer import learning_rate
 from histojax.training.profiling import Profile
-from histojax.training.program import Program
 from histojax.training.state import TrainState, all_trees, model_trees, restore, restore_model
-from histojax.training.tasks import Task
+from histojax.training.trainer import Trainer, make_root_absolute, open_trainer
 from histojax.training.writer import MetricsWriter, Progress, RunFile
 
 _log = logging.getLogger(__name__)
@@ -43,27 +38,12 @@ class Phase(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Setup:
+class _Setup(Trainer):
     """Everything about a run that its config and data determine, and the lock of its work directory."""
 
-    config: ConfigDict
     workdir: pathlib.Path
     owner: OwnerFile
-    layout: Layout
-    train_spec: LoaderSpec
-    eval_spec: LoaderSpec
-    dataset: Dataset
-    split: Split
-    class_counts: list[int]
-    task: Task
-    optimizer_spec: OptimizerSpec
-    program: Program
-    steps_per_epoch: int
     replanned: bool  # since the last save, train.epochs has changed
-
-    @property
-    def total_steps(self) -> int:
-        return int(self.config.train.epochs * self.steps_per_epoch)
 
 
 @dataclasses.dataclass
@@ -179,12 +159,6 @@ def train_and_evaluate(
         return finished
 
 
-def make_root_absolute(config: ConfigDict) -> None:
-    """Make `data.root` absolute, so that a checkpoint finds its images from any folder."""
-    if config.data.root:
-        config.data.root = str(expand_user(config.data.root).resolve())
-
-
 def _open_run(config: ConfigDict, workdir: pathlib.Path, owner: OwnerFile) -> _Setup:
     """Check config and work directory, open the data and build the program; the work directory is only read."""
     default_config.check_values(config)
@@ -193,32 +167,12 @@ def _open_run(config: ConfigDict, workdir: pathlib.Path, owner: OwnerFile) -> _S
     if saved is not None:
         work_directory.check_config(workdir, saved["config"], config)
     pretrained.check(config.model.pretrained, config.model.name, workdir)
-
-    layout = Layout(config.sharding.fsdp, rules=config.sharding.rules)
-    train_spec = build.loader_spec(config, layout, training=True)
-    eval_spec = build.loader_spec(config, layout, training=False)
-    build.check(config)  # before the data are read
-    cache = build.cache(config)
-    dataset = with_cache(open_dataset(config.data), cache, config.data.image_size, config.data.threads)
-    split = dataset.split(build.split_spec(config))
-    train_indices = split.indices("train")
-    steps_per_epoch = max(1, len(train_indices) // train_spec.batch_size)
+    opened = open_trainer(config)
     replanned = False
     if saved is not None:
-        dataset.check_unchanged(split, saved, workdir)
-        replanned = work_directory.check_end(workdir, saved, config, config.train.epochs * steps_per_epoch)
-
-    split = leaks.check(config, dataset, split)
-    counts = dataset.counts(train_indices)
-    task = build.task(config, dataset.classes, counts, len(train_indices))
-    transform, optimizer_spec = build.optimizer(config, steps_per_epoch)
-    program = build.program(config, task, layout, transform)
-    for line in (*dataset.report(split), f"protocol: {split.protocol}", *split.warnings):
-        _log.info(line)
-    return _Setup(
-        config, workdir, owner, layout, train_spec, eval_spec, dataset, split, counts, task, optimizer_spec, program,
-        steps_per_epoch, replanned,
-    )  # fmt: skip
+        opened.dataset.check_unchanged(opened.split, saved, workdir)
+        replanned = work_directory.check_end(workdir, saved, config, opened.total_steps)
+    return _Setup(**vars(opened), workdir=workdir, owner=owner, replanned=replanned)
 
 
 def _resume(setup: _Setup, last: Checkpoints, best: Checkpoints, rule: Mapping[str, Any] | None) -> _Run:
@@ -247,10 +201,7 @@ def _resume(setup: _Setup, last: Checkpoints, best: Checkpoints, rule: Mapping[s
         if meta.get("unvalidated", False):
             phase = Phase.VALIDATE
     else:
-        state, source = program.init(), ""
-        if config.model.pretrained:
-            model, classes = config.model, setup.dataset.classes
-            state, source = pretrained.fill(state, model.name, model.pretrained, model.pretrained_prefix, classes)
+        state, source = setup.initial_state()
     step = int(state.step)
     if step:
         _log.info("resuming at step %d of %d", step, setup.total_steps)

@@ -13,7 +13,7 @@ import pytest
 from histojax.cli.main import main
 from histojax.core import extras
 from histojax.core.errors import RunError
-from histojax.training import experiments, loop
+from histojax.training import experiments, loop, trainer
 from tests.conftest import ROOT
 from tests.helpers.source_files import FILES, imports
 
@@ -102,7 +102,7 @@ def test_weights_that_cannot_be_located_stop_a_run_before_the_data_are_opened(
     source: str, message: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hide("huggingface_hub", monkeypatch)
-    monkeypatch.setattr(loop, "open_dataset", lambda *_: pytest.fail("the data were opened"))
+    monkeypatch.setattr(trainer, "open_dataset", lambda *_: pytest.fail("the data were opened"))
     config = experiments.read("dala_resnet50_breakhis:smoke", [("model.pretrained", source)])
     with pytest.raises(RunError, match=message):
         loop.train_and_evaluate(config, tmp_path / "run")
