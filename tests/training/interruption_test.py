@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from histojax.core.errors import RunError
-from histojax.training import checkpoint, loop
+from histojax.training import checkpoint, loop, trainer
 from tests.helpers.command import histojax
 from tests.helpers.quick_run import get_config
 
@@ -41,9 +41,9 @@ def test_a_signal_outside_the_loop_leaves_a_run_that_can_be_resumed(
     config, workdir = get_config(train__epochs=1), tmp_path / "run"
 
     # While the data are opened, while the state is made, before the final evaluation.
-    for name in ("open_dataset", "BestTracker"):
+    for module, name in ((trainer, "open_dataset"), (loop, "BestTracker")):
         with monkeypatch.context() as patch:
-            patch.setattr(loop, name, interrupting(getattr(loop, name)))
+            patch.setattr(module, name, interrupting(getattr(module, name)))
             assert not loop.train_and_evaluate(config, workdir), name
         assert not (workdir / "checkpoints" / "last").is_dir() or not any((workdir / "checkpoints" / "last").iterdir())
     with monkeypatch.context() as patch:
