@@ -273,7 +273,7 @@ def _check_labels(root: pathlib.Path, found: Found) -> None:
         spellings[re.sub(r"[\s_-]+", "", label).lower()].append(label)
     for same in spellings.values():
         if len(same) > 1:
-            listed = " and ".join(f"'{printable(label)}' ({counts[label]} images)" for label in sorted(same))
+            listed = " and ".join(f"'{printable(label)}' (images: {counts[label]})" for label in sorted(same))
             raise DataError(f"{printable(root)}: the classes {listed} differ only in spelling; give them one name")
     for label in counts:
         if "+" in label or any(ord(character) < 32 for character in label):
@@ -287,8 +287,8 @@ def _check_labels(root: pathlib.Path, found: Found) -> None:
             found.layout, "a folder for each class"
         )
         raise DataError(
-            f"{printable(root)}: all {counts[label]} images are of the class '{printable(label)}', but a classifier "
-            f"needs two; expected them in {where}. Images with several labels each: --config ldcsf_liver"
+            f"{printable(root)}: every image is of the class '{printable(label)}', but a classifier needs two; "
+            f" expected them in {where}. Images with several labels each: --config ldcsf_liver"
         )
 
 

@@ -80,10 +80,10 @@ class Overview:
             f"images    {self.images}, {f'{w}×{h}' if same else f'{w}×{h} to {wide}×{high}'} pixels",
             f"classes   {', '.join(f'{name} {count}' for name, count in self.classes.items())}",
             f"groups    {groups or 'no patients, cases or slides are known'}",
-            f"copies    {self.copies or 'no'} images with the pixels of another one",
+            f"copies    images with the pixels of another one: {self.copies}",
         ]
         if self.conflicts:
-            lines.append(f"conflict  {self.conflicts} pictures stand in several classes: correct their labels")
+            lines.append(f"conflict  pictures that stand in several classes: {self.conflicts}; correct their labels")
         return lines + [f"unusable  {name}: {reason}" for name, reason in list(self.bad.items())[:5]]
 
 

@@ -34,12 +34,12 @@ def check(config: ConfigDict, dataset: Dataset, split: Split) -> Split:
     found = dataset.crossing(split)
     if not found:
         return split
-    text = f"{len(found)} pairs of nearly identical pictures are on two sides of the split, so results are too good"
+    text = f"pairs of nearly identical pictures on two sides of the split, which make results too good: {len(found)}"
     listed = "\n".join(f"  {line}" for line in found[:_LISTED])
     if not config.data.allow_leak:
         raise RunError(
-            f"leak: {text}:\n{listed}\nRemove one of each pair, or name the patients so that each is on one side. "
+            f"leak: {text}\n{listed}\nRemove one of each pair, or name the patients so that each is on one side. "
             "To train all the same: --config.data.allow_leak=true (the results then count them)"
         )
-    _log.warning("leak: %s:\n%s", text, listed)
+    _log.warning("leak: %s\n%s", text, listed)
     return dataclasses.replace(split, warnings=(*split.warnings, f"leak: {text}"))

@@ -91,7 +91,7 @@ def test_an_installed_package_provides_sources(tmp_path: pathlib.Path, monkeypat
         ),
         ([OwnImage("", "a", lambda: b"")], r"image 0: has the name '', which is not unique"),
         ([OwnImage("1", "", lambda: b"")], r"data\.images\.source=own, image 0: has no label"),
-        ([OwnImage("1", "a", lambda: b"")], r"all 1 images are of the class 'a', .* expected them in the source"),
+        ([OwnImage("1", "a", lambda: b"")], r"every image is of the class 'a', .* expected them in the source"),
         (
             [OwnImage("1", "a", lambda: b"GIF89a"), OwnImage("2", "b", lambda: picture(1))],
             r"1 bad image:\n  1: not a PNG file \(it starts with 'GIF89a'\)",

@@ -48,7 +48,7 @@ def test_a_leak_stops_the_run_before_it_writes_anything(tmp_path: pathlib.Path, 
     with pytest.raises(RunError) as caught:
         loop.train_and_evaluate(config, tmp_path / "run")
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith("leak: 1 pairs of nearly identical pictures are on two sides of the split")
+    assert lines[0].startswith("leak: pairs of nearly identical pictures on two sides of the split")
     assert lines[1] == "  8 (test) and 0 (train, mirrored left to right)"
     assert "--config.data.allow_leak=true" in lines[2]
     assert not [path for path in (tmp_path / "run").rglob("*") if not path.name.startswith(".")]
@@ -60,7 +60,7 @@ def test_an_allowed_leak_is_counted_in_the_results(tmp_path: pathlib.Path, confi
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     (warning,) = [text for text in results["data"]["split_warnings"] if text.startswith("leak")]
     assert (
-        warning == "leak: 1 pairs of nearly identical pictures are on two sides of the split, so results are too good"
+        warning == "leak: pairs of nearly identical pictures on two sides of the split, which make results too good: 1"
     )
 
 
@@ -72,13 +72,13 @@ def test_pictures_are_measured_once_and_again_if_the_file_is_damaged(
     assert loop.train_and_evaluate(config, tmp_path / "run")
     config.data.split.protocol = "given"
     for _ in range(2):
-        with pytest.raises(RunError, match="leak: 1 pairs"):
+        with pytest.raises(RunError, match="too good: 1\n"):
             loop.train_and_evaluate(config, tmp_path / "other")
     (kept,) = (tmp_path / "prepared").rglob("greys.npy")
     kept.write_bytes(kept.read_bytes()[:1000])
-    with pytest.raises(RunError, match="leak: 1 pairs"):
+    with pytest.raises(RunError, match="too good: 1\n"):
         loop.train_and_evaluate(config, tmp_path / "other")
     monkeypatch.setattr(crossing, "decode", None)  # not needed once measured
-    with pytest.raises(RunError, match="leak: 1 pairs"):
+    with pytest.raises(RunError, match="too good: 1\n"):
         loop.train_and_evaluate(config, tmp_path / "other")
     assert measures.is_blank(np.full((64, 64), 240, np.uint8))
