@@ -38,6 +38,7 @@ def get_config(variant: str = "") -> ConfigDict:
     slow = config.model.name.startswith(_WITHOUT_BATCH_NORM)
     config.optimizer.learning_rate = _RATE_WITHOUT_BATCH_NORM if slow else _RATE
     config.optimizer.clip_norm = 1.0
+    config.compare.models = ("resnet50", "densenet121", "vgg16", "swin_tiny_patch4_window7_224", "vit_base_patch16_224")
     if "smoke" in parts:
         config.data.synthetic = True
         config.data.image_size = 56 if "14" in config.model.name else 64  # four patches of 14

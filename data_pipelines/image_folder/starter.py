@@ -22,8 +22,8 @@ from ml_collections import ConfigDict
 from histojax.training import default_config
 
 
-def get_config() -> ConfigDict:
-    """Return the experiment."""
+def get_config(variant: str = "") -> ConfigDict:
+    """Return the experiment; `variant` may name another model, as in {file}:densenet121."""
     config = default_config.base()
     config.data.pipeline = "image_folder"
     config.data.task = "classes"
@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config.data.augment.colour_jitter = 0.1
     config.data.augment.stain_jitter = 0.05
 
-    config.model.name = {model}
+    config.model.name = variant or {model}
     # {weights_note}
     config.model.pretrained = ""
     config.loss.class_weights = "inverse"  # rare classes count as much as frequent ones
@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
     config.optimizer.clip_norm = 1.0
     config.train.batch_size = {batch}
     config.train.epochs = {epochs}
+    config.compare.models = ({model}, {other})  # of histojax compare
     return config
 '''
 
@@ -145,6 +146,7 @@ def config_text(root: pathlib.Path, spec: FolderSpec, seen: Overview, output: pa
         if known
         else "No patients are known, so single images are divided, which is optimistic: see --patient_pattern",
         model=_quoted(model),
+        other=_quoted("densenet121" if model != "densenet121" else "resnet50"),
         weights_note="With so few images, begin with pretrained weights, and see docs/how-to/few-patients.md"
         if few
         else "A file of pretrained weights, if you have one",

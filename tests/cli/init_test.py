@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from histojax.data.sources import open_dataset
+from histojax.studies import compare
 from histojax.training import default_config, experiments
 from tests.data_pipelines.image_folder_test import ROWS, picture, write, write_table
 from tests.helpers.command import histojax
@@ -35,6 +36,8 @@ def test_the_config_reads_what_was_seen(tmp_path: pathlib.Path, folders: pathlib
         f"Config   {output}",
         f"Next     histojax train --config {output} --workdir runs/mine",
     ]
+    assert list(compare.configs(str(output), {}, ())) == ["resnet50", "densenet121"]
+    assert compare.configs(str(output), {}, ())["densenet121"].model.name == "densenet121"
     config = experiments.read(str(output), [("data.prepared_dir", str(tmp_path / "prepared"))])
     default_config.check_values(config)
     dataset = open_dataset(config.data)
