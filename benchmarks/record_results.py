@@ -26,6 +26,8 @@ from histojax.core.files import atomic_write
 FOLDER = pathlib.Path(__file__).parent / "results"
 PROVENANCE = ("command", "data", "protocol", "machine", "commit", "date")
 
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[\w.+-]+/)+")  # of an absolute path
+
 Rows = dict[str, dict[str, Any]]
 Columns = dict[str, str]
 
@@ -106,7 +108,7 @@ def rows_and_columns(study: Any, path: pathlib.Path) -> tuple[Rows, Columns]:
             f"{path}: not the results of a study; give protocols.json, probe.json, comparison.json, results.json of a "
             "run, or a file of `histojax bench --json`"
         )
-    return {re.sub(r"\W+", "_", name).strip("_"): _without_rounds(row) for name, row in rows.items()}, columns
+    return {re.sub(r"\W+", "_", name).strip("_"): _kept(row) for name, row in rows.items()}, columns
 
 
 def dump(content: Any) -> str:
@@ -136,17 +138,22 @@ def _of_accelerator(row: Mapping[str, Any]) -> dict[str, Any]:
 def _of_probe(study: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the rows of a probe with their protocol and their differences from the reference."""
     for one in study["studies"]:
-        differences = {row["row"]: row["differences"] for row in one["differences"]}
+        compared = {row["row"]: row for row in one["differences"]}
         for row in one["rows"]:
             kept = {key: row[key] for key in ("name", "n_images", "n_patients", "metrics")}
-            yield {"protocol": one["protocol"], **kept, "differences": differences.get(row["name"])}
+            other = compared.get(row["name"], {})
+            tests = [test["clusters"] or test["images"] for test in other.get("auroc_tests", {}).values()]
+            p = {"holm_p": tests[0]["holm_p"]} if len(tests) == 1 and "holm_p" in tests[0] else {}
+            yield {"protocol": one["protocol"], **kept, "differences": other.get("differences"), **p}
 
 
-def _without_rounds(value: Any) -> Any:
-    """Leave out single rounds and profiles of benchmarks."""
-    if not isinstance(value, Mapping):
-        return value
-    return {key: _without_rounds(part) for key, part in value.items() if key not in ("rounds", "profile")}
+def _kept(value: Any) -> Any:
+    """Leave out single rounds and profiles of benchmarks, and the folders of this machine in front of names."""
+    if isinstance(value, Mapping):
+        return {key: _kept(part) for key, part in value.items() if key not in ("rounds", "profile")}
+    if isinstance(value, list):
+        return [_kept(part) for part in value]
+    return _FOLDERS.sub("", value) if isinstance(value, str) else value
 
 
 def _machine(host: Mapping[str, Any]) -> str:

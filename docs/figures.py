@@ -137,8 +137,10 @@ def _of_slide(runs: pathlib.Path) -> Origin:
 
 
 def _of_leak_meter(_: pathlib.Path) -> Origin:
-    facts = json.loads(LEAK_METER.read_text())["provenance"]
-    origin = {"commands": [facts["command"]], "attribution": _BREAKHIS, "split_hash": "not recorded"}
+    content = json.loads(LEAK_METER.read_text())
+    facts, rows = content["provenance"], content["rows"].values()
+    hashes = {row["protocol"]: row["split_hashes"] for row in rows}
+    origin = {"commands": [facts["command"]], "attribution": _BREAKHIS, "split_hash": hashes}
     return origin | {key: facts[key] for key in ("data", "protocol", "machine", "commit")}
 
 
@@ -248,13 +250,19 @@ def _draw_leak_meter(_: pathlib.Path, path: pathlib.Path) -> None:
 
 
 def _draw_bar(axes: Axes, y: int, row: Mapping[str, Any]) -> None:
-    accuracy, low, high = (row["pooled"][key] for key in ("value", "low", "high"))
-    protocol = row["protocol"].strip("`")
+    accuracy, low, high = (row["figures"]["accuracy"]["pooled"][key] for key in ("value", "low", "high"))
+    protocol = row["protocol"]
     colour = plots.COLOURS[1 if protocol.startswith("image") else 0]
     axes.barh(y, accuracy, 0.34, color=colour, alpha=0.75)
     axes.plot([low, high], [y, y], color="black", linewidth=1.6)
     axes.plot([low, low, None, high, high], [y - 0.1, y + 0.1, None, y - 0.1, y + 0.1], color="black", linewidth=1.6)
-    axes.plot([row["constant"]] * 2, [y - 0.17, y + 0.17], color="white", linewidth=2.2, linestyle=(0, (2, 1)))
+    axes.plot(
+        [row["majority_baseline"]["accuracy"]] * 2,
+        [y - 0.17, y + 0.17],
+        color="white",
+        linewidth=2.2,
+        linestyle=(0, (2, 1)),
+    )
     axes.text(0, y - 0.25, f"{protocol}: {accuracy:.3f} [{low:.3f}, {high:.3f}]", va="bottom")
 
 

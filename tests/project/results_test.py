@@ -228,6 +228,14 @@ def test_recording_again_keeps_the_tables(tmp_path: pathlib.Path) -> None:
     assert Results(tmp_path).table("name")[:3] == ["| own |", "| --- |", "| 20 |"]
 
 
+def test_folders_of_a_machine_are_not_recorded(tmp_path: pathlib.Path) -> None:
+    text = "images of /data/lab/BreaKHis_v1, see https://arxiv.org/abs/2308.13150 and runs/a/fold_0"
+    row = {"protocol": "case", "magnification": "40X", "data": text, "runs": ["/home/me/runs/a"]}
+    rows = record(tmp_path, {"rows": [row], "transfer": None})["rows"]
+    assert rows["case_40X"]["data"] == text.replace("/data/lab/", "")
+    assert rows["case_40X"]["runs"] == ["a"]
+
+
 def test_another_json_is_no_study(tmp_path: pathlib.Path) -> None:
     with pytest.raises(SystemExit, match="not the results of a study"):
         record(tmp_path, {"a": 1})
