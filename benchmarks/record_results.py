@@ -4,9 +4,9 @@
         --data "BreakHis at 100X, 2,081 images, CC BY 4.0" --protocol "case-disjoint, 5 folds"
 
 STUDY_JSON is protocols.json of `histojax protocols`, probe.json of `histojax probe`, comparison.json of `histojax
-compare`, results.json of a run, or a file of `histojax bench --json` or `benchmarks/accelerator.py --json`. Machine,
-commit and date are recorded as well: run this on the machine and at the commit of the study, or state both. A file that
-exists keeps its tables.
+compare`, results.json of a run, agreement.json of `histojax slide agreement`, or a file of `histojax bench --json` or
+`benchmarks/accelerator.py --json`. Machine, commit and date are recorded as well: run this on the machine and at the
+commit of the study, or state both. A file that exists keeps its tables.
 """
 
 import argparse
@@ -95,6 +95,11 @@ def rows_and_columns(study: Any, path: pathlib.Path) -> tuple[Rows, Columns]:
             f"{side}, images/s": f"{{contestants.{side}.images_per_second:,.1f}}" for side in first["contestants"]
         }
         columns |= {f"ours / {peer}": f"{{ratios.{peer}.paired:.2f}}" for peer in first["ratios"]}
+    elif isinstance(study, dict) and "rules" in study and "figures" in study:
+        rows = {"agreement": {"rules": "; ".join(study["rules"]), **study["figures"]}}
+        columns = {"images": "{n}", "ICC(2,1)": "{icc:.3f}", "Bland-Altman bias": "{bias:.1f}"}
+        columns |= {"limits of agreement": "{lower_limit:.1f} … {upper_limit:.1f}"}
+        columns |= {"Spearman's rho": "{spearman:.3f}", "mean absolute error": "{mean_absolute_error:.1f}"}
     elif isinstance(study, list) and study and "model" in study[0] and "accuracy" in study[0]:
         rows = {row["model"]: row for row in study}
         columns = {"model": "{model}", "images": "{n_images}", "patients": "{n_patients}"}
@@ -106,7 +111,7 @@ def rows_and_columns(study: Any, path: pathlib.Path) -> tuple[Rows, Columns]:
     else:
         raise RunError(
             f"{path}: not the results of a study; give protocols.json, probe.json, comparison.json, results.json of a "
-            "run, or a file of `histojax bench --json`"
+            "run, agreement.json, or a file of `histojax bench --json`"
         )
     return {re.sub(r"\W+", "_", name).strip("_"): _kept(row) for name, row in rows.items()}, columns
 

@@ -151,6 +151,7 @@ SPREAD = {"median": 2.0, "q25": 1.0, "q75": 3.0}
 FOLDS = {"mean": 0.5, "sd": 0.125, "folds": [0.4, 0.6], "pooled": ESTIMATE}
 METRICS = {"accuracy": ESTIMATE, "gmean": ESTIMATE, "auroc": ESTIMATE}
 COUNTS = {"n_images": 10, "n_patients": None}
+AGREEMENT = ("icc", "bias", "lower_limit", "upper_limit", "spearman", "mean_absolute_error")
 STUDIES = {
     "protocols": (
         {
@@ -179,6 +180,11 @@ STUDIES = {
         "| a | 10 | | 0.500 [0.250, 1.000] | 0.500 | 1,000 |",
     ),
     "run": ({"splits": {"test": {"image": {"f1": ESTIMATE}, **COUNTS}}}, "| test | 10 | | 0.500 [0.250, 1.000] |"),
+    "agreement": (
+        {"rules": ["a", "b"], "figures": {"n": 10, **dict.fromkeys(AGREEMENT, ESTIMATE)}},
+        "| 10 | 0.500 [0.250, 1.000] | 0.5 [0.2, 1.0] | 0.5 [0.2, 1.0] … 0.5 [0.2, 1.0] | 0.500 [0.250, 1.000] "
+        "| 0.5 [0.2, 1.0] |",
+    ),
     "bench": (
         {
             "machine": {"processor": "P", "cores": 2, "system": "S", "python": "3"},
