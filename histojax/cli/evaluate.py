@@ -20,7 +20,7 @@ _FIELDS = (
     *("data.root", "data.magnification", "data.prepared_dir", "data.on_bad_image", "data.on_bad_record"),
     *("data.threads", "data.workers"),
 )
-_GROUPS = ("data.tiles.", "evaluation.")
+_GROUPS = ("data.images.", "data.tiles.", "evaluation.")
 
 
 def add_parser(subparsers: "Subparsers") -> CommandParser:

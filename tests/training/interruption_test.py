@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import signal
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -64,9 +63,9 @@ def test_a_second_ctrl_c_ends_the_command_at_once_without_a_traceback(
     def interrupted(*args: object, **kwargs: object) -> Iterator[object]:
         for number, batch in enumerate(batches(*args, **kwargs)):
             if number == 4:  # in the second epoch
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.5)  # two signals that arrive before Python handles the first count as one
-                os.kill(os.getpid(), signal.SIGINT)
+                # In this thread, so that Python handles the first before the second arrives: else they count as one.
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
             yield batch
 
     monkeypatch.setattr(loop, "train_batches", interrupted)
