@@ -126,7 +126,8 @@ def _extract_zip(archive: pathlib.Path, to: pathlib.Path, wanted: tuple[str, ...
             try:
                 with content.open(member) as source, open(target, "wb") as file:
                     shutil.copyfileobj(source, file, 1 << 20)
-            except (RuntimeError, NotImplementedError) as error:  # a password, or a compression of its own
+            # zipfile raises these for a member with a password, and for a compression that it does not know.
+            except (RuntimeError, NotImplementedError) as error:
                 raise DataError(
                     f"{archive}: member '{member.filename}' cannot be read ({error}); unpack it yourself"
                 ) from error

@@ -44,10 +44,11 @@ def find_crossing(directory: pathlib.Path, sides: Sequence[str]) -> list[Crossin
       sides: side of each image, in the order of the table; empty: the image is left out.
     """
     greys = _greys(directory)
+    blank = [measures.is_blank(grey) for grey in greys]
     pairs: list[Crossing] = []
     for held_out, others in (("test", ("train", "val")), ("val", ("train",))):
-        own = [i for i, side in enumerate(sides) if side == held_out and not measures.is_blank(greys[i])]
-        rest = [i for i, side in enumerate(sides) if side in others and not measures.is_blank(greys[i])]
+        own = [i for i, side in enumerate(sides) if side == held_out and not blank[i]]
+        rest = [i for i, side in enumerate(sides) if side in others and not blank[i]]
         order = [*own, *rest]
         for pair in hashes.near_pairs(greys[order], len(own)):
             if pair.second >= len(own):

@@ -1,7 +1,6 @@
 """TFDS builder of images with one class each: ArrayRecord files. TensorFlow is never imported."""
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 from typing import Any
@@ -9,12 +8,11 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from data_pipelines.compat import LocalDatasetInfo
-from data_pipelines.errors import DataError
 from data_pipelines.image_folder.scan import ScannedImage, scan
 from data_pipelines.image_folder.spec import FolderSpec
 from data_pipelines.images import storable
 from data_pipelines.records import FIELDS
-from data_pipelines.tfds_builder import shuffled_shards
+from data_pipelines.tfds_builder import config_name, shuffled_shards
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -36,10 +34,7 @@ def config(images: FolderSpec, on_bad_image: str = "error") -> ImageFolderConfig
     Raises:
       DataError: unknown policy.
     """
-    if on_bad_image not in ("error", "skip"):
-        raise DataError(f"data.on_bad_image='{on_bad_image}' is neither 'error' nor 'skip'")
-    facts = json.dumps([dataclasses.asdict(images), on_bad_image], sort_keys=True)
-    name = f"images_{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+    name = config_name("images", images, on_bad_image)
     return ImageFolderConfig(name=name, images=images, on_bad_image=on_bad_image)
 
 

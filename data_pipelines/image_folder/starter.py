@@ -1,4 +1,4 @@
-"""A first config for images that nobody has trained on yet: what `histojax init` writes."""
+"""The first config for a new set of images, which `histojax init` writes."""
 
 import dataclasses
 import json

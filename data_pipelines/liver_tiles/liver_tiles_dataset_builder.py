@@ -1,7 +1,6 @@
 """TFDS builder of multi-label tiles: ArrayRecord files. TensorFlow is never imported."""
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 from typing import Any
@@ -9,11 +8,10 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from data_pipelines.compat import LocalDatasetInfo
-from data_pipelines.errors import DataError
 from data_pipelines.liver_tiles.scan import Tile, scan, stored_bytes
 from data_pipelines.liver_tiles.spec import TilesSpec
 from data_pipelines.records import FIELDS, label_set
-from data_pipelines.tfds_builder import shuffled_shards
+from data_pipelines.tfds_builder import config_name, shuffled_shards
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -35,10 +33,7 @@ def config(tiles: TilesSpec, on_bad_image: str = "error") -> LiverTilesConfig:
     Raises:
       DataError: unknown policy.
     """
-    if on_bad_image not in ("error", "skip"):
-        raise DataError(f"data.on_bad_image='{on_bad_image}' is neither 'error' nor 'skip'")
-    facts = json.dumps([dataclasses.asdict(tiles), on_bad_image], sort_keys=True)
-    name = f"tiles_{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+    name = config_name("tiles", tiles, on_bad_image)
     return LiverTilesConfig(name=name, tiles=tiles, on_bad_image=on_bad_image)
 
 

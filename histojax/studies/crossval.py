@@ -98,18 +98,20 @@ def _out_of_fold(dataset: Dataset, workdir: pathlib.Path, folds: list[str]) -> p
     table = pd.concat([one[one["split"] == "val"] for one in tables], ignore_index=True)
     if repeated := int(table["image_id"].duplicated().sum()):
         raise RunError(f"{workdir}: {repeated} images are in several folds; delete it and run the command again")
+    return table.iloc[np.argsort(_positions(table, dataset))].assign(split="out_of_fold").reset_index(drop=True)
+
+
+def _positions(table: pd.DataFrame, dataset: Dataset) -> np.ndarray:
+    """Return the position in the dataset of each image of a table."""
     places = {image_id: i for i, image_id in enumerate(dataset.records.column("image_id"))}
-    order = table["image_id"].map(places)
-    return table.iloc[np.argsort(order.to_numpy())].assign(split="out_of_fold").reset_index(drop=True)
+    return table["image_id"].map(places).to_numpy()
 
 
 def _decision_rule(table: pd.DataFrame, dataset: Dataset, rule: str) -> dict[str, Any]:
     """Choose thresholds and temperatures on the out-of-fold predictions."""
-    places = {image_id: i for i, image_id in enumerate(dataset.records.column("image_id"))}
-    indices = table["image_id"].map(places).to_numpy()
     columns = [predictions.PREFIX + name for name in dataset.classes]
     output = evaluate.EvalOutput(table[columns].to_numpy(np.float32), {})
-    return evaluate.fit_decision_rule(output, dataset, indices, rule)
+    return evaluate.fit_decision_rule(output, dataset, _positions(table, dataset), rule)
 
 
 def _summary(
