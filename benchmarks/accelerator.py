@@ -1,4 +1,4 @@
-"""Compare steps and predictions of ResNet50 and Swin-T with compiled PyTorch when a GPU is available for minutes only.
+"""Compare steps and predictions with compiled PyTorch when a GPU is available for minutes only.
 
     python -m benchmarks.accelerator --batch_size 256 --json accelerator.json
 
@@ -16,6 +16,7 @@ import threading
 import time
 from typing import Any
 
+from histojax.cli import flags
 from histojax.cli.bench import peers, rounds
 from histojax.cli.bench.rounds import WorkerProcess
 from histojax.core.errors import RunError
@@ -34,7 +35,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(relativeCreated)7d ms  %(message)s", stream=sys.stdout)
     peers.require("torch")
     sides = _start_all(args)
-    results = [_measure(sides, work, model, args) for model in MODELS for work in WORKS]
+    results = [_measure(sides, work, model, args) for model in args.models for work in args.works]
     for (who, work, _), side in sides.items():
         if (who, work) == ("ours", "step"):
             results.append({"limits": (limits := side.ask(ask="limits"))})
@@ -49,6 +50,12 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--models", type=flags.comma_list, default=MODELS, metavar="A,B,…", help=f"default: {','.join(MODELS)}"
+    )
+    parser.add_argument(
+        "--works", type=flags.comma_list, default=WORKS, metavar="A,B", help=f"default: {','.join(WORKS)}"
+    )
     parser.add_argument("--batch_size", type=int, default=256, help="images per batch (default: %(default)s)")
     parser.add_argument("--image_size", type=int, default=224, help="image side in pixels (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds per side (default: %(default)s)")
@@ -78,7 +85,8 @@ def _start_all(args: argparse.Namespace) -> _Sides:
             _log.info("%s: first repeat after %.0f s", side.name, side.facts["start_seconds"])
 
     # The works of one of our models start one after the other, so that their autotuning does not compete for the GPU.
-    chains = [("ours", model, WORKS) for model in MODELS] + [("torch", m, (w,)) for m in MODELS for w in WORKS]
+    chains = [("ours", model, tuple(args.works)) for model in args.models]
+    chains += [("torch", model, (work,)) for model in args.models for work in args.works]
     threads = [threading.Thread(target=start_in_order, args=chain) for chain in chains]
     for thread in threads:
         thread.start()

@@ -9,6 +9,8 @@ network, which hold general filters, keep the weights of the file (`train.frozen
 head ten times faster. Strong augmentation of colour and stain keeps the network from answering by colour. The average
 of the weights over the last steps is evaluated, after a fixed number of epochs, so no image is spent on validation.
 `histojax crossval` adds a threshold.
+
+`MODEL,random` is the counterpart without a file: all parts learn from random weights, faster and for longer.
 """
 
 from typing import Any
@@ -23,6 +25,7 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "dala_resnet50": ({"attention": "layer4", "head": "dual"}, _RESNET_HALF),
     "resnet50": ({}, _RESNET_HALF),
     "seresnet50": ({}, _RESNET_HALF),
+    "vgg16": ({}, ("blocks/0", "blocks/1", "blocks/2")),
     "vit_small_patch14_dinov2": (
         {},
         ("patch_embed", "class_token", "position_embedding", *(f"blocks/{i}" for i in range(8))),
@@ -31,12 +34,13 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Return the experiment; `variant` is empty (dala_resnet50), a model, `smoke`, or both, as MODEL,smoke."""
+    """Return the experiment; `variant` is a model (default: dala_resnet50), `random`, `smoke`, or several of them."""
     parts = [part for part in variant.split(",") if part]
-    names = [part for part in parts if part != "smoke"]
+    names = [part for part in parts if part not in ("random", "smoke")]
     for name in names:
         if name not in MODELS:
-            raise ValueError(f"unknown variant ':{name}' of this config; choose from smoke, {', '.join(MODELS)}")
+            known = ", ".join(["random", "smoke", *MODELS])
+            raise ValueError(f"unknown variant ':{name}' of this config; choose from {known}")
     if len(names) > 1:
         raise ValueError(f"the variants {', '.join(names)} of this config exclude each other")
     name = names[0] if names else "dala_resnet50"
@@ -58,6 +62,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.frozen = frozen
     config.train.ema_decay = 0.98
     config.train.best_metric = "last"
+    if "random" in parts:
+        config.train.frozen = ()
+        config.train.epochs = 15
+        config.optimizer.learning_rate = 5e-4
+        config.optimizer.head_multiplier = 1.0
     if "smoke" in parts:
         config.data.synthetic = True
         config.data.image_size = 56 if name.startswith("vit") else 64  # four patches of 14
