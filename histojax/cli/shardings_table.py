@@ -29,8 +29,7 @@ def table(config: ConfigDict, num_classes: int) -> str:
     classes = tuple(f"class_{i}" for i in range(num_classes))
     weights = (1.0,) * num_classes
     task: Task = Multilabel(classes, weights) if config.data.task == "multilabel" else Multiclass(classes, weights)
-    transform, _ = build.optimizer(config, 1)
-    state = build.program(config, task, layout, transform).abstract
+    state = build.program(config, task, layout, build.optimizer(config, 1)).abstract
     rows = [("parameter or statistic", "shape", "spec", "bytes per device")]
     rows += [(name, str(shape), spec, f"{local:,}") for name, shape, spec, local, _ in _leaves(state.model)]
     mesh = ", ".join(f"{axis} {size}" for axis, size in layout.mesh.shape.items())

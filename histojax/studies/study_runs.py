@@ -49,7 +49,7 @@ def train(config: ConfigDict, folder: pathlib.Path, title: str, decision_rule: M
     _log.info(title)
     complete = loop.train_and_evaluate(config, folder, decision_rule=decision_rule)
     if complete:
-        jax.clear_caches()  # the next run compiles its own program
+        jax.clear_caches()  # the next run takes its program from the compilation cache, on disk
     return complete
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -20,7 +19,7 @@ from histojax.data.transforms import AugmentSpec
 from histojax.distributed.sharding import Layout
 from histojax.evaluation import thresholds
 from histojax.training import default_config, losses
-from histojax.training.optimizer import OptimizerSpec, make_optimizer
+from histojax.training.optimizer import OptimizerSpec
 from histojax.training.program import Program, StepSpec
 from histojax.training.tasks import Multiclass, Multilabel, Task
 
@@ -166,14 +165,14 @@ def threshold_rule(config: ConfigDict) -> str:
     return rule
 
 
-def optimizer(config: ConfigDict, steps_per_epoch: int) -> tuple[optax.GradientTransformation, OptimizerSpec]:
-    """Build the optimizer, and the specification that describes it.
+def optimizer(config: ConfigDict, steps_per_epoch: int) -> OptimizerSpec:
+    """Return the optimizer's specification.
 
     Raises:
-      RunError: an unknown optimizer or schedule.
+      RunError: an unknown model.
     """
     model, fields = model_spec(config), config.optimizer.to_dict()
-    spec = OptimizerSpec(
+    return OptimizerSpec(
         warmup_steps=round(fields.pop("warmup_epochs") * steps_per_epoch),
         total_steps=config.train.epochs * steps_per_epoch,
         freeze_backbone_steps=config.train.freeze_backbone_epochs * steps_per_epoch,
@@ -182,10 +181,6 @@ def optimizer(config: ConfigDict, steps_per_epoch: int) -> tuple[optax.GradientT
         frozen=tuple(config.train.frozen),
         **fields,
     )
-    try:
-        return make_optimizer(spec), spec
-    except ValueError as error:
-        raise RunError(str(error)) from error
 
 
 def model_spec(config: ConfigDict) -> models.ModelSpec:
@@ -228,11 +223,17 @@ def model_options(config: ConfigDict) -> dict[str, Any]:
     return options
 
 
-def program(config: ConfigDict, task: Task, layout: Layout, transform: optax.GradientTransformation) -> Program:
+def program(config: ConfigDict, task: Task, layout: Layout, optimizer: OptimizerSpec | None = None) -> Program:
     """Build the compiled functions of a run.
 
+    Args:
+      config: of the model and the training step.
+      task: targets, loss and probabilities.
+      layout: the devices.
+      optimizer: the optimizer; None if nothing is trained.
+
     Raises:
-      RunError: an unknown model or option, or an image size that the model does not accept.
+      RunError: an unknown model, option, optimizer or schedule, or an image size that the model does not accept.
     """
     options = model_options(config)
 
@@ -261,7 +262,7 @@ def program(config: ConfigDict, task: Task, layout: Layout, transform: optax.Gra
     except ValueError as error:
         raise RunError(f"train.{error}") from error
     try:
-        return Program(make_model, task, transform, spec, layout)
+        return Program(make_model, task, optimizer, spec, layout)
     except RunError:
         raise
     except ValueError as error:

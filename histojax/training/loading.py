@@ -4,7 +4,6 @@ import dataclasses
 import pathlib
 from typing import Any
 
-import optax
 from ml_collections import ConfigDict
 
 from histojax.distributed.sharding import Layout
@@ -57,5 +56,5 @@ def load(path: pathlib.Path, *, image_size: int = 0) -> LoadedModel:
         config.data.image_size = image_size
     layout = Layout(1)
     task = build.task(config, meta["classes"], meta["class_counts"], meta["train_images"])
-    program = build.program(config, task, layout, optax.identity())
+    program = build.program(config, task, layout)
     return LoadedModel(path, meta, config, layout, program, restore_model(path, program.abstract))

@@ -6,11 +6,12 @@ backbone form the head's group; all others form the backbone's, which pretrained
 
 import dataclasses
 import functools
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -56,28 +57,64 @@ class OptimizerSpec:
     frozen: tuple[str, ...] = ()
 
 
-def learning_rate(spec: OptimizerSpec) -> optax.Schedule:
+class Plan(NamedTuple):
+    """The numbers of an `OptimizerSpec` that depend on a run's length.
+
+    They are arguments of the compiled step and not a part of it, so that the folds of a study, runs of other lengths
+    and other learning rates share one compilation.
+
+    Attributes:
+      peak: peak learning rate of the backbone, `f32 []`.
+      warmup: steps of the warm-up, `f32 []`.
+      total: steps of the run, `f32 []`.
+      frozen: steps for which the backbone's updates are 0, `i32 []`.
+    """
+
+    peak: Any
+    warmup: Any
+    total: Any
+    frozen: Any
+
+
+def plan(spec: OptimizerSpec) -> Plan:
+    """Return the numbers of a specification that depend on a run's length."""
+    warmup = min(spec.warmup_steps, spec.total_steps)
+    return Plan(
+        peak=np.float32(spec.learning_rate),
+        warmup=np.float32(warmup),
+        total=np.float32(spec.total_steps),
+        frozen=np.int32(spec.freeze_backbone_steps),
+    )
+
+
+def learning_rate(spec: OptimizerSpec) -> Callable[[int], jax.Array]:
     """Return the schedule: step -> learning rate of the backbone.
 
     Raises:
       ValueError: unknown schedule.
     """
-    warmup = min(spec.warmup_steps, spec.total_steps)
-    if spec.schedule == "cosine":
-        after = optax.cosine_decay_schedule(spec.learning_rate, max(spec.total_steps - warmup, 1))
-    elif spec.schedule == "constant":
-        after = optax.constant_schedule(spec.learning_rate)
-    else:
-        raise ValueError(f"optimizer.schedule='{spec.schedule}' is neither 'cosine' nor 'constant'")
-    if not warmup:
-        return after
-    # The ramp starts one step up, because a first step with learning rate 0 would be wasted.
-    ramp = optax.linear_schedule(spec.learning_rate / warmup, spec.learning_rate, max(warmup - 1, 1))
-    return optax.join_schedules([ramp, after], [warmup])
+    return functools.partial(_rate(spec.schedule), plan=plan(spec))
 
 
-def make_optimizer(spec: OptimizerSpec) -> optax.GradientTransformation:
+def _rate(schedule: str) -> Callable[..., jax.Array]:
+    """Return the function of a step and a plan that computes the learning rate, `f32 []`."""
+    if schedule not in ("cosine", "constant"):
+        raise ValueError(f"optimizer.schedule='{schedule}' is neither 'cosine' nor 'constant'")
+
+    def rate(step: Any, plan: Plan) -> jax.Array:
+        # The ramp starts one step up, because a first step with learning rate 0 would be wasted.
+        ramp = (step + 1) / jnp.maximum(plan.warmup, 1)
+        progress = jnp.clip((step - plan.warmup) / jnp.maximum(plan.total - plan.warmup, 1), 0, 1)
+        after = (1 + jnp.cos(jnp.pi * progress)) / 2 if schedule == "cosine" else 1.0
+        return plan.peak * jnp.where(step < plan.warmup, ramp, after)
+
+    return rate
+
+
+def make_optimizer(spec: OptimizerSpec) -> optax.GradientTransformationExtraArgs:
     """Build the optimizer: clip, precondition, decay, scale by group, scale by the schedule.
+
+    Its `update` takes a `Plan` as `plan`; without one, it follows that of the specification.
 
     Raises:
       ValueError: unknown name or schedule.
@@ -93,10 +130,10 @@ def make_optimizer(spec: OptimizerSpec) -> optax.GradientTransformation:
     if spec.weight_decay:
         mask = functools.partial(decayed, without=spec.without_weight_decay)
         steps.append(optax.add_decayed_weights(spec.weight_decay, mask=mask))
-    steps += [_scale_groups(spec), optax.scale_by_learning_rate(learning_rate(spec))]
+    steps += [_scale_groups(spec), _scale_by_schedule(spec)]
     chain = optax.chain(*steps)
     if not spec.frozen:
-        return chain
+        return optax.with_extra_args_support(chain)
 
     def labels(params: Any) -> Any:
         return jax.tree.map(lambda frozen: "frozen" if frozen else "trained", begins_with(params, spec.frozen))
@@ -143,18 +180,41 @@ def _scale_groups(spec: OptimizerSpec) -> optax.GradientTransformation:
     if spec.head_multiplier == 1 and not spec.freeze_backbone_steps:
         return optax.identity()
 
-    def init(params: Any) -> Any:
-        del params
-        return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        del params
-        backbone = jnp.where(state.count < spec.freeze_backbone_steps, 0.0, 1.0)
-        scaled = jax.tree.map(
+    def scale(updates: Any, step: jax.Array, plan: Plan) -> Any:
+        backbone = jnp.where(step < plan.frozen, 0.0, 1.0)
+        return jax.tree.map(
             lambda u, head: u * (spec.head_multiplier if head else backbone.astype(u.dtype)),
             updates,
             in_head(updates, spec.head_parts),
         )
-        return scaled, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
 
-    return optax.GradientTransformation(init, update)
+    return _by_step(spec, scale)
+
+
+def _scale_by_schedule(spec: OptimizerSpec) -> optax.GradientTransformation:
+    """Multiply all updates by the negative learning rate."""
+    rate = _rate(spec.schedule)
+
+    def scale(updates: Any, step: jax.Array, plan: Plan) -> Any:
+        factor = -rate(step, plan)
+        return jax.tree.map(lambda u: factor.astype(u.dtype) * u, updates)
+
+    return _by_step(spec, scale)
+
+
+def _by_step(
+    spec: OptimizerSpec, scale: Callable[[Any, jax.Array, Plan], Any]
+) -> optax.GradientTransformationExtraArgs:
+    """Return a transformation that counts steps: `scale(updates, step, plan)`."""
+    own = plan(spec)
+
+    def init(params: Any) -> Any:
+        del params
+        return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
+
+    def update(updates: Any, state: Any, params: Any = None, *, plan: Plan = own, **_: Any) -> tuple[Any, Any]:
+        del params
+        counted = optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
+        return scale(updates, state.count, plan), counted
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -21,12 +23,13 @@ from histojax.models.rngs import seeded
 from histojax.training.accumulate import StepSums, accumulate
 from histojax.training.ema import update_average
 from histojax.training.mixing import mix
-from histojax.training.optimizer import begins_with, path_begins
+from histojax.training.optimizer import OptimizerSpec, begins_with, make_optimizer, path_begins, plan
 from histojax.training.per_device import per_device_step
 from histojax.training.state import ModelState, TrainState, split_module
 from histojax.training.tasks import Task
 
 Batch = dict[str, jax.Array]
+Numbers = dict[str, Any]
 MakeModel = Callable[[nnx.Rngs], nnx.Module]
 
 BATCH_NORMS = ("global", "device")
@@ -70,7 +73,7 @@ class Program:
     Args:
       make_model: builds the model from its random streams.
       task: targets, loss and probabilities.
-      optimizer: the gradient transformation.
+      optimizer: the optimizer; None if nothing is trained.
       spec: settings of the training step.
       layout: the devices, and how states and batches are sharded.
 
@@ -79,18 +82,22 @@ class Program:
 
     Raises:
       RunError: `spec.frozen` names no part of the model, or all of it.
+      ValueError: unknown optimizer or schedule.
     """
 
     def __init__(
         self,
         make_model: MakeModel,
         task: Task,
-        optimizer: optax.GradientTransformation,
+        optimizer: OptimizerSpec | None,
         spec: StepSpec,
         layout: Layout,
     ):
-        self._make_model, self._task, self._optimizer, self._spec = make_model, task, optimizer, spec
-        self._layout = layout
+        self._make_model, self._task, self._spec, self._layout = make_model, task, spec, layout
+        self._optimizer = optax.with_extra_args_support(make_optimizer(optimizer) if optimizer else optax.identity())
+        # What depends on the training images and the length of the run, so that other runs share the compilation.
+        self._numbers: Numbers = {"plan": plan(optimizer)} if optimizer else {}
+        self._numbers["loss_weights"] = np.asarray(task.loss_weights, np.float32)
         template = nnx.eval_shape(self._new_model)
         # Not every model has BatchNorm and dropout, so these modes may find nothing to switch.
         training = nnx.view(template, use_running_average=False, deterministic=False, raise_if_not_found=False)
@@ -110,7 +117,7 @@ class Program:
         self._jit_train = jax.jit(
             self._train,
             donate_argnums=0,
-            in_shardings=(formats, batch),
+            in_shardings=(formats, batch, layout.replicated),
             # Without these, the compiler would re-shard parameters as it likes.
             out_shardings=(formats, layout.replicated),
         )
@@ -168,7 +175,7 @@ class Program:
         if self._compiling is not None:
             self._compiling.join()
             self._compiling = None
-        return self._jit_train(state, batch)
+        return self._jit_train(state, batch, self._placed_numbers)
 
     def predict(self, model: ModelState, images: jax.Array) -> jax.Array:
         """Return `probabilities: f32 [b, k]` of a global batch of images `u8 [b, s, s, 3]`."""
@@ -185,7 +192,11 @@ class Program:
 
         Nothing is compiled twice. Arguments may be shapes instead of arrays.
         """
-        return self._jit_train.lower(state, batch).compile()
+        replicated = self._layout.replicated
+        numbers = jax.tree.map(
+            lambda number: jax.ShapeDtypeStruct(number.shape, number.dtype, sharding=replicated), self._numbers
+        )
+        return self._jit_train.lower(state, batch, numbers).compile()
 
     def compiled_predict(self, model: ModelState, images: Any) -> jax.stages.Compiled:
         """Return the executable of `predict`, see `compiled_train`."""
@@ -221,23 +232,31 @@ class Program:
             ema=model if self._spec.ema_decay else None,
         )
 
-    def _train(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    @functools.cached_property
+    def _placed_numbers(self) -> Numbers:
+        """The numbers on the devices, so that they are not copied with each step."""
+        return jax.device_put(self._numbers, self._layout.replicated)
+
+    def _train(self, state: TrainState, batch: Batch, numbers: Numbers) -> tuple[TrainState, dict[str, jax.Array]]:
         spec, mask = self._spec, batch["mask"]
+        task = self._task.weighted(numbers["loss_weights"])
         images = normalise(batch["image"], spec.mean, spec.std)
-        targets = self._task.targets(batch[self._task.batch_key])
+        targets = task.targets(batch[task.batch_key])
         images, targets = mix(
             images, targets, jax.random.fold_in(state.key, state.step), mixup=spec.mixup, cutmix=spec.cutmix
         )
-        weight = self._task.loss_weight(targets, mask)
+        weight = task.loss_weight(targets, mask)
+        loss_and_grads = functools.partial(self._loss_and_grads, task)
 
         def micro_step(model: ModelState, *arrays: jax.Array) -> tuple[ModelState, StepSums]:
             if spec.batch_norm == "device":
-                return per_device_step(self._loss_and_grads, self._layout.map_over_devices, model, weight, *arrays)
+                return per_device_step(loss_and_grads, self._layout.map_over_devices, model, weight, *arrays)
             with sharded_calls(self._layout.shard_map_batch):
-                return self._loss_and_grads(model, weight, *arrays)
+                return loss_and_grads(model, weight, *arrays)
 
         model, sums = accumulate(micro_step, state.model, (images, targets, mask), spec.accumulate)
-        updates, opt = self._optimizer.update(sums.grads, state.opt, state.model.params)
+        followed = {"plan": numbers["plan"]} if "plan" in numbers else {}
+        updates, opt = self._optimizer.update(sums.grads, state.opt, state.model.params, **followed)
         model = dataclasses.replace(model, params=optax.apply_updates(state.model.params, updates))
         ema = None if state.ema is None else update_average(state.ema, model, state.step, spec.ema_decay)
         metrics = {
@@ -248,9 +267,9 @@ class Program:
         return TrainState(state.step + 1, model, opt, state.key, ema), metrics
 
     def _loss_and_grads(
-        self, model: ModelState, weight: jax.Array, images: jax.Array, targets: jax.Array, mask: jax.Array
+        self, task: Task, model: ModelState, weight: jax.Array, images: jax.Array, targets: jax.Array, mask: jax.Array
     ) -> tuple[ModelState, StepSums]:
-        """Differentiate the loss of a (micro-)batch, whose sum is divided by `weight`.
+        """Differentiate the task's loss of a (micro-)batch, whose sum is divided by `weight`.
 
         Returns:
           The model with new batch statistics and random streams and the old parameters, and the sums.
@@ -262,8 +281,8 @@ class Program:
                 params = jax.tree.map(lambda p, stop: jax.lax.stop_gradient(p) if stop else p, params, is_frozen)
             module = nnx.merge(self._train_graph, self._layout.gathered(params), model.stats, model.rng)
             logits = module(images)
-            num_correct = self._task.num_correct(logits, targets, mask)
-            return self._task.loss_sum(logits, targets, mask) / weight, (split_module(module), num_correct)
+            num_correct = task.num_correct(logits, targets, mask)
+            return task.loss_sum(logits, targets, mask) / weight, (split_module(module), num_correct)
 
         (loss, (after, num_correct)), grads = jax.value_and_grad(loss_fn, has_aux=True)(model.params)
         return dataclasses.replace(after, params=model.params), StepSums(grads, loss, num_correct)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,15 @@ class Task(Protocol):
     @property
     def label_spec(self) -> jax.ShapeDtypeStruct:
         """Shape and type of one image's label in a batch."""
+        ...
+
+    @property
+    def loss_weights(self) -> Any:
+        """Weights in the loss, `f32 [k]`: of each class, or of each label's positive images."""
+        ...
+
+    def weighted(self, loss_weights: Float[Array, " k"]) -> "Task":
+        """Return the task with other weights in the loss."""
         ...
 
     def targets(self, labels: Num[Array, "b ..."]) -> Float[Array, "b k"]:
@@ -81,7 +90,7 @@ class Multiclass:
     batch_key: ClassVar[str] = "label"
 
     classes: tuple[str, ...]
-    class_weights: tuple[float, ...]
+    class_weights: Any  # a tuple, or an array within the compiled step
     loss_name: str = "cross_entropy"
     label_smoothing: float = 0.0
     focal_gamma: float = 2.0
@@ -93,6 +102,15 @@ class Multiclass:
     def label_spec(self) -> jax.ShapeDtypeStruct:
         """Shape and type of one image's label: the number of its class."""
         return jax.ShapeDtypeStruct((), jnp.int32)
+
+    @property
+    def loss_weights(self) -> Any:
+        """The class weights, `f32 [k]`."""
+        return self.class_weights
+
+    def weighted(self, loss_weights: Float[Array, " k"]) -> "Multiclass":
+        """Return the task with other class weights."""
+        return dataclasses.replace(self, class_weights=loss_weights)
 
     def targets(self, labels: Int[Array, " b"]) -> Float[Array, "b k"]:
         """Return the smoothed one-hot targets of class numbers."""
@@ -153,7 +171,7 @@ class Multilabel:
     batch_key: ClassVar[str] = "labels"
 
     classes: tuple[str, ...]
-    positive_weights: tuple[float, ...]
+    positive_weights: Any  # a tuple, or an array within the compiled step
     loss_name: str = "cross_entropy"
     label_smoothing: float = 0.0
     focal_gamma: float = 2.0
@@ -170,6 +188,15 @@ class Multilabel:
     def label_spec(self) -> jax.ShapeDtypeStruct:
         """Shape and type of one image's labels: 0 or 1 for each."""
         return jax.ShapeDtypeStruct((len(self.classes),), jnp.float32)
+
+    @property
+    def loss_weights(self) -> Any:
+        """The positive weights, `f32 [k]`."""
+        return self.positive_weights
+
+    def weighted(self, loss_weights: Float[Array, " k"]) -> "Multilabel":
+        """Return the task with other positive weights."""
+        return dataclasses.replace(self, positive_weights=loss_weights)
 
     def targets(self, labels: Float[Array, "b k"]) -> Float[Array, "b k"]:
         """Return the smoothed targets."""

@@ -126,8 +126,8 @@ def open_trainer(config: ConfigDict) -> Trainer:
     steps_per_epoch = max(1, len(train_indices) // train_spec.batch_size)
     counts = dataset.counts(train_indices)
     task = build.task(config, dataset.classes, counts, len(train_indices))
-    transform, optimizer_spec = build.optimizer(config, steps_per_epoch)
-    program = build.program(config, task, layout, transform)
+    optimizer_spec = build.optimizer(config, steps_per_epoch)
+    program = build.program(config, task, layout, optimizer_spec)
     for line in (*dataset.report(split), f"protocol: {split.protocol}", *split.warnings):
         _log.info(line)
     return Trainer(

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import optax
 import pandas as pd
 import pytest
 from ml_collections import ConfigDict
@@ -250,7 +249,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_differences(finished:
     config.model.name, config.model.options = "resnet50", ConfigDict(models.spec("resnet50").small)
     layout = Layout(1)
     task = build.task(config, ("benign", "malignant"), (1, 1), 2)
-    program = build.program(config, task, layout, optax.identity())
+    program = build.program(config, task, layout)
     with pytest.raises(CheckpointError) as caught:
         restore_model(find(finished), program.abstract)
     message = str(caught.value)

@@ -4,7 +4,6 @@ import pathlib
 
 import jax
 import numpy as np
-import optax
 
 from configs import baselines_breakhis
 from histojax.distributed.sharding import Layout
@@ -42,7 +41,7 @@ def random_checkpoint(
     config.data.mpp, config.data.root = float(facts.pop("mpp", 0.0)), str(facts.pop("root", ""))
     classes = ("benign", "malignant")
     task = build.task(config, classes, [1, 1], 2)
-    abstract = build.program(config, task, Layout(1), optax.identity()).abstract.model
+    abstract = build.program(config, task, Layout(1)).abstract.model
     rng = np.random.default_rng(3)
 
     def draw(path, leaf):

@@ -12,7 +12,7 @@ from flax import nnx
 from histojax.distributed.sharding import Layout
 from histojax.models.ops.layers import Conv, Linear, global_avg_pool
 from histojax.models.ops.norms import BatchNorm
-from histojax.training.optimizer import OptimizerSpec, make_optimizer
+from histojax.training.optimizer import OptimizerSpec
 from histojax.training.program import MakeModel, Program, StepSpec
 from histojax.training.state import TrainState
 from histojax.training.tasks import Multiclass, Task
@@ -72,7 +72,7 @@ def build_program(
     **fields: Any,
 ) -> Program:
     """A new program, on a single device unless a layout is given; `fields` are those of `StepSpec`."""
-    return Program(make_model, task, make_optimizer(optimizer), StepSpec(MEAN, STD, **fields), layout or devices(1))
+    return Program(make_model, task, optimizer, StepSpec(MEAN, STD, **fields), layout or devices(1))
 
 
 # Shared, because compilation takes most of the time of these tests.

@@ -17,7 +17,7 @@ from histojax import models
 from histojax.distributed.sharding import Layout
 from histojax.inference.explain.grad_cam import GradCAM, upsample
 from histojax.training.loading import LoadedModel
-from histojax.training.optimizer import OptimizerSpec, make_optimizer
+from histojax.training.optimizer import OptimizerSpec
 from histojax.training.program import Program, StepSpec
 from histojax.training.tasks import Multiclass
 
@@ -53,7 +53,7 @@ def train(name: str) -> LoadedModel:
     )
     task = Multiclass(CLASSES, (1.0,) * len(CLASSES))
     make_model = functools.partial(small_model, name)
-    program = Program(make_model, task, make_optimizer(spec), StepSpec((0.5,) * 3, (0.2,) * 3), layout)
+    program = Program(make_model, task, spec, StepSpec((0.5,) * 3, (0.2,) * 3), layout)
     state = program.init()
     for _ in range(STEPS):
         labels = rng.permutation(np.arange(BATCH) % 2).astype(np.int32)

@@ -7,7 +7,7 @@ from flax import nnx
 
 from histojax import models
 from histojax.distributed.sharding import Layout
-from histojax.training.optimizer import OptimizerSpec, make_optimizer
+from histojax.training.optimizer import OptimizerSpec
 from histojax.training.program import Program, StepSpec
 from histojax.training.tasks import Multiclass
 from tests.helpers.modules import ALSO_IN
@@ -37,7 +37,7 @@ def test_four_devices_take_the_step_of_one(name: str) -> None:
     spec = StepSpec((0.5,) * 3, (0.2,) * 3)
 
     def program(layout: Layout) -> Program:
-        return Program(lambda rngs: make_model(name, rngs), TASK, make_optimizer(SGD), spec, layout)
+        return Program(lambda rngs: make_model(name, rngs), TASK, SGD, spec, layout)
 
     one, four = program(devices(1)), program(devices(4, fsdp=2))
     expected, expected_metrics = one.train(random_state(one), devices(1).to_device(batch))

@@ -11,7 +11,7 @@ from flax import nnx
 from histojax import models
 from histojax.distributed.sharding import Layout
 from histojax.models.ops import kernels
-from histojax.training.optimizer import OptimizerSpec, make_optimizer
+from histojax.training.optimizer import OptimizerSpec
 from histojax.training.program import Program, StepSpec
 from histojax.training.state import TrainState
 from histojax.training.tasks import Multilabel
@@ -36,7 +36,7 @@ def build_program(
         return models.create("ldcsf", num_classes=4, rngs=rngs, dtype=dtype, remat=remat, **options)
 
     spec = StepSpec((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), ema_decay=0.9)
-    return Program(make_model, TASK, make_optimizer(SGD), spec, layout)
+    return Program(make_model, TASK, SGD, spec, layout)
 
 
 cached_program = functools.cache(build_program)

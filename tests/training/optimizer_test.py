@@ -78,6 +78,15 @@ def test_the_schedule_has_hand_computed_values(name):
         np.testing.assert_allclose(schedule(step), value, rtol=1e-5, atol=1e-8, err_msg=f"step {step}")
 
 
+@pytest.mark.parametrize("warmup", [0, 1, 7])
+def test_the_schedule_is_optax_s(warmup):
+    ramp = optax.linear_schedule(0.1 / max(warmup, 1), 0.1, max(warmup - 1, 1))
+    expected = optax.join_schedules([ramp, optax.cosine_decay_schedule(0.1, 50 - warmup)], [warmup])
+    schedule = learning_rate(spec(total_steps=50, warmup_steps=warmup))
+    rates = [[float(each(step)) for step in range(55)] for each in (schedule, expected)]
+    np.testing.assert_allclose(*rates, rtol=1e-5, atol=1e-8)
+
+
 def test_the_schedule_reaches_the_updates():
     # Without momentum, sgd's update of a gradient of 1 is the learning rate itself.
     optimizer = make_optimizer(spec(name="sgd", momentum=0.0, warmup_steps=4))

@@ -8,7 +8,6 @@ import sys
 
 import jax
 import numpy as np
-import optax
 import pytest
 import safetensors.numpy
 import torch
@@ -19,7 +18,7 @@ from histojax import models
 from histojax.core.errors import RunError
 from histojax.distributed.sharding import Layout
 from histojax.training import pretrained
-from histojax.training.optimizer import OptimizerSpec, make_optimizer
+from histojax.training.optimizer import OptimizerSpec
 from histojax.training.program import Program, StepSpec
 from histojax.training.tasks import Multiclass
 from histojax.weights.hub import locate
@@ -127,9 +126,9 @@ def test_a_state_filled_from_a_file_predicts_the_same_and_can_be_trained(
     def make_model(rngs: nnx.Rngs) -> nnx.Module:
         return models.create("resnet50", num_classes=2, rngs=rngs)
 
-    transform = make_optimizer(OptimizerSpec("sgd", 0.1, 10, schedule="constant"))
+    sgd = OptimizerSpec("sgd", 0.1, 10, schedule="constant")
     spec = StepSpec((0.5,) * 3, (0.25,) * 3, ema_decay=0.9)
-    program = Program(make_model, Multiclass(("benign", "malignant"), (1.0, 1.0)), transform, spec, layout)
+    program = Program(make_model, Multiclass(("benign", "malignant"), (1.0, 1.0)), sgd, spec, layout)
     state, origin = pretrained.fill(program.init(), "resnet50", str(weights))
     assert "random at first" not in origin
     image = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
@@ -159,9 +158,7 @@ def test_ldcsf_starts_with_the_swin_weights_of_the_file(tmp_path: pathlib.Path) 
         return models.create("ldcsf", num_classes=4, rngs=rngs, **options)
 
     task = Multiclass(tuple("abcd"), (1.0,) * 4)
-    program = Program(
-        make_model, task, optax.identity(), StepSpec((0.0,) * 3, (1.0,) * 3), Layout(1, jax.devices()[:1])
-    )
+    program = Program(make_model, task, None, StepSpec((0.0,) * 3, (1.0,) * 3), Layout(1, jax.devices()[:1]))
     state, origin = pretrained.fill(program.init(), "ldcsf", str(tmp_path / "swin.safetensors"))
     assert origin.endswith("random at first: fr, head, ldc, resnet")
     kernel = state.model.params["stages"][1][0]["attn"]["qkv"]["kernel"]

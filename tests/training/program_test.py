@@ -295,6 +295,19 @@ def test_frozen_parts_keep_their_parameters_and_statistics(single):
     assert history[0]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_runs_of_other_lengths_rates_weights_and_seeds_share_a_compilation(single):
+    cosine = dataclasses.replace(SGD, schedule="cosine", freeze_backbone_steps=1)
+    other = dataclasses.replace(cosine, learning_rate=0.5, total_steps=99, warmup_steps=7, freeze_backbone_steps=2)
+    reweighted = dataclasses.replace(TASK, class_weights=(0.1, 0.2, 2.7))
+    texts, losses = [], []
+    for optimizer, task, seed in ((cosine, TASK, 0), (other, reweighted, 5)):
+        program = build_program(Normed, optimizer=optimizer, task=task, layout=single, seed=seed)
+        texts.append(program.compiled_train(program.abstract, program.batch(B, SIZE)).as_text())
+        losses.append(train(program, single, [make_batch()])[1][0]["loss"])
+    assert texts[0] == texts[1]
+    assert losses[0] != losses[1]
+
+
 def test_nothing_is_computed_or_kept_for_the_update_of_frozen_parts(single):
     def cost(frozen):
         program = frozen_program(frozen)

@@ -8,7 +8,6 @@ import shlex
 import shutil
 
 import numpy as np
-import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -283,7 +282,7 @@ def leaves(model: ModelState) -> dict[str, np.ndarray]:
 def test_a_run_may_start_from_the_weights_of_another(finished: pathlib.Path, classes: tuple[str, ...]) -> None:
     config = get_config(seed=5)
     task = build.task(config, classes, [5, 5], 10)
-    state = build.program(config, task, Layout(1), optax.identity()).init()
+    state = build.program(config, task, Layout(1)).init()
     theirs, fresh = leaves(loading.load(finished).model), leaves(state.model)
     state, origin = pretrained.fill(state, "vit", str(finished), classes=classes)
     same = classes == ("benign", "malignant")

@@ -228,8 +228,7 @@ def _program(spec: dict[str, Any]) -> tuple[Layout, Program]:
     layout = Layout(config.sharding.fsdp)
     layout.check_batch("--batch_size", spec["batch_size"])
     task = Multiclass(CLASSES, (1.0,) * len(CLASSES))
-    transform, _ = build.optimizer(config, steps_per_epoch=1000)
-    return layout, build.program(config, task, layout, transform)
+    return layout, build.program(config, task, layout, build.optimizer(config, steps_per_epoch=1000))
 
 
 def _config(spec: dict[str, Any]) -> ConfigDict:

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -130,7 +129,7 @@ class Embedder:
         layout = Layout(1)
         check_batch_size(layout, batch_size)
         task = build.task(config, _CLASSES, (1,) * len(_CLASSES), len(_CLASSES))
-        program = build.program(config, task, layout, optax.identity())
+        program = build.program(config, task, layout)
         state, source = program.init(), str(config.model.pretrained)
         facts = {"source": f"random weights, seed {config.seed}", "weights_sha256": f"random-{config.seed}"}
         if source:

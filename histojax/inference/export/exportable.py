@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from histojax import models
@@ -55,7 +54,7 @@ class ExportableModel:
         if trained.config.model.dtype != "float32":
             config = trained.config.copy_and_resolve_references()
             config.model.dtype = "float32"
-            program = build.program(config, _task(trained), trained.layout, optax.identity())
+            program = build.program(config, _task(trained), trained.layout)
             trained = dataclasses.replace(trained, config=config, program=program)
         return cls(Predictor(trained, batch_size), preprocessing)
 
