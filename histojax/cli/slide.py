@@ -1,6 +1,7 @@
 """`histojax slide`: whole slides to tiles, maps and tumor-to-stroma ratios."""
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
     )
     flags.add_output(parser, "folder to write; slides that it already holds are kept")
     add_slide_mpp(parser)
+    add_origin(parser)
     parser.add_argument(
         "--roi",
         metavar="PATH",
@@ -67,6 +69,17 @@ def add_slide_mpp(parser: "argparse._ActionsContainer") -> None:
     )
 
 
+def add_origin(parser: "argparse._ActionsContainer") -> None:
+    """Add `--origin`, which `histojax slide train-tiles` shares."""
+    parser.add_argument(
+        "--origin",
+        choices=("qupath", "level0"),
+        default="qupath",
+        help="where coordinates count from in a slide of which only a part was scanned (MRXS, SCN): that part, as in "
+        "QuPath, or the whole level 0, as in OpenSlide (default: qupath)",
+    )
+
+
 def add_overlap(parser: "argparse._ActionsContainer") -> None:
     """Add `--overlap`, which `histojax slide train-tiles` and `histojax embed` share."""
     parser.add_argument(
@@ -93,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
     from histojax.slides.grid import GridSpec
 
     jobs = cohort_jobs.find(args.slides, args.mpp, args.roi, override_mpp=args.override_mpp, output=args.output)
-    jobs = shards.share(jobs, args.shard)
+    jobs = [dataclasses.replace(job, origin=args.origin) for job in shards.share(jobs, args.shard)]
     model = _model(args)
     # Checks the values now, not when the first slide is open.
     GridSpec(model.image_size, model.tile_um / model.image_size, args.overlap, args.min_tissue)

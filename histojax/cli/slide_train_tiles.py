@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from histojax.cli import flags
 from histojax.cli.parser import CommandParser, add_verb
-from histojax.cli.slide import add_overlap, add_slide_mpp
+from histojax.cli.slide import add_origin, add_overlap, add_slide_mpp
 from histojax.core import extras
 from histojax.core.errors import RunError
 
@@ -48,6 +48,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
     parser.add_argument("--size", metavar="PIXELS", type=int, default=224, help="side of a tile (default: 224)")
     parser.add_argument("--tile_mpp", metavar="UM", type=float, required=True, help="µm per pixel of the tiles")
     add_slide_mpp(parser)
+    add_origin(parser)
     add_overlap(parser)
     parser.add_argument(
         "--min_share",
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
         raise RunError("the column roi of a list is for `histojax slide`: name the annotations with --annotations")
     slides = training_tiles.pair([job.slide for job in jobs], args.annotations)
     slides = [
-        dataclasses.replace(slide, mpp=job.mpp, override_mpp=job.override_mpp, name=job.name)
+        dataclasses.replace(slide, mpp=job.mpp, override_mpp=job.override_mpp, name=job.name, origin=args.origin)
         for slide, job in zip(slides, jobs, strict=True)
     ]
     for text in args.classes:

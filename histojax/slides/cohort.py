@@ -138,6 +138,8 @@ def _check_settings(folder: pathlib.Path, saved: Mapping[str, Any], requested: M
         saved = {**saved, "content": None}
     if saved.get("mpp") is None:  # the file states its µm/px, so a given one changes nothing
         requested = {**requested, "mpp": None}
+    if saved.get("origin") is None:  # the whole plane was scanned, so there is one origin
+        requested = {**requested, "origin": None}
     if differences := diff_settings(saved, requested):
         lines = [f"{folder} was made with different settings:", *differences.values()]
         raise RunError("\n".join([*lines, "Choose another --output, or overwrite it with --redo."]))
@@ -160,6 +162,8 @@ def _run_one(
         record["seconds"] = round(time.monotonic() - started, 2)
         if not analysis.facts["mpp_source"].startswith(GIVEN):
             requested["mpp"] = None  # was not needed
+        if not analysis.is_part:
+            requested["origin"] = None
         for warning in analysis.warnings:
             _log.warning("%s: warning: %s", progress, warning)
     except Exception as error:  # an unexpected failure of one slide must not end the cohort
@@ -197,6 +201,7 @@ def _settings(job: Job, model: Model, settings: Settings) -> dict[str, Any]:
         "content": job.content,
         "mpp": job.mpp,
         "override_mpp": job.override_mpp,
+        "origin": job.origin,
         "roi": hashlib.sha256(job.roi.read_bytes()).hexdigest()[:16] if job.roi and job.roi.is_file() else None,
         "model": dict(model.facts),
         "tile_um": model.tile_um,

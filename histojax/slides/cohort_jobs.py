@@ -32,6 +32,7 @@ class Job:
       mpp: µm per level-0 pixel if the file stores none.
       roi: GeoJSON file with the region of interest, if given.
       override_mpp: µm per level-0 pixel, whatever the file stores.
+      origin: where coordinates count from, see `reader.open_slide`.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Job:
     mpp: float | None = None
     roi: pathlib.Path | None = None
     override_mpp: float | None = None
+    origin: str = "qupath"
 
     @functools.cached_property
     def content(self) -> str | None:

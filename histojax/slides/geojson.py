@@ -1,6 +1,7 @@
 """Tiles as GeoJSON for QuPath 0.4 and later: one closed square per tile with its class, colour and probabilities.
 
-Coordinates are level-0 pixels with the origin in the upper left corner, as in QuPath. The rest follows QuPath's own
+Coordinates are level-0 pixels with the origin in the upper left corner of the slide's plane, by default as in QuPath.
+The rest follows QuPath's own
 files: a class is `{"name": "tumor", "color": [r, g, b]}`, a class of several labels
 `{"names": ["tumor", "stroma"], …}` (QuPath shows "tumor: stroma"), and `measurements` maps names to numbers.
 """
@@ -27,7 +28,12 @@ _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "histojax:tiles")
 
 
 def write_tiles(
-    table: pd.DataFrame, path: str | os.PathLike[str], *, slide: str, thresholds: Mapping[str, float] | None
+    table: pd.DataFrame,
+    path: str | os.PathLike[str],
+    *,
+    slide: str,
+    thresholds: Mapping[str, float] | None,
+    plane: Mapping[str, str | int] | None = None,
 ) -> None:
     """Write the tiles of a tile table as a FeatureCollection, atomically.
 
@@ -37,6 +43,7 @@ def write_tiles(
       slide: the slide's name. A tile's `id` depends only on this name and its box, so that importing a second run
         replaces the tiles of the first.
       thresholds: label to threshold, or None for exclusive classes, as in `labels.carried_labels`.
+      plane: where coordinates count from (`Slide.plane`), written as the member `histojax`.
     """
     target = pathlib.Path(path)
     with atomic_write(target) as temporary, ExitStack() as stack:
@@ -46,7 +53,8 @@ def write_tiles(
             compressed = gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0)
             file = stack.enter_context(cast(IO[bytes], compressed))
         text = stack.enter_context(io.TextIOWrapper(file, encoding="utf-8", newline="\n"))
-        text.write('{"type":"FeatureCollection","features":[')
+        origin = f'"histojax":{json.dumps({"plane": dict(plane)})},' if plane else ""
+        text.write(f'{{"type":"FeatureCollection",{origin}"features":[')
         separator = "\n"
         for feature in _features(table, slide, thresholds):
             text.write(separator + feature)

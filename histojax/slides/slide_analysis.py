@@ -97,11 +97,13 @@ class Analysis:
       facts: the slide's columns in `slides.csv`, except those of the ratio.
       warnings: sentences that a user should see.
       headline: one line for the terminal.
+      is_part: whether the slide's file states that only a part was scanned, so that `Job.origin` matters.
     """
 
     facts: dict[str, Any]
     warnings: list[str]
     headline: str
+    is_part: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +115,10 @@ class _Tiles:
     thumbnail: np.ndarray  # u8 [h, w, 3]
     tissue_mm2: dict[str, float]
     facts: dict[str, Any]
+    plane: dict[str, str | int]
+    is_part: bool
     warnings: list[str]
-    region: BaseGeometry | None  # of interest, in level-0 pixels
+    region: BaseGeometry | None  # of interest, in the slide's pixels
 
 
 def analyze(job: Job, model: Model, settings: Settings, folder: pathlib.Path) -> Analysis:
@@ -134,7 +138,7 @@ def analyze(job: Job, model: Model, settings: Settings, folder: pathlib.Path) ->
     measured = None
     if settings.tsr is not None:
         measured = tsr.measure(tiles.table, tiles.geometry, settings.tsr, inside, model.confusion)
-        write_json(folder / TSR_FILE, measured | {"warnings": warnings})
+        write_json(folder / TSR_FILE, measured | {"plane": tiles.plane, "warnings": warnings})
         if box := measured["areas"]["hot spot"]["box"]:
             right, bottom = box["minx"] + box["width"], box["miny"] + box["height"]
             outlines["hot spot"] = shapely.box(box["minx"], box["miny"], right, bottom)
@@ -149,12 +153,13 @@ def analyze(job: Job, model: Model, settings: Settings, folder: pathlib.Path) ->
         "warnings": warnings,
     }
     summary.write(folder / "summary.html", page, written)
-    return Analysis(tiles.facts, warnings, f"{len(tiles.table)} tiles" + _ratio_headline(measured))
+    headline = f"{len(tiles.table)} tiles" + _ratio_headline(measured)
+    return Analysis(tiles.facts, warnings, headline, tiles.is_part)
 
 
 def _predict_tiles(job: Job, model: Model, settings: Settings, folder: pathlib.Path) -> _Tiles:
     """Find the tissue, write it as `tissue.png`, and predict the tiles that lie on it."""
-    with open_slide(job.slide, job.mpp, override_mpp=job.override_mpp) as slide:
+    with open_slide(job.slide, job.mpp, override_mpp=job.override_mpp, origin=job.origin) as slide:
         region, region_warnings = _region(job, slide)  # before the work that a bad region would waste
         tissue = find_tissue(slide, settings.tissue)
         tissue.write(folder / _TISSUE)
@@ -168,6 +173,7 @@ def _predict_tiles(job: Job, model: Model, settings: Settings, folder: pathlib.P
             "reader": slide.reader,
             "width": slide.width,
             "height": slide.height,
+            **{name if name == "origin" else f"origin_{name}": value for name, value in slide.plane.items()},
             "mpp": slide.mpp,
             "mpp_y": slide.mpp_y,
             "mpp_source": slide.mpp_source,
@@ -175,7 +181,7 @@ def _predict_tiles(job: Job, model: Model, settings: Settings, folder: pathlib.P
             **{f"{kind}_mm2": round(area, 4) for kind, area in areas.items()},
         }
     warnings = slide.warnings + _resolution_warnings(max(slide.mpp, slide.mpp_y), model) + region_warnings
-    return _Tiles(table, geometry, thumbnail, areas, facts, warnings, region)
+    return _Tiles(table, geometry, thumbnail, areas, facts, slide.plane, slide.is_part, warnings, region)
 
 
 def _region(job: Job, slide: Slide) -> tuple[BaseGeometry | None, list[str]]:
@@ -217,7 +223,7 @@ def _write_maps(
     table, geometry, thresholds = tiles.table, tiles.geometry, model.thresholds
     tile_table.write(table, folder)
     suffix = ".geojson.gz" if settings.compress else ".geojson"
-    geojson.write_tiles(table, folder / f"tiles{suffix}", slide=name, thresholds=thresholds)
+    geojson.write_tiles(table, folder / f"tiles{suffix}", slide=name, thresholds=thresholds, plane=tiles.plane)
     overlay = folder / "overlay.png"
     pictures.write_overlay(
         overlay, table, geometry, tiles.thumbnail, slide=name, thresholds=thresholds, outlines=outlines

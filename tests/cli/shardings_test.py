@@ -28,8 +28,7 @@ batch = {"image": rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8), "mask": 
 batch["label"] = rng.integers(0, 2, 8).astype(np.int32)
 for fsdp in (1, 8):
     layout = Layout(fsdp)
-    transform, _ = build.optimizer(config, 10)
-    made = build.program(config, Multiclass(("a", "b"), (1.0, 1.0)), layout, transform)
+    made = build.program(config, Multiclass(("a", "b"), (1.0, 1.0)), layout, build.optimizer(config, 10))
     state = made.init()
     leaves = [leaf for leaf in jax.tree.leaves((state.model.params, state.opt, state.ema)) if leaf.dtype == np.float32]
     total = sum(leaf.nbytes for leaf in leaves)

@@ -121,3 +121,35 @@ def _square_of_tiles(side: int, downsample: int, stained: np.ndarray) -> Iterato
 def _reduced(pixels: np.ndarray, factor: int) -> np.ndarray:
     size = (max(1, pixels.shape[1] // factor), max(1, pixels.shape[0] // factor))
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+
+
+def write_scn(
+    path: pathlib.Path, pixels: np.ndarray, mpp: float, offset: tuple[int, int], whole: tuple[int, int]
+) -> pathlib.Path:
+    """Write a file that OpenSlide recognizes as a Leica slide, of which only a part was scanned.
+
+    Args:
+      path: the file.
+      pixels: the part.
+      mpp: µm per pixel.
+      offset: x and y of the part in level 0.
+      whole: width and height of level 0.
+    """
+
+    def length(name: str, x: int, y: int) -> str:
+        return f'{name}X="{round(x * mpp * 1000)}" {name}Y="{round(y * mpp * 1000)}"'  # nm
+
+    height, width = pixels.shape[:2]
+    header = (
+        '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01">'
+        f'<collection name="made" {length("size", *whole)}><image name="a"><device model="made"/>'
+        f'<pixels sizeX="{width}" sizeY="{height}"><dimension sizeX="{width}" sizeY="{height}" r="0" ifd="0"/></pixels>'
+        f"<view {length('size', width, height)} {length('offset', *offset)}/>"
+        "<scanSettings><objectiveSettings><objective>20</objective></objectiveSettings><illuminationSettings>"
+        "<illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings>"
+        "</image></collection></scn>"
+    )
+    how: dict[str, Any] = {"tile": (256, 256), "photometric": "rgb", "metadata": None, "description": header}
+    how |= {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(path, pixels, bigtiff=True, compression="zlib", **how)
+    return path

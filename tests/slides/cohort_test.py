@@ -4,18 +4,20 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 
 from histojax.core.errors import RunError
 from histojax.slides import cohort, cohort_jobs
 from histojax.slides.tsr.spec import TSRSpec
 from tests.helpers import planted
-from tests.helpers.slide_files import write_pyramid
+from tests.helpers.slide_files import write_pyramid, write_scn
 
 SMALL = TSRSpec(min_tumor_mm2=0, min_tissue_mm2=0.01, block_um=80, hot_spot_um=120, resamples=50)
 
@@ -64,6 +66,41 @@ def test_a_model_without_the_labels_gives_everything_but_the_ratio(
     assert "analyzed and excluded areas: tissue pink, pen blue" in page
     assert "tile_um 24 replaces the 48 µm" in page
     assert pd.read_csv(tmp_path / "out" / "slides.csv")["warnings"].tolist() == ["tile_um 24 replaces the 48 µm"]
+
+
+def test_a_region_on_a_slide_of_which_a_part_was_scanned_measures_the_same_pixels(tmp_path: pathlib.Path) -> None:
+    """QuPath draws in the scanned part, so the same file of annotations is that of a plain TIFF of these pixels."""
+    pixels = tifffile.imread(planted.write_slide(tmp_path / "planted.tif", 0.5))
+    plain = write_pyramid(tmp_path / "plain.tif", pixels, planted.MPP, levels=1, compression="zlib")
+    part = write_scn(tmp_path / "part.scn", pixels, planted.MPP, offset=(960, 384), whole=(3840, 2880))
+    square = [[[110, 80], [612, 80], [612, 820], [110, 820], [110, 80]]]
+    roi = tmp_path / "roi.geojson"
+    roi.write_text(json.dumps({"type": "Polygon", "coordinates": square}))
+    moved = tmp_path / "moved.geojson"
+    moved.write_text(json.dumps({"type": "Polygon", "coordinates": [[[x + 960, y + 384] for x, y in square[0]]]}))
+    jobs = [
+        cohort_jobs.Job("plain", plain, roi=roi),
+        cohort_jobs.Job("part", part, roi=roi),
+        cohort_jobs.Job("whole", part, roi=moved, origin="level0"),
+    ]
+    out = tmp_path / "out"
+    assert cohort.run(jobs[:2], model(), cohort.Settings(tsr=SMALL), out) == 0
+    assert cohort.run(jobs[2:], model(), cohort.Settings(tsr=SMALL), tmp_path / "level0") == 0
+    measured = {job.name: json.loads((out / job.name / "tsr.json").read_text()) for job in jobs[:2]}
+    measured["whole"] = json.loads((tmp_path / "level0" / "whole" / "tsr.json").read_text())
+    assert measured["part"]["plane"] == {"origin": "qupath", "x": 960, "y": 384}
+    assert measured["part"]["areas"] == measured["plain"]["areas"]
+    assert measured["whole"]["plane"] == {"origin": "level0", "x": 0, "y": 0}
+    stroma = [each["areas"]["region"]["stroma_percentage"]["value"] for each in measured.values()]
+    assert stroma[2] == pytest.approx(stroma[0], abs=0.01)
+    collection = json.loads((out / "part" / "tiles.geojson").read_text())
+    assert collection["histojax"] == {"plane": measured["part"]["plane"]}
+    table = pd.read_csv(out / "slides.csv").set_index("name")
+    assert table.loc["part", ["origin", "origin_x", "origin_y"]].tolist() == ["qupath", 960, 384]
+    # Another plane is another result; where there is only one, the flag changes nothing.
+    for number, job in enumerate(jobs[:2]):
+        with pytest.raises(RunError, match="origin: saved 'qupath', now 'level0'") if number else nullcontext():
+            cohort.run([dataclasses.replace(job, origin="level0")], model(), cohort.Settings(tsr=SMALL), out)
 
 
 def test_an_unexpected_error_in_one_slide_does_not_stop_the_others(

@@ -18,7 +18,7 @@ from PIL import Image
 from histojax.slides.readers import reader
 from histojax.slides.readers.reader import SlideError, open_slide
 from tests.conftest import SHARED
-from tests.helpers.slide_files import tissue_picture, truncate, write_ome, write_pyramid, write_svs
+from tests.helpers.slide_files import tissue_picture, truncate, write_ome, write_pyramid, write_scn, write_svs
 
 SLIDES = SHARED / "slides"
 PICTURE = tissue_picture(600, 800)
@@ -50,6 +50,31 @@ def test_the_scanner_header_gives_the_resolution(tmp_path: pathlib.Path) -> None
         assert slide.reader.startswith("OpenSlide")
         assert "its tiles by tifffile" in slide.reader
         assert np.abs(whole(slide).astype(int) - PICTURE).mean() < 6
+
+
+def test_coordinates_count_from_the_scanned_part_or_from_level_0(tmp_path: pathlib.Path) -> None:
+    path = write_scn(tmp_path / "a.scn", PICTURE, 0.5, offset=(500, 300), whole=(2000, 1500))
+    with open_slide(path) as slide:
+        assert slide.plane == {"origin": "qupath", "x": 500, "y": 300}
+        assert (slide.width, slide.height) == (800, 600)
+        np.testing.assert_array_equal(whole(slide), PICTURE)
+        np.testing.assert_array_equal(slide.read(700, 10, 200, 50, 200, 50)[:, :100], PICTURE[10:60, 700:])
+        assert (slide.read(700, 10, 200, 50, 200, 50)[:, 100:] == 255).all()
+        assert slide.warnings == [
+            "800 × 600 of 2000 × 1500 pixels were scanned: coordinates count from (500, 300) of level 0, as in QuPath; "
+            "--origin level0 uses the whole"
+        ]
+    with open_slide(path, origin="level0") as slide:
+        assert slide.plane == {"origin": "level0", "x": 0, "y": 0}
+        assert (slide.width, slide.height) == (2000, 1500)
+        np.testing.assert_array_equal(slide.read(500, 300, 800, 600, 800, 600), PICTURE)
+        assert "not as in QuPath" in slide.warnings[0]
+
+
+def test_without_a_stated_part_there_is_one_plane(tmp_path: pathlib.Path) -> None:
+    for origin in reader.ORIGINS:
+        with open_slide(write_svs(tmp_path / "a.svs", PICTURE, 0.5), origin=origin) as slide:
+            assert (slide.plane, slide.warnings) == ({"origin": "level0", "x": 0, "y": 0}, [])
 
 
 def test_jpeg_2000_is_read_through_openslide(tmp_path: pathlib.Path) -> None:

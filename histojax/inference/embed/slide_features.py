@@ -102,7 +102,8 @@ def _embed_slide(
     job: Job, embedder: Embedder, settings: Settings, facts: Mapping[str, Any], path: pathlib.Path, redo: bool
 ) -> int:
     """Compute the features of one slide and write its file; return the number of tiles."""
-    with open_slide(job.slide, job.mpp, override_mpp=job.override_mpp) as slide:
+    # TRIDENT's coordinates are those of OpenSlide's whole level 0.
+    with open_slide(job.slide, job.mpp, override_mpp=job.override_mpp, origin="level0") as slide:
         for warning in slide.warnings:
             _log.warning("%s: warning: %s", job.name, warning)
         tissue = find_tissue(slide, TissueSpec())

@@ -45,11 +45,12 @@ class AnnotatedSlide:
 
     Attributes:
       slide: the slide's file.
-      annotations: a GeoJSON file in level-0 pixels of the slide.
+      annotations: a GeoJSON file in pixels of the slide's plane, see `origin`.
       mpp: µm per level-0 pixel if the file stores none.
       override_mpp: µm per level-0 pixel, whatever the file stores.
       patient_id: the patient; empty takes it from the file's name by `CutSpec.patient_pattern`, if that is given.
       name: the slide's name, unique among the slides; empty takes the file's name without suffix.
+      origin: where coordinates count from, see `reader.open_slide`.
     """
 
     slide: pathlib.Path
@@ -58,6 +59,7 @@ class AnnotatedSlide:
     override_mpp: float | None = None
     patient_id: str = ""
     name: str = ""
+    origin: str = "qupath"
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -202,7 +204,7 @@ def cut(slides: Sequence[AnnotatedSlide], output: str | os.PathLike[str], spec: 
             table = csv.writer(file, lineterminator="\n")
             table.writerow(["path", *spec.labels, *_GROUPS, *BOX])
             for item, (labelled, ignored, warnings) in zip(slides, annotations, strict=True):
-                with open_slide(item.slide, item.mpp, override_mpp=item.override_mpp) as slide:
+                with open_slide(item.slide, item.mpp, override_mpp=item.override_mpp, origin=item.origin) as slide:
                     rows, facts = _cut_slide(slide, item, labelled, spec, temporary / folders[item.name])
                 table.writerows(rows)
                 facts["warnings"] = warnings + facts["warnings"]

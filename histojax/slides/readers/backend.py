@@ -38,12 +38,15 @@ class Backend(Protocol):
       levels: finest first, with a downsample of 1.
       stated_mpp: µm per level-0 pixel in x and y as stored in the file, unchecked; None if it stores none.
       mpp_source: description of where the file stores it.
+      bounds: x, y, width and height in level-0 pixels of the part that was scanned, which QuPath shows as the whole
+        slide; None if the file states none.
     """
 
     reader: str
     levels: tuple[Level, ...]
     stated_mpp: tuple[float, float] | None
     mpp_source: str
+    bounds: tuple[int, int, int, int] | None
 
     def region(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Read a rectangle `uint8 [height, width, 3]` that lies within a level, in pixels of that level.

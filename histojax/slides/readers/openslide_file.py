@@ -26,6 +26,11 @@ class OpenSlideFile:
         stated = [self._slide.properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
         if all(stated):
             self.stated_mpp = (float(stated[0]), float(stated[1]))
+        part = [self._slide.properties.get(f"openslide.bounds-{name}") for name in ("x", "y", "width", "height")]
+        self.bounds: tuple[int, int, int, int] | None = None
+        if all(part):
+            x, y, width, height = (int(number) for number in part)
+            self.bounds = (x, y, width, height)
 
     def region(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """See `Backend`."""

@@ -24,6 +24,7 @@ class PlainImage:
 
     stated_mpp: tuple[float, float] | None = None
     mpp_source = ""
+    bounds: tuple[int, int, int, int] | None = None
 
     def __init__(self, path: pathlib.Path) -> None:
         data = path.read_bytes()

@@ -22,6 +22,10 @@ _MIN_MPP, _MAX_MPP = 0.02, 20.0
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SQUARE, _MAX_STRETCH = 1.05, 4.0  # longer over shorter side of a pixel: square up to, plausible up to
 GIVEN = "given"  # source of µm/px that the file lacks
+ORIGINS = (
+    "qupath",
+    "level0",
+)  # coordinates count from the scanned part, or from OpenSlide's whole level 0
 _ASK_FOR_MPP = "give it with --mpp or in the column mpp of the CSV list"
 
 
@@ -31,22 +35,29 @@ class Slide:
     Attributes:
       path: the slide's file.
       name: the file's name without its suffix.
-      width: level-0 pixels.
-      height: level-0 pixels.
+      width: level-0 pixels of the plane that coordinates count in.
+      height: level-0 pixels of it.
+      origin: `qupath` if that plane is only the part that was scanned, else `level0`.
+      offset: x and y of the plane's corner in the whole level 0.
+      is_part: whether the file states that only a part was scanned.
       mpp: width of a level-0 pixel in µm.
       mpp_y: height of a level-0 pixel in µm; the same unless pixels are not square.
       mpp_source: description of where these come from.
-      warnings: sentences about the µm/px that a user should see.
+      warnings: sentences about µm/px and plane that a user should see.
       levels: levels of the pyramid, finest first.
       reader: description of the library and format.
     """
 
-    def __init__(self, path: pathlib.Path, backend: Backend, resolution: "_Resolution") -> None:
+    def __init__(self, path: pathlib.Path, backend: Backend, resolution: "_Resolution", origin: str = "qupath") -> None:
         self.path, self.name = path, path.stem
         self.levels, self.reader = backend.levels, backend.reader
-        self.width, self.height = self.levels[0].width, self.levels[0].height
+        whole = (0, 0, self.levels[0].width, self.levels[0].height)
+        self.is_part = backend.bounds not in (None, whole)
+        self.origin = origin if self.is_part else "level0"
+        x, y, self.width, self.height = (backend.bounds or whole) if self.origin == "qupath" else whole
+        self.offset = (x, y)
         self.mpp, self.mpp_y = resolution.mpp
-        self.mpp_source, self.warnings = resolution.source, resolution.warnings
+        self.mpp_source, self.warnings = resolution.source, [*resolution.warnings, *_plane_warnings(self)]
         self._backend = backend
 
     def __enter__(self) -> "Slide":
@@ -61,6 +72,11 @@ class Slide:
     def stretch(self) -> float:
         """The height of a level-0 pixel over its width."""
         return self.mpp_y / self.mpp
+
+    @property
+    def plane(self) -> dict[str, str | int]:
+        """Where coordinates count from, as it stands in results: `origin`, `x` and `y` in the whole level 0."""
+        return {"origin": self.origin, "x": self.offset[0], "y": self.offset[1]}
 
     @property
     def pixel_mm2(self) -> float:
@@ -115,11 +131,15 @@ class Slide:
     ) -> np.ndarray:
         """Read from one level in one piece; coordinates as for `read`."""
         size = self.levels[level]
+        first_x, first_y = (round(start / size.downsample) for start in self.offset)
+        last_x = min(size.width, round((self.offset[0] + self.width) / size.downsample))
+        last_y = min(size.height, round((self.offset[1] + self.height) / size.downsample))
+        x, y = x + self.offset[0], y + self.offset[1]
         x0, y0 = round(x / size.downsample), round(y / size.downsample)
         x1 = max(x0 + 1, round((x + width) / size.downsample))
         y1 = max(y0 + 1, round((y + height) / size.downsample))
-        left, right = max(x0, 0), min(x1, size.width)
-        top, bottom = max(y0, 0), min(y1, size.height)
+        left, right = max(x0, first_x), min(x1, last_x)
+        top, bottom = max(y0, first_y), min(y1, last_y)
         if left >= right or top >= bottom:
             return np.full((out_height, out_width, 3), 255, np.uint8)
         pixels = self._backend.region(level, left, top, right - left, bottom - top)
@@ -130,13 +150,20 @@ class Slide:
         return pixels if same else resize_to(pixels, out_width, out_height)
 
 
-def open_slide(path: str | os.PathLike[str], mpp: float | None = None, *, override_mpp: float | None = None) -> Slide:
+def open_slide(
+    path: str | os.PathLike[str],
+    mpp: float | None = None,
+    *,
+    override_mpp: float | None = None,
+    origin: str = "qupath",
+) -> Slide:
     """Open a slide: a scanner's format (OpenSlide), a TIFF or OME-TIFF file (tifffile), or a plain image.
 
     Args:
       path: the slide's file.
       mpp: µm per level-0 pixel of a file that stores no plausible value.
       override_mpp: µm per level-0 pixel, whatever the file stores.
+      origin: one of `ORIGINS`. They differ only for files that state which part was scanned (MRXS, SCN).
 
     Raises:
       SlideError: the file cannot be read or is not 8-bit RGB, a given µm/px is out of range, or none is given and the
@@ -155,7 +182,7 @@ def open_slide(path: str | os.PathLike[str], mpp: float | None = None, *, overri
             raise
     except SlideError as error:
         raise SlideError(f"{path}: {error}") from error
-    return Slide(path, backend, resolution)
+    return Slide(path, backend, resolution, origin)
 
 
 def _open_backend(path: pathlib.Path) -> Backend:
@@ -200,6 +227,17 @@ def _open_identical_tiles(path: pathlib.Path, slide: OpenSlideFile) -> TiffTiles
     tiles.reader = f"{slide.reader}, its tiles by {tiles.reader}"
     tiles.stated_mpp, tiles.mpp_source = slide.stated_mpp, slide.mpp_source
     return tiles
+
+
+def _plane_warnings(slide: Slide) -> list[str]:
+    """What the user should know about the plane, if the file states that only a part was scanned."""
+    if not slide.is_part:
+        return []
+    if slide.origin == "level0":
+        return ["coordinates count from the corner of the whole level 0 (--origin level0), not as in QuPath"]
+    (x, y), whole = slide.offset, slide.levels[0]
+    size = f"{slide.width} × {slide.height} of {whole.width} × {whole.height} pixels were scanned"
+    return [f"{size}: coordinates count from ({x}, {y}) of level 0, as in QuPath; --origin level0 uses the whole"]
 
 
 class _Resolution(NamedTuple):

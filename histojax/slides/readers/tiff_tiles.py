@@ -44,6 +44,8 @@ class TiffTiles:
       SlideError: the file is damaged, truncated, or not a single 8-bit RGB image.
     """
 
+    bounds: tuple[int, int, int, int] | None = None
+
     def __init__(self, path: pathlib.Path) -> None:
         tifffile = package("tifffile")
         package("imagecodecs")
