@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from data_pipelines.errors import DataError
 from data_pipelines.image_folder.sources import find_source
-from data_pipelines.image_folder.spec import COLUMNS, GROUPS, REQUIRED, FolderSpec
+from data_pipelines.image_folder.spec import COLUMNS, GROUPS, SIDE_GROUPS, FolderSpec
 from data_pipelines.tables import SIDES, choose_table, list_tables, path_in, read_side, read_table, usable_sides
 from histojax.core.printable import printable
 from histojax.core.suggestions import did_you_mean
@@ -101,7 +101,7 @@ def _fits(path: pathlib.Path, spec: FolderSpec) -> bool:
         header = {name.lower() for name in read_table(path)[0]}
     except DataError:
         return False
-    return all(spec.column(name).lower() in header for name in REQUIRED)
+    return all(spec.column(name).lower() in header for name in spec.required)
 
 
 def _from_table(root: pathlib.Path, spec: FolderSpec, tables: Sequence[pathlib.Path]) -> Found:
@@ -114,12 +114,14 @@ def _from_table(root: pathlib.Path, spec: FolderSpec, tables: Sequence[pathlib.P
     seen: dict[pathlib.Path, str] = {}
     for place, row in lines:
         cells = {field: row[name] for field, name in names.items()}
-        for field in REQUIRED:
+        for field in spec.required:
             if not cells[field]:
                 raise DataError(f"{place}, column {names[field]}: empty; fill it in, or remove the row")
-        image = path_in(path.parent, cells.pop("path"))
+        named = cells.pop("path", "")
+        image = path_in(path.parent, spec.path_cell(place, row) if spec.path_template else named)
         if image in seen:
-            raise DataError(f"{place}, column {names['path']}: '{printable(image.name)}' is already in {seen[image]}")
+            column = "" if spec.path_template else f", column {names['path']}"
+            raise DataError(f"{place}{column}: '{printable(image.name)}' is already in {seen[image]}")
         seen[image] = place
         cells["given_split"] = read_side(place, cells.pop("split", ""))
         items.append(_with_groups(_item(image, cells), spec, root))
@@ -186,7 +188,7 @@ def _columns(path: pathlib.Path, header: Sequence[str], spec: FolderSpec) -> dic
             raise DataError(f"{printable(path)}: the columns {' and '.join(same)} differ only in capitals; rename one")
         if same:
             found[field] = same[0]
-        elif field in REQUIRED or field in dict(spec.columns):
+        elif field in spec.required or field in dict(spec.columns):
             raise DataError(
                 f"{printable(path)}: no column {wanted}{did_you_mean(wanted, header)}; it has "
                 f"{printable(', '.join(header))}. Name the right one with --config.data.images.columns.{field}=NAME"
@@ -207,8 +209,9 @@ def _from_folders(root: pathlib.Path, spec: FolderSpec, tables: Sequence[pathlib
     for path, parts in zip(images, folders, strict=True):
         side = SIDES[parts[depth].lower()] if sided else ""
         below = parts[depth + sided :]
-        if below:
-            items.append(_with_groups(Item(path, below[0].strip(), given_split=side), spec, root))
+        if below or spec.labels_from_paths:
+            label = "" if spec.labels_from_paths else below[0].strip()
+            items.append(_with_groups(Item(path, label, given_split=side), spec, root))
         else:
             homeless.append(path)
     if homeless:
@@ -256,8 +259,11 @@ def _with_groups(item: Item, spec: FolderSpec, root: pathlib.Path) -> Item:
     if match is None:
         raise DataError(f"{name}: does not match data.images.group_pattern='{spec.group_pattern}'")
     for key, value in match.groupdict().items():
-        if value and not getattr(item, GROUPS[key]):
-            item = dataclasses.replace(item, **{GROUPS[key]: value})  # type: ignore[arg-type]
+        field, known = ("given_split", key) if key in SIDE_GROUPS else (GROUPS[key], value)
+        if value and not getattr(item, field):
+            item = dataclasses.replace(item, **{field: known})  # type: ignore[arg-type]
+    if not item.label:
+        raise DataError(f"{name}: data.images.group_pattern='{spec.group_pattern}' finds no label in this path")
     return item
 
 

@@ -122,6 +122,8 @@ def config_text(root: pathlib.Path, spec: FolderSpec, seen: Overview, output: pa
     reading = [f"    config.data.images.columns.{name} = {_quoted(column)}" for name, column in spec.columns]
     if spec.table:
         reading.append(f"    config.data.images.table = {_quoted(spec.table)}")
+    if spec.path_template:
+        reading.append(f"    config.data.images.path_template = {_quoted(spec.path_template)}")
     if spec.group_pattern:
         reading.append(f"    config.data.images.group_pattern = {_quoted(spec.group_pattern)}")
     if seen.bad:

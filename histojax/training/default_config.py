@@ -45,7 +45,10 @@ def base() -> ConfigDict:
     images.source = ""  # name of a source of your own (data_pipelines.image_folder.register); empty: files
     images.module = ""  # importable Python module that registers it
     images.table = ""  # file name of the table below root; needed if there are several
-    # Regular expression on an image's path below root, with some of the groups patient, case, slide and site
+    # Path of each image below the table's folder, with columns in braces: images/{Image Name}; empty: the column path
+    images.path_template = ""
+    # Regular expression on an image's path below root, with some of the groups patient, case, slide, site,
+    # magnification, label, train, val and test
     images.group_pattern = ""
     images.positive = ""  # of two classes, the positive one; empty: malignant, else the second by name
     images.columns = columns = ConfigDict()  # names of the table's columns; capitals do not matter
