@@ -1,6 +1,7 @@
 """The images below a root and their classes, by a table or by the names of their folders; no pixels are read here."""
 
 import dataclasses
+import json
 import pathlib
 import re
 from collections import Counter, defaultdict
@@ -31,6 +32,7 @@ class Item:
       site: the hospital or scanner.
       magnification: such as `40X`.
       given_split: train, val or test.
+      further: the other cells of its row, as a record stores them.
       read: returns the bytes of an image of a source; None: `path` is a file.
     """
 
@@ -42,6 +44,7 @@ class Item:
     site: str = ""
     magnification: str = ""
     given_split: str = ""
+    further: str = ""
     read: Callable[[], bytes] | None = None
 
 
@@ -110,6 +113,7 @@ def _from_table(root: pathlib.Path, spec: FolderSpec, tables: Sequence[pathlib.P
     path = choose_table(root, spec.table, fitting or tables, "data.images.table")
     header, lines = read_table(path)
     names = _columns(path, header, spec)
+    named_columns = set(names.values())
     items: list[Item] = []
     seen: dict[pathlib.Path, str] = {}
     for place, row in lines:
@@ -124,6 +128,8 @@ def _from_table(root: pathlib.Path, spec: FolderSpec, tables: Sequence[pathlib.P
             raise DataError(f"{place}{column}: '{printable(image.name)}' is already in {seen[image]}")
         seen[image] = place
         cells["given_split"] = read_side(place, cells.pop("split", ""))
+        if further := {name: cell for name, cell in row.items() if name and name not in named_columns}:
+            cells["further"] = json.dumps(further, ensure_ascii=False)
         items.append(_with_groups(_item(image, cells), spec, root))
     if not items:
         raise DataError(f"{printable(path)}: no row below the header")
@@ -167,6 +173,7 @@ def _item(path: pathlib.Path, cells: Mapping[str, str], read: Callable[[], bytes
         site=cells.get("site", ""),
         magnification=cells.get("magnification", ""),
         given_split=cells["given_split"],
+        further=cells.get("further", ""),
         read=read,
     )
 

@@ -109,4 +109,5 @@ def _record(item: Item, image_id: str, checked: CheckedImage) -> Record:
         slide_id=item.slide_id,
         given_split=item.given_split,
         site=item.site,
+        further=item.further,
     )

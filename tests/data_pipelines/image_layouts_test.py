@@ -1,12 +1,19 @@
-"""Layouts of published sets: classes, sides and magnifications in paths, and tables whose paths are incomplete."""
+"""What paths and tables say beyond class and patient: nested classes, sides, incomplete paths, further columns."""
 
+import csv
+import dataclasses
 import pathlib
 
+import pandas
 import pytest
 
 from data_pipelines.errors import DataError
 from data_pipelines.image_folder.spec import FolderSpec
+from data_pipelines.split_spec import SplitSpec
+from histojax.evaluation import predictions
+from histojax.training import loop
 from tests.data_pipelines.image_folder_test import by_name, labels_of, opened, write
+from tests.helpers import tiny_config
 from tests.helpers.command import histojax
 
 
@@ -88,3 +95,59 @@ def test_init_writes_the_template(tmp_path: pathlib.Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "classes   HP 2, SSA 2" in done.stdout
     assert 'config.data.images.path_template = "images/{Image Name}"' in output.read_text()
+
+
+def further_table(root: pathlib.Path, column: str = "label_note") -> pathlib.Path:
+    """Twelve images with two further columns, of which one has the beginning of a column of results."""
+    write(root, *(f"{i}.png" for i in range(12)))
+    rows = [f'{i}.png,{"ab"[i % 2]},{i},"{i},ü",' for i in range(12)]
+    (root / "table.csv").write_text("\n".join([f"path,label,stage,{column},empty", *rows]), encoding="utf-8")
+    return root
+
+
+def test_further_columns_are_kept_and_change_no_hash(tmp_path: pathlib.Path) -> None:
+    dataset = opened(further_table(tmp_path / "root"))
+    expected = {str(i): (str(i), f"{i},ü", "") for i in range(12)}
+    columns = dataset.records.further_columns()
+    assert list(columns) == ["table_stage", "table_label_note", "table_empty"]
+    kept = zip(dataset.records.column("image_id").tolist(), zip(*columns.values(), strict=True), strict=True)
+    assert dict(kept) == expected
+    split = dataset.split(SplitSpec("image"))
+    split.write_csv(tmp_path / "split.csv", dataset.records, dataset.label_names)
+    with open(tmp_path / "split.csv", newline="", encoding="utf-8") as file:
+        rows = {row["image_id"]: tuple(row[name] for name in columns) for row in csv.DictReader(file)}
+    assert rows == expected
+    (tmp_path / "root" / "table.csv").write_text(
+        "\n".join(["path,label", *(f"{i}.png,{'ab'[i % 2]}" for i in range(12))])
+    )
+    bare = opened(tmp_path / "root")
+    assert bare.records.further_columns() == {}
+    assert bare.hash == dataset.hash
+    first = dataset.records[0]
+    before = ("image_id", "label", "subtype", "patient_id", "case_id", "magnification", "pixel_hash", "slide_id")
+    before += ("source_id", "given_split")  # a run of an earlier version resumes only if its hash stays
+    assert first.identity == tuple(getattr(first, name) for name in before)
+    assert dataclasses.replace(first, site="north").identity == (*first.identity, "north")
+
+
+def test_cells_that_no_reader_of_csv_takes_are_read_from_the_images(tmp_path: pathlib.Path) -> None:
+    root = further_table(tmp_path / "root")
+    table = pandas.read_csv(root / "table.csv", dtype=str)
+    (root / "table.csv").unlink()
+    table["stage"] = "x" * 200_000
+    table.to_parquet(root / "table.parquet")
+    opened(root)
+    assert set(opened(root).records.further_columns()["table_stage"]) == {"x" * 200_000}
+
+
+def test_further_columns_are_in_the_predictions(tmp_path: pathlib.Path) -> None:
+    config = tiny_config.get_config("mini")
+    config.data.update(pipeline="image_folder", task="classes", magnification="", synthetic=False)
+    config.data.root, config.data.prepared_dir = str(further_table(tmp_path / "root")), str(tmp_path / "prepared")
+    config.data.split.protocol = "image"
+    config.train.update(epochs=1, batch_size=4)
+    assert loop.train_and_evaluate(config, tmp_path / "run")
+    table = predictions.read(tmp_path / "run" / "predictions.parquet")
+    assert set(table["split"]) == {"val", "test"}
+    for row in table.itertuples():
+        assert (row.table_stage, row.table_label_note, row.table_empty) == (row.image_id, f"{row.image_id},ü", "")
