@@ -32,6 +32,7 @@ class Record:
       source_id: the image that a tile was cut from, named by its content; empty: unknown.
       given_split: the side in the dataset's own table: train, val or test; empty: none.
       site: the hospital or scanner; empty: unknown.
+      mpp: µm per pixel, as text; empty: unknown.
       further: cells of the user's table that mean nothing to the program, a JSON object by column; empty: none.
     """
 
@@ -46,11 +47,12 @@ class Record:
     source_id: str = ""
     given_split: str = ""
     site: str = ""
+    mpp: str = ""
     further: str = ""
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """What the hash of a dataset is made of; without a site, the same as before sites and further columns."""
+        """What the hash of a dataset is made of; without a site, the same as before sites, `mpp` and `further`."""
         fields = dataclasses.astuple(self)[:_IDENTITY]
         return fields if self.site else fields[:-1]
 
@@ -66,7 +68,7 @@ def label_set(label: str) -> tuple[str, ...]:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Record))
-_IDENTITY = FIELDS.index("further")
+_IDENTITY = FIELDS.index("mpp")
 
 
 class Records:
@@ -89,13 +91,16 @@ class Records:
         return np.array([getattr(row, name) for row in self._rows], dtype=np.str_)
 
     def further_columns(self) -> dict[str, list[str]]:
-        """Return the further columns of the user's table, `table_NAME` -> the cell of each image, empty if it has none.
+        """Return what only some tables say: column -> the cell of each image, empty if it has none.
 
-        The prefix keeps them apart from the columns of results, whatever the user calls them.
+        These are `mpp`, if it is known of any image, and the further columns of the user's table as `table_NAME`. The
+        prefix keeps them apart from the columns of results, whatever the user calls them.
         """
+        mpp = [row.mpp for row in self._rows]
         rows = [json.loads(row.further or "{}") for row in self._rows]
         names = dict.fromkeys(name for row in rows for name in row)
-        return {f"table_{name}": [row.get(name, "") for row in rows] for name in names}
+        further = {f"table_{name}": [row.get(name, "") for row in rows] for name in names}
+        return {"mpp": mpp, **further} if any(mpp) else further
 
     def take(self, indices: Iterable[int]) -> "Records":
         """Return the rows at these positions, in this order."""

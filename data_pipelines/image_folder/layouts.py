@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import re
 from collections import Counter, defaultdict
@@ -32,6 +33,7 @@ class Item:
       site: the hospital or scanner.
       magnification: such as `40X`.
       given_split: train, val or test.
+      mpp: µm per pixel, as text.
       further: the other cells of its row, as a record stores them.
       read: returns the bytes of an image of a source; None: `path` is a file.
     """
@@ -44,6 +46,7 @@ class Item:
     site: str = ""
     magnification: str = ""
     given_split: str = ""
+    mpp: str = ""
     further: str = ""
     read: Callable[[], bytes] | None = None
 
@@ -128,6 +131,8 @@ def _from_table(root: pathlib.Path, spec: FolderSpec, tables: Sequence[pathlib.P
             raise DataError(f"{place}{column}: '{printable(image.name)}' is already in {seen[image]}")
         seen[image] = place
         cells["given_split"] = read_side(place, cells.pop("split", ""))
+        if "mpp" in cells:
+            cells["mpp"] = _mpp(f"{place}, column {names['mpp']}", cells["mpp"])
         if further := {name: cell for name, cell in row.items() if name and name not in named_columns}:
             cells["further"] = json.dumps(further, ensure_ascii=False)
         items.append(_with_groups(_item(image, cells), spec, root))
@@ -143,6 +148,24 @@ def _from_table(root: pathlib.Path, spec: FolderSpec, tables: Sequence[pathlib.P
     files = sorted({item.path for item in items} - missing | {path})
     kept, notes = usable_sides(sorted((i for i in items if i.path not in missing), key=lambda item: item.path))
     return Found("table", tuple(kept), bad, notes, tuple(files))
+
+
+def _mpp(place: str, cell: str) -> str:
+    """Return the µm per pixel that a cell means, as text; a spreadsheet may have written a comma for the point.
+
+    Raises:
+      DataError: the cell is neither empty nor a number above 0.
+    """
+    try:
+        number = float(cell.replace(",", ".") or "nan")
+    except ValueError:
+        number = -1.0
+    if cell and not 0 < number < math.inf:
+        raise DataError(
+            f"{place}: '{printable(cell)}' is not a number of µm per pixel above 0; correct it, or leave the cell "
+            "empty if it is unknown"
+        )
+    return f"{number:.6g}" if cell else ""
 
 
 def _from_source(root: pathlib.Path, spec: FolderSpec) -> Found:
@@ -173,6 +196,7 @@ def _item(path: pathlib.Path, cells: Mapping[str, str], read: Callable[[], bytes
         site=cells.get("site", ""),
         magnification=cells.get("magnification", ""),
         given_split=cells["given_split"],
+        mpp=cells.get("mpp", ""),
         further=cells.get("further", ""),
         read=read,
     )

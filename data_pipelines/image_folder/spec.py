@@ -11,7 +11,7 @@ from histojax.core.printable import printable
 from histojax.core.suggestions import did_you_mean
 
 # What a table can say about an image -> the column that says it, unless `columns` names another.
-COLUMNS = ("path", "label", "patient_id", "case_id", "slide_id", "site", "magnification", "split")
+COLUMNS = ("path", "label", "patient_id", "case_id", "slide_id", "site", "magnification", "mpp", "split")
 REQUIRED = ("path", "label")
 # What a group of `group_pattern` says about an image -> its field.
 GROUPS = {

@@ -59,6 +59,7 @@ def base() -> ConfigDict:
     columns.slide_id = "slide_id"  # column of the slides
     columns.site = "site"  # column of the hospitals or scanners
     columns.magnification = "magnification"  # column of the magnifications
+    columns.mpp = "mpp"  # column of the µm per pixel; kept in results, and a run warns if scales differ
     columns.split = "split"  # column of the sides: train, val, test
 
     data.tiles = tiles = ConfigDict()  # for liver_tiles; see data_pipelines/liver_tiles/README.md

@@ -8,7 +8,9 @@ import pandas
 import pytest
 
 from data_pipelines.errors import DataError
+from data_pipelines.image_folder import starter
 from data_pipelines.image_folder.spec import FolderSpec
+from data_pipelines.prepare import scan_image_folder
 from data_pipelines.split_spec import SplitSpec
 from histojax.evaluation import predictions
 from histojax.training import loop
@@ -151,3 +153,45 @@ def test_further_columns_are_in_the_predictions(tmp_path: pathlib.Path) -> None:
     assert set(table["split"]) == {"val", "test"}
     for row in table.itertuples():
         assert (row.table_stage, row.table_label_note, row.table_empty) == (row.image_id, f"{row.image_id},ü", "")
+
+
+def scaled(root: pathlib.Path, *mpp: str) -> pathlib.Path:
+    write(root, *(f"{i}.png" for i in range(len(mpp))))
+    rows = [f"{i}.png\t{'ab'[i % 2]}\t{cell}" for i, cell in enumerate(mpp)]
+    (root / "table.tsv").write_text("\n".join(["path\tlabel\tMPP", *rows]))
+    return root
+
+
+def test_the_scale_of_each_image_is_kept_and_differing_ones_are_noted(tmp_path: pathlib.Path) -> None:
+    dataset = opened(scaled(tmp_path / "root", "0.25", "0,5", "", "0.2501"))
+    assert by_name(dataset, "mpp") == ["0.25", "0.5", "", "0.2501"]
+    assert sorted(dataset.records.further_columns()["mpp"]) == ["", "0.25", "0.2501", "0.5"]
+    note = "image of a set with 0.25 to 0.5 µm per pixel: scales differ, and none is resampled"
+    assert dataset.prepared.summary["notes"] == {note: 3}
+    same = opened(scaled(tmp_path / "same", "0.25", "0.26"))
+    assert same.prepared.summary["notes"] == {"class with a single image (a, b): it cannot be trained and tested": 1}
+
+
+@pytest.mark.parametrize("cell", ["0", "-0.5", "inf", "nan", "40X"])
+def test_a_scale_that_is_none_is_refused(tmp_path: pathlib.Path, cell: str) -> None:
+    message = rf"table\.tsv, line 3, column MPP: '{cell}' is not a number of µm per pixel above 0; correct it, or leave"
+    with pytest.raises(DataError, match=message):
+        opened(scaled(tmp_path / "root", "0.25", cell))
+
+
+@pytest.mark.parametrize(
+    ("mpp", "lines", "field"),
+    [
+        (("0.25", "0.25"), ["scale     0.25 µm per pixel"], "0.25"),
+        (("0.25", "0.26"), ["scale     0.25 to 0.26 µm per pixel"], "0.255"),
+        (("0.5", "0.2", ""), ["scale     0.2 to 0.5 µm per pixel, known for 2 of 3 images", "warning   scales"], ""),
+        (("0.5", ""), ["scale     0.5 µm per pixel, known for 1 of 2 images"], ""),
+    ],
+)  # fmt: skip
+def test_init_tells_the_scale(tmp_path: pathlib.Path, mpp: tuple[str, ...], lines: list[str], field: str) -> None:
+    root, output = scaled(tmp_path / "root", *mpp), tmp_path / "mine.py"
+    spec = FolderSpec()
+    seen = starter.overview(scan_image_folder(root, spec))
+    assert [line[: len(lines[i])] for i, line in enumerate(seen.lines()[4:])] == lines
+    text = starter.config_text(root, spec, seen, output, "resnet50")
+    assert ("config.data.mpp" in text, f"config.data.mpp = {field}  # µm" in text) == (bool(field), bool(field))
