@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from data_pipelines.errors import DataError
+from data_pipelines.image_folder import recipes
 from data_pipelines.image_folder.sources import find_source
 from data_pipelines.image_folder.spec import COLUMNS, GROUPS, SIDE_GROUPS, FolderSpec
 from data_pipelines.tables import SIDES, choose_table, list_tables, path_in, read_side, read_table, usable_sides
@@ -78,9 +79,25 @@ def find(root: pathlib.Path, spec: FolderSpec) -> Found:
     A table with the columns of a path and a label decides; without one, the folders do.
 
     Raises:
-      DataError: no image, no class, labels that are spelt in several ways, or a table that cannot be used.
+      DataError: no image, no class, labels that are spelt in several ways, a table that cannot be used, or other
+        numbers of images than the recipe's.
       RunError: a folder cannot be read.
     """
+    if not spec.recipe:
+        return _find(root, spec)
+    recipe = recipes.find(spec.recipe)
+    try:
+        found = _find(root, spec)
+    except DataError as error:
+        raise DataError(
+            f"{error}\ndata.images.recipe={spec.recipe} reads {recipe.layout}. Published at {recipe.get}"
+        ) from error
+    recipes.check(spec.recipe, root, found.items, spec.part)
+    noted = Counter({recipe.caveat: len(found.items)} if recipe.caveat else {})
+    return dataclasses.replace(found, notes=found.notes + noted)
+
+
+def _find(root: pathlib.Path, spec: FolderSpec) -> Found:
     if not root.is_dir():
         raise DataError(f"{printable(root)}: no such folder (data.root)")
     if spec.source:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines.errors import DataError
+from data_pipelines.image_folder import recipes
 from histojax.core import plugins
 from histojax.core.printable import printable
 from histojax.core.suggestions import did_you_mean
@@ -19,6 +20,7 @@ GROUPS = {
     "magnification": "magnification", "label": "label",
 }  # fmt: skip
 SIDE_GROUPS = ("train", "val", "test")  # such a group puts each image in whose path it is found on its side
+_LAYOUT = ("source", "table", "path_template", "group_pattern")  # fields that a recipe may give
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 
 
@@ -27,6 +29,8 @@ class FolderSpec:
     """How to read the images of a root.
 
     Attributes:
+      recipe: name of a published set, whose numbers of images are checked; empty: none.
+      part: whether fewer images than published are fine.
       source: name of a registered source of one's own; empty: the images are files.
       table: file name of the table below the root, needed only if there are several; of a source, the file to read.
       path_template: path of each image below the table's folder, with the table's columns in braces, such as
@@ -39,6 +43,8 @@ class FolderSpec:
       DataError: a field has an illegal value.
     """
 
+    recipe: str = ""
+    part: bool = False
     source: str = ""
     table: str = ""
     path_template: str = ""
@@ -48,6 +54,8 @@ class FolderSpec:
     def __post_init__(self) -> None:
         if unknown := [name for name, _ in self.columns if name not in COLUMNS]:
             raise DataError(f"data.images.columns.{unknown[0]}: unknown; known are {', '.join(COLUMNS)}")
+        if self.part and not self.recipe:
+            raise DataError("data.images.part has an effect only with data.images.recipe: drop it, or name the set")
         if self.path_template and not _PLACEHOLDER.search(self.path_template):
             raise DataError(
                 f"data.images.path_template='{self.path_template}' names no column in braces; write it such as "
@@ -105,20 +113,30 @@ class FolderSpec:
 
 
 def folder_spec(fields: Mapping[str, Any]) -> FolderSpec:
-    """Build the spec from `config.data.images`, importing its module.
+    """Build the spec from `config.data.images`, importing its module. A recipe gives the fields that are not set.
 
     Raises:
-      DataError: the module cannot be imported, or a field has an illegal value.
+      DataError: there is no such recipe, the module cannot be imported, or a field has an illegal value.
     """
     try:
         plugins.import_module(fields["module"])
     except ValueError as error:
         raise DataError(f"data.images.module: {error}") from error
-    columns = tuple((name, text) for name, text in fields["columns"].items() if text and text != name)
+    layout = recipes.find(fields["recipe"]).fields if fields["recipe"] else {}
+    columns = {name: text for name, text in fields["columns"].items() if text and text != name}
     return FolderSpec(
-        source=fields["source"],
-        table=fields["table"],
-        path_template=fields["path_template"],
-        group_pattern=fields["group_pattern"],
-        columns=columns,
+        recipe=fields["recipe"],
+        part=fields["part"],
+        **{name: fields[name] or layout.get(name, "") for name in _LAYOUT},
+        columns=tuple((layout.get("columns", {}) | columns).items()),
     )
+
+
+def positive_class(fields: Mapping[str, Any]) -> str:
+    """Return the positive one of two classes by `config.data.images`, else by its recipe; empty: neither names one.
+
+    Raises:
+      DataError: there is no such recipe.
+    """
+    by_recipe = recipes.find(fields["recipe"]).positive if fields["recipe"] else ""
+    return str(fields["positive"] or by_recipe)

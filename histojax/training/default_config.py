@@ -42,6 +42,9 @@ def base() -> ConfigDict:
     data.workers = 0  # decoding processes; 0: threads only
 
     data.images = images = ConfigDict()  # for image_folder; see data_pipelines/image_folder/README.md
+    # Name of a published set (docs/data/public-sets.md): its layout is known, and its images per class are checked
+    images.recipe = ""
+    images.part = False  # with recipe: fewer images than published are no error
     images.source = ""  # name of a source of your own (data_pipelines.image_folder.register); empty: files
     images.module = ""  # importable Python module that registers it
     images.table = ""  # file name of the table below root; needed if there are several
