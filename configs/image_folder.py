@@ -1,8 +1,10 @@
-"""Any images with one class each: class folders, or a table of paths and labels.
+"""Any images with one class each: class folders, or a table of paths and labels; published sets by name.
 
     histojax train --config image_folder:resnet50 --workdir runs/mine --config.data.root=IMAGES
+    histojax train --config image_folder:mhist,densenet121 --workdir runs/mhist --config.data.root=MHIST
 
-The variant is the name of a model (`histojax models`); the default is ResNet50. `histojax init IMAGES` looks at the
+The variant is the name of a model (`histojax models`; the default is ResNet50), of a published set, or both. The layout
+of a published set is known, and its images are counted: docs/data/public-sets.md. `histojax init IMAGES` looks at other
 images and writes a config like this one, with what it found. data_pipelines/image_folder/README.md describes the
 layouts. The split is the strictest that the images allow (`auto`): by case, patient or slide if these are known, else
 by image, which is optimistic.
@@ -17,18 +19,22 @@ from histojax.training import default_config
 # Networks without batch norm do not learn at the 1e-3 of the others.
 _RATE, _RATE_WITHOUT_BATCH_NORM = 1e-3, 1e-4
 _WITHOUT_BATCH_NORM = ("vgg", "vit", "swin", "dinov2", "ldcsf")
+SETS = ("bach", "nct_crc_he", "pcam", "lc25000", "mhist", "oral_oscc", "osteosarcoma")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Return the experiment; `variant` is empty (resnet50), a model, `smoke`, or both, as MODEL,smoke."""
+    """Return the experiment; `variant` has any of a published set, a model (default resnet50) and `smoke`."""
     parts = [part for part in variant.split(",") if part]
-    names = [part for part in parts if part != "smoke"]
-    if len(names) > 1:
-        raise ValueError(f"the variants {', '.join(names)} of this config exclude each other")
+    sets = [part for part in parts if part in SETS]
+    names = [part for part in parts if part not in (*SETS, "smoke")]
+    for same in (sets, names):
+        if len(same) > 1:
+            raise ValueError(f"the variants {', '.join(same)} of this config exclude each other")
     config = default_config.base()
     config.data.pipeline = "image_folder"
     config.data.task = "classes"
     config.data.magnification = ""
+    config.data.images.recipe = sets[0] if sets else ""
     config.data.split.protocol = "auto"
     config.data.augment.crop_scale = 0.6
     config.data.augment.colour_jitter = 0.1

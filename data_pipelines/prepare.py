@@ -174,6 +174,7 @@ def _image_folder(
         with exclusive_lock(base):
             only = generator.SyntheticSpec(magnifications=("100X",))
             source = generator.generate(base / f"synthetic-v{generator.VERSION}-100X", only)
+        spec = FolderSpec()  # the given one describes the user's images
     folder, spec = _image_root(source, spec, base)
     config = image_folder.config(spec, on_bad_image)
     found = folder_layouts.find(folder, spec)

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import pathlib
 from collections.abc import Iterable, Iterator
 
@@ -31,6 +32,8 @@ class Record:
       source_id: the image that a tile was cut from, named by its content; empty: unknown.
       given_split: the side in the dataset's own table: train, val or test; empty: none.
       site: the hospital or scanner; empty: unknown.
+      mpp: µm per pixel, as text; empty: unknown.
+      further: cells of the user's table that mean nothing to the program, a JSON object by column; empty: none.
     """
 
     image_id: str
@@ -44,11 +47,13 @@ class Record:
     source_id: str = ""
     given_split: str = ""
     site: str = ""
+    mpp: str = ""
+    further: str = ""
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """What the hash of a dataset is made of; without a site, the same as before sites existed."""
-        fields = dataclasses.astuple(self)
+        """What the hash of a dataset is made of; without a site, the same as before sites, `mpp` and `further`."""
+        fields = dataclasses.astuple(self)[:_IDENTITY]
         return fields if self.site else fields[:-1]
 
 
@@ -63,6 +68,7 @@ def label_set(label: str) -> tuple[str, ...]:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Record))
+_IDENTITY = FIELDS.index("mpp")
 
 
 class Records:
@@ -84,6 +90,18 @@ class Records:
         """Return the values of one field, `str [n]`."""
         return np.array([getattr(row, name) for row in self._rows], dtype=np.str_)
 
+    def further_columns(self) -> dict[str, list[str]]:
+        """Return what only some tables say: column -> the cell of each image, empty if it has none.
+
+        These are `mpp`, if it is known of any image, and the further columns of the user's table as `table_NAME`. The
+        prefix keeps them apart from the columns of results, whatever the user calls them.
+        """
+        mpp = [row.mpp for row in self._rows]
+        rows = [json.loads(row.further or "{}") for row in self._rows]
+        names = dict.fromkeys(name for row in rows for name in row)
+        further = {f"table_{name}": [row.get(name, "") for row in rows] for name in names}
+        return {"mpp": mpp, **further} if any(mpp) else further
+
     def take(self, indices: Iterable[int]) -> "Records":
         """Return the rows at these positions, in this order."""
         return Records(self._rows[int(i)] for i in indices)
@@ -100,7 +118,7 @@ class Records:
         """Read a table that `write_csv` wrote.
 
         Raises:
-          DataError: the columns differ, or a row has another length.
+          DataError: the columns differ, a row has another length, or a cell is longer than CSV readers allow.
         """
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.reader(file)
@@ -108,8 +126,11 @@ class Records:
             if tuple(header) != FIELDS:
                 raise DataError(f"{path}: columns {header}, expected {list(FIELDS)}")
             rows = []
-            for row in reader:
-                if len(row) != len(FIELDS):
-                    raise DataError(f"{path}, line {reader.line_num}: {len(row)} cells, expected {len(FIELDS)}")
-                rows.append(Record(*row))
+            try:
+                for row in reader:
+                    if len(row) != len(FIELDS):
+                        raise DataError(f"{path}, line {reader.line_num}: {len(row)} cells, expected {len(FIELDS)}")
+                    rows.append(Record(*row))
+            except csv.Error as error:
+                raise DataError(f"{path}, line {reader.line_num}: {error}") from error
             return cls(rows)

@@ -147,12 +147,14 @@ class Split:
         with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             known = ["patient_id", "case_id", "magnification"]
-            writer.writerow(["image_id", "split", "label", *known, "group", "note", "protocol"])
+            further = records.further_columns()
+            writer.writerow(["image_id", "split", "label", *known, "group", "note", "protocol", *further])
             tag = self.definition.tag if self.definition else ""
-            table = zip(self.rows, records, labels, strict=True)
-            for row, record, label in sorted(table, key=lambda line: line[0].image_id):
+            more = list(zip(*further.values(), strict=True)) or [()] * len(records)
+            table = zip(self.rows, records, labels, more, strict=True)
+            for row, record, label, cells in sorted(table, key=lambda line: line[0].image_id):
                 details = [record.patient_id, record.case_id, record.magnification, row.group, row.note]
-                writer.writerow([row.image_id, row.side, label, *details, tag])
+                writer.writerow([row.image_id, row.side, label, *details, tag, *cells])
 
 
 def make_split(

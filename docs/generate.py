@@ -1,7 +1,7 @@
-"""Writes docs/reference/config.md and verbs.md from the code, and all tables of results: `python docs/generate.py`.
+"""Writes the pages of config fields, commands and public sets from the code, and all tables of results.
 
-`docs/results_tables.py` explains the tables of results. The pages are committed; `tests/project/reference_test.py`
-fails where one differs from what this script writes.
+Run it as `python docs/generate.py`. `docs/results_tables.py` explains the tables of results. The pages are committed;
+`tests/project/reference_test.py` fails where one differs from what this script writes.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from docs import results_tables
+from docs import public_sets, results_tables
 from docs.results_tables import markdown_table
 from histojax import models
 from histojax.cli.main import RootParser
@@ -31,7 +31,12 @@ _MADE = "<!-- Written by docs/generate.py. Change the code and run the script; d
 
 def pages() -> dict[pathlib.Path, str]:
     """Return the text of every generated page, and of every page with results, by path."""
-    return {REFERENCE / "config.md": config_page(), REFERENCE / "verbs.md": verbs_page(), **results_tables.pages()}
+    return {
+        REFERENCE / "config.md": config_page(),
+        REFERENCE / "verbs.md": verbs_page(),
+        public_sets.PATH: _page([public_sets.page().rstrip()]),
+        **results_tables.pages(),
+    }
 
 
 def main() -> None:

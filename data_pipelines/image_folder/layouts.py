@@ -1,14 +1,17 @@
 """The images below a root and their classes, by a table or by the names of their folders; no pixels are read here."""
 
 import dataclasses
+import json
+import math
 import pathlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from data_pipelines.errors import DataError
+from data_pipelines.image_folder import recipes
 from data_pipelines.image_folder.sources import find_source
-from data_pipelines.image_folder.spec import COLUMNS, GROUPS, REQUIRED, FolderSpec
+from data_pipelines.image_folder.spec import COLUMNS, GROUPS, SIDE_GROUPS, FolderSpec
 from data_pipelines.tables import SIDES, choose_table, list_tables, path_in, read_side, read_table, usable_sides
 from histojax.core.printable import printable
 from histojax.core.suggestions import did_you_mean
@@ -31,6 +34,8 @@ class Item:
       site: the hospital or scanner.
       magnification: such as `40X`.
       given_split: train, val or test.
+      mpp: µm per pixel, as text.
+      further: the other cells of its row, as a record stores them.
       read: returns the bytes of an image of a source; None: `path` is a file.
     """
 
@@ -42,6 +47,8 @@ class Item:
     site: str = ""
     magnification: str = ""
     given_split: str = ""
+    mpp: str = ""
+    further: str = ""
     read: Callable[[], bytes] | None = None
 
 
@@ -72,9 +79,25 @@ def find(root: pathlib.Path, spec: FolderSpec) -> Found:
     A table with the columns of a path and a label decides; without one, the folders do.
 
     Raises:
-      DataError: no image, no class, labels that are spelt in several ways, or a table that cannot be used.
+      DataError: no image, no class, labels that are spelt in several ways, a table that cannot be used, or other
+        numbers of images than the recipe's.
       RunError: a folder cannot be read.
     """
+    if not spec.recipe:
+        return _find(root, spec)
+    recipe = recipes.find(spec.recipe)
+    try:
+        found = _find(root, spec)
+    except DataError as error:
+        raise DataError(
+            f"{error}\ndata.images.recipe={spec.recipe} reads {recipe.layout}. Published at {recipe.get}"
+        ) from error
+    recipes.check(spec.recipe, root, found.items, spec.part)
+    noted = Counter({recipe.caveat: len(found.items)} if recipe.caveat else {})
+    return dataclasses.replace(found, notes=found.notes + noted)
+
+
+def _find(root: pathlib.Path, spec: FolderSpec) -> Found:
     if not root.is_dir():
         raise DataError(f"{printable(root)}: no such folder (data.root)")
     if spec.source:
@@ -101,7 +124,7 @@ def _fits(path: pathlib.Path, spec: FolderSpec) -> bool:
         header = {name.lower() for name in read_table(path)[0]}
     except DataError:
         return False
-    return all(spec.column(name).lower() in header for name in REQUIRED)
+    return all(spec.column(name).lower() in header for name in spec.required)
 
 
 def _from_table(root: pathlib.Path, spec: FolderSpec, tables: Sequence[pathlib.Path]) -> Found:
@@ -110,18 +133,25 @@ def _from_table(root: pathlib.Path, spec: FolderSpec, tables: Sequence[pathlib.P
     path = choose_table(root, spec.table, fitting or tables, "data.images.table")
     header, lines = read_table(path)
     names = _columns(path, header, spec)
+    named_columns = set(names.values())
     items: list[Item] = []
     seen: dict[pathlib.Path, str] = {}
     for place, row in lines:
         cells = {field: row[name] for field, name in names.items()}
-        for field in REQUIRED:
+        for field in spec.required:
             if not cells[field]:
                 raise DataError(f"{place}, column {names[field]}: empty; fill it in, or remove the row")
-        image = path_in(path.parent, cells.pop("path"))
+        named = cells.pop("path", "")
+        image = path_in(path.parent, spec.path_cell(place, row) if spec.path_template else named)
         if image in seen:
-            raise DataError(f"{place}, column {names['path']}: '{printable(image.name)}' is already in {seen[image]}")
+            column = "" if spec.path_template else f", column {names['path']}"
+            raise DataError(f"{place}{column}: '{printable(image.name)}' is already in {seen[image]}")
         seen[image] = place
         cells["given_split"] = read_side(place, cells.pop("split", ""))
+        if "mpp" in cells:
+            cells["mpp"] = _mpp(f"{place}, column {names['mpp']}", cells["mpp"])
+        if further := {name: cell for name, cell in row.items() if name and name not in named_columns}:
+            cells["further"] = json.dumps(further, ensure_ascii=False)
         items.append(_with_groups(_item(image, cells), spec, root))
     if not items:
         raise DataError(f"{printable(path)}: no row below the header")
@@ -135,6 +165,24 @@ def _from_table(root: pathlib.Path, spec: FolderSpec, tables: Sequence[pathlib.P
     files = sorted({item.path for item in items} - missing | {path})
     kept, notes = usable_sides(sorted((i for i in items if i.path not in missing), key=lambda item: item.path))
     return Found("table", tuple(kept), bad, notes, tuple(files))
+
+
+def _mpp(place: str, cell: str) -> str:
+    """Return the µm per pixel that a cell means, as text; a spreadsheet may have written a comma for the point.
+
+    Raises:
+      DataError: the cell is neither empty nor a number above 0.
+    """
+    try:
+        number = float(cell.replace(",", ".") or "nan")
+    except ValueError:
+        number = -1.0
+    if cell and not 0 < number < math.inf:
+        raise DataError(
+            f"{place}: '{printable(cell)}' is not a number of µm per pixel above 0; correct it, or leave the cell "
+            "empty if it is unknown"
+        )
+    return f"{number:.6g}" if cell else ""
 
 
 def _from_source(root: pathlib.Path, spec: FolderSpec) -> Found:
@@ -165,6 +213,8 @@ def _item(path: pathlib.Path, cells: Mapping[str, str], read: Callable[[], bytes
         site=cells.get("site", ""),
         magnification=cells.get("magnification", ""),
         given_split=cells["given_split"],
+        mpp=cells.get("mpp", ""),
+        further=cells.get("further", ""),
         read=read,
     )
 
@@ -186,7 +236,7 @@ def _columns(path: pathlib.Path, header: Sequence[str], spec: FolderSpec) -> dic
             raise DataError(f"{printable(path)}: the columns {' and '.join(same)} differ only in capitals; rename one")
         if same:
             found[field] = same[0]
-        elif field in REQUIRED or field in dict(spec.columns):
+        elif field in spec.required or field in dict(spec.columns):
             raise DataError(
                 f"{printable(path)}: no column {wanted}{did_you_mean(wanted, header)}; it has "
                 f"{printable(', '.join(header))}. Name the right one with --config.data.images.columns.{field}=NAME"
@@ -207,8 +257,9 @@ def _from_folders(root: pathlib.Path, spec: FolderSpec, tables: Sequence[pathlib
     for path, parts in zip(images, folders, strict=True):
         side = SIDES[parts[depth].lower()] if sided else ""
         below = parts[depth + sided :]
-        if below:
-            items.append(_with_groups(Item(path, below[0].strip(), given_split=side), spec, root))
+        if below or spec.labels_from_paths:
+            label = "" if spec.labels_from_paths else below[0].strip()
+            items.append(_with_groups(Item(path, label, given_split=side), spec, root))
         else:
             homeless.append(path)
     if homeless:
@@ -256,8 +307,11 @@ def _with_groups(item: Item, spec: FolderSpec, root: pathlib.Path) -> Item:
     if match is None:
         raise DataError(f"{name}: does not match data.images.group_pattern='{spec.group_pattern}'")
     for key, value in match.groupdict().items():
-        if value and not getattr(item, GROUPS[key]):
-            item = dataclasses.replace(item, **{GROUPS[key]: value})  # type: ignore[arg-type]
+        field, known = ("given_split", key) if key in SIDE_GROUPS else (GROUPS[key], value)
+        if value and not getattr(item, field):
+            item = dataclasses.replace(item, **{field: known})  # type: ignore[arg-type]
+    if not item.label:
+        raise DataError(f"{name}: data.images.group_pattern='{spec.group_pattern}' finds no label in this path")
     return item
 
 

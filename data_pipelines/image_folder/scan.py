@@ -6,7 +6,7 @@ import functools
 import os
 import pathlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from data_pipelines.errors import BadImageError, DataError, bad_images_message
@@ -73,6 +73,10 @@ def scan(root: pathlib.Path, spec: FolderSpec, on_bad_image: str = "error") -> S
     classes = Counter(image.record.label for image in images)
     if alone := sorted(name for name, count in classes.items() if count == 1):
         notes[f"class with a single image ({', '.join(map(printable, alone))}): it cannot be trained and tested"] += 1
+    scales = known_scales(image.record for image in images)
+    if scales_differ(scales):
+        what = f"image of a set with {scales[0]:g} to {scales[-1]:g} µm per pixel: scales differ, and none is resampled"
+        notes[what] = len(scales)
     return Scan(
         images=tuple(sorted(images, key=lambda image: image.record.image_id)),
         summary={
@@ -83,6 +87,16 @@ def scan(root: pathlib.Path, spec: FolderSpec, on_bad_image: str = "error") -> S
             "notes": dict(sorted(notes.items())),
         },
     )
+
+
+def known_scales(records: Iterable[Record]) -> list[float]:
+    """Return the known µm per pixel of images, sorted."""
+    return sorted(float(record.mpp) for record in records if record.mpp)
+
+
+def scales_differ(scales: Sequence[float]) -> bool:
+    """Return whether sorted µm per pixel differ by more than 5 %, as those of one magnification may."""
+    return bool(scales) and scales[-1] > 1.05 * scales[0]
 
 
 def _reader(item: Item) -> Callable[[], bytes]:
@@ -109,4 +123,6 @@ def _record(item: Item, image_id: str, checked: CheckedImage) -> Record:
         slide_id=item.slide_id,
         given_split=item.given_split,
         site=item.site,
+        mpp=item.mpp,
+        further=item.further,
     )

@@ -3,9 +3,10 @@
 import dataclasses
 import json
 import pathlib
+import statistics
 from collections import Counter
 
-from data_pipelines.image_folder.scan import Scan
+from data_pipelines.image_folder.scan import Scan, known_scales, scales_differ
 from data_pipelines.image_folder.spec import FolderSpec
 
 _FEW = 2000  # images from which a network from random weights begins to learn more than colour
@@ -58,6 +59,7 @@ class Overview:
       images: their number.
       classes: name -> number of images.
       groups: patients, cases, slides, sites -> their number, where they are known.
+      scales: the known µm per pixel of images, sorted.
       copies: images whose pixels another one has as well.
       conflicts: sets of equal pixels with different classes.
       sizes: width and height of the smallest and of the largest image in pixels.
@@ -67,6 +69,7 @@ class Overview:
     images: int
     classes: dict[str, int]
     groups: dict[str, int]
+    scales: list[float]
     copies: int
     conflicts: int
     sizes: tuple[tuple[int, int], tuple[int, int]]
@@ -83,6 +86,12 @@ class Overview:
             f"groups    {groups or 'no patients, cases or slides are known'}",
             f"copies    images with the pixels of another one: {self.copies}",
         ]
+        if self.scales:
+            low, high_mpp = (f"{self.scales[i]:g}" for i in (0, -1))
+            known = "" if len(self.scales) == self.images else f", known for {len(self.scales)} of {self.images} images"
+            lines.append(f"scale     {low if low == high_mpp else f'{low} to {high_mpp}'} µm per pixel{known}")
+        if scales_differ(self.scales):
+            lines.append("warning   scales differ, and no image is resampled: bring the images to one scale beforehand")
         if self.conflicts:
             lines.append(f"conflict  pictures that stand in several classes: {self.conflicts}; correct their labels")
         return lines + [f"unusable  {name}: {reason}" for name, reason in list(self.bad.items())[:5]]
@@ -102,6 +111,7 @@ def overview(found: Scan) -> Overview:
         images=len(records),
         classes=found.summary["classes"],
         groups={name: count for name, count in groups.items() if count},
+        scales=known_scales(records),
         copies=sum(count - 1 for count in pixels.values()),
         conflicts=sum(len(classes) > 1 for classes in classes_of.values()),
         sizes=(sizes[0], sizes[-1]),
@@ -122,8 +132,12 @@ def config_text(root: pathlib.Path, spec: FolderSpec, seen: Overview, output: pa
     reading = [f"    config.data.images.columns.{name} = {_quoted(column)}" for name, column in spec.columns]
     if spec.table:
         reading.append(f"    config.data.images.table = {_quoted(spec.table)}")
+    if spec.path_template:
+        reading.append(f"    config.data.images.path_template = {_quoted(spec.path_template)}")
     if spec.group_pattern:
         reading.append(f"    config.data.images.group_pattern = {_quoted(spec.group_pattern)}")
+    if len(seen.scales) == seen.images and not scales_differ(seen.scales):
+        reading.append(f"    config.data.mpp = {statistics.median(seen.scales):g}  # µm per pixel")
     if seen.bad:
         reading.append('    config.data.on_bad_image = "skip"  # left out and counted in the results')
     if len(seen.classes) == 2:

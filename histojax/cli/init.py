@@ -39,7 +39,13 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         metavar="REGEX",
         default="",
         help="regular expression on the paths of the images; its group is the patient; or with groups named patient, "
-        "case, slide, site",
+        "case, slide, site, magnification, label, train, val, test",
+    )
+    parser.add_argument(
+        "--path_template",
+        metavar="TEMPLATE",
+        default="",
+        help="path of each image below the table's folder, with columns in braces, such as 'images/{Image Name}'",
     )
     for name, what in (("path", "the files"), ("label", "the classes"), ("patient", "the patients")):
         parser.add_argument(f"--{name}_column", metavar="NAME", default="", help=f"column of the table with {what}")
@@ -66,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
         raise RunError(f"--model: {error}") from error
     named = {"path": args.path_column, "label": args.label_column, "patient_id": args.patient_column}
     spec = FolderSpec(
+        path_template=args.path_template,
         group_pattern=_with_name(args.patient_pattern),
         columns=tuple((name, column) for name, column in named.items() if column),
     )

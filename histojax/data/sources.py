@@ -15,7 +15,7 @@ from data_pipelines.audit.crossing import find_crossing
 from data_pipelines.breakhis.filenames import CLASSES, DUPLICATE_SLIDES, SUBTYPES
 from data_pipelines.breakhis.scan import describe_missing
 from data_pipelines.errors import DataError
-from data_pipelines.image_folder.spec import folder_spec
+from data_pipelines.image_folder.spec import folder_spec, positive_class
 from data_pipelines.liver_tiles.spec import TilesSpec
 from data_pipelines.prepare import Prepared, prepare
 from data_pipelines.records import Records, label_set
@@ -243,7 +243,8 @@ def _single_label_classes(
             )
         return classes
     if settings["task"] == "classes":
-        return _ordered(sorted(present), settings["images"]["positive"], prepared.summary["root"])
+        positive = positive_class(settings["images"]) if settings["root"] else ""  # synthetic images have their own
+        return _ordered(sorted(present), positive, prepared.summary["root"])
     if settings["task"] == "subtype":
         # A part of the dataset may lack a subtype; a class without images is dropped.
         return tuple(name for name in SUBTYPES if name in present)

@@ -42,10 +42,16 @@ def base() -> ConfigDict:
     data.workers = 0  # decoding processes; 0: threads only
 
     data.images = images = ConfigDict()  # for image_folder; see data_pipelines/image_folder/README.md
+    # Name of a published set (docs/data/public-sets.md): its layout is known, and its images per class are checked
+    images.recipe = ""
+    images.part = False  # with recipe: fewer images than published are no error
     images.source = ""  # name of a source of your own (data_pipelines.image_folder.register); empty: files
     images.module = ""  # importable Python module that registers it
     images.table = ""  # file name of the table below root; needed if there are several
-    # Regular expression on an image's path below root, with some of the groups patient, case, slide and site
+    # Path of each image below the table's folder, with columns in braces: images/{Image Name}; empty: the column path
+    images.path_template = ""
+    # Regular expression on an image's path below root, with some of the groups patient, case, slide, site,
+    # magnification, label, train, val and test
     images.group_pattern = ""
     images.positive = ""  # of two classes, the positive one; empty: malignant, else the second by name
     images.columns = columns = ConfigDict()  # names of the table's columns; capitals do not matter
@@ -56,6 +62,7 @@ def base() -> ConfigDict:
     columns.slide_id = "slide_id"  # column of the slides
     columns.site = "site"  # column of the hospitals or scanners
     columns.magnification = "magnification"  # column of the magnifications
+    columns.mpp = "mpp"  # column of the µm per pixel; kept in results, and a run warns if scales differ
     columns.split = "split"  # column of the sides: train, val, test
 
     data.tiles = tiles = ConfigDict()  # for liver_tiles; see data_pipelines/liver_tiles/README.md

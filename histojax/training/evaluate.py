@@ -197,7 +197,7 @@ def predict_split(
     Raises:
       Stopped: `stop` returned True.
     """
-    tables = []
+    tables, further = [], dataset.records.further_columns()
     for side in sides:
         indices = split.indices(side)
         if not len(indices):
@@ -205,18 +205,17 @@ def predict_split(
         output = run_model(program, model, eval_batches(dataset, indices, spec), len(indices), layout, stop)
         rows = dataset.records.take(indices)
         more_columns = ("slide_id", "source_id") if dataset.multilabel else ("case_id", "subtype")
-        tables.append(
-            predictions.make_table(
-                rows.column("image_id"),
-                dataset.labels[indices],
-                output.probabilities,
-                dataset.classes,
-                split=side,
-                patient_id=rows.column("patient_id"),
-                magnification=rows.column("magnification"),
-                **{name: rows.column(name) for name in more_columns},
-            )
+        table = predictions.make_table(
+            rows.column("image_id"),
+            dataset.labels[indices],
+            output.probabilities,
+            dataset.classes,
+            split=side,
+            patient_id=rows.column("patient_id"),
+            magnification=rows.column("magnification"),
+            **{name: rows.column(name) for name in more_columns},
         )
+        tables.append(table.assign(**{name: [values[i] for i in indices] for name, values in further.items()}))
     return pd.concat(tables, ignore_index=True)
 
 
