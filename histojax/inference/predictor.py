@@ -1,5 +1,6 @@
 """A trained model as a function of pixels: numpy in, numpy out, one compiled program for any number of images."""
 
+import html
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -55,6 +56,27 @@ class Predictor:
           RunError: the checkpoint is missing or damaged, or the devices do not divide the batch size.
         """
         return cls(loading.load(pathlib.Path(run)), batch_size)
+
+    def __repr__(self) -> str:
+        return f"Predictor({', '.join(f'{name}: {value}' for name, value in self._described().items())})"
+
+    def _repr_html_(self) -> str:
+        """The same as a table, for notebooks."""
+        rows = (f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in self._described().items())
+        return f"<table>{''.join(rows)}</table>"
+
+    def _described(self) -> dict[str, str]:
+        """What to know of the model before it is used."""
+        meta, cuts = self.trained.meta, self.thresholds or self.decision or {}
+        classes = (name + (f" (from {cuts[name]:.3g})" if name in cuts else "") for name in self.classes)
+        return {
+            "model": self.trained.config.model.name,
+            "classes": ", ".join(classes),
+            "images": f"{self.image_size} × {self.image_size} pixels",
+            "trained on": f"{meta['data']['description']}; {meta['train_images']} images, {meta['step']} updates",
+            "protocol": meta["split"]["protocol"],
+            "checkpoint": self.digest,
+        }
 
     def predict(self, images: Iterable[np.ndarray]) -> np.ndarray:
         """Predict probabilities `f32 [n, k]` of images `u8 [h, w, 3]`, RGB, of any size; resize them as in training.

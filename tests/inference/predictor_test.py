@@ -66,6 +66,15 @@ def test_a_table_has_a_row_per_image(predictor: Predictor, images: Images) -> No
         predictor.table(pixels[:2], ["a"])
 
 
+def test_a_notebook_shows_what_the_model_is(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert repr(predictor).startswith("Predictor(model: ldcsf, classes: interstitial (from 0.")
+    monkeypatch.setattr(predictor, "classes", ("<b>a</b>", *predictor.classes[1:]))
+    page = predictor._repr_html_()
+    assert "<tr><th>classes</th><td>&lt;b&gt;a&lt;/b&gt;, necrosis (from 0." in page
+    assert f"{predictor.image_size} × {predictor.image_size} pixels" in page
+    assert f"<tr><th>checkpoint</th><td>{predictor.digest}</td></tr>" in page
+
+
 def test_a_stream_keeps_the_order_and_reads_only_a_little_ahead(predictor: Predictor) -> None:
     size = predictor.image_size
     rng = np.random.default_rng(0)
