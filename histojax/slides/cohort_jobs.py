@@ -12,6 +12,7 @@ from histojax.core.directories import expand_user
 from histojax.core.errors import RunError
 from histojax.core.walk import find_files
 from histojax.slides.content import content_hash
+from histojax.slides.readers import dicom
 
 _log = logging.getLogger(__name__)
 SUFFIXES = (
@@ -171,13 +172,19 @@ def _without_copies(jobs: Sequence[Job]) -> list[Job]:
       RunError: such jobs differ in the given µm/px or region of interest.
     """
     first: dict[object, Job] = {}
+    levels = 0
     for job in jobs:
         kept = first.setdefault(job.content or job.slide, job)
         if kept is job:
             continue
         if (kept.mpp, kept.override_mpp, kept.roi) != (job.mpp, job.override_mpp, job.roi):
             raise RunError(f"{kept.slide} and {job.slide} are the same slide with different mpp or roi: give it once")
-        _log.warning("%s: the same slide as %s; it is used once", job.slide, kept.slide)
+        if job.slide != kept.slide and job.slide in dicom.files(kept.slide):
+            levels += 1
+        else:
+            _log.warning("%s: the same slide as %s; it is used once", job.slide, kept.slide)
+    if levels:
+        _log.info("%d DICOM files are further levels of a slide", levels)
     return list(first.values())
 
 

@@ -3,12 +3,16 @@
 import hashlib
 import pathlib
 
+from histojax.slides.readers import dicom
+
 _WHOLE_BYTES = 16 << 20  # up to this size the whole file is hashed
 _BLOCKS, _BLOCK_BYTES = 16, 1 << 20  # evenly spaced in a larger file, its first and last bytes among them
 
 
 def content_hash(path: pathlib.Path) -> str | None:
     """Hash a slide's size and bytes, of a large file only 16 MiB; of an MRXS slide also the index and the file sizes.
+
+    Of a DICOM slide, all files count, so each of them has the same hash.
 
     Returns:
       16 hex digits; None for a file that is missing, empty or unreadable.
@@ -17,7 +21,8 @@ def content_hash(path: pathlib.Path) -> str | None:
     try:
         if not path.stat().st_size:
             return None
-        _update(digest, path)
+        for file in dicom.files(path):
+            _update(digest, file)
         if path.suffix.lower() == ".mrxs":  # the file itself is only a thumbnail
             for file in sorted(path.with_suffix("").iterdir()):
                 digest.update(f"{file.name} {file.stat().st_size}\n".encode())

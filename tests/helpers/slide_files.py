@@ -1,6 +1,8 @@
 """Slide files for tests: small ones in several formats with H&E-like tissue, damaged ones, and a very large one."""
 
+import math
 import pathlib
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -153,3 +155,56 @@ def write_scn(
     how |= {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
     tifffile.imwrite(path, pixels, bigtiff=True, compression="zlib", **how)
     return path
+
+
+def write_dicom(
+    path: pathlib.Path, pixels: np.ndarray, mpp: float, *, series: str = "1.2.3", level: int = 0
+) -> pathlib.Path:
+    """Write one level of a DICOM slide in tiles without compression.
+
+    Args:
+      path: the file.
+      pixels: of the level.
+      mpp: µm per pixel of the level.
+      series: what the levels of a slide have in common.
+      level: number of the level; 0 is the scanned one.
+    """
+    side = 64
+    height, width = pixels.shape[:2]
+    down, across = math.ceil(height / side), math.ceil(width / side)
+    padded = np.pad(pixels, ((0, down * side - height), (0, across * side - width), (0, 0)))
+    tiles = padded.reshape(down, side, across, side, 3).transpose(0, 2, 1, 3, 4)
+    storage, instance = "1.2.840.10008.5.1.4.1.1.77.1.6", f"{series}.{level + 1}"
+    kind = "DERIVED\\PRIMARY\\VOLUME\\RESAMPLED" if level else "ORIGINAL\\PRIMARY\\VOLUME\\NONE"
+    spacing = _dicom([(0x28, 0x30, "DS", f"{mpp / 1000:.9f}\\{mpp / 1000:.9f}")])
+    uncompressed = "1.2.840.10008.1.2.1"
+    meta = [(2, 1, "OB", b"\0\1"), (2, 2, "UI", storage), (2, 3, "UI", instance), (2, 0x10, "UI", uncompressed)]
+    body = [(8, 8, "CS", kind), (8, 0x16, "UI", storage), (8, 0x18, "UI", instance), (8, 0x60, "CS", "SM")]
+    body += [(0x20, 0xD, "UI", "1.2"), (0x20, 0xE, "UI", series), (0x20, 0x9311, "CS", "TILED_FULL")]
+    body += [(0x28, 2, "US", 3), (0x28, 4, "CS", "RGB"), (0x28, 6, "US", 0), (0x28, 8, "IS", str(down * across))]
+    body += [(0x28, 0x10, "US", side), (0x28, 0x11, "US", side)]
+    body += [(0x28, number, "US", bits) for number, bits in ((0x100, 8), (0x101, 8), (0x102, 7), (0x103, 0))]
+    body += [(0x48, 6, "UL", width), (0x48, 7, "UL", height)]
+    body += [(0x5200, 0x9229, "SQ", _dicom_item(_dicom([(0x28, 0x9110, "SQ", _dicom_item(spacing))])))]
+    body += [(0x7FE0, 0x10, "OW", np.ascontiguousarray(tiles).tobytes())]
+    described = _dicom([*meta, (2, 0x12, "UI", "1.2.3.4")])
+    path.write_bytes(bytes(128) + b"DICM" + _dicom([(2, 0, "UL", len(described))]) + described + _dicom(body))
+    return path
+
+
+def _dicom(elements: list[tuple[int, int, str, Any]]) -> bytes:
+    """Elements of a DICOM file: group, number, type, value."""
+    out = b""
+    for group, number, kind, value in elements:
+        if isinstance(value, str):
+            value = value.encode() + (b"\0" if kind == "UI" else b" ") * (len(value) % 2)
+        elif isinstance(value, int):
+            value = struct.pack("<H" if kind == "US" else "<I", value)
+        size = struct.pack("<2xI" if kind in ("OB", "OW", "SQ") else "<H", len(value))
+        out += struct.pack("<HH", group, number) + kind.encode() + size + value
+    return out
+
+
+def _dicom_item(content: bytes) -> bytes:
+    """A sequence's only item."""
+    return struct.pack("<HHI", 0xFFFE, 0xE000, len(content)) + content

@@ -2,12 +2,16 @@
 
 import pathlib
 
+import numpy as np
 import pytest
 
 from data_pipelines.errors import DataError
 from histojax.core import shards
 from histojax.core.errors import RunError
 from histojax.slides import cohort_jobs
+from histojax.slides.readers.reader import open_slide
+from tests.conftest import SHARED
+from tests.helpers.slide_files import tissue_picture, write_dicom
 
 
 def touch(folder: pathlib.Path, *names: str) -> list[pathlib.Path]:
@@ -38,6 +42,41 @@ def test_a_name_does_not_depend_on_the_other_slides(tmp_path: pathlib.Path) -> N
     assert sorted(names.values()) == ["case1_slide", "case2_other", "case2_slide"]
     (tmp_path / "case1" / "slide.svs").unlink()
     assert all(names[job.slide] == job.name for job in cohort_jobs.find([str(tmp_path)]))
+
+
+def test_the_levels_of_a_dicom_series_are_one_slide(tmp_path: pathlib.Path) -> None:
+    pixels = tissue_picture(200, 300)
+    fine = write_dicom(tmp_path / "b.dcm", pixels, 0.5, series="1.2.3")
+    coarse = write_dicom(tmp_path / "a.dcm", pixels[::2, ::2], 1.0, series="1.2.3", level=1)
+    other = write_dicom(tmp_path / "c.dcm", pixels, 0.5, series="1.2.4")
+    slide, second = cohort_jobs.find([str(tmp_path)])
+    assert (slide.slide, second.slide) == (coarse, other)
+    assert slide.content == cohort_jobs.Job("x", fine).content != second.content
+    assert [job.slide for job in cohort_jobs.find([str(fine), str(coarse)])] == [fine]
+    for path in (fine, coarse):
+        with open_slide(path) as opened:
+            assert [(level.width, level.height) for level in opened.levels] == [(300, 200), (150, 100)]
+            assert (opened.width, opened.height, opened.mpp) == (300, 200, 0.5)
+            np.testing.assert_array_equal(opened.read(0, 0, 300, 200, 300, 200), pixels)
+    before = slide.content
+    fine.unlink()
+    assert cohort_jobs.Job("x", coarse).content != before, "all files of the series count"
+
+
+def test_different_settings_of_two_levels_are_refused(tmp_path: pathlib.Path) -> None:
+    pixels = tissue_picture(200, 300)
+    write_dicom(tmp_path / "a.dcm", pixels, 0.5)
+    write_dicom(tmp_path / "b.dcm", pixels[::2, ::2], 1.0, level=1)
+    (tmp_path / "list.csv").write_text("slide,override_mpp\na.dcm,0.25\nb.dcm,0.5\n")
+    with pytest.raises(RunError, match=r"a\.dcm and .*b\.dcm are the same slide with different mpp or roi"):
+        cohort_jobs.find([str(tmp_path / "list.csv")])
+
+
+def test_a_real_dicom_folder_is_one_slide() -> None:
+    folder = SHARED / "slides" / "dicom_camelyon"
+    if not folder.is_dir():
+        pytest.skip(f"no real slides in {folder}")
+    assert [job.name for job in cohort_jobs.find([str(folder)])] == ["jpeg2000"]
 
 
 def test_two_slides_of_one_name_are_refused_until_they_are_named(tmp_path: pathlib.Path) -> None:
