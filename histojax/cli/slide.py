@@ -41,7 +41,8 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         "--roi",
         metavar="PATH",
         type=pathlib.Path,
-        help="GeoJSON with the region of interest, or folder with one NAME.geojson per slide",
+        help="region of interest (GeoJSON of QuPath, XML of ASAP or ImageScope), or folder with one per slide, named "
+        "like it",
     )
     parser.add_argument(
         "--tile_um", metavar="UM", type=float, help="side of a tile in µm (default: that of the training tiles)"

@@ -11,6 +11,7 @@ from data_pipelines.tables import path_in, read_table
 from histojax.core.directories import expand_user
 from histojax.core.errors import RunError
 from histojax.core.walk import find_files
+from histojax.slides.annotations import regions
 from histojax.slides.content import content_hash
 from histojax.slides.readers import dicom
 
@@ -19,6 +20,7 @@ SUFFIXES = (
     ".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".czi",
     ".jp2", ".png", ".jpg", ".jpeg", ".bmp",
 )  # fmt: skip
+_LISTED = 6
 TILES_RECORD = "train_tiles.json"  # file that marks a folder of training tiles
 _COLUMNS = ("slide", "mpp", "roi", "name", "override_mpp")
 
@@ -31,7 +33,7 @@ class Job:
       name: name of its results folder, unique within a cohort.
       slide: the slide's file.
       mpp: µm per level-0 pixel if the file stores none.
-      roi: GeoJSON file with the region of interest, if given.
+      roi: file with the region of interest, as `regions.read` takes it, if given.
       override_mpp: µm per level-0 pixel, whatever the file stores.
       origin: where coordinates count from, see `reader.open_slide`.
     """
@@ -69,8 +71,8 @@ def find(
       mpp: µm per level-0 pixel of slides that store none, unless a list gives another.
       override_mpp: µm per level-0 pixel of slides, whatever they store, unless a list gives another.
       output: folder that the command writes to, which holds no slides.
-      roi: GeoJSON file for the only slide, or a folder with `<slide name>.geojson` or `<file name>.geojson` for some
-        slides.
+      roi: file of annotations for the only slide, or a folder with one for some slides, which is named like the slide
+        in the output, like its file or like its file without suffix: `regions.files_of`.
 
     Returns:
       One job per slide; files of the same content are one slide.
@@ -205,15 +207,21 @@ def _with_roi(job: Job, roi: pathlib.Path | None, jobs: int) -> Job:
     if roi is None or job.roi is not None:
         return job
     if roi.is_dir():
-        paths = [path for name in (job.name, job.slide.stem) if (path := roi / f"{name}.geojson").is_file()]
-        return dataclasses.replace(job, roi=paths[0]) if paths else job
+        found = regions.files_of(roi, [job.name]) or regions.files_of(roi, (job.slide.stem, job.slide.name))
+        if len(found) > 1:
+            raise RunError(f"{job.slide}: several regions, {' and '.join(map(str, found))}; keep one of them")
+        return dataclasses.replace(job, roi=found[0]) if found else job
     if jobs > 1:
         raise RunError(f"--roi={roi} is one file for {jobs} slides: pass a folder of <slide name>.geojson, or a list")
     return dataclasses.replace(job, roi=roi)
 
 
 def _check_regions(jobs: Sequence[Job], folder: pathlib.Path | None) -> None:
-    """Raise RunError if two slides found the same file in the folder `--roi`."""
+    """Say which slides have no region in the folder `--roi`, and which files there belong to no slide.
+
+    Raises:
+      RunError: two slides found the same file.
+    """
     first: dict[pathlib.Path, Job] = {}
     for job in jobs:
         if job.roi is None or job.roi.parent != folder:
@@ -224,3 +232,19 @@ def _check_regions(jobs: Sequence[Job], folder: pathlib.Path | None) -> None:
                 f"{job.roi}: the region of both {kept.slide} and {job.slide}. Name the files like the slides' results: "
                 f"{kept.name}.geojson, {job.name}.geojson"
             )
+    if folder is None or not folder.is_dir():
+        return
+    without = [job.name for job in jobs if job.roi is None]
+    unused = sorted(
+        file.name for file in folder.iterdir() if file.name.endswith(regions.SUFFIXES) and file not in first
+    )
+    if without:
+        _log.warning("%s has no region for %s: their whole tissue is measured", folder, _listed(without))
+    if unused:
+        _log.warning("%s has regions of no slide: %s", folder, _listed(unused))
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")

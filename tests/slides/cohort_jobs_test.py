@@ -79,6 +79,21 @@ def test_a_real_dicom_folder_is_one_slide() -> None:
     assert [job.name for job in cohort_jobs.find([str(folder)])] == ["jpeg2000"]
 
 
+def test_a_folder_of_regions_is_matched_by_every_usual_name(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, *(f"s/{name}.svs" for name in ("a", "b", "c", "d", "e")))
+    touch(tmp_path, "r/a.geojson", "r/b.svs.geojson", "r/c.geojson.gz", "r/d.xml", "r/z.json", "r/notes.txt")
+    jobs = cohort_jobs.find([str(tmp_path / "s")], roi=tmp_path / "r")
+    names = ["a.geojson", "b.svs.geojson", "c.geojson.gz", "d.xml", None]
+    assert [job.roi and job.roi.name for job in jobs] == names
+    assert f"{tmp_path / 'r'} has no region for e: their whole tissue is measured" in caplog.text
+    assert f"{tmp_path / 'r'} has regions of no slide: z.json" in caplog.text
+    touch(tmp_path, "r/a.json")
+    with pytest.raises(RunError, match=r"a\.svs: several regions, .*a\.geojson and .*a\.json; keep one"):
+        cohort_jobs.find([str(tmp_path / "s")], roi=tmp_path / "r")
+
+
 def test_two_slides_of_one_name_are_refused_until_they_are_named(tmp_path: pathlib.Path) -> None:
     one, other = touch(tmp_path, "case1/slide.svs", "case2/slide.SVS")
     with pytest.raises(RunError, match=r"case1/slide.svs and .*case2/slide.SVS: both slides have the name 'slide'"):

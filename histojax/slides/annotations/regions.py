@@ -1,4 +1,4 @@
-"""Regions of interest and annotations in level-0 pixels, read from GeoJSON as exported by QuPath and others."""
+"""Regions of interest and annotations in level-0 pixels, read from files of QuPath (GeoJSON), ASAP and ImageScope."""
 
 import dataclasses
 import gzip
@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ from shapely.geometry import MultiPolygon, Polygon
 from shapely.geometry.base import BaseGeometry
 
 from histojax.core.errors import RunError
+from histojax.slides.annotations import xml_files
 
-SUFFIXES = (".geojson", ".json", ".geojson.gz", ".json.gz")
+SUFFIXES = (".geojson", ".json", ".geojson.gz", ".json.gz", ".xml")
 _MAX_BYTES = 1 << 29  # half a GB of text is exported cells or a decompression bomb, not annotations
 _MAX_DEPTH = 20  # objects within objects, and collections within collections
 _MAX_COORDINATE = 1e8  # pixels: no slide is this large, and areas of larger polygons lose all digits
@@ -57,9 +58,9 @@ class _Found:
 
 
 def read(path: str | os.PathLike[str]) -> tuple[list[Region], list[str]]:
-    """Read the annotations of a GeoJSON file (`.gz`: compressed), in file order.
+    """Read the annotations of a GeoJSON file (`.gz`: compressed), or of ASAP or ImageScope (`.xml`), in file order.
 
-    The file may hold a FeatureCollection, a Feature, a geometry, or a list of these. Child objects of QuPath's
+    A GeoJSON file may hold a FeatureCollection, a Feature, a geometry, or a list of these. Child objects of QuPath's
     hierarchy are read like the others. Tiles, cells and other detections are skipped. Points, lines and objects
     without a geometry have no area and are ignored with a warning. An outline that crosses itself is repaired with a
     warning.
@@ -68,26 +69,35 @@ def read(path: str | os.PathLike[str]) -> tuple[list[Region], list[str]]:
       At least one region, and the warnings.
 
     Raises:
-      RegionError: the file cannot be read as JSON or GeoJSON or has no annotation with an area, or a polygon has
+      RegionError: the file cannot be read as such a file or has no annotation with an area, or a polygon has
         coordinates that are not pixels or cannot be repaired.
     """
     path = pathlib.Path(path)
     text = _read_text(path)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:  # broken text, numbers of a million digits, nesting
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise RegionError(f"{path}: invalid JSON ({reason}); export the annotations again") from error
     found = _Found()
-    _collect(path, content, "", found, depth=0)
+    if path.suffix.lower() == ".xml":
+        _collect_xml(path, text, found)
+    else:
+        _collect(path, _parse_json(path, text), "", found, depth=0)
     if not found.regions:
         why = "the file is empty"
         if found.detections:
             why = f"all {found.detections} objects are tiles, cells or other detections"
         if found.warnings:
             why = found.warnings[0]
-        raise RegionError(f"{path}: no annotation with an area ({why}); draw one in QuPath and export it as GeoJSON")
+        raise RegionError(f"{path}: no annotation with an area ({why}); draw one and export it again")
     return found.regions, found.warnings
+
+
+def files_of(folder: pathlib.Path, names: Iterable[str]) -> list[pathlib.Path]:
+    """Return the annotation files in a folder that are named like a slide: `NAME.geojson`, or with another suffix.
+
+    Args:
+      folder: the folder.
+      names: by which the slide is known, such as the stem of its file and the file's name.
+    """
+    files = (folder / f"{name}{suffix}" for name in dict.fromkeys(names) for suffix in SUFFIXES)
+    return [file for file in files if file.is_file()]
 
 
 def clip(
@@ -150,6 +160,31 @@ def _read_text(path: pathlib.Path) -> str:
         return data.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise RegionError(f"{path}: cannot be read ({error})") from error
+
+
+def _parse_json(path: pathlib.Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # broken text, numbers of a million digits, nesting
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise RegionError(f"{path}: invalid JSON ({reason}); export the annotations again") from error
+
+
+def _collect_xml(path: pathlib.Path, text: str, found: _Found) -> None:
+    """Add the annotations of ASAP or ImageScope to `found`, without what its negative regions cut out."""
+    try:
+        drawn = xml_files.outlines(text)
+    except xml_files.XmlError as error:
+        raise RegionError(f"{path}: {error}") from error
+    holes = _Found(warnings=found.warnings)
+    for outline in drawn:
+        _add_region(path, outline.name, outline.geometry, outline.where, holes if outline.hole else found)
+    for hole in holes.regions:
+        for number, region in enumerate(found.regions):
+            if region.name == hole.name:
+                left = _polygonal(shapely.difference(region.shape, hole.shape))
+                found.regions[number] = dataclasses.replace(region, shape=left)
+    found.regions[:] = [region for region in found.regions if not region.shape.is_empty]
 
 
 def _collect(path: pathlib.Path, value: Any, where: str, found: _Found, depth: int) -> None:

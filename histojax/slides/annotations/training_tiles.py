@@ -131,7 +131,7 @@ class CutSpec:
 def pair(
     slides: Sequence[str | os.PathLike[str]], folder: str | os.PathLike[str] | None = None
 ) -> list[AnnotatedSlide]:
-    """Find the annotations of each slide: `a.geojson` or `a.svs.geojson` for `a.svs`, also `.json` and `.gz`.
+    """Find the annotations of each slide: `a.geojson` or `a.svs.geojson` for `a.svs`, also `.json`, `.gz` and `.xml`.
 
     Args:
       slides: the slides' files.
@@ -147,18 +147,18 @@ def pair(
     pairs, problems = [], []
     for slide in map(pathlib.Path, slides):
         place = slide.parent if folder is None else pathlib.Path(folder)
-        names = [stem + suffix for stem in (slide.stem, slide.name) for suffix in regions.SUFFIXES]
-        candidates = [place / name for name in names if (place / name).is_file()]
+        candidates = regions.files_of(place, (slide.stem, slide.name))
         if len(candidates) == 1:
             pairs.append(AnnotatedSlide(slide, candidates[0]))
         elif candidates:
             problems.append(f"  {slide}: several files: {', '.join(path.name for path in candidates)}")
         else:
-            problems.append(f"  {slide}: no {names[0]} in {place}")
+            problems.append(f"  {slide}: no {slide.stem}.geojson in {place}")
     if problems:
         raise AnnotationError(
             "\n".join(["these slides do not have exactly one annotation file:", *problems])
-            + "\nExport one GeoJSON file per slide from QuPath, named like the slide, or leave the slide out."
+            + "\nExport one file per slide (GeoJSON of QuPath, XML of ASAP or ImageScope), named like the slide, or "
+            "leave the slide out."
         )
     first: dict[pathlib.Path, pathlib.Path] = {}
     for found in pairs:
