@@ -93,9 +93,13 @@ def add_overlap(parser: "argparse._ActionsContainer") -> None:
 
 
 def add_min_tissue(parser: "argparse._ActionsContainer") -> None:
-    """Add `--min_tissue`, which `histojax embed` shares."""
+    """Add `--min_tissue`, which `histojax slide train-tiles` and `histojax embed` share."""
     parser.add_argument(
-        "--min_tissue", metavar="FRACTION", type=float, default=0.5, help="least tissue in a tile (default: 0.5)"
+        "--min_tissue",
+        metavar="FRACTION",
+        type=float,
+        default=0.5,
+        help="least tissue in a tile, as a fraction (default: 0.5)",
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from histojax.cli import flags
 from histojax.cli.parser import CommandParser, add_verb
-from histojax.cli.slide import add_origin, add_overlap, add_slide_mpp
+from histojax.cli.slide import add_min_tissue, add_origin, add_overlap, add_slide_mpp
 from histojax.core import extras
 from histojax.core.errors import RunError
 
@@ -57,6 +57,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         default=0.05,
         help="least fraction of a tile that a label covers to be one of its labels (default: 0.05)",
     )
+    add_min_tissue(parser)
     parser.add_argument(
         "--min_annotated",
         metavar="FRACTION",
@@ -104,6 +105,7 @@ def run(args: argparse.Namespace) -> None:
         overlap=args.overlap,
         min_share=args.min_share,
         min_annotated=args.min_annotated,
+        min_tissue=args.min_tissue,
         class_names=dict(text.rsplit("=", 1) for text in args.classes),
         ignore_unknown=args.ignore_unknown,
         patient_pattern=args.patient_pattern,

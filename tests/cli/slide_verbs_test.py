@@ -32,7 +32,7 @@ def test_train_tiles_cuts_tiles(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
     (tmp_path / "list.csv").write_text("slide;mpp\na.tif;0.5\n")
     output = tmp_path / "tiles"
-    flags = ["--labels=tumor", "--size=50", "--tile_mpp=1"]
+    flags = ["--labels=tumor", "--size=50", "--tile_mpp=1", "--min_tissue=0"]
     done = run([*SLIDE, "train-tiles", str(tmp_path / "list.csv"), f"--output={output}", *flags])
     assert done.returncode == 0, done.stderr
     assert "a: 1 tiles (tumor 1)" in done.stdout

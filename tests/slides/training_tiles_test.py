@@ -1,6 +1,7 @@
 """Training tiles from slides and annotations: placed, labelled and stored so that liver_tiles reads them."""
 
 import csv
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -21,9 +22,10 @@ from histojax.slides.annotations.regions import RegionError
 from histojax.slides.annotations.training_tiles import AnnotatedSlide, AnnotationError, CutSpec
 from histojax.slides.readers.reader import SlideError, open_slide
 from tests.conftest import SHARED
+from tests.helpers import planted
 
 LABELS = ("tumor", "stroma")
-SPEC = CutSpec(labels=LABELS, size=50, mpp=1.0)  # of slides with 0.5 µm/px: tiles of 100 level-0 pixels
+SPEC = CutSpec(labels=LABELS, size=50, mpp=1.0, min_tissue=0)  # of slides with 0.5 µm/px: tiles of 100 level-0 pixels
 CMU = SHARED / "slides" / "cmu-1-small-region.svs"
 
 
@@ -89,7 +91,7 @@ def test_labels_do_not_depend_on_the_chunk_size(
 
 
 def test_labels_are_matched_ignoring_case(annotated: AnnotatedSlide, tmp_path: pathlib.Path) -> None:
-    record = training_tiles.cut([annotated], tmp_path / "out", CutSpec(("TUMOR", "Stroma"), 50, 1.0))
+    record = training_tiles.cut([annotated], tmp_path / "out", dataclasses.replace(SPEC, labels=("TUMOR", "Stroma")))
     assert record["slides"]["P1_a"]["tiles_of_label"] == {"TUMOR": 4, "Stroma": 2}
 
 
@@ -109,7 +111,7 @@ def test_liver_tiles_reads_the_folder(annotated: AnnotatedSlide, tmp_path: pathl
         annotate(tmp_path / "b.geojson", ("tumor", shapely.box(0, 0, 400, 300))),
         patient_id="P2",
     )
-    spec = CutSpec(LABELS, 50, 1.0, overlap=0.5, patient_pattern=r"^(?P<patient>[^_]+)_")
+    spec = dataclasses.replace(SPEC, overlap=0.5, patient_pattern=r"^(?P<patient>[^_]+)_")
     training_tiles.cut([annotated, other], tmp_path / "out", spec)
     found = scan(tmp_path / "out", TilesSpec(labels=LABELS))
     assert found.summary["layout"] == "table"
@@ -121,7 +123,7 @@ def test_liver_tiles_reads_the_folder(annotated: AnnotatedSlide, tmp_path: pathl
 
 
 def test_all_tiles_are_kept_if_no_annotation_is_required(annotated: AnnotatedSlide, tmp_path: pathlib.Path) -> None:
-    training_tiles.cut([annotated], tmp_path / "out", CutSpec(LABELS, 50, 1.0, min_annotated=0))
+    training_tiles.cut([annotated], tmp_path / "out", dataclasses.replace(SPEC, min_annotated=0))
     rows = rows_of(tmp_path / "out")
     assert len(rows) == 12
     assert [r["tumor"] + r["stroma"] for r in rows if int(r["minx"]) >= 200] == ["00"] * 6
@@ -148,11 +150,11 @@ def test_classes_are_mapped_refused_or_ignored(tmp_path: pathlib.Path) -> None:
     path = annotate(tmp_path / "a.geojson", *zip(("Tumour", "Vessel", "Fat", ""), shapes, strict=True))
     item = AnnotatedSlide(make_slide(tmp_path / "a.tif"), path)
     classes = {"tumour": "tumor", "vessel": ""}
-    spec = {"labels": LABELS, "size": 50, "mpp": 1.0, "class_names": classes}
+    spec = dataclasses.replace(SPEC, class_names=classes)
     with pytest.raises(AnnotationError, match=r"a\.geojson: the classes \(no class\), Fat are not among the labels"):
-        training_tiles.cut([item], tmp_path / "out", CutSpec(**spec))  # type: ignore[arg-type]
+        training_tiles.cut([item], tmp_path / "out", spec)
     assert not (tmp_path / "out").exists()
-    record = training_tiles.cut([item], tmp_path / "out", CutSpec(**spec, ignore_unknown=True))  # type: ignore[arg-type]
+    record = training_tiles.cut([item], tmp_path / "out", dataclasses.replace(spec, ignore_unknown=True))
     rows = [(r["minx"], r["tumor"], r["stroma"]) for r in rows_of(tmp_path / "out")]
     assert rows == [("0", "1", "0"), ("100", "0", "0")] * 3
     assert record["slides"]["a"]["ignored_annotations"] == {"Fat": 1, "(no class)": 1}
@@ -193,7 +195,7 @@ def test_a_failure_leaves_nothing_behind(annotated: AnnotatedSlide, tmp_path: pa
     far = annotate(tmp_path / "far.geojson", ("tumor", shapely.box(9000, 0, 9400, 300)))
     (tmp_path / "sub").mkdir()
     same = AnnotatedSlide(make_slide(tmp_path / "sub" / "P1_a.tif"), everywhere)
-    pattern = CutSpec(LABELS, 50, 1.0, patient_pattern=r"^(?P<patient>\d+)")
+    pattern = dataclasses.replace(SPEC, patient_pattern=r"^(?P<patient>\d+)")
     cases: list[tuple[list[AnnotatedSlide], CutSpec, type[Exception], str]] = [
         ([annotated, AnnotatedSlide(bad_slide, everywhere)], SPEC, SlideError, "bad.tif"),
         ([annotated, same], SPEC, AnnotationError, "P1_a: several slides have this name"),
@@ -299,3 +301,18 @@ def test_a_real_slide_gives_tiles_that_look_like_it(tmp_path: pathlib.Path) -> N
         whole = slide.read(int(row["minx"]), int(row["miny"]), side, side, side, side)
     assert tile.shape == (112, 112, 3)
     np.testing.assert_allclose(tile.mean((0, 1)), whole.mean((0, 1)), atol=2)
+
+
+def test_tiles_without_tissue_are_left_out_and_counted(tmp_path: pathlib.Path) -> None:
+    """An annotation is often drawn around a piece, and so on glass; glass must not become a tumor of the training."""
+    slide = planted.write_slide(tmp_path / "a.tif", 0.5)  # tissue in 120 … 1080 × 90 … 810
+    item = AnnotatedSlide(slide, annotate(tmp_path / "a.geojson", ("tumor", shapely.box(0, 0, 1200, 900))))
+    record = training_tiles.cut([item], tmp_path / "out", dataclasses.replace(SPEC, min_tissue=0.5))
+    facts = record["slides"]["a"]
+    corners = [(int(row["minx"]), int(row["miny"])) for row in rows_of(tmp_path / "out")]
+    assert min(corners) == (100, 100)
+    assert max(corners) == (1000, 700)
+    assert (facts["tiles"], facts["tiles_without_tissue"]) == (70, 38)
+    assert facts["warnings"] == ["38 annotated tiles have less than 50% tissue and are left out"]
+    with pytest.raises(AnnotationError, match=r"--min_tissue 2 must be between 0 and 1"):
+        dataclasses.replace(SPEC, min_tissue=2)

@@ -28,6 +28,7 @@ from histojax.slides.geometry import Geometry
 from histojax.slides.labels import unique_file_names
 from histojax.slides.readers.reader import Slide, open_slide
 from histojax.slides.tile_table import BOX
+from histojax.slides.tissue import TissueSpec, find_tissue
 
 TABLE = "tiles.csv"
 _GROUPS = ("patient_id", "slide_id")
@@ -78,6 +79,7 @@ class CutSpec:
       min_share: fraction of a tile that the annotations of a label must cover for the tile to get that label.
       min_annotated: fraction of a tile that all annotations together must cover, since the rest is unknown. 0 keeps
         every tile, which assumes that everything with a label is annotated.
+      min_tissue: fraction of a tile that must be tissue, as for the tiles that a model predicts; 0 keeps every tile.
       class_names: maps an annotation's class to a label, or to "" for tissue without a label. A class named like a
         label needs no entry. Case is ignored.
       ignore_unknown: count annotations of other classes, or without a class, as not annotated. By default they are an
@@ -91,6 +93,7 @@ class CutSpec:
     overlap: float = 0.0
     min_share: float = 0.05
     min_annotated: float = 0.5
+    min_tissue: float = 0.5
     class_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ignore_unknown: bool = False
     patient_pattern: str = ""
@@ -117,6 +120,7 @@ class CutSpec:
         require(math.isfinite(self.mpp) and self.mpp > 0, f"--tile_mpp {self.mpp} must be above 0 µm per pixel")
         require(0 <= self.overlap < 1, f"--overlap {self.overlap} must be at least 0 and below 1")
         require(0 <= self.min_annotated <= 1, f"--min_annotated {self.min_annotated} must be between 0 and 1")
+        require(0 <= self.min_tissue <= 1, f"--min_tissue {self.min_tissue} must be between 0 and 1")
         require(
             not self.patient_pattern or "patient" in groups,
             f"--patient_pattern {self.patient_pattern!r} has no group (?P<patient>…)",
@@ -212,8 +216,9 @@ def cut(slides: Sequence[AnnotatedSlide], output: str | os.PathLike[str], spec: 
         record["tiles"] = sum(facts["tiles"] for facts in record["slides"].values())
         if not record["tiles"]:
             raise AnnotationError(
-                f"no tile of {spec.size * spec.mpp:g} µm has {spec.min_annotated:.0%} of its area annotated; draw "
-                "larger annotations, lower --min_annotated or cut smaller tiles"
+                f"no tile of {spec.size * spec.mpp:g} µm has {spec.min_annotated:.0%} of its area annotated and "
+                f"{spec.min_tissue:.0%} on tissue; draw larger annotations, lower --min_annotated or --min_tissue, or "
+                "cut smaller tiles"
             )
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         (temporary / TILES_RECORD).write_text(text, encoding="utf-8")
@@ -251,6 +256,12 @@ def _cut_slide(
     annotations, warnings = _within_slide(slide, item, annotations, spec)
     corners = _corners(geometry)
     corners = corners[_covered_fractions(corners, geometry, annotations) >= spec.min_annotated]
+    on_tissue = _on_tissue(slide, corners, geometry, spec)
+    corners, without_tissue = corners[on_tissue], int((~on_tissue).sum())
+    if without_tissue:
+        warnings.append(
+            f"{without_tissue} annotated tiles have less than {spec.min_tissue:.0%} tissue and are left out"
+        )
     by_label = [[region for region in annotations if region.name == label] for label in spec.labels]
     carries = np.stack([_covered_fractions(corners, geometry, those) >= spec.min_share for those in by_label], axis=1)
     if not len(corners):
@@ -281,6 +292,7 @@ def _cut_slide(
         "tile": tile,
         "stride": stride,
         "tiles": len(table),
+        "tiles_without_tissue": without_tissue,
         "tiles_of_label": dict(zip(spec.labels, carries.sum(axis=0).tolist(), strict=True)),
         "warnings": warnings,
     }
@@ -305,6 +317,14 @@ def _corners(geometry: Geometry) -> NDArray[np.int64]:
     x = np.arange(0, geometry.width - geometry.tile + 1, geometry.stride)
     y = np.arange(0, geometry.height - geometry.tile_height + 1, geometry.stride_height)
     return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+
+
+def _on_tissue(slide: Slide, corners: NDArray[np.int64], geometry: Geometry, spec: CutSpec) -> NDArray[np.bool_]:
+    """Whether each tile has enough tissue: bool [n], for corners int64 [n, 2]."""
+    if not spec.min_tissue or not len(corners):
+        return np.ones(len(corners), bool)
+    sizes = np.broadcast_to((geometry.tile, geometry.tile_height), corners.shape)
+    return find_tissue(slide, TissueSpec()).fractions(np.concatenate([corners, sizes], axis=1)) >= spec.min_tissue
 
 
 def _covered_fractions(
