@@ -21,6 +21,7 @@ _MAX_READ_PIXELS = 1 << 24  # of a level, read at once: 48 MiB as RGB
 _MIN_MPP, _MAX_MPP = 0.02, 20.0
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SQUARE, _MAX_STRETCH = 1.05, 4.0  # longer over shorter side of a pixel: square up to, plausible up to
+_SAME = 1.02  # a given µm/px that differs by more contradicts the file
 GIVEN = "given"  # source of µm/px that the file lacks
 ORIGINS = (
     "qupath",
@@ -271,7 +272,7 @@ def _resolve_mpp(backend: Backend, given: float | None, override: float | None) 
         stated = (sum(stated) / 2,) * 2
     else:
         warnings.append(f"the file stores {text}: its pixels are not square")
-    if given is not None and not all(value / _SQUARE <= given <= value * _SQUARE for value in stated):
+    if given is not None and not all(value / _SAME <= given <= value * _SAME for value in stated):
         warnings.append(f"mpp {given:g} is not used: the file stores {text}; --override_mpp replaces it")
     return _Resolution(stated, source, warnings)
 
