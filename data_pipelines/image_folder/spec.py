@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines.errors import DataError
-from histojax.core import plugins
 
 # What a table can say about an image -> the column that says it, unless `columns` names another.
 COLUMNS = ("path", "label", "patient_id", "case_id", "slide_id", "site", "magnification", "split")
@@ -57,14 +56,10 @@ class FolderSpec:
 
 
 def folder_spec(fields: Mapping[str, Any]) -> FolderSpec:
-    """Build the spec from `config.data.images`, importing its module.
+    """Build the spec from `config.data.images`.
 
     Raises:
-      DataError: the module cannot be imported, or a field has an illegal value.
+      DataError: a field has an illegal value.
     """
-    try:
-        plugins.import_module(fields["module"])
-    except ValueError as error:
-        raise DataError(f"data.images.module: {error}") from error
     columns = tuple((name, text) for name, text in fields["columns"].items() if text and text != name)
     return FolderSpec(fields["source"], fields["table"], fields["group_pattern"], columns)

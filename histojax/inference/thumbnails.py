@@ -11,6 +11,7 @@ from data_pipelines.errors import BadImageError, DataError
 from data_pipelines.liver_tiles.tile_names import parse_tile_name
 from data_pipelines.pixels import decode
 from data_pipelines.prepare import open_images
+from histojax.core import plugins
 from histojax.core.errors import RunError
 from histojax.data.sources import open_dataset
 from histojax.evaluation.report.sources import Source
@@ -119,6 +120,7 @@ def _path_loader(source: Source, reader: ImageReader) -> _Loader:
 
 def _prepared_loader(source: Source) -> _Loader:
     """Find a row's image in the prepared dataset of the run."""
+    plugins.load(source.config.get("plugins", ()))  # it may come from a source of the user's own
     dataset = open_dataset(ConfigDict(source.config["data"]), source.classes)
     positions = {str(name): i for i, name in enumerate(dataset.records.column("image_id").tolist())}
     stored = open_images(dataset.prepared.directory)

@@ -102,8 +102,10 @@ def task(config: ConfigDict, classes: Sequence[str], counts: Sequence[int], imag
       images: number of training images.
 
     Raises:
-      RunError: an unknown loss or weighting, or a weighting that does not fit the task or the images.
+      RunError: a plugin cannot be imported, an unknown loss or weighting, or a weighting that does not fit the task or
+        the images.
     """
+    plugins.load(config.plugins)
     loss, multilabel = config.loss, config.data.task == "multilabel"
     unused, used = "class_weights", "positive_weights"
     if not multilabel:
@@ -189,15 +191,12 @@ def optimizer(config: ConfigDict, steps_per_epoch: int) -> tuple[optax.GradientT
 
 
 def model_spec(config: ConfigDict) -> models.ModelSpec:
-    """Return the specification of `config.model.name`, importing `config.model.module` if it is set.
+    """Return the specification of `config.model.name`.
 
     Raises:
-      RunError: the module cannot be imported, or the model is unknown.
+      RunError: a plugin cannot be imported, or the model is unknown.
     """
-    try:
-        plugins.import_module(config.model.module)
-    except ValueError as error:
-        raise RunError(f"model.module: {error}") from error
+    plugins.load(config.plugins)
     try:
         return models.spec(config.model.name)
     except ValueError as error:

@@ -16,6 +16,7 @@ def base() -> ConfigDict:
     """Return a complete configuration; experiments change its fields and add none."""
     config = ConfigDict()
     config.seed = 0  # random seed of initial values, order, augmentation, mixing and bootstrap
+    config.plugins = ()  # importable Python modules that register models or datasets of your own
 
     config.data = data = ConfigDict()
     # breakhis; image_folder: any images with one class each; liver_tiles: any tiles with several labels each
@@ -43,7 +44,6 @@ def base() -> ConfigDict:
 
     data.images = images = ConfigDict()  # for image_folder; see data_pipelines/image_folder/README.md
     images.source = ""  # name of a source of your own (data_pipelines.image_folder.register); empty: files
-    images.module = ""  # importable Python module that registers it
     images.table = ""  # file name of the table below root; needed if there are several
     # Regular expression on an image's path below root, with some of the groups patient, case, slide and site
     images.group_pattern = ""
@@ -98,7 +98,6 @@ def base() -> ConfigDict:
     config.model = model = ConfigDict()
     model.name = "resnet50"  # model, as `histojax models` lists them
     model.options = ConfigDict()  # sizes and parts of the model; the fields of its config dataclass
-    model.module = ""  # importable Python module that registers your own model (histojax.models.register)
     model.pretrained = ""  # file of weights, run of the same model, or hf:OWNER/NAME; other parts start at random
     model.pretrained_prefix = ""  # one of several networks in that file: its keys or the beginning of its names
     model.dtype = "float32"  # type of the computation; parameters and statistics are float32

@@ -13,9 +13,10 @@ from histojax.core.settings import diff_settings
 from histojax.training import checkpoint, default_config
 
 _log = logging.getLogger(__name__)
-# Fields that change neither what is learned nor the data it is learned from (the split's hash guards the data).
+# Fields that change neither what is learned nor the data it is learned from (the split's hash guards the data; other
+# fields name what the plugins register).
 _FREE_FIELDS = {"data.root", "data.prepared_dir", "data.mpp", "data.threads", "data.workers", "data.on_bad_record"}
-_FREE_FIELDS |= {"data.cache", "data.synthetic", "train.log_every", "train.watchdog"}
+_FREE_FIELDS |= {"plugins", "data.cache", "data.synthetic", "train.log_every", "train.watchdog"}
 # Fields that set when a run ends. Raising one of them continues a finished run.
 _END_FIELDS = {"train.epochs", "train.early_stopping"}
 _FREE_GROUPS = ("checkpoint.", "compare.", "evaluation.", "paper.", "sharding.")

@@ -252,7 +252,7 @@ def test_a_best_checkpoint_of_another_schedule_is_made_again(workdir: pathlib.Pa
 
 def test_a_run_from_before_a_field_existed_can_be_resumed(workdir: pathlib.Path) -> None:
     config, saved = get_config(), saved_config(workdir)
-    del saved["model"]["module"], saved["train"]["batch_norm"], saved["data"]["tiles"], saved["loss"]["focal_gamma"]
+    del saved["plugins"], saved["train"]["batch_norm"], saved["data"]["tiles"], saved["loss"]["focal_gamma"]
     work_directory.check_config(workdir, saved, config)
     config.train.batch_norm = "device"
     with pytest.raises(RunError, match=r"train\.batch_norm: saved 'global', now 'device'"):
