@@ -1,11 +1,12 @@
 """What modules of the user and installed packages add: models, sources of images, losses and more, by name."""
 
+import contextlib
 import importlib
 import logging
 import traceback
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from importlib import metadata
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from histojax.core.errors import RunError
 from histojax.core.suggestions import did_you_mean
@@ -104,6 +105,40 @@ def load(modules: Iterable[str]) -> None:
                 f"plugins: {name!r} cannot be imported ({error}); install it, or add its folder to PYTHONPATH"
             ) from error
         except Exception as error:
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{last.filename}:{last.lineno}"
-            raise RunError(f"plugins: importing {name!r} failed: {place}: {type(error).__name__}: {error}") from error
+            raise RunError(f"plugins: importing {name!r} failed: {_describe(error)}") from error
+
+
+def qualified_name(function: Callable[..., Any]) -> str:
+    """Return a function's name with that of its module, such as `my_losses.poly`."""
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+
+
+def described(value: Any) -> str:
+    """Return type and shape of an array, or the class of another value, for messages."""
+    return f"{value.dtype} {list(value.shape)}" if hasattr(value, "shape") else type(value).__name__
+
+
+@contextlib.contextmanager
+def blaming(where: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Turn an exception of the body into an error of the function of the user's own that the body calls.
+
+    Args:
+      where: field and name that select the function.
+      function: the function.
+
+    Raises:
+      RunError: the body raised an exception; the message names the function, and file and line of its failure.
+    """
+    try:
+        yield
+    except Exception as error:
+        file = getattr(getattr(function, "__code__", None), "co_filename", "")
+        raise RunError(f"{where}: {qualified_name(function)} failed: {_describe(error, file)}") from error
+
+
+def _describe(error: Exception, file: str = "") -> str:
+    """Return place, type and first line of an exception; the place is the last one in the file, if it is given."""
+    frames = traceback.extract_tb(error.__traceback__)
+    last = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1])
+    message = next(iter(str(error).strip().splitlines()), "")
+    return f"{last.filename}:{last.lineno}: {type(error).__name__}: {message}"

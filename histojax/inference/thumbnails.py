@@ -120,8 +120,10 @@ def _path_loader(source: Source, reader: ImageReader) -> _Loader:
 
 def _prepared_loader(source: Source) -> _Loader:
     """Find a row's image in the prepared dataset of the run."""
-    plugins.load(source.config.get("plugins", ()))  # it may come from a source of the user's own
-    dataset = open_dataset(ConfigDict(source.config["data"]), source.classes)
+    settings = ConfigDict(source.config["data"])
+    if settings.get("images", {}).get("source"):
+        plugins.load(source.config.get("plugins", ()))  # they register the source; nothing else needs them
+    dataset = open_dataset(settings, source.classes)
     positions = {str(name): i for i, name in enumerate(dataset.records.column("image_id").tolist())}
     stored = open_images(dataset.prepared.directory)
 

@@ -18,25 +18,32 @@ from histojax.data.cache import CACHES
 from histojax.data.pipeline import LoaderSpec
 from histojax.data.transforms import AugmentSpec
 from histojax.distributed.sharding import Layout
-from histojax.evaluation import thresholds
-from histojax.training import default_config, losses
+from histojax.evaluation import own_metrics, thresholds
+from histojax.training import augmentations, default_config, losses
 from histojax.training.optimizer import OptimizerSpec, make_optimizer
 from histojax.training.program import Program, StepSpec
-from histojax.training.tasks import Multiclass, Multilabel, Task
+from histojax.training.tasks import Multiclass, Multilabel, Task, check_loss
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def check(config: ConfigDict) -> None:
-    """Check data root, split, threshold rule and model, which the range of a single field does not decide.
+    """Import the plugins, and check what the range of a single field does not decide: data root, split, names, model.
 
     Raises:
       RunError, DataError: as the functions that build them.
     """
+    plugins.load(config.plugins)
     default_config.check_data_root(config)
     split_spec(config)
     threshold_rule(config)
     model_options(config)
+    own_metrics.find(config.evaluation.metrics)
+    augmentations.check(config.train.augmentations, config.train.batch_size, config.data.image_size)
+    try:
+        check_loss(config.loss.name, Multilabel if config.data.task == "multilabel" else Multiclass)
+    except ValueError as error:
+        raise RunError(str(error)) from error
 
 
 def split_spec(config: ConfigDict) -> SplitSpec:
@@ -251,6 +258,7 @@ def program(config: ConfigDict, task: Task, layout: Layout, transform: optax.Gra
             std=tuple(config.data.std),
             accumulate=config.train.accumulate,
             ema_decay=config.train.ema_decay,
+            augmentations=tuple(config.train.augmentations),
             mixup=config.train.mixup,
             cutmix=config.train.cutmix,
             batch_norm=config.train.batch_norm,

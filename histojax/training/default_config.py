@@ -16,7 +16,7 @@ def base() -> ConfigDict:
     """Return a complete configuration; experiments change its fields and add none."""
     config = ConfigDict()
     config.seed = 0  # random seed of initial values, order, augmentation, mixing and bootstrap
-    config.plugins = ()  # importable Python modules that register models or datasets of your own
+    config.plugins = ()  # importable Python modules that register models, losses and more of your own
 
     config.data = data = ConfigDict()
     # breakhis; image_folder: any images with one class each; liver_tiles: any tiles with several labels each
@@ -122,11 +122,15 @@ def base() -> ConfigDict:
     # BatchNorm sees the global batch; device: the images of each device, as in PyTorch's DistributedDataParallel.
     train.batch_norm = "global"
     train.watchdog = 1800.0  # seconds without a step after which a run ends and prints where it hangs; 0: never
+    # Augmentations of your own, in order; plugins register them, and they change whole batches on the devices
+    train.augmentations = ()
     train.mixup = 0.0  # alpha of the Beta distribution; 0: off
     train.cutmix = 0.0  # alpha of the Beta distribution; 0: off
 
     config.loss = loss = ConfigDict()
-    loss.name = "cross_entropy"  # loss; with several labels a sigmoid per label
+    # Loss: cross_entropy, focal, with several labels also asymmetric (each then has a sigmoid per label), or one that a
+    # plugin registers
+    loss.name = "cross_entropy"
     loss.label_smoothing = 0.0  # ε of label smoothing; validation does not smooth
     loss.class_weights = "none"  # weights of the classes; class_balanced: Cui et al. 2019
     loss.class_balanced_beta = 0.999  # beta of Cui et al. 2019
@@ -163,6 +167,7 @@ def base() -> ConfigDict:
     config.evaluation = evaluation = ConfigDict()
     evaluation.batch_size = 32  # images per batch, over all devices
     evaluation.resamples = 2000  # bootstrap resamples
+    evaluation.metrics = ()  # metrics of your own, which plugins register; they stand beside ours in all results
 
     config.sharding = sharding = ConfigDict()
     sharding.fsdp = 1  # devices over which parameters and optimizer are sharded; the rest is data-parallel
@@ -193,7 +198,8 @@ def _merge(defaults: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, A
 
 
 # Intervals of numbers, which also hold for each number of a tuple, and choices of texts. `data.pipeline`, `data.task`,
-# `data.magnification`, `data.split` and `train.thresholds` depend on more than one field: their readers check them.
+# `data.magnification`, `data.split` and `train.thresholds` depend on more than one field, and `model.name` and
+# `loss.name` on plugins: their readers check them.
 LEGAL_VALUES: dict[str, str | tuple[str, ...]] = {
     "seed": "[0, 4294967295]",
     "data.on_bad_image": ("error", "skip"),
@@ -236,7 +242,6 @@ LEGAL_VALUES: dict[str, str | tuple[str, ...]] = {
     "train.watchdog": "[0, inf)",
     "train.mixup": "[0, inf)",
     "train.cutmix": "[0, inf)",
-    "loss.name": ("cross_entropy", "focal"),
     "loss.label_smoothing": "[0, 1)",
     "loss.class_weights": ("none", "inverse", "class_balanced"),
     "loss.class_balanced_beta": "(0, 1)",
@@ -265,7 +270,6 @@ LEGAL_VALUES: dict[str, str | tuple[str, ...]] = {
 # What is legal instead with several labels per image.
 MULTILABEL_VALUES: dict[str, tuple[str, ...]] = {
     "train.best_metric": ("loss", "accuracy", "mean_average_precision", "f1", "subset_accuracy", "last"),
-    "loss.name": ("cross_entropy", "focal", "asymmetric"),
 }
 # Fields, or groups of them, that have an effect only with a certain value of another field.
 USED_ONLY_WITH: dict[str, tuple[str, str]] = {

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,26 @@ def facts(source: Source) -> dict[str, Any]:
             "commit": f"{commit} with uncommitted changes" if commit and git.get("dirty") else commit,
         }
     return out
+
+
+def copy_own_metrics(source: Source, blocks: Mapping[str, Any]) -> list[str]:
+    """Copy the figures of metrics of the user's own from results.json, so that a report needs no module of the run.
+
+    Args:
+      source: a run, or a table, which has none.
+      blocks: split -> block of `results.summarise`; changed in place.
+
+    Returns:
+      A sentence per metric, that says what computed it.
+    """
+    metrics = source.results.get("own_metrics") or {}
+    for split, block in blocks.items():
+        image = source.results.get("splits", {}).get(split, {}).get("image", {})
+        block["image"] |= {name: image[name] for name in metrics if name in image}
+    return [
+        f"{name.replace('_', ' ')} is a metric of the run's own, {function}; its figures are those of results.json."
+        for name, function in metrics.items()
+    ]
 
 
 def damaged_split(source: Source) -> list[str]:
