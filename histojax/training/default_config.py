@@ -107,6 +107,8 @@ def base() -> ConfigDict:
     train.batch_size = 32  # images per step, over all devices
     train.epochs = 50  # passes over the training images
     train.log_every = 10  # steps between log lines
+    # Trackers that get curves, config and results: wandb, mlflow, or those that plugins register (docs/how-to/track.md)
+    train.trackers = ()
     train.accumulate = 1  # micro-batches per step; BatchNorm sees one at a time
     train.ema_decay = 0.0  # largest decay of the moving average of the parameters, which is then evaluated; 0: off
     train.freeze_backbone_epochs = 0  # epochs at the start in which only the head learns
