@@ -172,8 +172,8 @@ def _open_run(config: ConfigDict, workdir: pathlib.Path, owner: OwnerFile) -> _S
     saved = work_directory.read_saved(workdir)
     if saved is not None:
         work_directory.check_config(workdir, saved["config"], config)
-    pretrained.check(config.model.pretrained, config.model.name, workdir)
     plugins.load(config.plugins)
+    pretrained.check(config, workdir)
     check_trackers(config.train.trackers)
     opened = open_trainer(config)
     replanned = False
@@ -230,6 +230,7 @@ def _write_description(run: _Run) -> RunFile:
         "model": setup.config.model.name,
         "data": dataset.facts(split),
         "protocol": split.protocol,
+        "pretrained": run.pretrained or None,
     }
     return RunFile(workdir / "run.json", run.step, facts, first)
 

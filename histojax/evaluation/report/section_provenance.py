@@ -1,13 +1,13 @@
 """Where the predictions of a report come from: facts of the run, its split and its training curves."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from histojax.core.settings import config_hash
 from histojax.core.split_hash import GROUP_FIELDS, split_hash
 from histojax.evaluation import multilabel, predictions
 from histojax.evaluation.report.sources import Source
@@ -35,7 +35,7 @@ def facts(source: Source) -> dict[str, Any]:
         "split_warnings": list(data.get("split_warnings", [])),
     }
     if source.config:
-        out["config_hash"] = hashlib.sha256(json.dumps(source.config, sort_keys=True).encode()).hexdigest()[:16]
+        out["config_hash"] = config_hash(source.config)
     sessions = source.run.get("sessions") or []
     if sessions:
         last = sessions[-1]
