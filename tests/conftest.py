@@ -30,7 +30,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from histojax.models import registry  # noqa: E402
+from histojax.models.registry import MODELS  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -128,9 +128,9 @@ def _forget_programs() -> Iterator[None]:
 def _forget_models() -> Iterator[None]:
     """Forget models that a module of the tests registered: other modules test every registered model."""
     yield
-    for name, spec in list(registry._SPECS.items()):
+    for name, spec in list(MODELS.items.items()):
         if spec.builder.__module__.startswith("tests."):
-            del registry._SPECS[name]
+            del MODELS.items[name]
             sys.modules.pop(spec.builder.__module__, None)
 
 

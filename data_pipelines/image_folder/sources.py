@@ -16,12 +16,9 @@ A module registers a source, and `data.images.source` names it:
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from importlib import metadata
 
 from data_pipelines.errors import DataError
-from histojax.core.suggestions import did_you_mean
-
-ENTRY_POINTS = "histojax.datasets"
+from histojax.core.plugins import Registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,34 +69,17 @@ class ImageSource:
     files: Callable[[pathlib.Path], Sequence[pathlib.Path]] = all_files
 
 
-_SOURCES: dict[str, ImageSource] = {}
-
-
-def register(source: ImageSource) -> ImageSource:
-    """Make a source available under its name. Registering the same one again has no effect.
-
-    Raises:
-      ValueError: another source has this name.
-    """
-    if _SOURCES.setdefault(source.name, source) is not source:
-        raise ValueError(f"a source named {source.name!r} is already registered; choose another name")
-    return source
+SOURCES = Registry(ImageSource, "source", "histojax.datasets")
+register = SOURCES.register
 
 
 def find_source(name: str) -> ImageSource:
-    """Return a registered source, or one of an installed package (entry points of `histojax.datasets`).
+    """Return a registered source, or one of an installed package.
 
     Raises:
       DataError: there is none of this name.
     """
-    if name not in _SOURCES:
-        for point in metadata.entry_points(group=ENTRY_POINTS):
-            if point.name == name:
-                register(point.load())
-    if name not in _SOURCES:
-        known = ", ".join(_SOURCES) or "none is registered"
-        raise DataError(
-            f"data.images.source='{name}': no such source{did_you_mean(name, _SOURCES)} ({known}); "
-            "data.images.module names the Python module that registers it"
-        )
-    return _SOURCES[name]
+    try:
+        return SOURCES.find(name)
+    except ValueError as error:
+        raise DataError(f"data.images.source: {error}") from None

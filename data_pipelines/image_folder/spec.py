@@ -7,7 +7,6 @@ from typing import Any
 
 from data_pipelines.errors import DataError
 from data_pipelines.image_folder import recipes
-from histojax.core import plugins
 from histojax.core.printable import printable
 from histojax.core.suggestions import did_you_mean
 
@@ -113,15 +112,11 @@ class FolderSpec:
 
 
 def folder_spec(fields: Mapping[str, Any]) -> FolderSpec:
-    """Build the spec from `config.data.images`, importing its module. A recipe gives the fields that are not set.
+    """Build the spec from `config.data.images`. A recipe gives the fields that are not set.
 
     Raises:
-      DataError: there is no such recipe, the module cannot be imported, or a field has an illegal value.
+      DataError: there is no such recipe, or a field has an illegal value.
     """
-    try:
-        plugins.import_module(fields["module"])
-    except ValueError as error:
-        raise DataError(f"data.images.module: {error}") from error
     layout = recipes.find(fields["recipe"]).fields if fields["recipe"] else {}
     columns = {name: text for name, text in fields["columns"].items() if text and text != name}
     return FolderSpec(

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     refuse_unused(args, from_file, ["--num_classes", "--prefix"], "with --weights")
     if args.overrides and args.config is None:
         raise RunError(f"--config.{args.overrides[0][0]}: has an effect only with --config; drop it")
-    from histojax.training import experiments, pretrained
+    from histojax.training import build, experiments, pretrained
     from histojax.weights import saving
 
     if from_run:
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
         return
     name, options = args.model, {}
     if args.config is not None:
-        model = experiments.read(args.config, args.overrides).model
-        name, options = model.name, model.options.to_dict()
+        config = experiments.read(args.config, args.overrides)
+        name, options = build.model_spec(config).name, config.model.options.to_dict()
     names = {"naming": args.naming, "dtype": args.dtype, "options": options, "prefix": args.prefix}
     print(saving.rewrite(args.weights, name, args.num_classes, args.output, **names))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Fields of the config that describe images and evaluation; all others belong to the trained model.
 _FIELDS = (
     *("data.root", "data.magnification", "data.prepared_dir", "data.on_bad_image", "data.on_bad_record"),
-    *("data.threads", "data.workers"),
+    *("data.threads", "data.workers", "plugins"),
 )
 _GROUPS = ("data.images.", "data.tiles.", "evaluation.")
 

@@ -53,9 +53,9 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
     flags.add_verbose(parser)
     add_process_flags(parser)
     parser.set_defaults(interrupted="interrupted: rerun the same command to resume from the last checkpoint")
-    parser.advice["--checkpoint"] = (
-        "resume a run by its --workdir; start from the weights of a file or a run with --config.model.pretrained=PATH"
-    )
+    start_from = "start from the weights of a file or a run with --config.model.pretrained=PATH"
+    parser.advice["--checkpoint"] = f"resume a run by its --workdir; {start_from}"
+    parser.advice["--init_from"] = start_from
     return parser
 
 

@@ -9,7 +9,9 @@ MODULES = {
     "slides": ("h5py", "openslide", "scipy", "shapely", "tifffile"),
     "export": ("flatbuffers", "jax2onnx", "onnx", "onnxruntime"),
     "hub": ("huggingface_hub",),
+    "mlflow": ("mlflow",),
     "probe": ("scipy", "skimage", "sklearn"),
+    "wandb": ("wandb",),
 }
 
 

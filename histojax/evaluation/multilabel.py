@@ -12,6 +12,7 @@ import pandas as pd
 
 from histojax.evaluation import bootstrap, metrics, predictions, summary_blocks
 from histojax.evaluation.metrics import Array
+from histojax.evaluation.own_metrics import Metric, with_own
 from histojax.evaluation.summary_blocks import Key, Statistic
 from histojax.evaluation.thresholds import is_positive
 
@@ -66,7 +67,12 @@ def arrays(rows: pd.DataFrame, names: Sequence[str]) -> tuple[Array, Array]:
 
 
 def summarise_split(
-    rows: pd.DataFrame, names: Sequence[str], thresholds: Array, n_resamples: int, seed: int
+    rows: pd.DataFrame,
+    names: Sequence[str],
+    thresholds: Array,
+    n_resamples: int,
+    seed: int,
+    own: Sequence[Metric] = (),
 ) -> dict[str, Any]:
     """Build the block of one split in results.json.
 
@@ -76,11 +82,13 @@ def summarise_split(
       thresholds: (k,).
       n_resamples: of the bootstrap.
       seed: of the bootstrap.
+      own: metrics of the user's own.
     """
     labels, probabilities = arrays(rows, names)
     split = str(rows["split"].iloc[0])
     unit_name, unit, n_units = summary_blocks.resampled_units(rows)
     statistic = label_statistic(labels, probabilities, thresholds, unit, n_units, names)
+    statistic = with_own(statistic, own, labels, probabilities, unit, n_units)
     estimates = bootstrap.intervals(statistic, n_units, n_resamples=n_resamples, seed=seed, n_rows=len(rows))
     warnings = _label_warnings(split, names, labels, is_positive(probabilities, thresholds))
     for i, name in enumerate(names):

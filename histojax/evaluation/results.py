@@ -9,6 +9,7 @@ import pandas as pd
 from histojax.evaluation import bootstrap, group_metrics, metrics, multilabel, predictions, summary_blocks
 from histojax.evaluation import thresholds as decision_thresholds
 from histojax.evaluation.metrics import Array
+from histojax.evaluation.own_metrics import Metric, with_own
 from histojax.evaluation.summary_blocks import Key, Statistic
 
 _SPLIT_ORDER = {"train": 0, "val": 1, "validation": 1, "test": 2}
@@ -21,6 +22,7 @@ def summarise(
     n_resamples: int = 2000,
     seed: int = 0,
     thresholds: Mapping[str, float] | None = None,
+    own: Sequence[Metric] = (),
 ) -> dict[str, Any]:
     """Compute the "splits" of results.json. The order of the rows does not matter.
 
@@ -30,12 +32,14 @@ def summarise(
       n_resamples: of the bootstrap.
       seed: of the bootstrap.
       thresholds: label -> threshold; None: 0.5 each. Only for tables with labels.
+      own: metrics of the user's own, which stand beside ours.
 
     Returns:
       Split -> block of estimates ({"value", "low", "high"}), ready for JSON: an undefined number is None.
 
     Raises:
       PredictionsError: a table that cannot be evaluated, or arguments that do not fit it.
+      RunError: a metric of the user's own fails.
     """
     df = predictions.normalise(df)
     classes = predictions.class_names(df)
@@ -61,14 +65,19 @@ def summarise(
     for name in names:
         rows = df[df["split"] == name].reset_index(drop=True)
         if label_thresholds is not None:
-            blocks[name] = multilabel.summarise_split(rows, classes, label_thresholds, n_resamples, seed)
+            blocks[name] = multilabel.summarise_split(rows, classes, label_thresholds, n_resamples, seed, own)
         else:
-            blocks[name] = _summarise_split(rows, classes, index, n_resamples, seed)
+            blocks[name] = _summarise_split(rows, classes, index, n_resamples, seed, own)
     return blocks
 
 
 def _summarise_split(
-    rows: pd.DataFrame, classes: list[str], positive: int | None, n_resamples: int, seed: int
+    rows: pd.DataFrame,
+    classes: list[str],
+    positive: int | None,
+    n_resamples: int,
+    seed: int,
+    own: Sequence[Metric],
 ) -> dict[str, Any]:
     """Build the block of one split with exclusive classes."""
     true, probabilities = arrays(rows, classes)
@@ -85,6 +94,7 @@ def _summarise_split(
         "resampled": unit_name,
     }
     statistic = image_statistic(true, probabilities, unit, n_units, classes, positive, magnification)
+    statistic = with_own(statistic, own, true, probabilities, unit, n_units)
     estimates = bootstrap.intervals(statistic, n_units, n_resamples=n_resamples, seed=seed, n_rows=len(rows))
     warnings = _class_warnings(split, classes, counts, confusion)
     for i, name in enumerate(classes):

@@ -29,12 +29,16 @@ def headline(results: Mapping[str, Any]) -> str:
     Returns:
       Data, protocol and counts; the accuracy beside that of the majority class, with intervals; balanced accuracy,
       GMean, IBA, AUROC and the patient level. With several labels, the accuracy of each beside its baseline and, where
-      known, the reported one. The test split's, or the last split's where there is none.
+      known, the reported one. Metrics of the user's own follow. The test split's, or the last split's where there is
+      none.
     """
     split = "test" if "test" in results["splits"] else list(results["splits"])[-1]
     block = results["splits"][split]
     lines = [f"{name:<10}{_head_value(results[name])}" for name in ("data", "protocol", "model") if results.get(name)]
     rows = _label_headline(block, results.get("reported") or {}) if "labels" in block else _class_headline(block)
+    rows += [
+        _row(_spaced(name), block["image"][name]) for name in results.get("own_metrics") or () if name in block["image"]
+    ]
     lines.append(f"{split}: {_counts(block)}; 95 % intervals over {block['resampled']}s")
     lines += [f"  {line}" for line in text_table(rows, right=(1,))]
     lines += _colour_verdict(block)

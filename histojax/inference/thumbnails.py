@@ -11,6 +11,7 @@ from data_pipelines.errors import BadImageError, DataError
 from data_pipelines.liver_tiles.tile_names import parse_tile_name
 from data_pipelines.pixels import decode
 from data_pipelines.prepare import open_images
+from histojax.core import plugins
 from histojax.core.errors import RunError
 from histojax.data.sources import open_dataset
 from histojax.evaluation.report.sources import Source
@@ -119,7 +120,10 @@ def _path_loader(source: Source, reader: ImageReader) -> _Loader:
 
 def _prepared_loader(source: Source) -> _Loader:
     """Find a row's image in the prepared dataset of the run."""
-    dataset = open_dataset(ConfigDict(source.config["data"]), source.classes)
+    settings = ConfigDict(source.config["data"])
+    if settings.get("images", {}).get("source"):
+        plugins.load(source.config.get("plugins", ()))  # they register the source; nothing else needs them
+    dataset = open_dataset(settings, source.classes)
     positions = {str(name): i for i, name in enumerate(dataset.records.column("image_id").tolist())}
     stored = open_images(dataset.prepared.directory)
 

@@ -10,8 +10,8 @@ Training, weight files, optimizer groups, Grad-CAM, exports, `histojax models` a
 specification; nothing else has to change.
 
 A model outside the package needs no change here. Call `histojax.models.register(SPEC)` in a module of your own and
-either set `config.model.module` to that module's name, or install it with an entry point in the group
-`histojax.models` that refers to the specification:
+either name that module in `config.plugins`, or install it with an entry point in the group `histojax.models` that
+refers to the specification:
 
     [project.entry-points."histojax.models"]
     my_model = "my_package.my_model:SPEC"

@@ -6,17 +6,15 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
+from histojax.core.plugins import Registry
 from histojax.core.suggestions import did_you_mean
 from histojax.models.naming.rules import Naming
 from histojax.models.ops.image_size import SMALLEST, check_at_least
-
-ENTRY_POINTS = "histojax.models"  # the entry-point group of installed packages that provide models
 
 
 def _at_least_32(size: int, config: Any) -> None:
@@ -125,38 +123,8 @@ class ModelSpec:
         return names[max(self.grad_cam_layer, -len(names))]
 
 
-_SPECS: dict[str, ModelSpec] = {}
-_entry_points_loaded = False
-
-
-def register(spec: ModelSpec) -> ModelSpec:
-    """Make a model available under its name. Registering the same specification again has no effect.
-
-    Raises:
-      ValueError: another model has this name.
-    """
-    if _SPECS.setdefault(spec.name, spec) is not spec:
-        raise ValueError(f"a model named {spec.name!r} is already registered; choose another name")
-    return spec
-
-
-def names() -> tuple[str, ...]:
-    """Return the names of all registered models, including those of installed packages."""
-    _load_entry_points()
-    return tuple(_SPECS)
-
-
-def spec(name: str) -> ModelSpec:
-    """Return the specification of a model.
-
-    Raises:
-      ValueError: no such model; the message lists the names.
-    """
-    if name not in _SPECS:
-        _load_entry_points()
-    if name not in _SPECS:
-        raise ValueError(f"unknown model {name!r}{did_you_mean(name, _SPECS)}; models: {', '.join(_SPECS)}")
-    return _SPECS[name]
+MODELS = Registry(ModelSpec, "model", "histojax.models")
+register, names, spec = MODELS.register, MODELS.names, MODELS.find
 
 
 def create(
@@ -199,18 +167,6 @@ def check_image_size(name: str, size: int, options: Mapping[str, Any] | None = N
     """
     found = spec(name)
     found.check_image_size(size, found.configure(options or {}))
-
-
-def _load_entry_points() -> None:
-    """Register the models of installed packages: each entry point is a `ModelSpec` or a sequence of them."""
-    global _entry_points_loaded
-    if _entry_points_loaded:
-        return
-    _entry_points_loaded = True
-    for point in metadata.entry_points(group=ENTRY_POINTS):
-        loaded = point.load()
-        for found in [loaded] if isinstance(loaded, ModelSpec) else loaded:
-            register(found)
 
 
 def _as_tuples(value: Any) -> Any:

@@ -10,6 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import DataError
+from histojax.core import plugins
 from histojax.core.errors import RunError
 from histojax.core.files import read_json
 from histojax.data.sources import Dataset, open_dataset
@@ -68,12 +69,14 @@ def check_data(runs: Mapping[pathlib.Path, ConfigDict]) -> None:
       runs: work directory -> config.
 
     Raises:
-      RunError: data or split of finished runs have changed since; the message names each folder.
+      RunError: data or split of finished runs have changed since; the message names each folder. Or a plugin cannot be
+        imported.
       DataError: the data cannot be opened or divided; the message names the folder.
     """
     opened: dict[str, Dataset] = {}
     changed = []
     for folder, config in runs.items():
+        plugins.load(config.plugins)  # a dataset may be a source of the user's own
         key = json.dumps({k: v for k, v in json.loads(config.to_json())["data"].items() if k != "split"})
         if key not in opened:
             opened[key] = open_dataset(config.data)

@@ -17,25 +17,32 @@ from histojax.data.cache import CACHES
 from histojax.data.pipeline import LoaderSpec
 from histojax.data.transforms import AugmentSpec
 from histojax.distributed.sharding import Layout
-from histojax.evaluation import thresholds
-from histojax.training import default_config, losses
+from histojax.evaluation import own_metrics, thresholds
+from histojax.training import augmentations, default_config, losses
 from histojax.training.optimizer import OptimizerSpec
 from histojax.training.program import Program, StepSpec
-from histojax.training.tasks import Multiclass, Multilabel, Task
+from histojax.training.tasks import Multiclass, Multilabel, Task, check_loss
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def check(config: ConfigDict) -> None:
-    """Check data root, split, threshold rule and model, which the range of a single field does not decide.
+    """Import the plugins, and check what the range of a single field does not decide: data root, split, names, model.
 
     Raises:
       RunError, DataError: as the functions that build them.
     """
+    plugins.load(config.plugins)
     default_config.check_data_root(config)
     split_spec(config)
     threshold_rule(config)
     model_options(config)
+    own_metrics.find(config.evaluation.metrics)
+    augmentations.check(config.train.augmentations, config.train.batch_size, config.data.image_size)
+    try:
+        check_loss(config.loss.name, Multilabel if config.data.task == "multilabel" else Multiclass)
+    except ValueError as error:
+        raise RunError(str(error)) from error
 
 
 def split_spec(config: ConfigDict) -> SplitSpec:
@@ -101,8 +108,10 @@ def task(config: ConfigDict, classes: Sequence[str], counts: Sequence[int], imag
       images: number of training images.
 
     Raises:
-      RunError: an unknown loss or weighting, or a weighting that does not fit the task or the images.
+      RunError: a plugin cannot be imported, an unknown loss or weighting, or a weighting that does not fit the task or
+        the images.
     """
+    plugins.load(config.plugins)
     loss, multilabel = config.loss, config.data.task == "multilabel"
     unused, used = "class_weights", "positive_weights"
     if not multilabel:
@@ -184,15 +193,12 @@ def optimizer(config: ConfigDict, steps_per_epoch: int) -> OptimizerSpec:
 
 
 def model_spec(config: ConfigDict) -> models.ModelSpec:
-    """Return the specification of `config.model.name`, importing `config.model.module` if it is set.
+    """Return the specification of `config.model.name`.
 
     Raises:
-      RunError: the module cannot be imported, or the model is unknown.
+      RunError: a plugin cannot be imported, or the model is unknown.
     """
-    try:
-        plugins.import_module(config.model.module)
-    except ValueError as error:
-        raise RunError(f"model.module: {error}") from error
+    plugins.load(config.plugins)
     try:
         return models.spec(config.model.name)
     except ValueError as error:
@@ -253,6 +259,7 @@ def program(config: ConfigDict, task: Task, layout: Layout, optimizer: Optimizer
             std=tuple(config.data.std),
             accumulate=config.train.accumulate,
             ema_decay=config.train.ema_decay,
+            augmentations=tuple(config.train.augmentations),
             mixup=config.train.mixup,
             cutmix=config.train.cutmix,
             batch_norm=config.train.batch_norm,

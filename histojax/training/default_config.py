@@ -16,6 +16,7 @@ def base() -> ConfigDict:
     """Return a complete configuration; experiments change its fields and add none."""
     config = ConfigDict()
     config.seed = 0  # random seed of initial values, order, augmentation, mixing and bootstrap
+    config.plugins = ()  # importable Python modules that register models, losses and more of your own
 
     config.data = data = ConfigDict()
     # breakhis; image_folder: any images with one class each; liver_tiles: any tiles with several labels each
@@ -46,7 +47,6 @@ def base() -> ConfigDict:
     images.recipe = ""
     images.part = False  # with recipe: fewer images than published are no error
     images.source = ""  # name of a source of your own (data_pipelines.image_folder.register); empty: files
-    images.module = ""  # importable Python module that registers it
     images.table = ""  # file name of the table below root; needed if there are several
     # Path of each image below the table's folder, with columns in braces: images/{Image Name}; empty: the column path
     images.path_template = ""
@@ -105,7 +105,6 @@ def base() -> ConfigDict:
     config.model = model = ConfigDict()
     model.name = "resnet50"  # model, as `histojax models` lists them
     model.options = ConfigDict()  # sizes and parts of the model; the fields of its config dataclass
-    model.module = ""  # importable Python module that registers your own model (histojax.models.register)
     model.pretrained = ""  # file of weights, run of the same model, or hf:OWNER/NAME; other parts start at random
     model.pretrained_prefix = ""  # one of several networks in that file: its keys or the beginning of its names
     model.dtype = "float32"  # type of the computation; parameters and statistics are float32
@@ -115,6 +114,8 @@ def base() -> ConfigDict:
     train.batch_size = 32  # images per step, over all devices
     train.epochs = 50  # passes over the training images
     train.log_every = 10  # steps between log lines
+    # Trackers that get curves, config and results: wandb, mlflow, or those that plugins register (docs/how-to/track.md)
+    train.trackers = ()
     train.accumulate = 1  # micro-batches per step; BatchNorm sees one at a time
     train.ema_decay = 0.0  # largest decay of the moving average of the parameters, which is then evaluated; 0: off
     train.freeze_backbone_epochs = 0  # epochs at the start in which only the head learns
@@ -130,11 +131,15 @@ def base() -> ConfigDict:
     # BatchNorm sees the global batch; device: the images of each device, as in PyTorch's DistributedDataParallel.
     train.batch_norm = "global"
     train.watchdog = 1800.0  # seconds without a step after which a run ends and prints where it hangs; 0: never
+    # Augmentations of your own, in order; plugins register them, and they change whole batches on the devices
+    train.augmentations = ()
     train.mixup = 0.0  # alpha of the Beta distribution; 0: off
     train.cutmix = 0.0  # alpha of the Beta distribution; 0: off
 
     config.loss = loss = ConfigDict()
-    loss.name = "cross_entropy"  # loss; with several labels a sigmoid per label
+    # Loss: cross_entropy, focal, with several labels also asymmetric (each then has a sigmoid per label), or one that a
+    # plugin registers
+    loss.name = "cross_entropy"
     loss.label_smoothing = 0.0  # ε of label smoothing; validation does not smooth
     loss.class_weights = "none"  # weights of the classes; class_balanced: Cui et al. 2019
     loss.class_balanced_beta = 0.999  # beta of Cui et al. 2019
@@ -171,6 +176,7 @@ def base() -> ConfigDict:
     config.evaluation = evaluation = ConfigDict()
     evaluation.batch_size = 32  # images per batch, over all devices
     evaluation.resamples = 2000  # bootstrap resamples
+    evaluation.metrics = ()  # metrics of your own, which plugins register; they stand beside ours in all results
 
     config.sharding = sharding = ConfigDict()
     sharding.fsdp = 1  # devices over which parameters and optimizer are sharded; the rest is data-parallel
@@ -201,7 +207,8 @@ def _merge(defaults: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, A
 
 
 # Intervals of numbers, which also hold for each number of a tuple, and choices of texts. `data.pipeline`, `data.task`,
-# `data.magnification`, `data.split` and `train.thresholds` depend on more than one field: their readers check them.
+# `data.magnification`, `data.split` and `train.thresholds` depend on more than one field, and `model.name` and
+# `loss.name` on plugins: their readers check them.
 LEGAL_VALUES: dict[str, str | tuple[str, ...]] = {
     "seed": "[0, 4294967295]",
     "data.on_bad_image": ("error", "skip"),
@@ -244,7 +251,6 @@ LEGAL_VALUES: dict[str, str | tuple[str, ...]] = {
     "train.watchdog": "[0, inf)",
     "train.mixup": "[0, inf)",
     "train.cutmix": "[0, inf)",
-    "loss.name": ("cross_entropy", "focal"),
     "loss.label_smoothing": "[0, 1)",
     "loss.class_weights": ("none", "inverse", "class_balanced"),
     "loss.class_balanced_beta": "(0, 1)",
@@ -273,7 +279,6 @@ LEGAL_VALUES: dict[str, str | tuple[str, ...]] = {
 # What is legal instead with several labels per image.
 MULTILABEL_VALUES: dict[str, tuple[str, ...]] = {
     "train.best_metric": ("loss", "accuracy", "mean_average_precision", "f1", "subset_accuracy", "last"),
-    "loss.name": ("cross_entropy", "focal", "asymmetric"),
 }
 # Fields, or groups of them, that have an effect only with a certain value of another field.
 USED_ONLY_WITH: dict[str, tuple[str, str]] = {

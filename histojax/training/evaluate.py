@@ -11,6 +11,7 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from data_pipelines.splits import Split
+from histojax.core import plugins
 from histojax.core.directories import expand_user
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write, write_json
@@ -23,6 +24,7 @@ from histojax.evaluation import (
     decisions,
     metrics,
     multilabel,
+    own_metrics,
     predictions,
     results,
     terminal,
@@ -247,12 +249,16 @@ def write_results(
         summary["reported"] = config.paper.to_dict()
     options = {"n_resamples": config.evaluation.resamples, "seed": config.seed}
     positive = POSITIVE if POSITIVE in classes else None
+    own = own_metrics.find(config.evaluation.metrics)
     summary["splits"] = results.summarise(
         table,
         positive=positive,
         thresholds=None if locked is None else dict(zip(classes, locked, strict=True)),
+        own=own,
         **options,
     )
+    if own:
+        summary["own_metrics"] = {metric.name: plugins.qualified_name(metric.function) for metric in own}
     if decision := meta.get("decision"):  # older checkpoints have none
         summary["thresholds"] = {decision["class"]: decision["threshold"]}
         summary["threshold_rule"] = decision["rule"]
@@ -309,6 +315,8 @@ def evaluate_checkpoint(
     changed = experiments.override(config, overrides)
     default_config.check_values(config, changed)
     default_config.check_used(config, changed)
+    plugins.load(config.plugins)
+    own_metrics.check(config.evaluation.metrics, len(meta["classes"]), config.data.task == "multilabel")
     saved = Split.from_json(meta["split"])
     dataset, split = _open_images(config, meta["classes"], saved, data_root, magnification)
     same = split.hash == saved.hash

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from histojax.core import plugins
 from histojax.core.directories import expand_user
 from histojax.core.files import write_json
 from histojax.core.locks import OwnerFile, owned
@@ -24,6 +25,8 @@ from histojax.training.monitoring import BestTracker, MetricsBuffer, Signals, Wa
 from histojax.training.optimizer import learning_rate
 from histojax.training.profiling import Profile
 from histojax.training.state import TrainState, all_trees, model_trees, restore, restore_model
+from histojax.training.tracking import Tracking
+from histojax.training.tracking import check as check_trackers
 from histojax.training.trainer import Trainer, make_root_absolute, open_trainer
 from histojax.training.writer import MetricsWriter, Progress, RunFile
 
@@ -140,7 +143,7 @@ def train_and_evaluate(
       RunError, DataError: a problem that the user can fix; a loss that is not finite, with its step.
     """
     workdir, first = expand_user(workdir).absolute(), jax.process_index() == 0
-    with Signals() as signals, owned(workdir, enabled=first) as owner:
+    with Signals() as signals, owned(workdir, enabled=first) as owner, Tracking(workdir, first) as tracking:
         processes.barrier(f"owned {workdir}")  # no process reads what another run may still write
         setup = _open_run(config, workdir, owner)
         if signals.requested():
@@ -151,10 +154,13 @@ def train_and_evaluate(
         with last, best:
             run = _resume(setup, last, best, decision_rule)
             run_file = _write_description(run)
+            tracking.start(config.train.trackers, work_directory.flat(json.loads(config.to_json())))
             with run_file.recording(lambda: run.step):
-                finished = _train(run, signals, profile)
+                finished = _train(run, signals, profile, tracking)
         with run_file.recording(lambda: run.step):
             finished = finished and _evaluate_best(setup, signals)
+            if finished and first:
+                tracking.finish(json.loads((workdir / "results.json").read_text(encoding="utf-8")))
         run_file.end("finished" if finished else "interrupted", run.step)
         return finished
 
@@ -166,7 +172,9 @@ def _open_run(config: ConfigDict, workdir: pathlib.Path, owner: OwnerFile) -> _S
     saved = work_directory.read_saved(workdir)
     if saved is not None:
         work_directory.check_config(workdir, saved["config"], config)
-    pretrained.check(config.model.pretrained, config.model.name, workdir)
+    plugins.load(config.plugins)
+    pretrained.check(config, workdir)
+    check_trackers(config.train.trackers)
     opened = open_trainer(config)
     replanned = False
     if saved is not None:
@@ -222,11 +230,12 @@ def _write_description(run: _Run) -> RunFile:
         "model": setup.config.model.name,
         "data": dataset.facts(split),
         "protocol": split.protocol,
+        "pretrained": run.pretrained or None,
     }
     return RunFile(workdir / "run.json", run.step, facts, first)
 
 
-def _train(run: _Run, signals: Signals, profile: bool) -> bool:
+def _train(run: _Run, signals: Signals, profile: bool, tracking: Tracking) -> bool:
     """Run the loop until it is finished (True) or a signal stops it, with everything saved (False)."""
     setup, first = run.setup, jax.process_index() == 0
     config, workdir, dataset = setup.config, setup.workdir, setup.dataset
@@ -237,7 +246,9 @@ def _train(run: _Run, signals: Signals, profile: bool) -> bool:
         contextlib.closing(progress),
         Watchdog(config.train.watchdog) as watchdog,
         Profile(workdir / "profile" if profile and first else None) as profiler,
-        MetricsWriter(workdir, run.step, data_note, unvalidated=unvalidated, enabled=first) as writer,
+        MetricsWriter(
+            workdir, run.step, data_note, unvalidated=unvalidated, enabled=first, track=tracking.log
+        ) as writer,
         contextlib.ExitStack() as workers,
     ):
         rate = learning_rate(setup.optimizer_spec)

@@ -4,12 +4,16 @@ Shapes: b images, k classes or labels. A loss returns one value per image; the t
 the sum once by the sum of the images' weights.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from histojax.core.errors import RunError
+from histojax.core.plugins import Registry, blaming, described, qualified_name
 
 # --- One class per image ------------------------------------------------------------------------------------
 
@@ -150,3 +154,47 @@ def balanced_positive_weights(positives: Sequence[int], images: int) -> np.ndarr
     """
     n = np.asarray(positives, np.float64)
     return ((images - n) / n).astype(np.float32)
+
+
+# --- Losses of one's own ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loss:
+    """A loss of one's own; `loss.name` selects it.
+
+    Attributes:
+      name: value of `loss.name`.
+      function: `function(logits, targets, class_weights)` returns the loss of each image, `f32 [b]`.
+        `logits: f32 [b, k]` are the model's outputs, `targets: f32 [b, k]` probabilities, hard or soft, and
+        `class_weights: f32 [k]` those of `loss.class_weights` or `loss.positive_weights`. A step divides the sum as it
+        divides that of the cross-entropy: by the sum of `target_weight`, or with several labels by k times the number
+        of images.
+      several_labels: whether targets may be any number of labels per image, instead of one class.
+    """
+
+    name: str
+    function: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    several_labels: bool = False
+
+
+REGISTRY = Registry(Loss, "loss", "histojax.losses", reserved=("cross_entropy", "focal", "asymmetric"))
+register = REGISTRY.register
+
+
+def own(name: str, logits: jax.Array, targets: jax.Array, class_weights: jax.Array) -> jax.Array:
+    """Compute a registered loss of each image, `f32 [b]`.
+
+    Raises:
+      RunError: the function fails, or does not return one number per image; the message names it.
+    """
+    function = REGISTRY.find(name).function
+    with blaming(f"loss.name={name}", function):
+        values = function(logits.astype(jnp.float32), targets, class_weights)
+    b = len(logits)
+    if getattr(values, "shape", None) != (b,) or not jnp.issubdtype(values.dtype, jnp.floating):
+        raise RunError(
+            f"loss.name={name}: {qualified_name(function)} returned {described(values)} for logits "
+            f"{list(logits.shape)}; it must return one loss per image, float32 [{b}]"
+        )
+    return values.astype(jnp.float32)

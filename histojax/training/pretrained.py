@@ -2,17 +2,21 @@
 
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
 
 from histojax import models, weights
 from histojax.core.directories import expand_user
 from histojax.core.errors import RunError
-from histojax.training import checkpoint, loading
-from histojax.training.state import ModelState, TrainState
+from histojax.core.files import read_json
+from histojax.core.settings import config_hash
+from histojax.training import build, checkpoint, default_config, loading
+from histojax.training.state import ModelState, TrainState, split_module
 from histojax.weights import hub
 from histojax.weights.fitting import fit
 from histojax.weights.saving import save
@@ -20,24 +24,61 @@ from histojax.weights.saving import save
 _log = logging.getLogger(__name__)
 
 
-def check(source: str, model: str, workdir: pathlib.Path) -> None:
+def check(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Check that the weights of a new run can be located; a run that resumes no longer needs them.
 
     Args:
-      source: as for `fill`; empty: none.
-      model: name of the model.
+      config: of the new run; `model` is read, once its plugins are loaded.
       workdir: work directory of the run.
 
     Raises:
-      RunError: no such file or run, a malformed name, missing packages, or a run of another model.
+      RunError: no such file or run, a malformed name, missing packages, an unfinished run, or a run of another model.
     """
+    source, model = config.model.pretrained, config.model.name
     if not source or checkpoint.complete_steps(checkpoint.series(workdir, checkpoint.LAST)):
         return
     run = _find_run(source)
     if run is None:
         hub.check(source)
-    elif (other := checkpoint.read_meta(run)["config"]["model"]["name"]) != model:
+        return
+    saved = default_config.with_defaults(checkpoint.read_meta(run)["config"])
+    if (other := saved["model"]["name"]) != model:
         raise RunError(f"model.pretrained={source}: a run of the model {other}; use model.name={other}")
+    _check_finished(source, run)
+    _check_options(source, model, saved["model"]["options"], build.model_options(config))
+
+
+def _check_finished(source: str, run: pathlib.Path) -> None:
+    """Refuse a work directory whose run is not finished. Its checkpoints, without a run.json, can still be named."""
+    sessions = (read_json(expand_user(source) / "run.json") or {}).get("sessions")
+    status = sessions[-1].get("status") if sessions else "finished"
+    if status != "finished":
+        raise RunError(
+            f"model.pretrained={source}: this run is not finished (run.json: {status}). "
+            f"Rerun its command to finish it, or name a checkpoint, such as {run}"
+        )
+
+
+def _check_options(source: str, model: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Refuse a run whose options give parameters of other shapes, except in the classifier."""
+    spec = models.spec(model)
+    try:
+        old, new = spec.configure(theirs), spec.configure(ours)
+    except ValueError as error:  # of another version, or of another model of the user's own by this name
+        raise RunError(f"model.pretrained={source}: {error}") from error
+    built_with = [name for name in spec.options if name not in spec.drop_options]
+    differing = [name for name in built_with if getattr(old, name) != getattr(new, name)]
+    if not differing:
+        return
+
+    def shapes(options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        module = nnx.eval_shape(lambda: models.create(model, num_classes=2, rngs=nnx.Rngs(0), **options))
+        names = {name: leaf.shape for name, leaf in _leaves(split_module(module))}
+        return {name: shape for name, shape in names.items() if not name.startswith(spec.classifier)}
+
+    if shapes(theirs) != shapes(ours):
+        fields = " ".join(f"--config.model.options.{name}={getattr(old, name)}" for name in differing)
+        raise RunError(f"model.pretrained={source}: a run of {model} with other options; use {fields}")
 
 
 def fill(
@@ -79,7 +120,10 @@ def fill(
 
     initial = sorted({name.split("/")[0] for name in expected if name not in values})
     note = f"; random at first: {', '.join(initial)}" if initial else ""
-    origin = f"{source} (sha256 {digest(source)[:16]}…), {len(values)} arrays{note}"
+    hashes = f"sha256 {digest(source)[:16]}…"
+    if run:
+        hashes += f", config {config_hash(checkpoint.read_meta(run)['config'])}"
+    origin = f"{source} ({hashes}), {len(values)} arrays{note}"
     # The moving average gets its own arrays, because a step donates the memory of its arguments.
     state.model, state.ema = fill_model(state.model), None if state.ema is None else fill_model(state.ema)
     return state, origin
@@ -143,6 +187,8 @@ def _read_run(path: pathlib.Path, classes: Sequence[str]) -> weights.Contents:
     trained = loading.load(path)
     classifier = models.spec(trained.config.model.name).classifier
     same = list(trained.meta["classes"]) == list(classes)
+    if not same:
+        _log.info("%s: has the classes %s: the classifier starts at random", path, ", ".join(trained.meta["classes"]))
     arrays = {
         name: np.asarray(leaf) for name, leaf in _leaves(trained.model) if same or not name.startswith(classifier)
     }

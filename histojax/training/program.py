@@ -21,6 +21,7 @@ from histojax.models.ops.normalise import normalise
 from histojax.models.ops.sharded_call import sharded_calls
 from histojax.models.rngs import seeded
 from histojax.training.accumulate import StepSums, accumulate
+from histojax.training.augmentations import augment
 from histojax.training.ema import update_average
 from histojax.training.mixing import mix
 from histojax.training.optimizer import OptimizerSpec, begins_with, make_optimizer, path_begins, plan
@@ -44,6 +45,7 @@ class StepSpec:
       std: standard deviation of each input channel, for values in 0 … 1.
       accumulate: number of micro-batches per batch; BatchNorm sees one micro-batch at a time.
       ema_decay: upper limit of the moving average's decay, see `ema.decay_at`; 0 switches the average off.
+      augmentations: names of registered augmentations, see `augmentations.augment`.
       mixup: α of mixup, see `mixing.mix`; 0 switches it off.
       cutmix: α of cutmix, see `mixing.mix`; 0 switches it off.
       batch_norm: images over which BatchNorm computes its statistics: the `global` batch, or those of each `device`;
@@ -56,6 +58,7 @@ class StepSpec:
     std: tuple[float, ...]
     accumulate: int = 1
     ema_decay: float = 0.0
+    augmentations: tuple[str, ...] = ()
     mixup: float = 0.0
     cutmix: float = 0.0
     batch_norm: str = "global"
@@ -240,11 +243,10 @@ class Program:
     def _train(self, state: TrainState, batch: Batch, numbers: Numbers) -> tuple[TrainState, dict[str, jax.Array]]:
         spec, mask = self._spec, batch["mask"]
         task = self._task.weighted(numbers["loss_weights"])
-        images = normalise(batch["image"], spec.mean, spec.std)
+        key = jax.random.fold_in(state.key, state.step)
+        images = normalise(augment(batch["image"], key, spec.augmentations), spec.mean, spec.std)
         targets = task.targets(batch[task.batch_key])
-        images, targets = mix(
-            images, targets, jax.random.fold_in(state.key, state.step), mixup=spec.mixup, cutmix=spec.cutmix
-        )
+        images, targets = mix(images, targets, key, mixup=spec.mixup, cutmix=spec.cutmix)
         weight = task.loss_weight(targets, mask)
         loss_and_grads = functools.partial(self._loss_and_grads, task)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
+from histojax.core.suggestions import did_you_mean
 from histojax.training import losses
 
 
@@ -80,7 +81,7 @@ class Multiclass:
     Attributes:
       classes: names in the order of the logits.
       class_weights: the weight of each class in the loss.
-      loss_name: one of `LOSSES`.
+      loss_name: one of `LOSSES`, or a registered one.
       label_smoothing: ε of the training targets; validation does not smooth.
       focal_gamma: γ of the focal loss.
     """
@@ -96,7 +97,7 @@ class Multiclass:
     focal_gamma: float = 2.0
 
     def __post_init__(self) -> None:
-        _check_loss(self.loss_name, self.LOSSES, self.label_smoothing)
+        _check(self)
 
     @property
     def label_spec(self) -> jax.ShapeDtypeStruct:
@@ -127,8 +128,10 @@ class Multiclass:
         weights = jnp.asarray(self.class_weights)
         if self.loss_name == "focal":
             values = losses.focal(logits, targets, weights, self.focal_gamma)
-        else:
+        elif self.loss_name == "cross_entropy":
             values = losses.cross_entropy(logits, targets, weights)
+        else:
+            values = losses.own(self.loss_name, logits, targets, weights)
         return jnp.sum(values * mask)
 
     def num_correct(
@@ -160,7 +163,7 @@ class Multilabel:
     Attributes:
       classes: names of the labels in the order of the logits.
       positive_weights: the weight of each label's positive images in the loss.
-      loss_name: one of `LOSSES`; each applies to the sigmoid of every label.
+      loss_name: one of `LOSSES`, each of which applies to the sigmoid of every label, or a registered one.
       label_smoothing: ε of the training targets; validation does not smooth.
       focal_gamma: γ of the focal loss.
       asymmetric: γ₊, γ₋ and margin of the asymmetric loss (Ridnik et al. 2021).
@@ -178,7 +181,7 @@ class Multilabel:
     asymmetric: tuple[float, float, float] = (0.0, 4.0, 0.05)
 
     def __post_init__(self) -> None:
-        _check_loss(self.loss_name, self.LOSSES, self.label_smoothing)
+        _check(self)
         if min(self.asymmetric[:2]) < 0 or not 0 <= self.asymmetric[2] < 1:
             raise ValueError(
                 f"loss.asymmetric_*={self.asymmetric}: both gammas must be at least 0 and the margin in [0, 1)"
@@ -219,7 +222,11 @@ class Multilabel:
             "asymmetric": self.asymmetric,
         }
         weights = jnp.asarray(self.positive_weights)
-        return jnp.sum(losses.asymmetric(logits, targets, weights, *shape[self.loss_name]) * mask)
+        if self.loss_name in shape:
+            values = losses.asymmetric(logits, targets, weights, *shape[self.loss_name])
+        else:
+            values = losses.own(self.loss_name, logits, targets, weights)
+        return jnp.sum(values * mask)
 
     def num_correct(
         self, logits: Float[Array, "b k"], targets: Float[Array, "b k"], mask: Bool[Array, " b"]
@@ -246,8 +253,31 @@ def _confusion(logits: Float[Array, "b k"], labels: Int[Array, " b"], mask: Bool
     return true.T @ predicted
 
 
-def _check_loss(name: str, known: tuple[str, ...], smoothing: float) -> None:
-    if name not in known:
-        raise ValueError(f"loss.name='{name}' is not one of {', '.join(known)}")
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"loss.label_smoothing={smoothing} is not in [0, 1)")
+def check_loss(name: str, task: type[Multiclass] | type[Multilabel]) -> None:
+    """Check that a task has a loss of this name, or that one is registered for it.
+
+    Raises:
+      ValueError: neither; the message lists the names.
+    """
+    if name in task.LOSSES:
+        return
+    several = task is Multilabel
+    registered = [other for other in losses.REGISTRY.names() if losses.REGISTRY.find(other).several_labels >= several]
+    if name not in registered:
+        known = [*task.LOSSES, *registered]
+        hint = "" if name not in losses.REGISTRY.items else f"; {name} is for one class per image"
+        raise ValueError(
+            f"loss.name='{name}' is not one of {', '.join(known)}{did_you_mean(name, known)}{hint}; "
+            "the field `plugins` names modules that register others"
+        )
+
+
+def _check(task: Multiclass | Multilabel) -> None:
+    """Check the smoothing of a task, and its loss, without computing it."""
+    check_loss(task.loss_name, type(task))
+    if task.loss_name not in task.LOSSES:
+        k = len(task.classes)
+        row = jax.ShapeDtypeStruct((k + 1, k), jnp.float32)  # not square, so that no axis passes for the other
+        jax.eval_shape(task.loss_sum, row, row, jax.ShapeDtypeStruct((k + 1,), bool))
+    if not 0 <= task.label_smoothing < 1:
+        raise ValueError(f"loss.label_smoothing={task.label_smoothing} is not in [0, 1)")

@@ -17,6 +17,7 @@ from histojax.data.cache import with_cache
 from histojax.data.pipeline import LoaderSpec, eval_batches, train_batches
 from histojax.data.sources import Dataset, open_dataset
 from histojax.distributed.sharding import Layout
+from histojax.evaluation import own_metrics
 from histojax.training import build, default_config, evaluate, leaks, pretrained
 from histojax.training.optimizer import OptimizerSpec
 from histojax.training.program import Batch, Program
@@ -126,6 +127,7 @@ def open_trainer(config: ConfigDict) -> Trainer:
     steps_per_epoch = max(1, len(train_indices) // train_spec.batch_size)
     counts = dataset.counts(train_indices)
     task = build.task(config, dataset.classes, counts, len(train_indices))
+    own_metrics.check(config.evaluation.metrics, len(dataset.classes), dataset.multilabel)
     optimizer_spec = build.optimizer(config, steps_per_epoch)
     program = build.program(config, task, layout, optimizer_spec)
     for line in (*dataset.report(split), f"protocol: {split.protocol}", *split.warnings):

@@ -13,9 +13,10 @@ from histojax.core.settings import diff_settings
 from histojax.training import checkpoint, default_config
 
 _log = logging.getLogger(__name__)
-# Fields that change neither what is learned nor the data it is learned from (the split's hash guards the data).
+# Fields that change neither what is learned nor the data it is learned from (the split's hash guards the data; other
+# fields name what the plugins register).
 _FREE_FIELDS = {"data.root", "data.prepared_dir", "data.mpp", "data.threads", "data.workers", "data.on_bad_record"}
-_FREE_FIELDS |= {"data.cache", "data.synthetic", "train.log_every", "train.watchdog"}
+_FREE_FIELDS |= {"plugins", "data.cache", "data.synthetic", "train.log_every", "train.watchdog", "train.trackers"}
 # Fields that set when a run ends. Raising one of them continues a finished run.
 _END_FIELDS = {"train.epochs", "train.early_stopping"}
 _FREE_GROUPS = ("checkpoint.", "compare.", "evaluation.", "paper.", "sharding.")
@@ -50,7 +51,7 @@ def check_config(workdir: pathlib.Path, saved: Mapping[str, Any], config: Config
     Raises:
       RunError: the configs differ in what is learned; the message names every field that differs.
     """
-    before, now = _flat(default_config.with_defaults(saved)), _flat(json.loads(config.to_json()))
+    before, now = flat(default_config.with_defaults(saved)), flat(json.loads(config.to_json()))
     differing = []
     for key, line in diff_settings(before, now).items():
         if key in _FREE_FIELDS | _END_FIELDS or key.startswith(_FREE_GROUPS):
@@ -92,8 +93,14 @@ def check_end(workdir: pathlib.Path, saved: Mapping[str, Any], config: ConfigDic
     return True
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of a config by field, such as `train.epochs`.
+
+    Args:
+      tree: the config as JSON values, by group.
+      prefix: of the fields.
+    """
+    fields: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+        fields |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return fields

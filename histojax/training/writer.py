@@ -35,15 +35,26 @@ class MetricsWriter:
       data: note in every line that the data is synthetic; empty for real data.
       unvalidated: whether the validation after `step` is repeated, so that its line is removed as well.
       enabled: False on all processes but the first.
+      track: also called with the step, its finite scalars, and whether an interrupted run has written the same.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int, data: str, *, unvalidated: bool = False, enabled: bool = True):
-        self._data = {"data": data} if data else {}
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        step: int,
+        data: str,
+        *,
+        unvalidated: bool = False,
+        enabled: bool = True,
+        track: Callable[[int, Mapping[str, float], bool], None] = lambda *_: None,
+    ):
+        self._data, self._track = {"data": data} if data else {}, track
+        self._removed: set[tuple[int, bool]] = set()  # step and kind of the lines of an interrupted run
         self._lines: TextIO | None = None
         self._events: Any = None
         if enabled:
             path = workdir / "metrics.jsonl"
-            _remove_lines(path, step, unvalidated)
+            self._removed = _remove_lines(path, step, unvalidated)
             self._lines = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
             self._events = _event_files()(str(workdir / "tensorboard"), purge_step=step + 1)
             if data:
@@ -74,9 +85,10 @@ class MetricsWriter:
         except OSError as error:
             error.filename = self._lines.name  # the system does not name the file if the disk is full
             raise
-        for key, value in finite.items():
-            if value is not None:  # TensorBoard would warn of it
-                self._events.add_scalar(key, value, step)
+        defined = {key: value for key, value in finite.items() if value is not None}
+        for key, value in defined.items():  # TensorBoard would warn of others
+            self._events.add_scalar(key, value, step)
+        self._track(step, defined, (step, _is_validation(scalars)) in self._removed)
 
 
 class Progress:
@@ -231,20 +243,32 @@ def _event_files() -> Any:
     return SummaryWriter
 
 
-def _remove_lines(path: pathlib.Path, step: int, unvalidated: bool) -> None:
-    """Remove the lines after `step`, with `unvalidated` also that step's validation, and damaged lines."""
+def _is_validation(scalars: Mapping[str, Any]) -> bool:
+    return "val/loss" in scalars
+
+
+def _remove_lines(path: pathlib.Path, step: int, unvalidated: bool) -> set[tuple[int, bool]]:
+    """Remove the lines after `step`, with `unvalidated` also that step's validation, and damaged lines.
+
+    Returns:
+      Step of each removed line that was whole, and whether it was a validation.
+    """
+    removed: set[tuple[int, bool]] = set()
     if not path.is_file():
-        return
+        return removed
     lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             scalars = json.loads(line)
-            if scalars["step"] < step or (scalars["step"] == step and not (unvalidated and "val/loss" in scalars)):
+            if scalars["step"] < step or (scalars["step"] == step and not (unvalidated and _is_validation(scalars))):
                 lines.append(line)
+            else:
+                removed.add((scalars["step"], _is_validation(scalars)))
         except (ValueError, TypeError, KeyError):
             continue  # the process was killed while it wrote this line, or the power failed
     with atomic_write(path) as temporary:
         temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return removed
 
 
 def _now() -> str:

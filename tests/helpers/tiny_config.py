@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     else:
         config = default_config.base()
         if variant == "mini":
-            config.model.module, config.model.name = "tests.helpers.mini_model", "mini"
+            config.plugins, config.model.name = ("tests.helpers.mini_model",), "mini"
             config.model.options = ConfigDict({"width": 32, "dropout": 0.1})
         else:
             config.model.name = "vit"

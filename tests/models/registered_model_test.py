@@ -67,14 +67,14 @@ def module(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
     """The user's module on the path, not imported yet; the registry is restored afterwards."""
     (tmp_path / f"{MODULE}.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
+    monkeypatch.setattr(registry.MODELS, "items", dict(registry.MODELS.items))
     yield MODULE
     sys.modules.pop(MODULE, None)
 
 
 def config_of(root: pathlib.Path) -> ConfigDict:
     config = baselines_breakhis.get_config("smoke")
-    config.model.module, config.model.name, config.model.options = MODULE, "users_tiny", ConfigDict({"width": 6})
+    config.plugins, config.model.name, config.model.options = (MODULE,), "users_tiny", ConfigDict({"width": 6})
     config.data.root, config.data.image_size = str(root), 32
     config.train.batch_size, config.train.epochs, config.evaluation.resamples = 8, 1, 20
     return config
@@ -89,7 +89,7 @@ def test_a_registered_model_trains_saves_reloads_explains_and_exports(module: st
 
     # As in a new process: neither the module nor the model is known.
     sys.modules.pop(module)
-    registry._SPECS.pop("users_tiny")
+    registry.MODELS.items.pop("users_tiny")
     predictor = Predictor.load(run, batch_size=8)
     images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
     probabilities = predictor.predict(images)
@@ -109,23 +109,17 @@ def test_a_registered_model_trains_saves_reloads_explains_and_exports(module: st
 
 
 def test_an_entry_point_provides_models(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = metadata.EntryPoint("tiny", f"{module}:SPEC", registry.ENTRY_POINTS)
-    monkeypatch.setattr(registry, "_entry_points_loaded", False)
+    found = metadata.EntryPoint("tiny", f"{module}:SPEC", "histojax.models")
+    monkeypatch.setattr(registry.MODELS, "_loaded", False)
     monkeypatch.setattr(metadata, "entry_points", lambda group: [found] if group == "histojax.models" else [])
     assert models.spec("users_tiny").options == ("width", "dropout")
     assert "users_tiny" in models.names()
 
 
-def test_invalid_modules_and_names_are_refused(module: str, tmp_path: pathlib.Path) -> None:
+def test_unknown_names_and_taken_ones_are_refused(module: str, tmp_path: pathlib.Path) -> None:
     config = config_of(tmp_path)
-    config.model.module = str(tmp_path / f"{MODULE}.py")
-    with pytest.raises(RunError, match=r"model\.module: .*is not the name of a Python module"):
-        build.model_spec(config)
-    config.model.module = "no_such_module"
-    with pytest.raises(RunError, match=r"model\.module: 'no_such_module' cannot be imported .* PYTHONPATH"):
-        build.model_spec(config)
-    config.model.module = ""
-    with pytest.raises(RunError, match="unknown model 'users_tiny'"):
+    config.plugins = ()
+    with pytest.raises(RunError, match=r"unknown model 'users_tiny'.*The field `plugins` names modules"):
         build.model_spec(config)
     other = registry.ModelSpec("resnet50", dict, models.spec("vit").config)
     with pytest.raises(ValueError, match="a model named 'resnet50' is already registered"):

@@ -23,6 +23,8 @@ FEATURES = {
     "slides": ("histojax/slides/", "histojax/cli/slide", "histojax/inference/embed/slide_features.py"),
     "export": ("histojax/inference/export/", "histojax/weights/onnx_file.py"),
     "hub": ("histojax/weights/hub.py",),
+    "mlflow": ("histojax/training/trackers.py",),
+    "wandb": ("histojax/training/trackers.py",),
     "probe": ("histojax/studies/probe/", "histojax/evaluation/colour/", "histojax/cli/probe.py"),
 }
 

@@ -43,7 +43,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "training": _JAX
     | _TABLES
     | {"jaxtyping", "optax", "orbax", "etils", "tensorstore", "tensorboardX", "tqdm", "absl"}
-    | {"safetensors", "ml_dtypes", "huggingface_hub"},
+    | {"safetensors", "ml_dtypes", "huggingface_hub", "mlflow", "wandb"},
     "inference": _JAX
     | _TABLES
     | _PIXELS

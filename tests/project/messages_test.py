@@ -14,8 +14,8 @@ from tests.conftest import ROOT
 SOURCES = [path for room in ("histojax", "data_pipelines", "configs") for path in sorted((ROOT / room).rglob("*.py"))]
 _FLAG = re.compile(r"(?<![\w-])(--[a-z][a-z_-]*[a-z])(?![\w.{-])")
 GROUPS = tuple(default_config.base())
-# Of docker, git and Python's own modules; `--run` is a flag that users may guess.
-OTHER_FLAGS = {"--config", "--shm-size", "--error-unmatch", "--porcelain", "--module", "--run"}
+# Of docker, git and Python's own modules; `--run` and `--init_from` are flags that users may guess.
+OTHER_FLAGS = {"--config", "--shm-size", "--error-unmatch", "--porcelain", "--module", "--run", "--init_from"}
 FILES = {"model.safetensors", "model.onnx", "model.stablehlo", "data.pkl"}  # not fields
 
 

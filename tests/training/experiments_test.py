@@ -9,6 +9,7 @@ from ml_collections import ConfigDict, config_flags
 from data_pipelines import prepare
 from histojax.core.errors import RunError
 from histojax.training import default_config, experiments
+from histojax.training.tasks import Multilabel
 from tests.conftest import ROOT
 
 BASE = "from histojax.training import default_config\ndef get_config():\n c = default_config.base()\n "
@@ -186,5 +187,5 @@ def test_fields_that_need_another_are_fields() -> None:
     for prefix, (other, value) in default_config.USED_ONLY_WITH.items():
         assert other in paths
         assert any(path.startswith(prefix) for path in paths)
-        legal = {**default_config.LEGAL_VALUES, **default_config.MULTILABEL_VALUES, "data.pipeline": prepare.PIPELINES}
+        legal = {**default_config.LEGAL_VALUES, "data.pipeline": prepare.PIPELINES, "loss.name": Multilabel.LOSSES}
         assert value in legal[other]

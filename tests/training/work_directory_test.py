@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import pathlib
 import shlex
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from data_pipelines.errors import DataError
 from histojax.core.errors import RunError
 from histojax.core.locks import owned
+from histojax.core.settings import config_hash
 from histojax.distributed.sharding import Layout
 from histojax.training import build, checkpoint, loading, loop, pretrained, work_directory
 from histojax.training.checkpoint import BEST, LAST
@@ -251,7 +253,7 @@ def test_a_best_checkpoint_of_another_schedule_is_made_again(workdir: pathlib.Pa
 
 def test_a_run_from_before_a_field_existed_can_be_resumed(workdir: pathlib.Path) -> None:
     config, saved = get_config(), saved_config(workdir)
-    del saved["model"]["module"], saved["train"]["batch_norm"], saved["data"]["tiles"], saved["loss"]["focal_gamma"]
+    del saved["plugins"], saved["train"]["batch_norm"], saved["data"]["tiles"], saved["loss"]["focal_gamma"]
     work_directory.check_config(workdir, saved, config)
     config.train.batch_norm = "device"
     with pytest.raises(RunError, match=r"train\.batch_norm: saved 'global', now 'device'"):
@@ -279,7 +281,10 @@ def leaves(model: ModelState) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("classes", [("benign", "malignant"), ("normal", "tumor")])
-def test_a_run_may_start_from_the_weights_of_another(finished: pathlib.Path, classes: tuple[str, ...]) -> None:
+def test_a_run_may_start_from_the_weights_of_another(
+    finished: pathlib.Path, classes: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "histojax")
     config = get_config(seed=5)
     task = build.task(config, classes, [5, 5], 10)
     state = build.program(config, task, Layout(1)).init()
@@ -290,8 +295,10 @@ def test_a_run_may_start_from_the_weights_of_another(finished: pathlib.Path, cla
         expected = theirs if same or not name.startswith("head/") else fresh
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
     assert not np.array_equal(theirs["head/kernel"], fresh["head/kernel"])
-    assert origin.startswith(f"{finished} (sha256 {checkpoint.digest(checkpoint.find(finished))}…), ")
+    hashes = f"sha256 {checkpoint.digest(checkpoint.find(finished))}…, config {config_hash(saved_config(finished))}"
+    assert origin.startswith(f"{finished} ({hashes}), ")
     assert origin.endswith("; random at first: head") == (not same)
+    assert ("has the classes benign, malignant: the classifier starts at random" in caplog.text) == (not same)
 
 
 def test_a_run_of_another_model_gives_no_weights(finished: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -302,3 +309,68 @@ def test_a_run_of_another_model_gives_no_weights(finished: pathlib.Path, tmp_pat
     config.model.pretrained = str(tmp_path)
     with pytest.raises(RunError, match=f"^{tmp_path} has no complete checkpoint; give the work directory"):
         loop.train_and_evaluate(config, tmp_path / "run")
+
+
+def started_from(source: pathlib.Path, workdir: pathlib.Path, **fields: object) -> dict:
+    """Train one epoch from the weights of a source; return run.json."""
+    config = get_config(model__pretrained=str(source), train__epochs=1, train__freeze_backbone_epochs=1)
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    assert loop.train_and_evaluate(config, workdir)
+    return json.loads((workdir / "run.json").read_text())
+
+
+def test_a_run_says_which_run_it_started_from_also_when_it_resumes(
+    finished: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    origin = started_from(finished, tmp_path / "run")["pretrained"]
+    before, after = leaves(loading.load(finished).model), leaves(loading.load(tmp_path / "run").model)
+    np.testing.assert_array_equal(before["patch_embed/proj/kernel"], after["patch_embed/proj/kernel"])  # frozen so far
+    report = tmp_path / "report"
+    assert histojax("report", finished, "--output", report).returncode == 0
+    theirs = json.loads((report / "report.json").read_text())["sources"][0]["facts"]["config_hash"]
+    assert origin.startswith(f"{finished} (sha256 ")
+    assert f"…, config {theirs}), " in origin
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["pretrained"] == origin
+    assert started_from(finished, tmp_path / "run", train__epochs=2)["pretrained"] == origin
+
+
+@pytest.mark.parametrize("status", ["interrupted", "running", "failed: OSError: full"])
+def test_an_unfinished_run_gives_no_weights_but_its_checkpoints_do(
+    status: str, workdir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run = json.loads((workdir / "run.json").read_text())
+    run["sessions"][-1]["status"] = status
+    (workdir / "run.json").write_text(json.dumps(run))
+    with pytest.raises(RunError) as caught:
+        started_from(workdir, tmp_path / "new")
+    best = checkpoint.find(workdir)
+    assert str(caught.value) == (
+        f"model.pretrained={workdir}: this run is not finished (run.json: {status}). "
+        f"Rerun its command to finish it, or name a checkpoint, such as {best}"
+    )
+    assert not (tmp_path / "new").exists()
+    assert started_from(best, tmp_path / "new")["pretrained"].startswith(f"{best} (sha256 ")
+    (workdir / "run.json").unlink()  # a copy of checkpoints alone
+    assert started_from(workdir, tmp_path / "newer")["pretrained"].startswith(f"{workdir} (sha256 ")
+
+
+def test_options_of_the_other_run_matter_where_they_change_parameters(
+    finished: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    message = (
+        rf"^model\.pretrained={finished}: a run of vit with other options; use --config\.model\.options\.image_size=16$"
+    )
+    with pytest.raises(RunError, match=message):  # the grid of its position embedding
+        started_from(finished, tmp_path / "run", model__options__image_size=32, data__image_size=32)
+    assert not (tmp_path / "run").exists()
+    started_from(finished, tmp_path / "larger", data__image_size=32)
+    config = get_config(model__pretrained=str(finished))
+    config.model.options.dropout = 0.5
+    config.model.options.pool = "token_mean"  # only the classifier has another shape
+    pretrained.check(config, tmp_path / "run")
+
+
+def test_the_flag_that_other_programs_have_is_explained() -> None:
+    done = histojax("train", "--config=dala_resnet50_breakhis", "--workdir=new", "--init_from=old")
+    assert done.returncode == 2
+    assert "--init_from: start from the weights of a file or a run with --config.model.pretrained=PATH" in done.stderr

@@ -69,6 +69,7 @@ def _describe_source(source: Source, spec: ReportSpec) -> dict[str, Any]:
     blocks = results.summarise(
         table, positive=source.positive, thresholds=source.thresholds if source.multilabel else None, **options
     )
+    notes += section_provenance.copy_own_metrics(source, blocks)
     out: dict[str, Any] = {
         "name": source.name,
         "kind": "labels" if source.multilabel else "classes",

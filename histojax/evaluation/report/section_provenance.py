@@ -1,12 +1,13 @@
 """Where the predictions of a report come from: facts of the run, its split and its training curves."""
 
 import hashlib
-import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from histojax.core.settings import config_hash
 from histojax.core.split_hash import GROUP_FIELDS, split_hash
 from histojax.evaluation import multilabel, predictions
 from histojax.evaluation.report.sources import Source
@@ -34,7 +35,7 @@ def facts(source: Source) -> dict[str, Any]:
         "split_warnings": list(data.get("split_warnings", [])),
     }
     if source.config:
-        out["config_hash"] = hashlib.sha256(json.dumps(source.config, sort_keys=True).encode()).hexdigest()[:16]
+        out["config_hash"] = config_hash(source.config)
     sessions = source.run.get("sessions") or []
     if sessions:
         last = sessions[-1]
@@ -50,6 +51,26 @@ def facts(source: Source) -> dict[str, Any]:
             "commit": f"{commit} with uncommitted changes" if commit and git.get("dirty") else commit,
         }
     return out
+
+
+def copy_own_metrics(source: Source, blocks: Mapping[str, Any]) -> list[str]:
+    """Copy the figures of metrics of the user's own from results.json, so that a report needs no module of the run.
+
+    Args:
+      source: a run, or a table, which has none.
+      blocks: split -> block of `results.summarise`; changed in place.
+
+    Returns:
+      A sentence per metric, that says what computed it.
+    """
+    metrics = source.results.get("own_metrics") or {}
+    for split, block in blocks.items():
+        image = source.results.get("splits", {}).get(split, {}).get("image", {})
+        block["image"] |= {name: image[name] for name in metrics if name in image}
+    return [
+        f"{name.replace('_', ' ')} is a metric of the run's own, {function}; its figures are those of results.json."
+        for name, function in metrics.items()
+    ]
 
 
 def damaged_split(source: Source) -> list[str]:
