@@ -1,9 +1,10 @@
-"""A user's model outside the package trains, saves, reloads, explains and exports like a built-in one."""
+"""A user's model outside the package, the one of the page, trains, saves, reloads, explains and exports like ours."""
 
 from __future__ import annotations
 
 import json
 import pathlib
+import re
 import sys
 from importlib import metadata
 
@@ -23,43 +24,11 @@ from histojax.inference.predictor import Predictor
 from histojax.models import registry
 from histojax.training import build, loop, pretrained
 from histojax.weights.fitting import OWN
+from tests.conftest import ROOT
 
-MODULE = "users_tiny_model"
-SOURCE = '''
-"""A convolution, a map, a linear layer."""
-
-from dataclasses import dataclass
-
-import jax
-import jax.numpy as jnp
-from flax import nnx
-
-from histojax.models import ModelSpec, register
-from histojax.models.ops.intermediates import tap
-from histojax.models.ops.layers import Conv, Linear, global_avg_pool
-
-
-@dataclass(frozen=True)
-class TinyConfig:
-    width: int = 4
-    dropout: float = 0.0
-
-
-class Tiny(nnx.Module):
-    def __init__(self, config, *, num_classes, dtype=jnp.float32, remat=False, rngs):
-        self.conv = Conv(3, config.width, (3, 3), strides=(2, 2), dtype=dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(config.dropout, rngs=rngs)
-        self.head = Linear(config.width, num_classes, rngs=rngs)
-
-    def feature_maps(self, x):
-        return {"map": tap("map", jax.nn.relu(self.conv(x)))}
-
-    def __call__(self, x):
-        return self.head(self.dropout(global_avg_pool(self.feature_maps(x)["map"])))
-
-
-SPEC = register(ModelSpec("users_tiny", Tiny, TinyConfig(), drop_options=("dropout",), small={"width": 2}))
-'''
+MODULE = "my_model"
+PAGE = (ROOT / "docs/how-to/extend.md").read_text(encoding="utf-8")
+SOURCE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
 
 
 @pytest.fixture
@@ -74,7 +43,7 @@ def module(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
 
 def config_of(root: pathlib.Path) -> ConfigDict:
     config = baselines_breakhis.get_config("smoke")
-    config.plugins, config.model.name, config.model.options = (MODULE,), "users_tiny", ConfigDict({"width": 6})
+    config.plugins, config.model.name, config.model.options = (MODULE,), "tiny", ConfigDict({"width": 6})
     config.data.root, config.data.image_size = str(root), 32
     config.train.batch_size, config.train.epochs, config.evaluation.resamples = 8, 1, 20
     return config
@@ -89,7 +58,7 @@ def test_a_registered_model_trains_saves_reloads_explains_and_exports(module: st
 
     # As in a new process: neither the module nor the model is known.
     sys.modules.pop(module)
-    registry.MODELS.items.pop("users_tiny")
+    registry.MODELS.items.pop("tiny")
     predictor = Predictor.load(run, batch_size=8)
     images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
     probabilities = predictor.predict(images)
@@ -105,21 +74,21 @@ def test_a_registered_model_trains_saves_reloads_explains_and_exports(module: st
     np.testing.assert_allclose(np.asarray(program.call(images)), probabilities, atol=1e-5)
 
     assert f"by {OWN} names" in pretrained.export(run, tmp_path / "weights")
-    assert json.loads((tmp_path / "weights" / "config.json").read_text())["architecture"] == "users_tiny"
+    assert json.loads((tmp_path / "weights" / "config.json").read_text())["architecture"] == "tiny"
 
 
 def test_an_entry_point_provides_models(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = metadata.EntryPoint("tiny", f"{module}:SPEC", "histojax.models")
     monkeypatch.setattr(registry.MODELS, "_loaded", False)
     monkeypatch.setattr(metadata, "entry_points", lambda group: [found] if group == "histojax.models" else [])
-    assert models.spec("users_tiny").options == ("width", "dropout")
-    assert "users_tiny" in models.names()
+    assert models.spec("tiny").options == ("width", "dropout")
+    assert "tiny" in models.names()
 
 
 def test_unknown_names_and_taken_ones_are_refused(module: str, tmp_path: pathlib.Path) -> None:
     config = config_of(tmp_path)
     config.plugins = ()
-    with pytest.raises(RunError, match=r"unknown model 'users_tiny'.*The field `plugins` names modules"):
+    with pytest.raises(RunError, match=r"unknown model 'tiny'.*The field `plugins` names modules"):
         build.model_spec(config)
     other = registry.ModelSpec("resnet50", dict, models.spec("vit").config)
     with pytest.raises(ValueError, match="a model named 'resnet50' is already registered"):
