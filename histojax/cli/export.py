@@ -20,6 +20,7 @@ appears. Research use only.
 
   stablehlo    one file that needs only jax, on CPU, CUDA or TPU
   onnx         one file for onnxruntime and others
+  torchscript  one file for PyTorch, WSInfer and QuPath's WSInfer extension, which it writes through PyTorch
   safetensors  the weights by public names, as `histojax convert --checkpoint` writes them
   hf           a Hugging Face repository: weights, config.json for timm (and WSInfer), model card
 """
@@ -31,7 +32,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         subparsers,
         "export",
         run,
-        summary="write a model as stablehlo, onnx, safetensors or a Hugging Face repository",
+        summary="write a model as stablehlo, onnx, torchscript, safetensors or a Hugging Face repository",
         description=_DESCRIPTION,
         examples=[
             "histojax export runs/dala_100x --to onnx --output onnx_out --images IMAGES",
@@ -39,7 +40,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         ],
     )
     flags.add_run(parser)
-    parser.add_argument("--to", metavar="FORMAT", required=True, help="stablehlo, onnx, safetensors or hf")
+    parser.add_argument("--to", metavar="FORMAT", required=True, help="stablehlo, onnx, torchscript, safetensors or hf")
     flags.add_output(parser, "folder to create")
     parser.add_argument(
         "--preprocessing",
@@ -57,7 +58,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         "--tile_um",
         metavar="UM",
         type=flags.number_in("(0, inf)"),
-        help="hf: side of an image in µm, for WSInfer (default: the run's)",
+        help="torchscript, hf: side of an image in µm, for WSInfer (default: the run's)",
     )
     parser.add_argument(
         "--images", nargs="+", default=[], metavar="PATH", help="images or folders that both models also predict"

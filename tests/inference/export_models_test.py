@@ -5,11 +5,12 @@ import pathlib
 
 import jax
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 from histojax import models
-from histojax.inference.export import export
+from histojax.inference.export import export, torch_graph
 from histojax.inference.export.export import ExportSpec
 from histojax.inference.predictor import Predictor
 from tests.helpers.export_checkpoint import random_checkpoint
@@ -45,6 +46,8 @@ def test_every_family_exports_to_onnx(title: str, run: pathlib.Path, tmp_path: p
     expected = Predictor.load(run, batch_size=8).predict(IMAGES)
     assert expected.std(axis=0).max() > 1e-4
     export.export(run, tmp_path / "out", ExportSpec("onnx"))
+    nodes = onnx.load(tmp_path / "out" / "model.onnx").graph.node
+    assert {node.op_type for node in nodes} <= set(torch_graph._OPERATORS), "--to torchscript needs them"
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
     assert json.loads(session.get_modelmeta().custom_metadata_map["histojax"])["classes"] == ["benign", "malignant"]
     for n in (1, 7):

@@ -21,6 +21,7 @@ from histojax.inference.export import export
 from histojax.inference.export.export import ExportSpec
 from histojax.inference.predictor import Predictor
 from tests.conftest import ROOT, SHARED
+from tests.helpers import wsinfer
 from tests.helpers.export_checkpoint import random_checkpoint
 
 # Defines what torchvision lacks beside a CPU build of torch.
@@ -38,33 +39,6 @@ MODELS = {
     "swin_tiny_patch4_window7_224": (64, SWIN),
     "dinov2_vitb14": (56, {"image_size": 56, "embed_dim": 48, "depth": 2, "heads": 3}),
 }
-# The requirements of wsinfer-zoo's schemas/model-config.schema.json.
-WSINFER = {
-    "type": "object",
-    "required": [
-        "spec_version", "architecture", "num_classes", "patch_size_pixels", "spacing_um_px", "class_names", "transform",
-    ],
-    "properties": {
-        "spec_version": {"enum": ["1.0"]},
-        "architecture": {"type": "string"},
-        "num_classes": {"type": "integer", "minimum": 1},
-        "patch_size_pixels": {"type": "integer", "minimum": 1},
-        "spacing_um_px": {"type": "number", "minimum": 0},
-        "class_names": {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
-        "transform": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["name"],
-                "additionalProperties": False,
-                "properties": {
-                    "name": {"enum": ["Resize", "ToTensor", "Normalize"]},
-                    "arguments": {"type": "object"},
-                },
-            },
-        },
-    },
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +103,7 @@ def test_wsinfer_has_its_fields_and_the_readme_writes_its_torchscript(
     run = resnet50
     shutil.copytree(run / "hf", tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    jsonschema.validate(config, WSINFER)
+    jsonschema.validate(config, wsinfer.SCHEMA)
     assert config["patch_size_pixels"] * config["spacing_um_px"] == 64  # µm: 128 pixels of 0.5
     assert config["class_names"] == ["benign", "malignant"]
     normalize = config["transform"][2]["arguments"]

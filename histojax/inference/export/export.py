@@ -13,12 +13,19 @@ from histojax.core import extras
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_folder, write_json
 from histojax.inference.batching import batched
-from histojax.inference.export import hub, onnx, readme, stablehlo
-from histojax.inference.export.exportable import BAKED, PREPROCESSING, ExportableModel, ExportedModel, PredictFn
+from histojax.inference.export import hub, onnx, readme, stablehlo, torchscript
+from histojax.inference.export.exportable import (
+    BAKED,
+    PREPROCESSING,
+    SEPARATE,
+    ExportableModel,
+    ExportedModel,
+    PredictFn,
+)
 
 TOLERANCE = 1e-4  # largest allowed difference of a probability
-FORMATS = ("stablehlo", "onnx", "safetensors", "hf")
-_WITH_EXTRA = ("stablehlo", "onnx")  # formats that need the packages of the extra `export`
+FORMATS = ("stablehlo", "onnx", "torchscript", "safetensors", "hf")
+_EXTRAS = {"stablehlo": "export", "onnx": "export", "torchscript": "torchscript"}  # format -> extra that it needs
 _BATCH_SIZE = 8
 _FACTS_FILE = "export.json"
 _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
@@ -33,7 +40,7 @@ class ExportSpec:
       preprocessing: stablehlo and onnx: `baked` takes uint8 images, `separate` takes normalised float32 images.
       naming: safetensors: naming scheme of the arrays; empty: the first that has a name for every parameter.
       licence: hf: licence identifier of Hugging Face; empty: unknown.
-      tile_um: hf: side in µm of what the model sees as one image; None: from the checkpoint.
+      tile_um: torchscript and hf: side in µm of what the model sees as one image; None: from the checkpoint.
 
     Raises:
       RunError: an unknown value, an option that does not apply to the format, or missing packages.
@@ -54,12 +61,12 @@ class ExportSpec:
             ("preprocessing", self.preprocessing != BAKED, ("stablehlo", "onnx")),
             ("naming", bool(self.naming), ("safetensors",)),
             ("license", bool(self.licence), ("hf",)),
-            ("tile_um", self.tile_um is not None, ("hf",)),
+            ("tile_um", self.tile_um is not None, ("torchscript", "hf")),
         ):
             if is_given and self.to not in formats:
                 raise RunError(f"--{option} does not apply to --to {self.to}, only to {', '.join(formats)}")
-        if self.to in _WITH_EXTRA:
-            extras.require("export", f"--to {self.to}")
+        if self.to in _EXTRAS:
+            extras.require(_EXTRAS[self.to], f"--to {self.to}")
         if self.licence and not _LICENCE.fullmatch(self.licence):
             raise RunError(f"--license={self.licence} is not an identifier such as apache-2.0, cc-by-4.0 or other")
 
@@ -85,7 +92,8 @@ def export(run: pathlib.Path, output: pathlib.Path, spec: ExportSpec, images: It
     """
     devices = jax.device_count()
     batch_size = -(-_BATCH_SIZE // devices) * devices  # rounded up to a multiple of the devices
-    model = ExportableModel.load(run, batch_size=batch_size, preprocessing=spec.preprocessing)
+    preprocessing = SEPARATE if spec.to == "torchscript" else spec.preprocessing
+    model = ExportableModel.load(run, batch_size=batch_size, preprocessing=preprocessing)
     with atomic_folder(output) as folder:
         exported = _write(model, folder, spec)
         largest, count = _compare(model, exported.predict, images, spec.to)
@@ -107,6 +115,8 @@ def _write(model: ExportableModel, folder: pathlib.Path, spec: ExportSpec) -> Ex
         return stablehlo.write(model, folder)
     if spec.to == "onnx":
         return onnx.write(model, folder)
+    if spec.to == "torchscript":
+        return torchscript.write(model, folder, spec.tile_um)
     if spec.to == "safetensors":
         return hub.write_weights(model, folder, spec.naming)
     return hub.write_repository(model, folder, spec.licence, spec.tile_um)

@@ -68,8 +68,8 @@ class ExportableModel:
         size = self.predictor.image_size
         return jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8 if self.preprocessing == BAKED else jnp.float32)
 
-    def function(self) -> Callable[[jax.Array], jax.Array]:
-        """Return the function images -> probabilities `f32 [b, k]`, which contains the weights as constants."""
+    def function(self, *, logits: bool = False) -> Callable[[jax.Array], jax.Array]:
+        """Return the function images -> probabilities or logits, `f32 [b, k]`, with the weights as constants."""
         trained = self.predictor.trained
         config, task = trained.config, _task(trained)
         options = config.model.options.to_dict()
@@ -86,7 +86,8 @@ class ExportableModel:
             if self.preprocessing == BAKED:
                 images = normalise(images, config.data.mean, config.data.std)
             with kernels.disable_custom_kernels():
-                return task.probabilities(nnx.merge(graph, params, stats, rng)(images))
+                scores = nnx.merge(graph, params, stats, rng)(images)
+            return scores if logits else task.probabilities(scores)
 
         return function
 

@@ -103,11 +103,10 @@ def write_repository(
     written = write_weights(model, folder, naming)
     facts = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     if timm is None:
-        note = f"Not for timm: {no_timm}. Not for WSInfer: it needs TorchScript, which only PyTorch writes.\n\n"
+        note = f"Not for timm: {no_timm}. For WSInfer, use `--to torchscript`.\n\n"
         return ExportedModel(written.predict, note + written.loading, head=front_matter(licence, "histojax"))
-    spacing, obstacle = _spacing(model, tile_um)
-    config = _timm_config(model, timm) | ({} if obstacle else _wsinfer_config(model, spacing))
-    write_json(folder / CONFIG, config | {"histojax": facts})
+    for_wsinfer, obstacle = wsinfer(model, tile_um)
+    write_json(folder / CONFIG, _timm_config(model, timm) | for_wsinfer | {"histojax": facts})
     return ExportedModel(written.predict, _loading(model, obstacle), head=front_matter(licence, "timm"))
 
 
@@ -178,7 +177,19 @@ def _timm_config(model: ExportableModel, timm: TimmModel) -> dict[str, Any]:
     }
 
 
-def _wsinfer_config(model: ExportableModel, spacing: float) -> dict[str, Any]:
+def wsinfer(model: ExportableModel, tile_um: float | None) -> tuple[dict[str, Any], str]:
+    """Return the fields of WSInfer's config, and "", or no fields, and the reason why WSInfer cannot use the model.
+
+    Args:
+      model: the model.
+      tile_um: side of an image in µm; None: from the checkpoint.
+
+    Raises:
+      RunError: `tile_um` is not positive and finite.
+    """
+    spacing, obstacle = _spacing(model, tile_um)
+    if obstacle:
+        return {}, obstacle
     data, size = model.predictor.trained.config.data, model.predictor.image_size
     return {
         "spec_version": WSINFER,
@@ -190,7 +201,7 @@ def _wsinfer_config(model: ExportableModel, spacing: float) -> dict[str, Any]:
             {"name": "ToTensor"},
             {"name": "Normalize", "arguments": {"mean": list(data.mean), "std": list(data.std)}},
         ],
-    }
+    }, ""
 
 
 def _spacing(model: ExportableModel, tile_um: float | None) -> tuple[float, str]:

@@ -5,7 +5,9 @@ import json
 import logging
 import pathlib
 import warnings
+from collections.abc import Callable
 from importlib import metadata
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,39 +28,14 @@ def write(model: ExportableModel, folder: pathlib.Path) -> ExportedModel:
     Raises:
       RunError: the converter does not support the model.
     """
-    path = folder / FILE
-    with contextlib.ExitStack() as stack:
-        for name in compat.CONVERTER_LOGGERS:
-            stack.enter_context(quiet_logger(name, logging.CRITICAL + 1))
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        # Imported here because the converter is optional and takes seconds to import.
-        import jax2onnx
-        import onnx
-        import onnxruntime
+    import onnx
+    import onnxruntime
 
-        (batch,) = export.symbolic_shape("batch")
-        struct = model.input_struct(batch)
-        traced = jax.make_jaxpr(model.function())(struct)
-        try:
-            proto = jax2onnx.to_onnx(
-                lambda images: compat.retrace(traced.jaxpr, traced.consts, [images])[0],
-                [struct],
-                model_name=model.architecture,
-                opset=OPSET,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-            )
-            onnx.helper.set_model_props(proto, {"histojax": json.dumps(model.facts())})
-            onnx.checker.check_model(proto)
-            onnx.save(proto, path)
-            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        except Exception as error:  # gaps of the converter appear as exceptions of many kinds
-            first_line = (str(error).strip().splitlines() or [""])[0]
-            raise RunError(
-                f"--to onnx: jax2onnx {metadata.version('jax2onnx')} cannot convert {model.architecture} "
-                f"({type(error).__name__}: {first_line}); --to stablehlo works for every model"
-            ) from error
+    path = folder / FILE
+    proto = convert(model, model.function(), OUTPUT)
+    onnx.helper.set_model_props(proto, {"histojax": json.dumps(model.facts())})
+    onnx.save(proto, path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def predict(images: np.ndarray) -> np.ndarray:
         probabilities: np.ndarray = session.run([OUTPUT], {INPUT: model.prepare(images)})[0]
@@ -67,6 +44,48 @@ def write(model: ExportableModel, folder: pathlib.Path) -> ExportedModel:
     versions = {name: metadata.version(name) for name in ("jax", "flax", "jax2onnx", "onnx", "onnxruntime")}
     facts = {"file": FILE, "format": "ONNX", "opset": OPSET, "ir_version": proto.ir_version, "versions": versions}
     return ExportedModel(predict, _loading(model, versions["onnxruntime"]), facts)
+
+
+def convert(model: ExportableModel, function: Callable[[jax.Array], jax.Array], output: str) -> Any:
+    """Return a function of the model's input as an ONNX model, with a batch of any size.
+
+    Args:
+      model: the model, for its input and its name.
+      function: maps its input to an array `[b, …]`.
+      output: the name of that array.
+
+    Raises:
+      RunError: the converter does not support the model.
+    """
+    with contextlib.ExitStack() as stack:
+        for name in compat.CONVERTER_LOGGERS:
+            stack.enter_context(quiet_logger(name, logging.CRITICAL + 1))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        # Imported here because the converter is optional and takes seconds to import.
+        import jax2onnx
+        import onnx
+
+        (batch,) = export.symbolic_shape("batch")
+        struct = model.input_struct(batch)
+        traced = jax.make_jaxpr(function)(struct)
+        try:
+            proto = jax2onnx.to_onnx(
+                lambda images: compat.retrace(traced.jaxpr, traced.consts, [images])[0],
+                [struct],
+                model_name=model.architecture,
+                opset=OPSET,
+                input_names=[INPUT],
+                output_names=[output],
+            )
+            onnx.checker.check_model(proto)
+        except Exception as error:  # gaps of the converter appear as exceptions of many kinds
+            first_line = (str(error).strip().splitlines() or [""])[0]
+            raise RunError(
+                f"jax2onnx {metadata.version('jax2onnx')} cannot convert {model.architecture} "
+                f"({type(error).__name__}: {first_line}); --to stablehlo works for every model"
+            ) from error
+    return proto
 
 
 def _loading(model: ExportableModel, onnxruntime_version: str) -> str:
