@@ -31,7 +31,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         "slides",
         metavar="SLIDE",
         nargs="+",
-        help="slides, folders of slides, lists (.csv: slide[,mpp][,roi][,name][,override_mpp])",
+        help="slides, folders of slides, lists (.csv: slide[,mpp][,roi][,name][,override_mpp][,patient_id])",
     )
     flags.add_output(parser, "folder to write; slides that it already holds are kept")
     add_slide_mpp(parser)

@@ -1,5 +1,6 @@
 """`histojax slide train-tiles` and `slide agreement`, each once in a new process."""
 
+import csv
 import json
 import pathlib
 import sys
@@ -30,13 +31,14 @@ def test_train_tiles_cuts_tiles(tmp_path: pathlib.Path) -> None:
         "properties": {"classification": {"name": "Tumor"}},
     }
     (tmp_path / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
-    (tmp_path / "list.csv").write_text("slide;mpp\na.tif;0.5\n")
+    (tmp_path / "list.csv").write_text("slide;mpp;patient_id\na.tif;0.5;P1\n")
     output = tmp_path / "tiles"
     flags = ["--labels=tumor", "--size=50", "--tile_mpp=1"]
     done = run([*SLIDE, "train-tiles", str(tmp_path / "list.csv"), f"--output={output}", *flags])
     assert done.returncode == 0, done.stderr
     assert "a: 1 tiles (tumor 1)" in done.stdout
-    assert (output / "tiles.csv").is_file()
+    with open(output / "tiles.csv", newline="") as file:
+        assert [row["patient_id"] for row in csv.DictReader(file)] == ["P1"]
 
 
 def test_agreement_reports_a_run_without_a_checkpoint(tmp_path: pathlib.Path) -> None:
