@@ -23,7 +23,8 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         summary="tiles, maps and tumor-to-stroma ratio of whole slides",
         description="Predicts the tissue tiles of whole slides, and writes tables, GeoJSON, maps and the "
         "tumor-to-stroma ratio. A slide that fails is reported and skipped. Rerun the same command to resume. "
-        "Research use only. See also: histojax slide train-tiles, histojax slide agreement.",
+        "Research use only. See also: histojax slide train-tiles, histojax slide agreement, "
+        "histojax slide outcome.",
         examples=["histojax slide runs/ldcsf SLIDES --output slides_out"],
     )
     flags.add_run(parser)

@@ -106,7 +106,7 @@ def test_results_of_other_settings_are_kept_and_reported(slides: list[cohort_job
     assert (output / "a" / "tsr.json").read_bytes() != before
 
 
-def test_a_list_says_whose_a_slide_is_also_after_it_is_finished(
+def test_a_list_names_the_patient_of_a_slide_also_after_it_is_finished(
     slides: list[cohort_jobs.Job], tmp_path: pathlib.Path
 ) -> None:
     output, settings = tmp_path / "out", cohort.Settings(tsr=SMALL)
