@@ -13,7 +13,8 @@ nothing is downloaded here, and no image comes with the package.
 
 ```bash
 histojax train --config image_folder:mhist --workdir runs/mhist --config.data.root=MHIST
-histojax train --config image_folder:mhist,densenet121 --workdir runs/dense --config.data.root=MHIST
+histojax train --config image_folder:mhist,densenet121 --workdir runs/dense \\
+    --config.data.root=MHIST
 histojax train --config image_folder:mhist,smoke --workdir runs/smoke
 ```
 
@@ -29,11 +30,11 @@ and the tests run on small sets that we wrote in the same layouts. If a real set
 
 def page() -> str:
     """Return the text of the page."""
-    head = ("name", "images", "classes", "licence", "split of `auto`", "checked", "run by us")
+    head = ("name", "images", "classes", "licence", "split of `auto`", "run by us")
     rows = []
     for name, recipe in RECIPES.items():
         size = (f"{recipe.images:,}", str(len(recipe.classes)))
-        rows.append((f"[`{name}`](#{name})", *size, recipe.licence, recipe.auto, "images per class", _yes(recipe.ran)))
+        rows.append((f"[`{name}`](#{name})", *size, recipe.licence, recipe.auto, _yes(recipe.ran)))
     lines = [_HEAD, *markdown_table(head, rows)]
     for name, recipe in RECIPES.items():
         lines += ["", f"## {name}", "", *_section(recipe)]

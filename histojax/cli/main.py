@@ -27,6 +27,7 @@ from histojax.cli import (
     shardings,
     slide,
     slide_agreement,
+    slide_outcome,
     slide_train_tiles,
     train,
 )
@@ -39,7 +40,7 @@ GROUPS: dict[str, tuple[ModuleType, ...]] = {
     "Train": (train, crossval, compare, protocols, probe),
     "Use a model": (evaluate, predict, embed, explain, export, convert, report, runs),
     "Look at data": (init, audit, cache),
-    "Slides": (slide, slide_train_tiles, slide_agreement),
+    "Slides": (slide, slide_train_tiles, slide_agreement, slide_outcome),
     "Machine": (doctor, bench, shardings, models),
 }
 

@@ -24,7 +24,8 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         summary="tiles, maps and tumor-to-stroma ratio of whole slides",
         description="Predicts the tissue tiles of whole slides, and writes tables, GeoJSON, maps and the "
         "tumor-to-stroma ratio. A slide that fails is reported and skipped. Rerun the same command to resume. "
-        "Research use only. See also: histojax slide train-tiles, histojax slide agreement.",
+        "Research use only. See also: histojax slide train-tiles, histojax slide agreement, "
+        "histojax slide outcome.",
         examples=["histojax slide runs/ldcsf SLIDES --output slides_out"],
     )
     flags.add_run(parser)
@@ -32,7 +33,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         "slides",
         metavar="SLIDE",
         nargs="+",
-        help="slides, folders of slides, lists (.csv: slide[,mpp][,roi][,name][,override_mpp])",
+        help="slides, folders of slides, lists (.csv: slide[,mpp][,roi][,name][,override_mpp][,patient_id])",
     )
     flags.add_output(parser, "folder to write; slides that it already holds are kept")
     add_slide_mpp(parser)

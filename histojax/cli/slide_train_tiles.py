@@ -33,7 +33,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         "slides",
         metavar="SLIDE",
         nargs="+",
-        help="slides, folders of slides, lists (.csv: slide[,mpp][,name][,override_mpp])",
+        help="slides, folders of slides, lists (.csv: slide[,mpp][,name][,override_mpp][,patient_id])",
     )
     flags.add_output(parser, "folder to create; train on it as data.root")
     parser.add_argument(
@@ -76,7 +76,9 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         "--ignore_unknown", action="store_true", help="ignore annotations of classes that are not labels"
     )
     parser.add_argument(
-        "--patient_pattern", default="", help="regular expression on slide names with a group (?P<patient>…)"
+        "--patient_pattern",
+        default="",
+        help="regular expression on slide names with a group (?P<patient>…), for slides without a patient_id in a list",
     )
     return parser
 
@@ -92,7 +94,14 @@ def run(args: argparse.Namespace) -> None:
         raise RunError("the column roi of a list is for `histojax slide`: name the annotations with --annotations")
     slides = training_tiles.pair([job.slide for job in jobs], args.annotations)
     slides = [
-        dataclasses.replace(slide, mpp=job.mpp, override_mpp=job.override_mpp, name=job.name, origin=args.origin)
+        dataclasses.replace(
+            slide,
+            mpp=job.mpp,
+            override_mpp=job.override_mpp,
+            name=job.name,
+            patient_id=job.patient_id,
+            origin=args.origin,
+        )
         for slide, job in zip(slides, jobs, strict=True)
     ]
     for text in args.classes:

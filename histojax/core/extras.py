@@ -8,7 +8,7 @@ from histojax.core.errors import RunError
 MODULES = {
     "slides": ("h5py", "openslide", "scipy", "shapely", "tifffile"),
     "export": ("flatbuffers", "jax2onnx", "onnx", "onnxruntime"),
-    "torchscript": ("flatbuffers", "jax2onnx", "onnx", "onnxruntime", "torch"),
+    "torchscript": ("torch",),
     "hub": ("huggingface_hub",),
     "mlflow": ("mlflow",),
     "probe": ("scipy", "skimage", "sklearn"),

@@ -19,7 +19,7 @@ import pandas as pd
 
 from histojax.core.csv_format import csv_quoting
 from histojax.core.errors import RunError
-from histojax.core.files import atomic_write, read_json
+from histojax.core.files import atomic_write, read_json, write_json
 from histojax.core.settings import diff_settings
 from histojax.slides.annotations import regions
 from histojax.slides.cohort_jobs import Job
@@ -72,6 +72,8 @@ def run(jobs: Sequence[Job], model: Model, settings: Settings, output: pathlib.P
         progress = f"[{number}/{len(jobs)}] {job.name}"
         if folder in finished:
             _log.info("%s: already finished%s", progress, "" if folder.name == job.name else f" as {folder.name}")
+            if job.patient_id:  # no result depends on it, so a list may add or correct it later
+                write_json(folder / _RECORD, finished[folder] | {"patient_id": job.patient_id})
             continue
         failed += not _run_one(job, model, settings, requested[job], folder, progress)
         write_table(output)
@@ -83,7 +85,7 @@ def write_table(output: pathlib.Path) -> None:
     """Write `slides.csv` with one row per slide that finished or failed, sorted by name."""
     rows = []
     for folder, record in _records(output).items():
-        row = {key: record.get(key) for key in ("name", "status", "reason", "slide", "roi")}
+        row = {key: record.get(key) for key in ("name", "patient_id", "status", "reason", "slide", "roi")}
         row["content"] = _content(record)
         row |= record.get("facts", {}) | {"warnings": "; ".join(record.get("warnings", []))}
         row["seconds"] = record.get("seconds")
@@ -155,6 +157,8 @@ def _run_one(
     partial.mkdir()
     record: dict[str, Any] = {"status": _DONE, "name": folder.name, "slide": str(job.slide)}
     record |= {"roi": str(job.roi) if job.roi else None, "settings": requested}
+    if job.patient_id:
+        record["patient_id"] = job.patient_id
     try:
         analysis = analyze(job, model, settings, partial)
         headline = analysis.headline
@@ -188,6 +192,7 @@ def _ratio_columns(measured: Mapping[str, Any]) -> dict[str, Any]:
         row |= {f"{prefix}ratio": block["status"], f"{prefix}why_not": block["reason"]}
         for label, counts in block["labels"].items():
             row[f"{prefix}{label}_mm2"] = counts["mm2"]
+        row[f"{prefix}tumor_and_stroma_mm2"] = block["tumor_mm2"] + block["stroma_mm2"]  # divides the percentages
         for name in ("tsr", "stroma_percentage", "tumor_percentage", "necrosis_share"):
             row |= {f"{prefix}{name}": block[name]["value"], f"{prefix}{name}_low": block[name]["low"]}
             row[f"{prefix}{name}_high"] = block[name]["high"]

@@ -22,7 +22,7 @@ SUFFIXES = (
 )  # fmt: skip
 _LISTED = 6
 TILES_RECORD = "train_tiles.json"  # file that marks a folder of training tiles
-_COLUMNS = ("slide", "mpp", "roi", "name", "override_mpp")
+_COLUMNS = ("slide", "mpp", "roi", "name", "override_mpp", "patient_id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Job:
       mpp: µm per level-0 pixel if the file stores none.
       roi: file with the region of interest, as `regions.read` takes it, if given.
       override_mpp: µm per level-0 pixel, whatever the file stores.
+      patient_id: the patient; empty if unknown.
       origin: where coordinates count from, see `reader.open_slide`.
     """
 
@@ -43,6 +44,7 @@ class Job:
     mpp: float | None = None
     roi: pathlib.Path | None = None
     override_mpp: float | None = None
+    patient_id: str = ""
     origin: str = "qupath"
 
     @functools.cached_property
@@ -66,8 +68,8 @@ def find(
 
     Args:
       paths: slides; folders, searched by `walk.find_files` without training tiles that were cut from slides; CSV lists
-        with a column `slide`, any of the columns `mpp`, `roi`, `name` and `override_mpp`, and paths relative to the
-        list. A missing slide becomes a job like any other, which later fails.
+        with a column `slide`, any of the columns `mpp`, `roi`, `name`, `override_mpp` and `patient_id`, and paths
+        relative to the list. A missing slide becomes a job like any other, which later fails.
       mpp: µm per level-0 pixel of slides that store none, unless a list gives another.
       override_mpp: µm per level-0 pixel of slides, whatever they store, unless a list gives another.
       output: folder that the command writes to, which holds no slides.
@@ -127,7 +129,7 @@ def _from_list(path: pathlib.Path) -> Iterator[Job]:
     rows = list(lines)
     if not rows or "slide" not in columns:
         raise RunError(
-            f"{path}: no rows, or no column `slide`; a list of slides has slide[,mpp][,roi][,name][,override_mpp]"
+            f"{path}: no rows, or no column `slide`; a list of slides has slide and any of {', '.join(_COLUMNS[1:])}"
         )
     unknown = [name for name in columns if name not in _COLUMNS]
     if unknown:
@@ -138,7 +140,7 @@ def _from_list(path: pathlib.Path) -> Iterator[Job]:
         slide = path_in(path.parent, row["slide"])
         roi = path_in(path.parent, row["roi"]) if row.get("roi") else None
         mpp, override_mpp = (_mpp(row.get(column, ""), f"{place}: {column}") for column in ("mpp", "override_mpp"))
-        yield Job(_name(row, slide, place), slide, mpp, roi, override_mpp)
+        yield Job(_name(row, slide, place), slide, mpp, roi, override_mpp, row.get("patient_id", ""))
 
 
 def _name(row: Mapping[str, str], slide: pathlib.Path, place: str) -> str:
@@ -171,7 +173,7 @@ def _without_copies(jobs: Sequence[Job]) -> list[Job]:
     """Keep the first of the jobs whose slides have the same content.
 
     Raises:
-      RunError: such jobs differ in the given µm/px or region of interest.
+      RunError: such jobs differ in the given µm/px, region of interest or patient.
     """
     first: dict[object, Job] = {}
     levels = 0
@@ -179,8 +181,10 @@ def _without_copies(jobs: Sequence[Job]) -> list[Job]:
         kept = first.setdefault(job.content or job.slide, job)
         if kept is job:
             continue
-        if (kept.mpp, kept.override_mpp, kept.roi) != (job.mpp, job.override_mpp, job.roi):
-            raise RunError(f"{kept.slide} and {job.slide} are the same slide with different mpp or roi: give it once")
+        if dataclasses.replace(job, name=kept.name, slide=kept.slide) != kept:
+            raise RunError(
+                f"{kept.slide} and {job.slide} are the same slide with different mpp, roi or patient_id: give it once"
+            )
         if job.slide != kept.slide and job.slide in dicom.files(kept.slide):
             levels += 1
         else:

@@ -29,7 +29,7 @@ def test_the_list_of_commands_is_generated() -> None:
         assert title in lines
     for name, parser in VERBS.items():
         assert any(line.startswith(f"  {name} ") and line.endswith(parser.summary) for line in lines), name
-    assert {"train", "eval", "slide agreement", "bench", "models"} <= VERBS.keys()
+    assert {"train", "eval", "slide agreement", "slide outcome", "bench", "models"} <= VERBS.keys()
     assert max(map(len, lines)) <= 120
 
 

@@ -22,6 +22,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FEATURES = {
     "slides": ("histojax/slides/", "histojax/cli/slide", "histojax/inference/embed/slide_features.py"),
     "export": ("histojax/inference/export/", "histojax/weights/onnx_file.py"),
+    "torchscript": ("histojax/inference/export/torch",),
     "hub": ("histojax/weights/hub.py",),
     "mlflow": ("histojax/training/trackers.py",),
     "wandb": ("histojax/training/trackers.py",),

@@ -47,8 +47,8 @@ THIRD_PARTY: dict[str, set[str]] = {
     "inference": _JAX
     | _TABLES
     | _PIXELS
-    | {"optax", "tqdm", "safetensors", "matplotlib", "contourpy", "h5py"}
-    | {"jax2onnx", "onnx", "onnxruntime"},
+    | {"tqdm", "safetensors", "matplotlib", "contourpy", "h5py"}
+    | {"jax2onnx", "onnx", "onnxruntime", "torch"},
     "studies": _JAX | _TABLES | {"PIL", "optax", "sklearn"},
     "cli": _JAX | _TABLES | {"absl", "cv2", "openslide", "packaging", "tqdm"},
 }

@@ -68,7 +68,7 @@ def problems(text: str) -> list[str]:
     names = re.findall(r"--config\.([a-z_.0-9]*[a-z0-9])(?![\w{])", text)
     names += re.findall(rf"(?<![\w./-])((?:{'|'.join(GROUPS)})\.[a-z][a-z_.0-9]*[a-z0-9])(?![\w({{/])", text)
     found += [name for name in names if not is_field(name) and name not in FILES]
-    for verb, rest in re.findall(r"histojax ([a-z]+(?: train-tiles| agreement)?)\b([^`;)\n]*)", text):
+    for verb, rest in re.findall(r"histojax ([a-z]+(?: train-tiles| agreement| outcome)?)\b([^`;)\n]*)", text):
         if verb in VERBS:
             found += [f"histojax {verb} {flag}" for flag in _FLAG.findall(rest) if flag not in VERBS[verb]]
     return found

@@ -77,7 +77,7 @@ def test_every_resample_equals_scipy_and_the_analysis_of_variance_on_the_repeate
     figures = agreement.agreement(x, y, unit, resamples=50, seed=4)
     assert (figures["n"], figures["units"]) == (24, 6)
     _, index = np.unique(unit, return_inverse=True)
-    expected = {"icc": [], "spearman": [], "bias": [], "upper_limit": [], "mean_absolute_error": []}
+    expected = {"icc": [], "spearman": [], "bias": [], "upper_limit": [], "mean_absolute_error": [], "slope": []}
     (weights,) = bootstrap.weight_chunks(6, 50, 4)
     for w in weights.astype(int):
         rows = np.repeat(np.arange(24), w[index])
@@ -87,6 +87,7 @@ def test_every_resample_equals_scipy_and_the_analysis_of_variance_on_the_repeate
         expected["bias"].append(d.mean())
         expected["upper_limit"].append(d.mean() + 1.96 * d.std(ddof=1))
         expected["mean_absolute_error"].append(np.abs(d).mean())
+        expected["slope"].append(scipy.stats.linregress(x[rows], y[rows]).slope)
     for name, resampled in expected.items():
         ends = [figures[name]["low"], figures[name]["high"]]
         np.testing.assert_allclose(ends, np.percentile(resampled, [2.5, 97.5]), rtol=1e-9)
@@ -98,6 +99,18 @@ def test_spearman_equals_scipy_with_ties():
     assert len(np.unique(x)) < 20
     value = agreement.agreement(x, y, resamples=10)["spearman"]["value"]
     assert value == pytest.approx(scipy.stats.spearmanr(x, y).statistic, abs=1e-12)
+
+
+def test_the_standard_error_of_the_slope_leaves_out_each_unit_once():
+    x, y = pairs(24)
+    unit = np.repeat(np.arange(8), 3)
+    slope = agreement.agreement(x, y, unit)["slope"]
+    kept = [unit != one for one in range(8)]
+    without = np.array([scipy.stats.linregress(x[rows], y[rows]).slope for rows in kept])
+    assert slope["standard_error"] == pytest.approx(np.sqrt(7 / 8 * ((without - without.mean()) ** 2).sum()))
+    independent = scipy.stats.linregress(*pairs(400))
+    assert agreement.agreement(*pairs(400))["slope"]["standard_error"] == pytest.approx(independent.stderr, rel=0.1)
+    assert agreement.agreement(x, y)["predicted_sd"] == pytest.approx(x.std(ddof=1))
 
 
 def test_units_that_repeat_widen_the_interval():
@@ -131,6 +144,8 @@ def test_constants_have_no_correlation_and_no_warning(difference, n):
     assert figures["spearman"]["value"] is None
     assert figures["spearman"]["reason"] == "one of the two measurements is constant"
     assert figures["bias"]["value"] == pytest.approx(difference)
+    assert figures["slope"]["value"] is figures["slope"]["standard_error"] is None
+    assert figures["slope"]["reason"] == "the predicted measurements are constant"
     json.dumps(figures, allow_nan=False)
 
 
@@ -139,12 +154,14 @@ def test_one_constant_side_leaves_the_other_figures():
     figures = agreement.agreement(x, np.full(12, 0.1))
     assert figures["spearman"]["value"] is None
     assert figures["icc"]["value"] == pytest.approx(icc_by_anova(np.stack([x, np.full(12, 0.1)], 1)))
+    assert figures["slope"]["value"] == pytest.approx(0, abs=1e-12)
 
 
 def test_one_unit_has_values_and_no_interval():
     figures = agreement.agreement(*pairs(5), np.zeros(5))
     assert figures["icc"]["value"] is not None
     assert figures["icc"]["low"] is None
+    assert figures["slope"]["standard_error"] is None
     assert figures["icc"]["reason"] == "no interval: at least two units are needed"
 
 

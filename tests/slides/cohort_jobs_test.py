@@ -68,7 +68,7 @@ def test_different_settings_of_two_levels_are_refused(tmp_path: pathlib.Path) ->
     write_dicom(tmp_path / "a.dcm", pixels, 0.5)
     write_dicom(tmp_path / "b.dcm", pixels[::2, ::2], 1.0, level=1)
     (tmp_path / "list.csv").write_text("slide,override_mpp\na.dcm,0.25\nb.dcm,0.5\n")
-    with pytest.raises(RunError, match=r"a\.dcm and .*b\.dcm are the same slide with different mpp or roi"):
+    with pytest.raises(RunError, match=r"a\.dcm and .*b\.dcm are the same slide with different mpp, roi or patient_id"):
         cohort_jobs.find([str(tmp_path / "list.csv")])
 
 
@@ -118,7 +118,10 @@ def test_copies_of_a_slide_are_used_once(tmp_path: pathlib.Path, caplog: pytest.
     assert f"{copy}: the same slide as {a}; it is used once" in caplog.text
     assert len(cohort_jobs.find([str(a), str(a)])) == 1
     (tmp_path / "list.csv").write_text("slide,mpp\na.svs,0.5\ncopy/b.svs,0.25\n")
-    with pytest.raises(RunError, match="the same slide with different mpp or roi"):
+    with pytest.raises(RunError, match="the same slide with different mpp, roi or patient_id"):
+        cohort_jobs.find([str(tmp_path / "list.csv")])
+    (tmp_path / "list.csv").write_text("slide,patient_id\na.svs,P1\ncopy/b.svs,P2\n")
+    with pytest.raises(RunError, match="the same slide with different mpp, roi or patient_id"):
         cohort_jobs.find([str(tmp_path / "list.csv")])
 
 

@@ -143,6 +143,32 @@ def test_results_of_other_settings_are_kept_and_reported(slides: list[cohort_job
     assert (output / "a" / "tsr.json").read_bytes() != before
 
 
+def test_a_list_names_the_patient_of_a_slide_also_after_it_is_finished(
+    slides: list[cohort_jobs.Job], tmp_path: pathlib.Path
+) -> None:
+    output, settings = tmp_path / "out", cohort.Settings(tsr=SMALL)
+    cohort.run([slides[0], dataclasses.replace(slides[1], patient_id="007")], model(), settings, output)
+    before = (output / "a" / "tsr.json").stat().st_mtime_ns
+    for patient in ("P1", "P2", ""):  # a first one, a corrected one, and none, which keeps it
+        named = dataclasses.replace(slides[0], patient_id=patient)
+        assert cohort.run([named, slides[1]], model(), settings, output) == 0
+        table = pd.read_csv(output / "slides.csv", dtype={"patient_id": str})
+        assert dict(zip(table["name"], table["patient_id"], strict=True)) == {"a": patient or "P2", "<u>": "007"}
+    assert (output / "a" / "tsr.json").stat().st_mtime_ns == before
+
+
+def test_the_table_has_the_area_that_divides_the_percentage(
+    slides: list[cohort_jobs.Job], tmp_path: pathlib.Path
+) -> None:
+    cohort.run(slides, model(), cohort.Settings(tsr=SMALL), tmp_path / "out")
+    for row in pd.read_csv(tmp_path / "out" / "slides.csv").to_dict("records"):
+        measured = json.loads((tmp_path / "out" / row["name"] / "tsr.json").read_text())["areas"]["whole tissue"]
+        area = row["tumor_and_stroma_mm2"]
+        assert area == pytest.approx(measured["tumor_mm2"] + measured["stroma_mm2"])
+        assert row["stroma_percentage"] == pytest.approx(100 * measured["stroma_mm2"] / area)
+        assert row["hot_spot_tumor_and_stroma_mm2"] < area
+
+
 def test_a_slide_is_known_by_its_content(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "histojax")
     output, settings = tmp_path / "out", cohort.Settings(tsr=SMALL)

@@ -25,7 +25,8 @@ from histojax.inference.export.exportable import (
 
 TOLERANCE = 1e-4  # largest allowed difference of a probability
 FORMATS = ("stablehlo", "onnx", "torchscript", "safetensors", "hf")
-_EXTRAS = {"stablehlo": "export", "onnx": "export", "torchscript": "torchscript"}  # format -> extra that it needs
+# Format -> extras that it needs.
+_EXTRAS = {"stablehlo": ("export",), "onnx": ("export",), "torchscript": ("export", "torchscript")}
 _BATCH_SIZE = 8
 _FACTS_FILE = "export.json"
 _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
@@ -65,8 +66,8 @@ class ExportSpec:
         ):
             if is_given and self.to not in formats:
                 raise RunError(f"--{option} does not apply to --to {self.to}, only to {', '.join(formats)}")
-        if self.to in _EXTRAS:
-            extras.require(_EXTRAS[self.to], f"--to {self.to}")
+        for extra in _EXTRAS.get(self.to, ()):
+            extras.require(extra, f"--to {self.to}")
         if self.licence and not _LICENCE.fullmatch(self.licence):
             raise RunError(f"--license={self.licence} is not an identifier such as apache-2.0, cc-by-4.0 or other")
 

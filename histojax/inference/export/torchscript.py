@@ -95,6 +95,6 @@ with torch.inference_mode():
     if obstacle:
         return f"{text}Not for WSInfer: {obstacle}.\n"
     return f"""\
-{text}`{hub.CONFIG}` is WSInfer's (spec_version {hub.WSINFER}). `wsinfer run` takes both files as `--config` and
-`--model-path`, and QuPath's WSInfer extension takes the folder as a model of its user.
+{text}`{hub.CONFIG}` is WSInfer's (spec_version {hub.WSINFER}). `wsinfer run` takes both files,
+and QuPath's WSInfer extension takes the folder as a model of its user.
 """

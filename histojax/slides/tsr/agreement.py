@@ -22,6 +22,11 @@ NAMES = {
     "upper_limit": "Bland-Altman upper limit of agreement",
     "spearman": "Spearman's rho",
     "mean_absolute_error": "mean absolute error",
+    "slope": "slope of reference on predicted",
+}
+_UNDEFINED = {
+    "spearman": "one of the two measurements is constant",
+    "slope": "the predicted measurements are constant",
 }
 _ROUNDING = 1e-12  # relative: a smaller variance is zero with rounding errors
 
@@ -42,6 +47,8 @@ def agreement(
     * bias and limits: mean of d = predicted − reference, and mean ∓ 1.96·sd(d), sd over n − 1 (Bland and Altman 1986).
     * spearman: Pearson's correlation of the ranks, ties at their mean rank.
     * mean_absolute_error: mean of |d|.
+    * slope: cov(predicted, reference) / var(predicted), the λ of regression calibration (Rosner, Willett and Spiegelman
+      1989). Its standard error is a jackknife over units.
 
     Args:
       predicted: predicted measurements, (n,).
@@ -51,8 +58,9 @@ def agreement(
       seed: random seed of the bootstrap.
 
     Returns:
-      JSON-able: n, units, left_out, notes, and {value, low, high, reason} for each of NAMES. An undefined figure (fewer
-      than three pairs, or constant measurements) is None, with its reason.
+      JSON-able: n, units, left_out, notes, predicted_sd (standard deviation of the predicted measurements), and
+      {value, low, high, reason} for each of NAMES, with standard_error for the slope. An undefined figure (fewer than
+      three pairs, or constant measurements) is None, with its reason.
 
     Raises:
       AgreementError: the lengths differ or a measurement is infinite.
@@ -70,19 +78,20 @@ def agreement(
     x, y = predicted[complete], reference[complete]
     names, index = np.unique(ids[complete], return_inverse=True)
     out: dict[str, Any] = {"n": len(x), "units": len(names), "left_out": int((~complete).sum()), "notes": []}
+    out["predicted_sd"] = float(x.std(ddof=1)) if len(x) > 1 else None
     if len(x) < MIN_PAIRS:
         reason = f"only {len(x)} pair(s) of measurements; at least {MIN_PAIRS} are needed"
         return out | {name: {"value": None, "low": None, "high": None, "reason": reason} for name in NAMES}
-    intervals = bootstrap.intervals(
-        _statistic(x, y, index), len(names), n_resamples=resamples, seed=seed, n_rows=len(x)
-    )
+    statistic = _statistic(x, y, index)
+    intervals = bootstrap.intervals(statistic, len(names), n_resamples=resamples, seed=seed, n_rows=len(x))
     for name in NAMES:
         figure, reason = intervals[name], ""
         if figure["value"] is None:
-            reason = "one of the two measurements is constant" if name == "spearman" else "all pairs are equal"
+            reason = _UNDEFINED.get(name, "all pairs are equal")
         elif figure["low"] is None:
             reason = "no interval: at least two units are needed"
         out[name] = {key: figure[key] for key in ("value", "low", "high")} | {"reason": reason or None}
+    out["slope"]["standard_error"] = _jackknife_error(statistic, len(names))
     if 2 <= len(names) < summary_blocks.FEW_UNITS:
         out["notes"].append(f"only {len(names)} units: the intervals are rough and likely too narrow")
     undefined = max(figure.get("undefined") or 0.0 for figure in intervals.values())
@@ -120,6 +129,8 @@ def _statistic(x: Array, y: Array, index: Array) -> Callable[[Array], dict[str, 
         columns, error = n * bias**2 / 2, spread / 2
         total = rows + error + metrics.divide(2 * (columns - error), n)
         half = 1.96 * np.sqrt(spread)
+        from_mean = x - metrics.weighted_mean(x, w)[:, None]
+        squares = (w * from_mean**2).sum(1)
         return {
             "icc": metrics.divide(rows - error, np.where(rows + error > _ROUNDING * scale, total, 0.0)),
             "bias": bias,
@@ -127,9 +138,21 @@ def _statistic(x: Array, y: Array, index: Array) -> Callable[[Array], dict[str, 
             "upper_limit": bias + half,
             "spearman": _correlation(_ranks(x, w), _ranks(y, w), w),
             "mean_absolute_error": metrics.weighted_mean(np.abs(difference), w),
+            "slope": metrics.divide(
+                (w * from_mean * y).sum(1), np.where(squares > n * _ROUNDING * scale, squares, 0.0)
+            ),
         }
 
     return statistic
+
+
+def _jackknife_error(statistic: Callable[[Array], dict[str, Array]], units: int) -> float | None:
+    """Standard error of the slope by leaving out each unit in turn; None if the slope of the rest is undefined."""
+    if units < 2:
+        return None
+    slopes = statistic(1 - np.eye(units))["slope"]
+    error = float(np.sqrt((units - 1) / units * ((slopes - slopes.mean()) ** 2).sum()))
+    return error if np.isfinite(error) else None
 
 
 def _ranks(values: Array, weights: Array) -> Array:
