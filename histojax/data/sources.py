@@ -22,9 +22,9 @@ from data_pipelines.records import Records, label_set
 from data_pipelines.split_groups import Member
 from data_pipelines.split_spec import SplitSpec
 from data_pipelines.splits import OTHER_CLASS, Split, make_split, place
+from histojax.core.positive import positive_by_name
 
 _TASKS = {"breakhis": ("binary", "subtype"), "liver_tiles": ("multilabel",), "image_folder": ("classes",)}
-_ALWAYS_POSITIVE = "malignant"  # the class that every table of results takes as the positive one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,9 +262,10 @@ def _ordered(classes: list[str], positive: str, root: str) -> Sequence[str]:
             f"data.images.positive='{positive}' is for two classes, one of which it names; those of {root} are "
             f"{', '.join(classes)}"
         )
-    if positive and _ALWAYS_POSITIVE in classes and positive != _ALWAYS_POSITIVE:
-        raise DataError(f"data.images.positive='{positive}': with a class '{_ALWAYS_POSITIVE}', that one is positive")
-    chosen = _ALWAYS_POSITIVE if len(classes) == 2 and _ALWAYS_POSITIVE in classes else positive
+    named = positive_by_name(classes)  # by every table of results
+    if positive and named and positive != named:
+        raise DataError(f"data.images.positive='{positive}': with a class '{named}', that one is positive")
+    chosen = named if named and len(classes) == 2 else positive
     return sorted(classes, key=lambda name: name == chosen)
 
 

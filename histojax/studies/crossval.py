@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from histojax.core.errors import RunError
 from histojax.core.files import write_json
+from histojax.core.positive import positive_by_name
 from histojax.data.sources import Dataset, open_dataset
 from histojax.evaluation import predictions, results, terminal
 from histojax.studies.study_runs import check_data, check_same, read_results, train
@@ -122,7 +123,7 @@ def _summary(
     classes, locked = predictions.class_names(table), rule["thresholds"]
     blocks = results.summarise(
         table,
-        positive=evaluate.POSITIVE if evaluate.POSITIVE in classes else None,
+        positive=positive_by_name(classes),
         thresholds=None if locked is None else dict(zip(classes, locked, strict=True)),
         n_resamples=config.evaluation.resamples,
         seed=config.seed,

@@ -15,13 +15,13 @@ from data_pipelines.breakhis import published
 from data_pipelines.official_folds import write_fold
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write, write_json
+from histojax.core.positive import positive_by_name
 from histojax.data.sources import open_dataset
 from histojax.evaluation import predictions, results
 from histojax.studies import transfer
 from histojax.studies.protocols_table import table
 from histojax.studies.study_runs import check_data, check_same, read_results, train
 from histojax.training import build, trainer
-from histojax.training.evaluate import POSITIVE
 
 DEFAULT = ("image_with_copies", "image_deduplicated", "patient_deduplicated", "case_deduplicated")
 _OFFICIAL_FOLDS = range(1, 6)
@@ -171,7 +171,7 @@ def _row(plan: Plan, folders: Sequence[pathlib.Path], workdir: pathlib.Path) -> 
     pooled = predictions.pool_folds(tables)
     block = results.summarise(
         pooled,
-        positive=POSITIVE if POSITIVE in predictions.class_names(pooled) else None,
+        positive=positive_by_name(predictions.class_names(pooled)),
         n_resamples=config.evaluation.resamples,
         seed=config.seed,
     )["test"]

@@ -18,6 +18,7 @@ from data_pipelines.breakhis.filenames import MAGNIFICATIONS
 from data_pipelines.splits import Split
 from histojax.core.errors import RunError
 from histojax.core.files import read_json, write_json
+from histojax.core.positive import positive_by_name
 from histojax.core.text_table import text_table
 from histojax.data.sources import open_dataset
 from histojax.evaluation import formatting, predictions, results
@@ -66,7 +67,7 @@ def _cell(pooled: pd.DataFrame, config: ConfigDict) -> dict[str, Any]:
     """Evaluate the test images of all folds at one magnification."""
     if pooled.empty:
         return {"n_images": 0, "n_patients": 0} | dict.fromkeys(_METRICS)
-    positive = evaluate.POSITIVE if evaluate.POSITIVE in predictions.class_names(pooled) else None
+    positive = positive_by_name(predictions.class_names(pooled))
     options = {"n_resamples": config.evaluation.resamples, "seed": config.seed}
     block = results.summarise(pooled, positive=positive, **options)["test"]
     counts = {"n_images": block["n_images"], "n_patients": block["n_patients"]}

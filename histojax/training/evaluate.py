@@ -15,6 +15,7 @@ from histojax.core import plugins
 from histojax.core.directories import expand_user
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write, write_json
+from histojax.core.positive import positive_by_name
 from histojax.data.pipeline import Batch, LoaderSpec, eval_batches
 from histojax.data.sources import Dataset, open_dataset
 from histojax.distributed.sharding import Layout
@@ -34,8 +35,6 @@ from histojax.training import build, checkpoint, colours, default_config, experi
 from histojax.training.loading import load
 from histojax.training.program import Program
 from histojax.training.state import ModelState
-
-POSITIVE = "malignant"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,11 +108,12 @@ def validation_metrics(output: EvalOutput, dataset: Dataset, indices: np.ndarray
     confusion = output.sums["confusion"]
     f1 = metrics.f1(confusion)
     classes = dataset.classes
+    positive = positive_by_name(classes)
     return loss | {
         "accuracy": float(metrics.accuracy(confusion)),
         "balanced_accuracy": float(metrics.balanced_accuracy(confusion)),
         "gmean": float(metrics.gmean(confusion)),
-        "f1": float(f1[..., classes.index(POSITIVE)] if POSITIVE in classes else metrics.macro(f1)),
+        "f1": float(f1[..., classes.index(positive)] if positive else metrics.macro(f1)),
     }
 
 
@@ -171,7 +171,8 @@ def fit_decision_rule(output: EvalOutput, dataset: Dataset, indices: np.ndarray,
 
 def _decision(labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], rule: str) -> dict[str, Any]:
     """Choose the threshold of the positive of two classes."""
-    positive = classes.index(POSITIVE) if POSITIVE in classes else 1
+    named = positive_by_name(classes)
+    positive = classes.index(named) if named else 1
     is_positive, scores = (labels == positive)[:, None], probabilities[:, [positive]]
     (threshold,) = thresholds.choose_thresholds(is_positive, scores, rule).tolist()
     return {"class": classes[positive], "threshold": threshold, "rule": rule}
@@ -248,7 +249,7 @@ def write_results(
     if locked is not None and set(config.paper.label_accuracy) == set(classes):
         summary["reported"] = config.paper.to_dict()
     options = {"n_resamples": config.evaluation.resamples, "seed": config.seed}
-    positive = POSITIVE if POSITIVE in classes else None
+    positive = positive_by_name(classes)
     own = own_metrics.find(config.evaluation.metrics)
     summary["splits"] = results.summarise(
         table,

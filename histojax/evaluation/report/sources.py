@@ -12,13 +12,13 @@ import pandas as pd
 
 from histojax.core.directories import expand_user
 from histojax.core.errors import RunError
+from histojax.core.positive import positive_by_name
 from histojax.evaluation import multilabel, predictions, results
 from histojax.evaluation.metrics import Array
 from histojax.evaluation.thresholds import DEFAULT, choose_thresholds
 
 VALIDATION = ("val", "validation")
 GIVEN = "--threshold"  # the origin of thresholds that the user gave
-_POSITIVE = "malignant"
 _RESTORE = "rerun the command that trained the run, which writes it again, or give only the table of predictions"
 
 
@@ -146,7 +146,7 @@ def read(
         )
     chosen = None
     if not is_multilabel and len(classes) == 2:
-        chosen = positive or (_POSITIVE if _POSITIVE in classes else classes[1])
+        chosen = positive or positive_by_name(classes) or classes[1]
     name = name or (path.resolve().name if is_directory else path.stem)
     source = Source(name, path, table, positive=chosen, thresholds=None, threshold_origin="", **records)
     found, origin = _thresholds(source, thresholds, _locked_thresholds(source.results), rule)

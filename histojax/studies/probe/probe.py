@@ -11,6 +11,7 @@ import histojax
 from data_pipelines import protocols
 from histojax.core import machine
 from histojax.core.errors import RunError
+from histojax.core.positive import positive_by_name
 from histojax.core.suggestions import did_you_mean
 from histojax.evaluation import comparison, feature_files, paired, results
 from histojax.evaluation.colour import cache
@@ -20,7 +21,6 @@ from histojax.studies.probe.plans import Plan
 from histojax.studies.probe.rows import Row, Settings
 
 _log = logging.getLogger(__name__)
-_POSITIVE = "malignant"
 # Metric of the table -> its level and name in results.json.
 METRICS = {
     "accuracy": ("image", "accuracy"),
@@ -178,7 +178,7 @@ def _study(
         row = trained.of_study(data, plan, path)
         fitted += [row] if row else []
         notes += [] if row else [f"{path} has no runs that tested the same images in the same folds"]
-    positive = _POSITIVE if _POSITIVE in data.classes else None
+    positive = positive_by_name(data.classes)
     described = [_describe_row(row, plan, positive, options) for row in fitted]
     reference = _reference(fitted, options.reference)
     differences = [_difference(reference, row, positive, options) for row in fitted if row is not reference]
