@@ -178,12 +178,13 @@ def test_tables_that_cannot_be_joined_are_refused(tmp_path: pathlib.Path) -> Non
         tables.join(tmp_path / "none.csv", clinical, SPEC)
     with pytest.raises(RunError, match=r"no column name: give slides.csv of histojax slide"):
         tables.join(clinical, clinical, SPEC)
-    pd.read_csv(slides).drop(columns="patient_id").to_csv(slides, index=False)
-    with pytest.raises(
-        RunError,
-        match=r"nothing says which patient a slide belongs to. Give --patient_pattern.*--slide_column.*add a col",
-    ):
-        tables.join(slides, clinical, SPEC)
+    table = pd.read_csv(slides)
+    for without in (table.drop(columns="patient_id"), table.assign(patient_id=None)):
+        without.to_csv(slides, index=False)
+        with pytest.raises(
+            RunError, match=r"which patient a slide belongs to. Give --patient_pat.*--slide_col.*list of"
+        ):
+            tables.join(slides, clinical, SPEC)
     slides.write_text("name,patient_id,stroma_percentage\n")
     with pytest.raises(RunError, match="no rows; histojax slide has analysed no slide"):
         tables.join(slides, clinical, SPEC)
@@ -324,6 +325,22 @@ def test_groups_without_patients_or_events_have_a_reason_and_no_number(tmp_path:
     assert blocks["99"]["log_rank"] == {"chi2": None, "p": None, "reason": "all patients are stroma-low"}
     assert blocks["99"]["groups"]["stroma-high"]["curve"] is None
     assert "hazard ratio - (all patients are stroma-low)" in svg_text(tmp_path / "out" / "outcome.svg")
+
+
+def test_patients_in_perfect_order_have_no_hazard_ratio_and_no_interval(tmp_path: pathlib.Path) -> None:
+    slides = pd.DataFrame({"name": TABLE["patient_id"], "patient_id": TABLE["patient_id"]})
+    slides = slides.assign(stroma_percentage=80 - np.arange(90) / 2)
+    clinical = TABLE.assign(time=np.arange(90) + 1.0, event=1)
+    figures = analysed(tmp_path, slides=slides, clinical=clinical)
+    assert figures["concordance"] == {
+        "value": 1.0, "low": None, "high": None, "reason": "no interval: all resamples are equal",
+    }  # fmt: skip
+    for model in (figures["per_sd"], figures["cutoffs"]["default"]["hazard_ratio"]):
+        reason = model["unadjusted"]["hazard_ratio"]["reason"]
+        assert reason == "no estimate: the likelihood has no finite maximum"
+    censored = clinical.assign(event=[*[0] * 85, *[1] * 5], time=[*[1] * 85, *[2] * 5])
+    found = analysed(tmp_path, slides=slides, clinical=censored)["concordance"]
+    assert found == {"value": None, "low": None, "high": None, "reason": "no two patients can be compared"}
 
 
 def test_equal_percentages_are_refused(tmp_path: pathlib.Path) -> None:

@@ -162,14 +162,14 @@ def _fitted(cohort: _Cohort, x: Array, unit: float, others: Sequence[Covariate],
 
 
 def _why_not(error: Exception, cohort: _Cohort, x: Array, others: Sequence[Covariate]) -> str:
-    """Why a model has no estimate: the groups in which every patient or none has an event, if that is it."""
+    """Why a model has no estimate: the groups in which no patient has an event, if that is it."""
     groups = [("stroma-high", x)] if set(x) <= {0, 1} else []
     groups += [(other.name, other.values) for other in others if other.reference is not None]
     alone = [
-        f"{'no' if share == 0 else 'every'} patient {'of' if inside else 'outside'} {name} has an event"
+        f"no patient {'of' if inside else 'outside'} {name} has an event"
         for name, values in groups
         for inside in (1, 0)
-        if (share := cohort.event[values == inside].mean()) in (0, 1)
+        if not cohort.event[values == inside].any()
     ]
     return f"no estimate: {'; '.join(alone) or error}"
 
@@ -178,7 +178,11 @@ def _concordance(cohort: _Cohort, spec: OutcomeSpec) -> dict[str, Any]:
     statistic = survival.concordance(cohort.time, cohort.event, cohort.stroma)
     n = len(cohort.time)
     found = bootstrap.intervals(statistic, n, n_resamples=spec.resamples, seed=spec.seed)["c"]
-    return _figure(found["value"], found["low"], found["high"], None if found["value"] is not None else "no pairs")
+    if found["value"] is None:
+        return _figure(reason="no two patients can be compared")
+    if found["low"] == found["high"]:  # all pairs agree, which is no certainty
+        return _figure(found["value"], reason="no interval: all resamples are equal")
+    return _figure(found["value"], found["low"], found["high"])
 
 
 def _corrected(per_sd: dict[str, Any], cohort: _Cohort, slope: correction.Slope | None) -> dict[str, Any] | None:

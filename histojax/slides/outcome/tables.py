@@ -175,12 +175,6 @@ def _read_slides(path: pathlib.Path, spec: OutcomeSpec, owners: Mapping[str, str
             spec.part, "give slides.csv of histojax slide, of a model with labels for tumor and stroma"
         )
         raise RunError(f"{path}: no column {wanted if 'name' in columns else 'name'}: {remedy}")
-    if not (spec.patient_pattern or spec.slide_column or "patient_id" in columns):
-        raise RunError(
-            f"{path}: nothing says which patient a slide belongs to. Give --patient_pattern='(?P<patient>…)' for the "
-            "slides' names, or --slide_column for a column of slide names in the clinical table, or add a column "
-            "patient_id to the list of slides and rerun the same histojax slide command, which keeps finished slides"
-        )
     found: dict[str, SlideRow] = {}
     for place, cells in lines:
         row = _slide(place, cells, prefix, _owner(cells, spec, owners))
@@ -191,6 +185,12 @@ def _read_slides(path: pathlib.Path, spec: OutcomeSpec, owners: Mapping[str, str
             notes.append(f"{place}: repeats the row of slide '{row.name}'; it counts once")
     if not found:
         raise RunError(f"{path}: no rows; histojax slide has analysed no slide")
+    if not (spec.patient_pattern or spec.slide_column or any(row.patient for row in found.values())):
+        raise RunError(
+            f"{path}: nothing says which patient a slide belongs to. Give --patient_pattern='(?P<patient>…)' for the "
+            "slides' names, or --slide_column for a column of slide names in the clinical table, or add a column "
+            "patient_id to the list of slides and rerun the same histojax slide command, which keeps finished slides"
+        )
     return list(found.values())
 
 
@@ -199,7 +199,7 @@ def _owner(cells: Mapping[str, str], spec: OutcomeSpec, owners: Mapping[str, str
     if spec.patient_pattern:
         match = re.search(spec.patient_pattern, cells["name"])
         return (match["patient"] or "") if match else ""
-    return owners.get(cells["name"], "") if spec.slide_column else cells["patient_id"]
+    return owners.get(cells["name"], "") if spec.slide_column else cells.get("patient_id", "")
 
 
 def _slide(place: str, cells: Mapping[str, str], prefix: str, patient: str) -> SlideRow:
