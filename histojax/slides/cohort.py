@@ -186,7 +186,7 @@ def _run_one(
 
 def _ratio_columns(measured: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of `slides.csv` for the tumor-to-stroma ratio, one per area and figure."""
-    row: dict[str, Any] = {}
+    row: dict[str, Any] = {"model": measured.get("model", {}).get("status")}
     for area, block in measured.get("areas", {}).items():
         prefix = "" if area == "whole tissue" else area.replace(" ", "_") + "_"
         row |= {f"{prefix}ratio": block["status"], f"{prefix}why_not": block["reason"]}

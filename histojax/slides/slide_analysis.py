@@ -21,6 +21,7 @@ from histojax.slides.labels import PREFIX, unique_file_names
 from histojax.slides.readers.reader import Slide, open_slide
 from histojax.slides.tissue import PALETTE_KEY, TissueSpec, find_tissue
 from histojax.slides.tsr import tsr
+from histojax.slides.tsr.ambiguity import CANNOT_TELL, NOT_SHOWN
 from histojax.slides.tsr.spec import TSRSpec
 
 TSR_FILE = "tsr.json"
@@ -138,6 +139,8 @@ def analyze(job: Job, model: Model, settings: Settings, folder: pathlib.Path) ->
     measured = None
     if settings.tsr is not None:
         measured = tsr.measure(tiles.table, tiles.geometry, settings.tsr, inside, model.confusion)
+        if measured["model"]["status"] in (CANNOT_TELL, NOT_SHOWN):
+            warnings.insert(0, measured["model"]["reason"])
         write_json(folder / TSR_FILE, measured | {"plane": tiles.plane, "warnings": warnings})
         if box := measured["areas"]["hot spot"]["box"]:
             right, bottom = box["minx"] + box["width"], box["miny"] + box["height"]
@@ -249,4 +252,6 @@ def _ratio_headline(measured: Mapping[str, Any] | None) -> str:
     if figure["value"] is None:
         return f", no stroma percentage: {figure['reason']}"
     interval = "" if figure["low"] is None else f" [{figure['low']:.1f}, {figure['high']:.1f}]"
+    if measured["model"]["status"] == CANNOT_TELL:
+        return f", {measured['model']['reason']} (it gives {figure['value']:.1f}{interval})"
     return f", stroma percentage {figure['value']:.1f}{interval}, {area['stroma_class']['name']}"

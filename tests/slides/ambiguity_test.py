@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 
 from histojax.slides.tsr import intervals
+from histojax.slides.tsr.ambiguity import model_status
 from histojax.slides.tsr.spec import TSRError
 from tests.helpers.tsr_grids import make_table, measure_whole, value
 
@@ -135,3 +136,33 @@ def test_wilson_equals_scipy():
     for successes, n in ((0, 5), (3, 7), (12, 12), (480, 500)):
         expected = scipy.stats.binomtest(successes, n).proportion_ci(0.95, "wilson")
         assert intervals.wilson(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("stroma", "status", "reason"),
+    [
+        ([90, 10, 5, 95], "tells apart", None),
+        # Called stroma whatever it is: specificity 0.07.
+        (
+            [7, 93, 1, 99],
+            "cannot tell",
+            r"the model cannot tell stroma from the rest: sensitivity 0\.99 \[0\.\d\d, 1\.00\] and specificity 0\.07 "
+            r"\[0\.0\d, 0\.1\d\] on validation images; their sum is less than 0\.2 above that of chance",
+        ),
+        ([60, 41, 40, 60], "cannot tell", "the model cannot tell stroma"),
+        ([60, 40, 40, 61], "tells apart", None),
+        # Right every time, but twice only.
+        ([1, 0, 0, 1], "not shown", "not shown that the model can tell stroma from the rest: sensitivity 1.00"),
+        ([[5, 5, 1, 9], [9, 1, 5, 5]], "not shown", "from 2 validation patients, slides or source images"),
+        ([0, 0, 0, 10], "unknown", "every validation image carries label 'stroma'"),
+    ],
+)
+def test_whether_the_model_tells_its_labels_apart(stroma, status, reason):
+    found = model_status(("tumor", "stroma"), {"tumor": [95, 5, 5, 95], "stroma": stroma})
+    assert found["status"] == status
+    assert (found["reason"] is None) == (reason is None)
+    assert reason is None or re.search(reason, found["reason"])
+
+
+def test_without_counts_nothing_is_known_of_the_model():
+    assert model_status(("tumor", "stroma"), None)["status"] == "unknown"

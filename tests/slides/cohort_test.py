@@ -103,6 +103,24 @@ def test_a_region_on_a_slide_of_which_a_part_was_scanned_measures_the_same_pixel
             cohort.run([dataclasses.replace(job, origin="level0")], model(), cohort.Settings(tsr=SMALL), out)
 
 
+def test_a_model_that_cannot_tell_stroma_says_so_first(
+    slides: list[cohort_jobs.Job], tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    blind = model(confusion={"tumor": [95, 5, 5, 95], "stroma": [7, 93, 1, 99]})
+    assert cohort.run(slides[:1], blind, cohort.Settings(tsr=SMALL), tmp_path / "out") == 0
+    said = "the model cannot tell stroma from the rest: sensitivity 0.99 [0.95, 1.00] and specificity 0.07 [0.03, 0.14]"
+    (headline,) = [record.getMessage() for record in caplog.records if "(it gives" in record.getMessage()]
+    assert f"tiles, {said}" in headline
+    row = pd.read_csv(tmp_path / "out" / "slides.csv").iloc[0]
+    assert row["model"] == "cannot tell"
+    assert row["warnings"].startswith(said)
+    measured = json.loads((tmp_path / "out" / "a" / "tsr.json").read_text())
+    assert measured["model"]["status"] == "cannot tell"
+    assert measured["warnings"][0].startswith(said)
+    assert said in (tmp_path / "out" / "a" / "summary.html").read_text()
+
+
 def test_an_unexpected_error_in_one_slide_does_not_stop_the_others(
     slides: list[cohort_jobs.Job], tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:

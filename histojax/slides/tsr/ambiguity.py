@@ -11,6 +11,8 @@ from histojax.slides.tsr.intervals import clustered_proportion, wilson
 from histojax.slides.tsr.spec import TSRError
 
 _ROUNDING = 1e-9
+MIN_ABOVE_CHANCE = 0.2  # of sensitivity + specificity - 1, below which a model does not tell a label from the rest
+SHOWN, NOT_SHOWN, CANNOT_TELL, UNKNOWN = "tells apart", "not shown", "cannot tell", "unknown"
 
 
 class LabelArea(NamedTuple):
@@ -68,6 +70,42 @@ def ambiguity_range(tumor: LabelArea, stroma: LabelArea, confusion: Mapping[str,
     if figures["low"] == figures["high"]:
         return unknown("cannot be corrected: only one of the two labels was found", labels)
     return {**figures, "labels": labels, "reason": None, "note": _note(labels)}
+
+
+def model_status(labels: Sequence[str], confusion: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Say whether a model tells labels from everything else, by its errors on validation images.
+
+    Args:
+      labels: those that a ratio is made of.
+      confusion: as for `ambiguity_range`.
+
+    Returns:
+      {status, reason}. `tells apart`: for each label, the lower ends of sensitivity and specificity add up to more than
+      1. `cannot tell`: for one, sensitivity + specificity - 1 is below `MIN_ABOVE_CHANCE`. `not shown`: neither.
+      `unknown`: there are no counts. The reason is None for the first.
+
+    Raises:
+      TSRError: the confusion does not hold counts of four.
+    """
+    status, reason = SHOWN, None
+    for label in labels:
+        if not confusion:
+            return {"status": UNKNOWN, "reason": "the checkpoint has no confusion counts on validation images"}
+        rates, missing = _rates(label, confusion)
+        if missing:
+            return {"status": UNKNOWN, "reason": missing}
+        sensitivity, specificity = rates["sensitivity"], rates["specificity"]
+        text = " and ".join(f"{name} {r['value']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for name, r in rates.items())
+        text = f"{text} on validation images{_sources_text([sensitivity, specificity])}"
+        if sensitivity["value"] + specificity["value"] - 1 < MIN_ABOVE_CHANCE:
+            reason = (
+                f"the model cannot tell {label} from the rest: {text}; their sum is less than {MIN_ABOVE_CHANCE} above "
+                "that of chance"
+            )
+            return {"status": CANNOT_TELL, "reason": reason}
+        if status == SHOWN and sensitivity["low"] + specificity["low"] <= 1:
+            status, reason = NOT_SHOWN, f"not shown that the model can tell {label} from the rest: {text}"
+    return {"status": status, "reason": reason}
 
 
 def unknown(reason: str, labels: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from histojax.evaluation import bootstrap, metrics, summary_blocks
 from histojax.evaluation.metrics import Array
 from histojax.slides.geometry import Geometry
 from histojax.slides.labels import PREFIX, carried_labels, label_names
-from histojax.slides.tsr.ambiguity import LabelArea, ambiguity_range, unknown
+from histojax.slides.tsr.ambiguity import LabelArea, ambiguity_range, model_status, unknown
 from histojax.slides.tsr.hot_spot import find_hot_spot
 from histojax.slides.tsr.intervals import expanded_level
 from histojax.slides.tsr.spec import CUTOFFS, FORMULAS, TSRError, TSRSpec
@@ -69,6 +69,7 @@ def measure(
     return {
         "settings": dataclasses.asdict(spec),
         "labels": list(tiles.labels),
+        "model": model_status((spec.tumor, spec.stroma), confusion),
         "rules": spec.sentences(),
         "cutoff": CUTOFFS[spec.cutoff].rule,
         "formulas": dict(FORMULAS),
