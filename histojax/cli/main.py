@@ -29,6 +29,7 @@ from histojax.cli import (
     slide_agreement,
     slide_train_tiles,
     train,
+    view,
 )
 from histojax.cli.bench import command as bench
 from histojax.cli.doctor import command as doctor
@@ -37,7 +38,7 @@ from histojax.core.suggestions import did_you_mean
 
 GROUPS: dict[str, tuple[ModuleType, ...]] = {
     "Train": (train, crossval, compare, protocols, probe),
-    "Use a model": (evaluate, predict, embed, explain, export, convert, report, runs),
+    "Use a model": (evaluate, predict, embed, explain, export, convert, report, runs, view),
     "Look at data": (init, audit, cache),
     "Slides": (slide, slide_train_tiles, slide_agreement),
     "Machine": (doctor, bench, shardings, models),
