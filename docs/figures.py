@@ -12,14 +12,15 @@ RUNS is the folder `runs` that these commands leave, started in the root of a ch
     histojax report runs/breakhis --output runs/report
     histojax explain runs/breakhis IMAGES --output runs/explained --method grad_cam
 
+The pages of the viewer are those of `histojax view runs/slide` and `histojax view runs/breakhis`.
 IMAGES are the first images of the first benign and the first malignant test patient (`_EXPLAIN` below). The leak meter
-comes from benchmarks/results. The picture of the report page needs Chromium; where it is not installed, that picture
-stays as it is.
+comes from benchmarks/results. Pictures of pages need Chromium; where it is not installed, they stay as they are.
 
 Beside each picture lies a JSON file of the same name: commands, data, protocol, split hash, machine, versions, commit.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -41,10 +42,14 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 
+from histojax import __version__
 from histojax.core.files import atomic_write, read_json, write_json
 from histojax.evaluation.report import plots, section_provenance, sources
+from histojax.evaluation.view import static
+from histojax.inference import galleries
 from histojax.slides import labels, tile_table
 from histojax.slides.readers.reader import open_slide
+from histojax.slides.view.cohort_site import CohortSite
 
 DOCS = pathlib.Path(__file__).parent
 IMAGES = DOCS / "images"
@@ -52,6 +57,7 @@ LEAK_METER = DOCS.parent / "benchmarks" / "results" / "leak_meter.json"
 _CARD = 640  # CSS pixels: width of a plot; half of it stays legible
 _PADDING = 0.02  # of a card's width
 _WEBP_QUALITY = 80
+_SLIDE_MPP = 2.0  # of the slide below
 _TUMOR_TO_STROMA = LinearSegmentedColormap.from_list("tumor to stroma", ["#d55e00", "#f2f2f2", "#0072b2"])
 _BREAKHIS = "BreakHis: Spanhol, Oliveira, Petitjean and Heutte, IEEE TBME 63(7), 2016; CC BY 4.0"
 _RESIZED = "545 BreakHis images at 200X of 32 slides, each resized from 700×460 to 224×224"
@@ -88,7 +94,7 @@ def main() -> None:
     for name, picture in PICTURES.items():
         if args.only and name not in args.only:
             continue
-        if name == "report_page.webp" and not _chromium():
+        if name in _PAGES and not _chromium():
             print(f"skipped {name}: Chromium is not installed")
             continue
         path = IMAGES / name
@@ -127,13 +133,13 @@ def _of_breakhis(*later_commands: str) -> Callable[[pathlib.Path], Origin]:
     return lambda runs: _of_run(runs / "breakhis", _RESIZED, _BREAKHIS, *later_commands)
 
 
-def _of_slide(runs: pathlib.Path) -> Origin:
+def _of_slide(runs: pathlib.Path, *later_commands: str) -> Origin:
     data = (
         "model: LDCSF (small), trained on 19 images of lung adenocarcinoma and validated on 7 (a part of WSSS4LUAD's "
         "validation images, none is shown); slide: a CPTAC section whose file states neither organ nor µm/px, so that "
         "2 µm/px is an assumption"
     )
-    return _of_run(runs / "ldcsf", data, _CPTAC, _SLIDE)
+    return _of_run(runs / "ldcsf", data, _CPTAC, _SLIDE, *later_commands)
 
 
 def _of_leak_meter(_: pathlib.Path) -> Origin:
@@ -345,13 +351,35 @@ def _draw_overlay(runs: pathlib.Path, path: pathlib.Path) -> None:
 
 
 def _draw_report_page(runs: pathlib.Path, path: pathlib.Path) -> None:
-    """Picture the first screen of the report page in Chromium."""
-    page = (runs / "report" / "report.html").resolve().as_uri()
+    """Picture the first screen of the report page."""
+    _draw_page(runs / "report" / "report.html", path, 760, 660)
+
+
+def _draw_view_slide(runs: pathlib.Path, path: pathlib.Path) -> None:
+    """Picture the viewer's page of the slide."""
+    site = CohortSite(runs / "slide", runs.parent / "slides", _SLIDE_MPP)
+    with tempfile.TemporaryDirectory() as folder, contextlib.closing(site):
+        pages = pathlib.Path(folder) / "pages"
+        static.write(site, pages, __version__)
+        _draw_page(pages / "slides" / site.entries[0].key / "index.html", path, 1200, 840)
+
+
+def _draw_view_images(runs: pathlib.Path, path: pathlib.Path) -> None:
+    """Picture the viewer's gallery of the run on BreakHis."""
+    images = galleries.of_predictions(runs / "breakhis", [str(runs.parent / "BreaKHis_200X_224")])
+    with tempfile.TemporaryDirectory() as folder, images as gallery:
+        pages = pathlib.Path(folder) / "pages"
+        static.write(gallery, pages, __version__)
+        _draw_page(pages / "index.html", path, 1200, 840)
+
+
+def _draw_page(page: pathlib.Path, path: pathlib.Path, width: int, height: int) -> None:
+    """Picture the first screen of a page in Chromium; its size is in CSS pixels."""
     with tempfile.TemporaryDirectory() as folder:
         shot = pathlib.Path(folder) / "page.png"
         command = [_chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-        command += ["--window-size=760,660", "--force-device-scale-factor=1.5", f"--screenshot={shot}", page]
-        subprocess.run(command, check=True, capture_output=True)
+        command += [f"--window-size={width},{height}", "--force-device-scale-factor=1.5", "--virtual-time-budget=60000"]
+        subprocess.run([*command, f"--screenshot={shot}", page.resolve().as_uri()], check=True, capture_output=True)
         _shrink(shot, path, 1140)
 
 
@@ -390,7 +418,10 @@ PICTURES = {
     "grad_cam.webp": Picture(_draw_grad_cam, _of_breakhis(_EXPLAIN)),
     "slide_overlay.webp": Picture(_draw_overlay, _of_slide),
     "report_page.webp": Picture(_draw_report_page, _of_breakhis(_REPORT)),
+    "view_slide.webp": Picture(_draw_view_slide, lambda runs: _of_slide(runs, "histojax view runs/slide")),
+    "view_images.webp": Picture(_draw_view_images, _of_breakhis("histojax view runs/breakhis")),
 }
+_PAGES = ("report_page.webp", "view_slide.webp", "view_images.webp")  # need Chromium
 
 if __name__ == "__main__":
     main()

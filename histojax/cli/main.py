@@ -30,6 +30,7 @@ from histojax.cli import (
     slide_outcome,
     slide_train_tiles,
     train,
+    view,
 )
 from histojax.cli.bench import command as bench
 from histojax.cli.doctor import command as doctor
@@ -38,7 +39,7 @@ from histojax.core.suggestions import did_you_mean
 
 GROUPS: dict[str, tuple[ModuleType, ...]] = {
     "Train": (train, crossval, compare, protocols, probe),
-    "Use a model": (evaluate, predict, embed, explain, export, convert, report, runs),
+    "Use a model": (evaluate, predict, embed, explain, export, convert, report, runs, view),
     "Look at data": (init, audit, cache),
     "Slides": (slide, slide_train_tiles, slide_agreement, slide_outcome),
     "Machine": (doctor, bench, shardings, models),

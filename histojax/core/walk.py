@@ -17,6 +17,7 @@ _RESULTS = (
     {"config.json", "run.json"},
     {"slide.json"},
     {"explanations.json"},
+    {"view.json"},
     {".lock", "prepared"},
     {".lock", "extracted"},
 )

@@ -140,10 +140,10 @@ def is_multilabel(df: pd.DataFrame) -> bool:
     return "label" not in columns and any(c.startswith(LABEL_PREFIX) for c in columns)
 
 
-def _text(column: pd.Series) -> pd.Series:
+def as_text(column: pd.Series) -> pd.Series:
     """Convert a column to text: missing is "", 40.0 is "40" (a gap turns integers into floats), bytes are decoded."""
 
-    def as_text(value: object) -> str:
+    def convert(value: object) -> str:
         if isinstance(value, str):
             return value
         if isinstance(value, bytes):
@@ -154,7 +154,7 @@ def _text(column: pd.Series) -> pd.Series:
             return str(int(value))
         return str(value)
 
-    return pd.Series([as_text(v) for v in column.tolist()], index=column.index)
+    return pd.Series([convert(v) for v in column.tolist()], index=column.index)
 
 
 def _reject(column: str, bad: Array, problem: str, remedy: str, examples: pd.Series | None = None) -> None:
@@ -173,15 +173,15 @@ def validate(df: pd.DataFrame) -> list[str]:
     """
     is_multi = is_multilabel(df)
     classes = _validate_columns(df, is_multi)
-    image_id = _text(df["image_id"])
+    image_id = as_text(df["image_id"])
     _reject("image_id", np.asarray(image_id == ""), "are empty", "give every image a name")
     _reject("image_id", np.asarray(image_id.duplicated(keep=False)), "share their image_id with another row",
             "keep one row per image: padding or a repeated epoch duplicates rows", image_id)  # fmt: skip
-    _reject("split", np.asarray(_text(df["split"]) == ""), "are empty", "name the split, such as 'test'")
+    _reject("split", np.asarray(as_text(df["split"]) == ""), "are empty", "name the split, such as 'test'")
     if is_multi:
         _validate_labels(df, classes)
     else:
-        label = _text(df["label"])
+        label = as_text(df["label"])
         _reject("label", np.asarray(~label.isin(classes)), "are not one of the classes",
                 f"use the names of the prob columns, {classes}, or add the missing column", label)  # fmt: skip
     _validate_probabilities(df, classes, is_multi)
@@ -223,7 +223,7 @@ def _validate_labels(df: pd.DataFrame, names: Sequence[str]) -> None:
         column = LABEL_PREFIX + name
         wrong = ~np.isin(_numbers(df[column]), (0.0, 1.0))
         _reject(
-            column, wrong, "are neither 0 nor 1", "state for every image whether it has the label", _text(df[column])
+            column, wrong, "are neither 0 nor 1", "state for every image whether it has the label", as_text(df[column])
         )
 
 
@@ -273,7 +273,7 @@ def normalise(df: pd.DataFrame) -> pd.DataFrame:
     is_multi = is_multilabel(table)
     text = [*REQUIRED, *(() if is_multi else ("label",)), *(c for c in OPTIONAL if c in table.columns)]
     for name in text:
-        table[name] = _text(table[name])
+        table[name] = as_text(table[name])
     label_columns = [LABEL_PREFIX + name for name in classes] if is_multi else []
     for name in label_columns:
         table[name] = _numbers(table[name]).astype(np.int64)
@@ -306,10 +306,17 @@ def read(path: str | os.PathLike[str]) -> pd.DataFrame:
       FileNotFoundError: there is no such file.
     """
     path = Path(path)
-    if path.suffix not in (".parquet", ".csv"):
-        path = path.with_name(path.name + ".parquet")
+    return normalise(load(path if path.suffix in (".parquet", ".csv") else path.with_name(path.name + ".parquet")))
+
+
+def load(path: Path) -> pd.DataFrame:
+    """Read a .parquet or .csv file as it is, such as a table without labels: text stays text in the columns known here.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+    """
     if path.suffix == ".parquet":
-        return normalise(pd.read_parquet(path, engine="pyarrow"))
+        return pd.read_parquet(path, engine="pyarrow")
     # Identifiers stay text ("007", "NA"). Probabilities are read as text first, because Python's float restores every
     # bit, while the result of pandas' CSV parser depends on its version.
     found = csv_format(path)
@@ -322,4 +329,4 @@ def read(path: str | os.PathLike[str]) -> pd.DataFrame:
             # Where semicolons separate the cells, spreadsheets write a comma for the decimal point.
             cells = table[name].str.replace(",", ".") if found.delimiter == ";" else table[name]
             table[name] = [float(value) for value in cells]
-    return normalise(table)
+    return pd.DataFrame(table)

@@ -39,7 +39,7 @@ def thumbnails(source: Source, rows: Sequence[_Row], paths: Sequence[str]) -> tu
     """
     jpegs: dict[str, bytes] = {}
     with ImageReader() as reader:
-        load, problem = _loader(source, rows, paths, reader)
+        load, problem = loader(source, rows, paths, reader)
         if load is None:
             return jpegs, problem
         for row in rows:
@@ -54,10 +54,15 @@ def thumbnails(source: Source, rows: Sequence[_Row], paths: Sequence[str]) -> tu
     return jpegs, problem
 
 
-def _loader(
+def loader(
     source: Source, rows: Sequence[_Row], paths: Sequence[str], reader: ImageReader
 ) -> tuple[_Loader | None, str]:
-    """Choose where images are loaded from; without a choice, return None and the reason."""
+    """Choose where images are loaded from, with the arguments of `thumbnails`.
+
+    Returns:
+      A function that returns the pixels of a row's image, or None if it is not found; without a choice None and the
+      reason.
+    """
     if paths:
         return _search_loader(source, paths, reader), ""
     if any(row.get("path") for row in rows):

@@ -26,11 +26,11 @@ from histojax.slides.cohort_jobs import Job
 from histojax.slides.readers.reader import GIVEN
 from histojax.slides.slide_analysis import TSR_FILE, Model, Settings, analyze
 
-__all__ = ["Model", "Settings", "run", "write_table"]
+__all__ = ["DONE", "RECORD", "Model", "Settings", "records", "run", "write_table"]
 
 _log = logging.getLogger(__name__)
-_RECORD = "slide.json"
-_DONE, _FAILED = "done", "failed"
+RECORD = "slide.json"
+DONE, FAILED = "done", "failed"
 
 
 def run(jobs: Sequence[Job], model: Model, settings: Settings, output: pathlib.Path, *, redo: bool = False) -> int:
@@ -54,7 +54,7 @@ def run(jobs: Sequence[Job], model: Model, settings: Settings, output: pathlib.P
         nothing is written then.
       RegionError: a region of interest cannot be used; nothing is written then.
     """
-    finished = {folder: record for folder, record in _records(output).items() if record.get("status") == _DONE}
+    finished = {folder: record for folder, record in records(output).items() if record.get("status") == DONE}
     folders = {job: _folder(job, finished, output, redo) for job in jobs}
     requested = {job: _settings(job, model, settings) for job in jobs}
     if redo:
@@ -73,7 +73,7 @@ def run(jobs: Sequence[Job], model: Model, settings: Settings, output: pathlib.P
         if folder in finished:
             _log.info("%s: already finished%s", progress, "" if folder.name == job.name else f" as {folder.name}")
             if job.patient_id:  # no result depends on it, so a list may add or correct it later
-                write_json(folder / _RECORD, finished[folder] | {"patient_id": job.patient_id})
+                write_json(folder / RECORD, finished[folder] | {"patient_id": job.patient_id})
             continue
         failed += not _run_one(job, model, settings, requested[job], folder, progress)
         write_table(output)
@@ -84,7 +84,7 @@ def run(jobs: Sequence[Job], model: Model, settings: Settings, output: pathlib.P
 def write_table(output: pathlib.Path) -> None:
     """Write `slides.csv` with one row per slide that finished or failed, sorted by name."""
     rows = []
-    for folder, record in _records(output).items():
+    for folder, record in records(output).items():
         row = {key: record.get(key) for key in ("name", "patient_id", "status", "reason", "slide", "roi")}
         row["content"] = _content(record)
         row |= record.get("facts", {}) | {"warnings": "; ".join(record.get("warnings", []))}
@@ -96,9 +96,9 @@ def write_table(output: pathlib.Path) -> None:
         table.to_csv(temporary, index=False, lineterminator="\n", quoting=quoting)
 
 
-def _records(output: pathlib.Path) -> dict[pathlib.Path, dict[str, Any]]:
+def records(output: pathlib.Path) -> dict[pathlib.Path, dict[str, Any]]:
     """The records of all slides in `output` by folder, sorted by name; hidden folders are unfinished."""
-    paths = sorted(path for path in output.glob(f"*/{_RECORD}") if not path.parent.name.startswith("."))
+    paths = sorted(path for path in output.glob(f"*/{RECORD}") if not path.parent.name.startswith("."))
     return {path.parent: read_json(path) or {} for path in paths}
 
 
@@ -155,10 +155,11 @@ def _run_one(
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
     partial.mkdir()
-    record: dict[str, Any] = {"status": _DONE, "name": folder.name, "slide": str(job.slide)}
+    record: dict[str, Any] = {"status": DONE, "name": folder.name, "slide": str(job.slide)}
     record |= {"roi": str(job.roi) if job.roi else None, "settings": requested}
     if job.patient_id:
         record["patient_id"] = job.patient_id
+    record["thresholds"] = None if model.thresholds is None else dict(model.thresholds)
     try:
         analysis = analyze(job, model, settings, partial)
         headline = analysis.headline
@@ -174,14 +175,14 @@ def _run_one(
         shutil.rmtree(partial)
         partial.mkdir()
         headline = f"failed: {_reason(error)}"
-        record |= {"status": _FAILED, "reason": _reason(error)}
+        record |= {"status": FAILED, "reason": _reason(error)}
         if not isinstance(error, RunError | OSError):
             _log.exception("%s: unexpected error in the program, please report it", progress)
-    (partial / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
+    (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     _log.info("%s: %s", progress, headline)
-    return bool(record["status"] == _DONE)
+    return bool(record["status"] == DONE)
 
 
 def _ratio_columns(measured: Mapping[str, Any]) -> dict[str, Any]:

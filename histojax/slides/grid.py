@@ -63,7 +63,7 @@ def make_grid(slide: Slide, tissue: Tissue, spec: GridSpec) -> tuple[Geometry, p
     if tile < 1:
         message = f"{slide.path}: a pixel of {slide.mpp:g} µm is larger than a tile of {spec.size * spec.mpp:g} µm"
         raise SlideError(message)
-    stride = max(1, round(tile * (1 - spec.overlap)))
+    stride = stride_of(tile, spec.overlap)
     geometry = Geometry(slide.width, slide.height, slide.mpp, tile, stride, slide.stretch)
     tall, down = geometry.tile_height, geometry.stride_height
     columns = max(0, math.ceil((slide.width - tile) / stride)) + 1
@@ -92,6 +92,11 @@ def make_grid(slide: Slide, tissue: Tissue, spec: GridSpec) -> tuple[Geometry, p
         }
     )
     return geometry, table
+
+
+def stride_of(tile: int, overlap: float) -> int:
+    """The distance between neighbouring tiles that share the fraction `overlap` of their side; level-0 pixels."""
+    return max(1, round(tile * (1 - overlap)))
 
 
 def read_tiles(

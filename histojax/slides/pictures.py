@@ -38,9 +38,9 @@ _EDGE = 0.6  # brightness of the border between tiles of different labels
 _STRIPE = 6  # pixels: width of the stripes of tiles with several labels
 _HEAT = 0.65  # opacity of probabilities over the grey tissue
 _FAINT = 0.4  # opacity of the slide below a heatmap
-_HEAT_COLOURS = "magma_r"
+HEAT_COLOURS = "magma_r"
 _MAX_LEGEND = 12  # entries; many labels can combine in hundreds of ways
-_OUTLINES = ("#0033ff", "#ff00ff", "#000000")
+OUTLINES = ("#0033ff", "#ff00ff", "#000000")
 _HALO = [patheffects.withStroke(linewidth=2.5, foreground="white")]
 _SWATCH = (0.42, 0.26)  # inches
 _ROW, _LINE = 0.36, 0.19  # inches between legend entries, and between the lines of one
@@ -89,7 +89,7 @@ def write_overlay(
     if len(common) > _MAX_LEGEND:
         legend.add(f"{len(common) - _MAX_LEGEND} rarer combinations: stripes of their labels", None)
     for number, (name, outline) in enumerate((outlines or {}).items()):
-        colour = _OUTLINES[number % len(_OUTLINES)]
+        colour = OUTLINES[number % len(OUTLINES)]
         legend.add(name, None, outline=colour)
         for line in shapely.get_parts(shapely.boundary(outline)):
             xs, ys = (shapely.get_coordinates(line) * (geometry.mpp / 1000, geometry.mpp_y / 1000)).T
@@ -191,7 +191,7 @@ def _borders(cells: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 def _heat(values: NDArray[np.float64]) -> Pixels:
     """The colours of probabilities, [n, 3]."""
-    return np.asarray(matplotlib.colormaps[_HEAT_COLOURS](values)[:, :3] * 255, np.float32)
+    return np.asarray(matplotlib.colormaps[HEAT_COLOURS](values)[:, :3] * 255, np.float32)
 
 
 # --- Figures ------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from histojax.core.files import atomic_write
 _MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 _AREAS = ("region", "whole tissue", "hot spot")  # most informative first
 # Key in tsr.json: title on the page, unit, decimals.
-_FIGURES = {
+FIGURES = {
     "stroma_percentage": ("Stroma percentage", " %", 1),
     "tumor_percentage": ("Tumor percentage", " %", 1),
     "tsr": ("Tumor-to-stroma ratio (TSR)", "", 2),
@@ -49,25 +49,30 @@ def render(facts: Mapping[str, Any], pictures: Mapping[str, str | os.PathLike[st
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": _figure, "mm2": _mm2}
-    tsr = facts["tsr"]
-    areas = {name: tsr["areas"][name] for name in _AREAS if name in tsr["areas"]} if tsr else {}
+    environment.filters |= FILTERS
+    areas = ordered_areas(facts["tsr"])
     return environment.get_template("summary.html.jinja").render(
         **facts,
         areas=areas,
-        notes=_notes(areas),
-        figures=_FIGURES,
+        notes=notes(areas),
+        figures=FIGURES,
         pictures={caption: _inline(pathlib.Path(path)) for caption, path in pictures.items()},
     )
 
 
-def _notes(areas: Mapping[str, Any]) -> list[str]:
+def ordered_areas(measured: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The areas of `tsr.json` by name, the most informative first; none without one."""
+    areas = measured["areas"] if measured else {}
+    return {name: areas[name] for name in _AREAS if name in areas}
+
+
+def notes(areas: Mapping[str, Any]) -> list[str]:
     """Notes on the figures and reasons for missing figures or intervals, without repetition."""
     out = []
     for name, area in areas.items():
         if area["status"] == "evaluated":
             out += [f"{name}: {note}" for note in area["notes"]]
-            out += [f"{name}: {reason}" for key in _FIGURES if (reason := area[key]["reason"])]
+            out += [f"{name}: {reason}" for key in FIGURES if (reason := area[key]["reason"])]
     return list(dict.fromkeys(out))
 
 
@@ -78,13 +83,20 @@ def _inline(path: pathlib.Path) -> str:
 
 def _figure(figure: Mapping[str, Any], unit: str, decimals: int) -> str:
     """A figure with its interval, for the page."""
-    value, low, high = figure["value"], figure["low"], figure["high"]
-    if value is None:
-        return "–"
-    if low is None and high is None:
-        return f"{value:.{decimals}f}{unit}"
-    ends = ("unbounded" if end is None else f"{end:.{decimals}f}" for end in (low, high))
-    return f"{value:.{decimals}f}{unit} ({' to '.join(ends)})"
+    if figure["value"] is None or figure["low"] is figure["high"] is None:
+        return _value(figure, unit, decimals)
+    return f"{_value(figure, unit, decimals)} ({_ends(figure, decimals)})"
+
+
+def _value(figure: Mapping[str, Any], unit: str, decimals: int) -> str:
+    """A figure without its interval."""
+    return "–" if figure["value"] is None else f"{figure['value']:.{decimals}f}{unit}"
+
+
+def _ends(figure: Mapping[str, Any], decimals: int) -> str:
+    """The ends of a figure's interval; at least one of them is known."""
+    ends = (figure["low"], figure["high"])
+    return " to ".join("unbounded" if end is None else f"{end:.{decimals}f}" for end in ends)
 
 
 def _mm2(area: float) -> str:
@@ -92,3 +104,6 @@ def _mm2(area: float) -> str:
     if not area:
         return "0"
     return f"{area:.{min(4, max(0, 2 - math.floor(math.log10(area))))}f}"
+
+
+FILTERS = {"figure": _figure, "value": _value, "ends": _ends, "mm2": _mm2}  # of the templates

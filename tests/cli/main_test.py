@@ -87,6 +87,10 @@ def test_version() -> None:
         (["eval", "--workdir=x", "--image_size=-1"], "argument --image_size: -1 is not at least 1"),
         (["protocols", "--config=x", "--workdir=x", "--write_folds=y"], "not allowed with argument"),
         (["audit", "x", "--split=a", "--folds=b"], "not allowed with argument"),
+        (["view", "x", "--port=0"], "argument --port: 0 is not at least 1"),
+        (["view", "x", "--port=65536"], "argument --port: 65536 is not a port, 1 to 65535"),
+        (["view", "x", "--static=y", "--static_mpp=0"], "argument --static_mpp: 0 is not above 0"),
+        (["view", "x", "--output=y"], "unknown flag --output"),
     ],
 )
 def test_arguments_that_cannot_be_parsed(argv: list[str], message: str) -> None:
@@ -127,6 +131,8 @@ def test_arguments_that_cannot_be_parsed(argv: list[str], message: str) -> None:
         (["convert", "--output=x"], "give either --weights with --model (or --config), or --checkpoint"),
         (["convert", "--output=x", "--weights=a", "--checkpoint=b"], "give either"),
         (["convert", "--output=x", "--weights=a", "--model=b", "--config=c"], "give either"),
+        (["view", "x", "--static_gb=1"], "--static_gb: has an effect only with --static"),
+        (["view", "/nowhere"], "/nowhere: nothing that can be viewed; give the --output of"),
         (["predict", "a", "/nowhere.png"], "/nowhere.png: no such file or folder"),
     ],
 )

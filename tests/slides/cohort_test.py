@@ -17,23 +17,8 @@ from histojax.core.errors import RunError
 from histojax.slides import cohort, cohort_jobs
 from histojax.slides.tsr.spec import TSRSpec
 from tests.helpers import planted
+from tests.helpers.colour_slide_model import SMALL, by_colour, model
 from tests.helpers.slide_files import write_pyramid, write_scn
-
-SMALL = TSRSpec(min_tumor_mm2=0, min_tissue_mm2=0.01, block_um=80, hot_spot_um=120, resamples=50)
-
-
-def by_colour(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """How purple and how pink each tile is."""
-    for batch in batches:
-        red = batch[..., 0].mean((1, 2)) / 255
-        yield np.stack([1 - red, red], axis=1).astype(np.float32)
-
-
-def model(**changes: Any) -> cohort.Model:
-    fields = {"labels": ("tumor", "stroma"), "thresholds": {"tumor": 0.4, "stroma": 0.65}, "image_size": 16}
-    fields |= {"tile_um": 24.0, "batch_size": 8, "stream": by_colour, "confusion": None}
-    facts = {"name": "arithmetic", "checkpoint": "0", "step": 1, "data": "none", "protocol": "none"}
-    return cohort.Model(**fields | {"facts": facts} | changes)
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import pathlib
 import jinja2
 
 
-def environment() -> jinja2.Environment:
-    """Load the templates of this folder. Every value is escaped, and a missing value is an error."""
+def environment(*folders: pathlib.Path) -> jinja2.Environment:
+    """Load the templates of `folders`, then of this one. Every value is escaped, and a missing value is an error."""
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+        loader=jinja2.FileSystemLoader([*folders, pathlib.Path(__file__).parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -62,6 +62,7 @@ class Explainer:
 
     Attributes:
       cam: Grad-CAM of the model.
+      target: what is explained, as given.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Explainer:
             raise RunError(f"--target={target} is not one of all, predicted, {', '.join(predictor.classes)}")
         if not 0 <= min_part < 1:
             raise RunError(f"--min_part={min_part} is not a fraction in [0, 1)")
-        self.predictor, self.rule, self.min_part, self._target = predictor, rule, min_part, target
+        self.predictor, self.rule, self.min_part, self.target = predictor, rule, min_part, target
         self.cam = GradCAM(predictor.trained, predictor.batch_size, layer)
 
     def explain(self, images: Sequence[np.ndarray]) -> list[list[Explanation]]:
@@ -115,9 +116,9 @@ class Explainer:
     def _targets(self, row: np.ndarray) -> list[int]:
         """Choose the classes to explain from an image's probabilities."""
         classes, thresholds = self.predictor.classes, self.predictor.thresholds
-        if self._target in classes:
-            return [classes.index(self._target)]
-        if self._target == "all":
+        if self.target in classes:
+            return [classes.index(self.target)]
+        if self.target == "all":
             return list(range(len(classes)))
         labels = [] if thresholds is None else [i for i, name in enumerate(classes) if row[i] >= thresholds[name]]
         return labels or [int(row.argmax())]
@@ -224,6 +225,8 @@ def _facts(explainer: Explainer) -> dict[str, Any]:
         "checkpoint": predictor.digest,
         "step": predictor.trained.meta["step"],
         "classes": list(predictor.classes),
+        "thresholds": predictor.thresholds,
+        "target": explainer.target,
         "image_size": predictor.image_size,
         "layer": {"name": cam.layer, "height": cam.layers[cam.layer][0], "width": cam.layers[cam.layer][1]},
     }

@@ -80,9 +80,7 @@ def blend(image: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def write_overlay(path: str | os.PathLike[str], picture: Picture) -> None:
     """Draw the image and its map side by side as PNG, with a colour bar; outline the marked area on both."""
-    height, width = picture.values.shape
-    scale = _LONGEST / max(height, width)
-    panel = max(_SHORTEST, width * scale), max(_SHORTEST, height * scale)
+    panel = _panel_size(*picture.values.shape)
     across = 2 * _EDGE + 2 * panel[0] + 2 * _GAP + _BAR + _RIGHT
     facts = (picture.name, picture.label and f"true label: {picture.label}", picture.remark)
     texts = [
@@ -109,6 +107,26 @@ def write_overlay(path: str | os.PathLike[str], picture: Picture) -> None:
     for lines, size in texts:
         below = _write(figure, _EDGE, below, lines, size)
     _save(figure, path)
+
+
+def panels_of(overlay: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut the image and its map out of a picture that `write_overlay` wrote.
+
+    Args:
+      overlay: the picture, uint8 [h, w, 3].
+      height: of the image that it shows, in pixels.
+      width: of that image.
+    """
+    across, down = (round(side * _DPI) for side in _panel_size(height, width))
+    edge, gap = round(_EDGE * _DPI), round(_GAP * _DPI)
+    rows = slice(len(overlay) - edge - down, len(overlay) - edge)
+    return overlay[rows, edge : edge + across], overlay[rows, edge + across + gap : edge + 2 * across + gap]
+
+
+def _panel_size(height: int, width: int) -> tuple[float, float]:
+    """Width and height in inches of an image in an overlay."""
+    scale = _LONGEST / max(height, width)
+    return max(_SHORTEST, width * scale), max(_SHORTEST, height * scale)
 
 
 def write_contact_sheet(path: str | os.PathLike[str], rows: Sequence[Sequence[Picture]], title: str) -> None:
