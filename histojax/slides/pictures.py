@@ -97,6 +97,20 @@ def write_overlay(
     _save(figure, path)
 
 
+def write_slide(path: str | os.PathLike[str], geometry: Geometry, thumbnail: NDArray[np.uint8], *, slide: str) -> None:
+    """Draw the slide alone as PNG, at the size and with the scale bar of the other pictures, to look at beside them.
+
+    Args:
+      path: the PNG file to write.
+      geometry: the tile grid.
+      thumbnail: the whole slide at any size, uint8 [h, w, 3].
+      slide: the slide's name.
+    """
+    figure, axes, shape = _canvas(geometry, slide)
+    _show(axes, _resized(thumbnail, shape), geometry)
+    _save(figure, path)
+
+
 def write_heatmap(
     path: str | os.PathLike[str],
     table: pd.DataFrame,

@@ -231,7 +231,9 @@ def _write_maps(
     pictures.write_overlay(
         overlay, table, geometry, tiles.thumbnail, slide=name, thresholds=thresholds, outlines=outlines
     )
-    written = {"predicted labels on the slide": overlay}
+    alone = folder / "slide.png"
+    pictures.write_slide(alone, geometry, tiles.thumbnail, slide=name)
+    written = {"predicted labels on the slide": overlay, "the slide": alone}
     for label, file_name in unique_file_names(model.labels).items():
         heatmap = folder / f"heatmap_{file_name}.png"
         threshold = thresholds[label] if thresholds else None

@@ -96,7 +96,7 @@ def test_the_folder_of_a_slide_holds_all_results(finished: pathlib.Path) -> None
     names = {path.name for path in (finished / "a").iterdir()}
     assert names == {
         "slide.json", "tsr.json", "tiles.csv", "tiles.parquet", "tiles.geojson", "heatmap_tumor.png",
-        "heatmap_stroma.png", "heatmap.tif", "overlay.png", "tissue.png", "summary.html",
+        "heatmap_stroma.png", "heatmap.tif", "overlay.png", "slide.png", "tissue.png", "summary.html",
     }  # fmt: skip
     table = tile_table.read(finished / "a" / "tiles.parquet")
     assert list(table.columns[:4]) == ["minx", "miny", "width", "height"]

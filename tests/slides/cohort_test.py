@@ -47,7 +47,7 @@ def test_a_model_without_the_labels_gives_everything_but_the_ratio(
     assert "tsr.json" not in names
     assert {"tiles.csv", "overlay.png", "summary.html"} <= names
     page = (tmp_path / "out" / "a" / "summary.html").read_text()
-    assert page.count("<figure>") == 4, "the overlay, two heatmaps and the tissue"
+    assert page.count("<figure>") == 5, "the overlay, the slide, two heatmaps and the tissue"
     assert "analyzed and excluded areas: tissue pink, pen blue" in page
     assert "tile_um 24 replaces the 48 µm" in page
     assert pd.read_csv(tmp_path / "out" / "slides.csv")["warnings"].tolist() == ["tile_um 24 replaces the 48 µm"]

@@ -50,6 +50,14 @@ def test_an_overlay_shows_the_slide_between_tiles(tmp_path: pathlib.Path) -> Non
     assert min(find(image[:, 1020:], labelled(colour))[0] for colour in ((200, 0, 0), (150, 200, 150))) > 1000
 
 
+def test_the_slide_alone_has_the_place_and_size_that_it_has_in_the_overlay(tmp_path: pathlib.Path) -> None:
+    pictures.write_slide(tmp_path / "slide.png", SMALL, SLIDE, slide="S1")
+    no_tiles = make_table(2, 2).iloc[:0]
+    pictures.write_overlay(tmp_path / "overlay.png", no_tiles, SMALL, SLIDE, slide="S1", thresholds=THRESHOLDS)
+    alone, beside = (find(read(tmp_path / f"{name}.png"), PURPLE) for name in ("slide", "overlay"))
+    assert alone == pytest.approx(beside, rel=0.01)
+
+
 def test_a_tile_with_two_labels_has_stripes_of_both_and_one_without_none(tmp_path: pathlib.Path) -> None:
     table = make_table(1, 2).assign(prob_tumor=[1.0, 0.0], prob_stroma=[1.0, 0.0])
     geometry = Geometry(200, 100, 0.5, 100, 100)

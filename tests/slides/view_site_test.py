@@ -201,7 +201,7 @@ def test_slides_without_pixels_tiles_or_results_have_pages(site: CohortSite) -> 
     lost = slide_page(site, "lost")
     assert "The slide itself is not shown" in lost.text
     assert "lost.tif was not found. --slides DIR says where the slides are now." in lost.text
-    assert len(lost.attributes("img")) == 4
+    assert len(lost.attributes("img")) == 5
     assert not lost.attributes("canvas")
     assert "Stroma percentage, whole tissue" in lost.text
     glass = slide_page(site, "glass")
@@ -244,7 +244,7 @@ def test_a_slide_that_cannot_be_opened_has_its_pictures(output: pathlib.Path, tm
     page = slide_page(site, "a")
     assert "The slide itself is not shown" in page.text
     assert "a.tif: is not a slide or image" in page.text
-    assert len(page.attributes("img")) == 4
+    assert len(page.attributes("img")) == 5
     assert not [path for path in site.paths() if path.startswith("slides/a/slide_files")]
     assert site.read("slides/a/thumbnail.jpg")
     site.close()

@@ -33,7 +33,7 @@ _OPENSEADRAGON = (VENDOR / "openseadragon.min.js", VENDOR / "openseadragon.LICEN
 _TEMPLATES = (_FOLDER, pathlib.Path(summary.__file__).parent)
 _THUMBNAIL = 200  # pixels of the longer side
 _TILE = re.compile(r"slide_files/(\d{1,2})/(\d{1,6})_(\d{1,6})\.jpg")
-_PICTURE = re.compile(r"(overlay|tissue|heatmap_[^/]+)\.png")
+_PICTURE = re.compile(r"(overlay|slide|tissue|heatmap_[^/]+)\.png")
 _TABLES = ("tiles.parquet", "tiles.csv")
 _LISTED = ("stroma_percentage", "tsr")  # figures in the list
 _DAMAGED = "was written by another version of histojax or is damaged: analyze the slide again with --redo"
@@ -296,7 +296,8 @@ def _described(entry: Entry) -> dict[str, Any]:
 
 def _caption(name: str) -> str:
     """What a picture shows."""
-    known = {"overlay.png": "predicted labels on the slide", "tissue.png": "analyzed and excluded areas"}
+    known = {"overlay.png": "predicted labels on the slide", "slide.png": "the slide"}
+    known["tissue.png"] = "analyzed and excluded areas"
     return known.get(name) or f"probability of {name.removeprefix('heatmap_').removesuffix('.png')}"
 
 
