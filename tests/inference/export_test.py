@@ -130,7 +130,7 @@ def test_a_repository_has_a_card_with_the_results(ldcsf_run: pathlib.Path, tmp_p
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\nlicense: cc-by-4.0\nlibrary_name: histojax\n")
     assert "Research use only" in card
-    assert "Not for timm: timm has no ldcsf. Not for WSInfer" in card
+    assert "Not for timm: timm has no ldcsf. For WSInfer, use `--to torchscript`." in card
     results = json.loads((ldcsf_run / "results.json").read_text())
     figure = results["splits"]["test"]["image"]["accuracy"]
     interval = f"{figure['value']:.4f}  [{figure['low']:.4f}, {figure['high']:.4f}]"
@@ -211,7 +211,7 @@ def test_a_failing_converter_is_reported(
 
 def test_user_errors_are_reported(ldcsf_run: pathlib.Path, tmp_path: pathlib.Path) -> None:
     for fields, message in (
-        ({"to": "torch"}, "--to=torch is not one of stablehlo, onnx, safetensors, hf"),
+        ({"to": "torch"}, "--to=torch is not one of stablehlo, onnx, torchscript, safetensors, hf"),
         ({"to": "onnx", "preprocessing": "none"}, "--preprocessing=none is not one of baked, separate"),
         (
             {"to": "hf", "preprocessing": "separate"},

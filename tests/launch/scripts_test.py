@@ -96,7 +96,11 @@ def test_an_image_is_pinned_copies_named_paths_only_and_runs_as_a_user(extra: st
     assert "." not in copied
     assert all((ROOT / name).exists() for name in copied)
     packages = {name.rstrip("*") for name in ("histojax*", "data_pipelines*", "configs*")}
-    assert packages | {"pyproject.toml", project["readme"], *project["license-files"]} <= set(copied)
+    assert packages | {"pyproject.toml", project["readme"]} <= set(copied)
+    for pattern in project["license-files"]:
+        licenses = [path.relative_to(ROOT) for path in ROOT.glob(pattern)]
+        assert licenses, pattern
+        assert all(path.parts[0] in copied for path in licenses)
     users = [word[1] for word in words if word[0] == "USER"]
     assert users == ["1000:1000"]
     assert [word[0] for word in words][-1] == "ENTRYPOINT"
