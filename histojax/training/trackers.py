@@ -20,7 +20,7 @@ _MLFLOW_BATCH = 100  # parameters that one request may hold
 
 @dataclasses.dataclass(frozen=True)
 class TrackedRun:
-    """A run, as a tracker is told of it.
+    """What a tracker learns about a run.
 
     Attributes:
       workdir: its work directory.

@@ -94,7 +94,7 @@ def test_steps_that_are_too_long_are_halved() -> None:
 @pytest.mark.parametrize(
     ("covariates", "message"),
     [
-        (EVENT[:, None], "no finite maximum"),  # nobody in one group has an event
+        (EVENT[:, None], "no finite maximum"),  # one group has no event
         (-TIME[:, None], "no finite maximum"),  # perfectly ordered
         (np.column_stack([STROMA, EVENT]), "no finite maximum"),
         (np.ones((len(TIME), 1)), "constant or a combination"),

@@ -28,6 +28,7 @@ def find() -> str:
     for name in ("chromium", "chromium-browser", "google-chrome"):
         if path := shutil.which(name):
             return path
+    # A browser is no Python package, so the README's test command cannot install it.
     pytest.skip("Chromium is not installed")
 
 

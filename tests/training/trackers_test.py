@@ -1,4 +1,4 @@
-"""Trackers: what they are told, that none of them stops a run, and that a resumed run continues theirs."""
+"""Trackers get a run's scalars and results, never stop the run, and continue theirs when it is resumed."""
 
 import csv
 import importlib.util
@@ -28,7 +28,7 @@ from tests.helpers import tiny_config
 
 
 class Fake:
-    """A tracker that notes what it is told.
+    """A tracker that records its calls.
 
     Args:
       fails: name of the method that fails.

@@ -32,5 +32,5 @@ def _series_of(path: pathlib.Path, size: int, changed: int) -> str:
     try:
         with openslide.OpenSlide(path) as slide:
             return str(slide.properties.get("dicom.SeriesInstanceUID", ""))
-    except openslide.OpenSlideError:
+    except openslide.OpenSlideError:  # opening the slide itself reports the reason
         return ""

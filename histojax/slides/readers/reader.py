@@ -23,10 +23,8 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SQUARE, _MAX_STRETCH = 1.05, 4.0  # longer over shorter side of a pixel: square up to, plausible up to
 _SAME = 1.02  # a given µm/px that differs by more contradicts the file
 GIVEN = "given"  # source of µm/px that the file lacks
-ORIGINS = (
-    "qupath",
-    "level0",
-)  # coordinates count from the scanned part, or from OpenSlide's whole level 0
+# Coordinates count from the scanned part, or from OpenSlide's whole level 0.
+ORIGINS = ("qupath", "level0")
 _ASK_FOR_MPP = "give it with --mpp or in the column mpp of the CSV list"
 
 
