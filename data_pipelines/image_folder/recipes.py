@@ -12,7 +12,7 @@ from typing import Any
 
 from data_pipelines.errors import DataError
 from data_pipelines.image_folder import osteosarcoma
-from histojax.core.printable import printable
+from histojax.core.printable import listed, printable
 from histojax.core.suggestions import did_you_mean
 
 Counts = Mapping[str, Mapping[str, int]]
@@ -204,9 +204,8 @@ def check(name: str, root: pathlib.Path, items: Iterable[Any], part: bool) -> No
         if found[key] != expected[key] and not (part and found[key] < expected[key])
     ]
     if wrong:
-        more = f" and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
         raise DataError(
-            f"{printable(root)}: not the images of {name} as published: {printable(', '.join(wrong[:_LISTED]))}{more}. "
+            f"{printable(root)}: not the images of {name} as published: {printable(listed(wrong, _LISTED))}. "
             f"Complete or unpack it again ({recipe.get}); for a part of it, set --config.data.images.part=true; for "
             "other images, set --config.data.images.recipe= (empty)"
         )

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from data_pipelines.tables import path_in, read_table
 from histojax.core.directories import expand_user
 from histojax.core.errors import RunError
+from histojax.core.printable import listed
 from histojax.core.walk import find_files
 from histojax.slides.annotations import regions
 from histojax.slides.content import content_hash
@@ -243,12 +244,6 @@ def _check_regions(jobs: Sequence[Job], folder: pathlib.Path | None) -> None:
         file.name for file in folder.iterdir() if file.name.endswith(regions.SUFFIXES) and file not in first
     )
     if without:
-        _log.warning("%s has no region for %s: their whole tissue is measured", folder, _listed(without))
+        _log.warning("%s has no region for %s: their whole tissue is measured", folder, listed(without, _LISTED))
     if unused:
-        _log.warning("%s has regions of no slide: %s", folder, _listed(unused))
-
-
-def _listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+        _log.warning("%s has regions of no slide: %s", folder, listed(unused, _LISTED))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from histojax.core.errors import RunError
+from histojax.core.printable import listed
 
 # How a user chooses one of several networks in a file.
 PREFIX_OPTION = "--config.model.pretrained_prefix=PREFIX (histojax convert: --prefix=PREFIX)"
@@ -61,9 +62,7 @@ def short(name: object) -> str:
 
 def some(names: Iterable[str]) -> str:
     """Join the first eight names, and count the others."""
-    listed = list(names)
-    more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
-    return ", ".join(short(name) for name in listed[:8]) + more
+    return listed(map(short, names), 8)
 
 
 def _is_shape(value: object) -> bool:

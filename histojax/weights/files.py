@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from histojax.core.printable import listed
 from histojax.weights import onnx_file, shards, torch_pickle
 from histojax.weights.errors import PREFIX_OPTION, Problem, WeightsError, short, some
 from histojax.weights.pickle_machine import Global, Inert
@@ -49,9 +50,8 @@ class Contents:
 
     def __str__(self) -> str:
         inside = f" in {self.wrapper!r}" if self.wrapper else ""
-        beside = f"; left out: {', '.join(self.left_out[:10])}" if self.left_out else ""
-        more = f" and {len(self.left_out) - 10} more" if len(self.left_out) > 10 else ""
-        return f"{self.path}: {len(self.arrays)} arrays{inside}{beside}{more}"
+        beside = f"; left out: {listed(self.left_out, 10)}" if self.left_out else ""
+        return f"{self.path}: {len(self.arrays)} arrays{inside}{beside}"
 
 
 def read(path: str | os.PathLike[str], *, prefix: str = "") -> dict[str, np.ndarray]:

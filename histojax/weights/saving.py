@@ -14,6 +14,7 @@ import safetensors.numpy
 from histojax import models
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write, write_json
+from histojax.core.printable import listed
 from histojax.core.suggestions import did_you_mean
 from histojax.models.cost import parameter_shapes
 from histojax.weights.errors import WeightsError
@@ -112,8 +113,7 @@ def cast_floats(arrays: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.nd
         narrow = {name: array.astype(_DTYPES[dtype]) for name, array in wide.items()}
     large = [name for name, array in narrow.items() if not np.isfinite(array.astype(np.float32)).all()]
     if large:
-        listed = ", ".join(large[:8]) + (f" and {len(large) - 8} more" if len(large) > 8 else "")
-        raise RunError(f"--dtype: values of {listed} are too large for {dtype}; use bfloat16 or float32")
+        raise RunError(f"--dtype: values of {listed(large, 8)} are too large for {dtype}; use bfloat16 or float32")
     return {**arrays, **narrow}
 
 
