@@ -97,10 +97,12 @@ class Program:
         layout: Layout,
     ):
         self._make_model, self._task, self._spec, self._layout = make_model, task, spec, layout
-        self._optimizer = optax.with_extra_args_support(make_optimizer(optimizer) if optimizer else optax.identity())
+        self._optimizer = make_optimizer(optimizer) if optimizer else optax.with_extra_args_support(optax.identity())
         # What depends on the training images and the length of the run, so that other runs share the compilation.
-        self._numbers: Numbers = {"plan": plan(optimizer)} if optimizer else {}
-        self._numbers["loss_weights"] = np.asarray(task.loss_weights, np.float32)
+        self._numbers: Numbers = {
+            "plan": plan(optimizer) if optimizer else None,
+            "loss_weights": np.asarray(task.loss_weights, np.float32),
+        }
         template = nnx.eval_shape(self._new_model)
         # Not every model has BatchNorm and dropout, so these modes may find nothing to switch.
         training = nnx.view(template, use_running_average=False, deterministic=False, raise_if_not_found=False)
@@ -257,8 +259,7 @@ class Program:
                 return loss_and_grads(model, weight, *arrays)
 
         model, sums = accumulate(micro_step, state.model, (images, targets, mask), spec.accumulate)
-        followed = {"plan": numbers["plan"]} if "plan" in numbers else {}
-        updates, opt = self._optimizer.update(sums.grads, state.opt, state.model.params, **followed)
+        updates, opt = self._optimizer.update(sums.grads, state.opt, state.model.params, plan=numbers["plan"])
         model = dataclasses.replace(model, params=optax.apply_updates(state.model.params, updates))
         ema = None if state.ema is None else update_average(state.ema, model, state.step, spec.ema_decay)
         metrics = {

@@ -35,7 +35,10 @@ def write(model: ExportableModel, folder: pathlib.Path) -> ExportedModel:
     proto = convert(model, model.function(), OUTPUT)
     onnx.helper.set_model_props(proto, {"histojax": json.dumps(model.facts())})
     onnx.save(proto, path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # what the converter wrote may not load, for reasons of many kinds
+        raise _cannot_convert(model, error) from error
 
     def predict(images: np.ndarray) -> np.ndarray:
         probabilities: np.ndarray = session.run([OUTPUT], {INPUT: model.prepare(images)})[0]
@@ -80,12 +83,16 @@ def convert(model: ExportableModel, function: Callable[[jax.Array], jax.Array], 
             )
             onnx.checker.check_model(proto)
         except Exception as error:  # gaps of the converter appear as exceptions of many kinds
-            first_line = (str(error).strip().splitlines() or [""])[0]
-            raise RunError(
-                f"jax2onnx {metadata.version('jax2onnx')} cannot convert {model.architecture} "
-                f"({type(error).__name__}: {first_line}); --to stablehlo works for every model"
-            ) from error
+            raise _cannot_convert(model, error) from error
     return proto
+
+
+def _cannot_convert(model: ExportableModel, error: Exception) -> RunError:
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return RunError(
+        f"jax2onnx {metadata.version('jax2onnx')} cannot convert {model.architecture} "
+        f"({type(error).__name__}: {first_line}); --to stablehlo works for every model"
+    )
 
 
 def _loading(model: ExportableModel, onnxruntime_version: str) -> str:
