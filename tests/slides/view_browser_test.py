@@ -12,8 +12,11 @@ from tests.helpers.chromium import Browser
 from tests.helpers.served import served
 from tests.helpers.viewed_cohort import EVIL, EVIL_KEY
 
-# Until the script has run, `viewer` is the element of that name.
-OPENED = "viewer.world?.getItemCount() > 0 && canvas.width > 0 && document.querySelector('#scale span').textContent"
+# Until the page is parsed, there is no `viewer`; until the script has run, it is the element of that name.
+OPENED = (
+    "document.readyState === 'complete' && viewer.world?.getItemCount() > 0 && canvas.width > 0 "
+    "&& document.querySelector('#scale span').textContent"
+)
 STILL = "viewer.world.getItemAt(0).getFullyLoaded()"
 NAMES = "[...document.querySelectorAll('table.slides tbody tr:not([hidden]) th')].map((cell) => cell.textContent)"
 ANNOUNCED = "document.getElementById('announcement').textContent"
