@@ -204,6 +204,9 @@ def test_a_keyboard_alone_is_enough(browser: Browser, base: str) -> None:
     assert browser.evaluate(focus) == "solid"
     browser.until(f"{ANNOUNCED}.includes('stroma')")
     box = browser.evaluate("data.outlines[1].rings[0]")
+    # The view glides to its place: wait until where it is (true) is where it goes (false).
+    centres = "viewer.viewport.getCenter(true).distanceTo(viewer.viewport.getCenter(false))"
+    browser.until(f"{centres} < 1e-3")
     centre = browser.evaluate("positionOf(stage.clientWidth / 2, stage.clientHeight / 2)")
     for axis in range(2):
         places = [point[axis] for point in box]
