@@ -198,6 +198,9 @@ def _ratio_columns(measured: Mapping[str, Any]) -> dict[str, Any]:
             row |= {f"{prefix}{name}": block[name]["value"], f"{prefix}{name}_low": block[name]["low"]}
             row[f"{prefix}{name}_high"] = block[name]["high"]
         row[f"{prefix}stroma_class"] = block["stroma_class"]["name"]
+        corrected = block.get("corrected") or {}  # files of earlier versions have none
+        for end, key in (("", "value"), ("_low", "low"), ("_high", "high")):
+            row[f"{prefix}stroma_percentage_corrected{end}"] = corrected.get(key)
     return row
 
 

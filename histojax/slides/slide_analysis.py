@@ -21,7 +21,7 @@ from histojax.slides.labels import PREFIX, unique_file_names
 from histojax.slides.readers.reader import Slide, open_slide
 from histojax.slides.tissue import PALETTE_KEY, TissueSpec, find_tissue
 from histojax.slides.tsr import tsr
-from histojax.slides.tsr.ambiguity import CANNOT_TELL, NOT_SHOWN
+from histojax.slides.tsr.model_errors import CANNOT_TELL, NOT_SHOWN
 from histojax.slides.tsr.spec import TSRSpec
 
 TSR_FILE = "tsr.json"
@@ -40,7 +40,7 @@ class Model:
       tile_um: side in µm of the area that an input shows.
       batch_size: images per batch.
       stream: maps batches `u8 [b, s, s, 3]` to probabilities `f32 [b, k]` in order; b is at most `batch_size`.
-      confusion: counts of each label on validation images, as for `ambiguity_range`; None if unknown.
+      confusion: counts of each label on validation images, as for `corrected_percentage`; None if unknown.
       facts: JSON-able description of the model and its origin.
       warnings: sentences about the model that every result shows.
     """
@@ -253,7 +253,14 @@ def _ratio_headline(measured: Mapping[str, Any] | None) -> str:
     figure = area["stroma_percentage"]
     if figure["value"] is None:
         return f", no stroma percentage: {figure['reason']}"
-    interval = "" if figure["low"] is None else f" [{figure['low']:.1f}, {figure['high']:.1f}]"
     if measured["model"]["status"] == CANNOT_TELL:
-        return f", {measured['model']['reason']} (it gives {figure['value']:.1f}{interval})"
-    return f", stroma percentage {figure['value']:.1f}{interval}, {area['stroma_class']['name']}"
+        return f", {measured['model']['reason']} (it gives {_with_interval(figure)})"
+    headline = f", stroma percentage {_with_interval(figure)}, {area['stroma_class']['name']}"
+    if area["corrected"]["value"] is None:
+        return headline
+    return f"{headline}, corrected for the model's errors {_with_interval(area['corrected'])}"
+
+
+def _with_interval(figure: Mapping[str, Any]) -> str:
+    """A percentage with its interval, for the terminal."""
+    return f"{figure['value']:.1f}" + ("" if figure["low"] is None else f" [{figure['low']:.1f}, {figure['high']:.1f}]")

@@ -34,14 +34,7 @@ def area(**changed: Any) -> dict[str, Any]:
         "tsr": figure(1.4167, 1.1222, 1.8539),
         "necrosis_share": figure(None, reason="--necrosis names no label"),
         "stroma_class": {"name": "stroma-low", "rule": "…", "same_class_share": 0.987},
-        "ambiguity": {
-            "value": 40.0,
-            "low": 30.12,
-            "high": 50.04,
-            "labels": {},
-            "reason": None,
-            "note": "from 9 sources",
-        },
+        "corrected": figure(40.0, 30.12, 50.04) | {"note": "from 9 sources", "same_class_share": 0.82},
         "notes": ["9 blocks hold tumor or stroma: the interval is rough"],
     } | changed
 
@@ -52,7 +45,7 @@ def make_facts() -> dict[str, Any]:
         "status": "not evaluable",
         "reason": "no field has tumor at its four sides",
         "stroma_class": {"name": None, "rule": "…", "same_class_share": None},
-        "ambiguity": {"value": None, "low": None, "high": None, "labels": {}, "reason": "not evaluable", "note": None},
+        "corrected": figure(None, reason="not evaluable") | {"note": None, "same_class_share": None},
         "notes": [],
     }
     return {
@@ -135,8 +128,8 @@ def test_figures_are_in_the_columns_of_their_areas() -> None:
     ]
     assert page.row("Stroma percentage") == ["12.3 %", "41.4 % (35.0 to 47.1)", "–"]
     assert page.row("Tumor-to-stroma ratio (TSR)")[1] == "1.42 (1.12 to 1.85)"
-    assert page.row("Ambiguity range of the stroma percentage")[1:] == [
-        "30.1 to 50.0 % (from 9 sources)",
+    assert page.row("… corrected for the model's errors")[1:] == [
+        "40.0 % (30.1 to 50.0) (82 % of draws agree on the class, from 9 sources)",
         "– not evaluable",
     ]
     assert page.row("Label stroma")[0] == "6.25 mm² (500 tiles)"

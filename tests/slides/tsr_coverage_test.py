@@ -1,29 +1,15 @@
 """Coverage of the interval of a slide's stroma percentage, on simulated tissue."""
 
 import numpy as np
-import pandas as pd
 import pytest
-import scipy.ndimage
-import scipy.stats
 
 from histojax.slides.geometry import Geometry
 from histojax.slides.tsr import tsr
 from histojax.slides.tsr.spec import TSRSpec
+from tests.helpers.tissue_fields import STROMA_CUT, TRUE_PERCENTAGE, field, table_of
 
 GEOMETRY = Geometry(width=100_000, height=100_000, mpp=1.0, tile=100, stride=100)
-CUT = 0.3  # a standard normal field is stroma above this value
-TRUE_PERCENTAGE = 100 * scipy.stats.norm.sf(CUT)  # 38.2 %
 SLIDES = 600
-
-
-def tissue(rng, rows, columns, sigma):
-    """Tumor and stroma from a Gaussian field smoothed by `sigma` tiles, with lobes about 4·sigma tiles wide."""
-    pad = 5 * sigma
-    noise = rng.standard_normal((rows + 2 * pad, columns + 2 * pad))
-    field = scipy.ndimage.gaussian_filter(noise, sigma)[pad:-pad, pad:-pad] * 2 * np.sqrt(np.pi) * sigma
-    stroma = (field > CUT).ravel().astype(float)
-    row, column = np.divmod(np.arange(rows * columns), columns)
-    return pd.DataFrame({"row": row, "column": column, "prob_tumor": 1 - stroma, "prob_stroma": stroma})
 
 
 def coverage(rows, columns, sigma):
@@ -34,7 +20,8 @@ def coverage(rows, columns, sigma):
     rng = np.random.default_rng(0)
     over_blocks = over_tiles = 0
     for seed in range(SLIDES):
-        table = tissue(rng, rows, columns, sigma)
+        stroma = field(rng, rows, columns, sigma) > STROMA_CUT
+        table = table_of(~stroma, stroma)
         # A field of two tiles is too small for a hot spot, which skips the search.
         spec = TSRSpec(block_um=1000.0, hot_spot_um=200.0, resamples=600, seed=seed)
         figure = tsr.measure(table, GEOMETRY, spec)["areas"]["whole tissue"]["stroma_percentage"]

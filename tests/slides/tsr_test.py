@@ -49,7 +49,7 @@ def test_area_by_probability_is_its_sum():
     assert area["labels"]["tumor"] == {"tiles": 6, "mm2": pytest.approx(0.053)}
     assert value(area) == pytest.approx(100 * 5.1 / 10.4)
     assert value(area, "necrosis_share") == pytest.approx((0.9 + 10 * 0.1) / 11)
-    assert "--measure label" in area["ambiguity"]["reason"]
+    assert "--measure label" in area["corrected"]["reason"]
 
 
 def test_a_probability_at_the_threshold_is_carried():
@@ -143,7 +143,7 @@ def test_an_area_that_is_not_evaluable_has_a_reason_and_counts(lines, changes, r
     for name in tsr.FIGURES:
         assert area[name] == {"value": None, "low": None, "high": None, "reason": "not evaluable"}
     assert area["stroma_class"]["name"] is None
-    assert area["ambiguity"]["low"] is None
+    assert area["corrected"]["low"] is None
     assert areas["hot spot"]["reason"] == f"whole tissue: {area['reason']}"
     json.dumps(areas, allow_nan=False)
 

@@ -16,11 +16,11 @@ FORMULAS = {
     "stroma_percentage": "stroma percentage = 100 x A_stroma / (A_tumor + A_stroma)",
     "tumor_percentage": "tumor percentage = 100 x A_tumor / (A_tumor + A_stroma)",
     "necrosis_share": "necrosis share = A_necrosis / A_tissue",
-    "ambiguity": (
-        "corrected share of a label = (share + specificity - 1) / (sensitivity + specificity - 1), within [0, 1] "
-        "(Rogan and Gladen 1978), else there is no correction; each area is scaled by corrected / observed share; the "
-        "range covers the ends of the 95 % intervals of sensitivity and specificity, by bootstrap over validation "
-        "patients, slides or source images (Wilson's where validation images are independent)"
+    "corrected": (
+        "corrected share of a label = (share + specificity - 1) / (sensitivity + specificity - 1) (Rogan and Gladen "
+        "1978); each area is scaled by corrected / observed share; value and interval are the median and the "
+        "percentiles of draws: each resamples the blocks and draws both rates for a slide that differs from the mean "
+        "of validation patients, slides or source images as those do (beta-binomial)"
     ),
 }
 

@@ -5,7 +5,7 @@ tiles are not counted twice. The formulas are in `spec.FORMULAS`.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,9 @@ from histojax.evaluation import bootstrap, metrics, summary_blocks
 from histojax.evaluation.metrics import Array
 from histojax.slides.geometry import Geometry
 from histojax.slides.labels import PREFIX, carried_labels, label_names
-from histojax.slides.tsr.ambiguity import LabelArea, ambiguity_range, model_status, unknown
 from histojax.slides.tsr.hot_spot import find_hot_spot
 from histojax.slides.tsr.intervals import expanded_level
+from histojax.slides.tsr.model_errors import LabelDraws, corrected_percentage, model_status, unknown
 from histojax.slides.tsr.spec import CUTOFFS, FORMULAS, TSRError, TSRSpec
 
 MIN_BLOCKS = 4  # with fewer blocks an interval is noise
@@ -44,7 +44,7 @@ def measure(
       spec: how the ratio is measured.
       inside: whether each row lies in the region of interest, boolean (n,). If given, the hot spot is searched there.
         The distance of stroma to tumor is always taken on the whole slide.
-      confusion: counts of each label on validation images at the thresholds of `spec`, as for `ambiguity_range`.
+      confusion: counts of each label on validation images at the thresholds of `spec`, as for `corrected_percentage`.
 
     Returns:
       JSON-able: the settings and one block of figures per area. A figure that cannot be determined is None, with its
@@ -209,7 +209,7 @@ def _counts(tiles: _Tiles, context: _Context) -> dict[str, Any]:
         "stroma_mm2": float(tiles.stroma.sum() * cell),
         **{name: _figure(reason="not evaluable") for name in FIGURES},
         "stroma_class": {"name": None, "rule": CUTOFFS[context.spec.cutoff].rule, "same_class_share": None},
-        "ambiguity": unknown("not evaluable"),
+        "corrected": _corrected_figure(unknown("not evaluable"), context.spec),
         "blocks": None,
         "notes": [],
     }
@@ -232,15 +232,17 @@ def _why_not_evaluable(counts: dict[str, Any], spec: TSRSpec) -> str | None:
 
 
 def _add_figures(out: dict[str, Any], tiles: _Tiles, context: _Context, resample: bool = True) -> None:
-    """Add figures, stroma class and ambiguity range to the counts of an evaluated area."""
+    """Add figures, stroma class and corrected percentage to the counts of an evaluated area."""
     spec, cutoff = context.spec, CUTOFFS[context.spec.cutoff]
     unit, n_blocks = _blocks(tiles, context.block)
-    terms = np.stack([tiles.tumor, tiles.stroma, _necrosis(tiles, spec), np.ones(len(tiles.row))], 1)
+    pair = [tiles.labels.index(spec.tumor), tiles.labels.index(spec.stroma)]
+    tissue = np.ones(len(tiles.row))
+    terms = np.stack([tiles.tumor, tiles.stroma, _necrosis(tiles, spec), tissue, *tiles.carried[:, pair].T], 1)
     sums = np.zeros((n_blocks, terms.shape[1]))
     np.add.at(sums, unit, terms)
 
     def statistic(weights: Array) -> dict[str, Array]:
-        tumor, stroma, necrosis, tissue = (weights @ sums).T
+        tumor, stroma, necrosis, tissue = (weights @ sums[:, :4]).T
         return {
             "stroma_percentage": metrics.divide(100 * stroma, tumor + stroma),
             "necrosis_share": metrics.divide(necrosis, tissue),
@@ -264,9 +266,17 @@ def _add_figures(out: dict[str, Any], tiles: _Tiles, context: _Context, resample
     high = bool(cutoff.high(percentage["value"]))
     out["stroma_class"]["name"] = "stroma-high" if high else "stroma-low"
     out["blocks"] = {"tissue": n_blocks, "tumor_or_stroma": informative}
-    out["ambiguity"] = _ambiguity(tiles, context)
+    if spec.measure != "label":
+        out["corrected"] = _corrected_figure(unknown("the correction requires --measure label"), spec)
+    elif no_interval:
+        out["corrected"] = _corrected_figure(unknown(no_interval), spec)
     if resamples:
-        out["stroma_class"]["same_class_share"] = _same_class_share(statistic, n_blocks, spec, high)
+        chunks = bootstrap.weight_chunks(n_blocks, spec.resamples, spec.seed)
+        resampled = np.concatenate([weights @ sums for weights in chunks])
+        percentages = metrics.divide(100 * resampled[:, 1], resampled[:, 0] + resampled[:, 1])
+        out["stroma_class"]["same_class_share"] = _same_class_share(percentages, spec, high)
+        if spec.measure == "label":
+            out["corrected"] = _corrected(resampled, tiles.carried[:, pair].mean(0), context, level)
         if informative < summary_blocks.FEW_UNITS:
             out["notes"].append(f"only {informative} blocks have tumor or stroma: the interval is rough")
         undefined = figures["stroma_percentage"].get("undefined") or 0.0
@@ -289,26 +299,37 @@ def _necrosis(tiles: _Tiles, spec: TSRSpec) -> Array:
     return tiles.parts[:, tiles.labels.index(spec.necrosis)] if spec.necrosis else np.zeros(len(tiles.row))
 
 
-def _same_class_share(
-    statistic: Callable[[Array], dict[str, Array]], n_blocks: int, spec: TSRSpec, high: bool
-) -> float | None:
-    """Fraction of the interval's resamples on the same side of the cut-off as the value; None if none is defined."""
-    chunks = bootstrap.weight_chunks(n_blocks, spec.resamples, spec.seed)
-    resampled = np.concatenate([statistic(weights)["stroma_percentage"] for weights in chunks])
-    defined = resampled[np.isfinite(resampled)]
+def _same_class_share(percentages: Array, spec: TSRSpec, high: bool) -> float | None:
+    """Fraction of resampled percentages on the same side of the cut-off as the value; None if none is defined."""
+    defined = percentages[np.isfinite(percentages)]
     return float((CUTOFFS[spec.cutoff].high(defined) == high).mean()) if len(defined) else None
 
 
-def _ambiguity(tiles: _Tiles, context: _Context) -> dict[str, Any]:
-    """The ambiguity range of an area's stroma percentage."""
+def _corrected(resampled: Array, observed: Array, context: _Context, level: float) -> dict[str, Any]:
+    """The percentage corrected for the model's errors.
+
+    Args:
+      resampled: sums of `_add_figures` in resamples of the blocks, (r, 6).
+      observed: fraction of tiles that carry tumor and stroma, (2,).
+      context: inputs shared by all areas.
+      level: of the interval's percentiles.
+    """
     spec = context.spec
-    if spec.measure != "label":
-        return unknown("the correction requires --measure label")
+    areas, tissue, carried = resampled[:, :2], resampled[:, 3], resampled[:, 4:]
     tumor, stroma = (
-        LabelArea(label, float(tiles.carried[:, tiles.labels.index(label)].mean()), float(area.sum()))
-        for label, area in ((spec.tumor, tiles.tumor), (spec.stroma, tiles.stroma))
+        LabelDraws(label, float(observed[i]), carried[:, i] / tissue, areas[:, i])
+        for i, label in enumerate((spec.tumor, spec.stroma))
     )
-    return ambiguity_range(tumor, stroma, context.confusion)
+    return _corrected_figure(corrected_percentage(tumor, stroma, context.confusion, level, spec.seed), spec)
+
+
+def _corrected_figure(corrected: dict[str, Any], spec: TSRSpec) -> dict[str, Any]:
+    """A corrected percentage with its class instead of its draws."""
+    draws = corrected.pop("draws")
+    share = None
+    if corrected["value"] is not None:
+        share = _same_class_share(draws, spec, bool(CUTOFFS[spec.cutoff].high(corrected["value"])))
+    return corrected | {"same_class_share": share}
 
 
 # --- Figures: {value, low, high, reason} --------------------------------------------------------------------
