@@ -35,9 +35,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.parity]
 
 @pytest.fixture(scope="module")
 def resnet() -> torch.nn.Module:
-    """torchvision's model with random statistics and classifier."""
+    """torchvision's model with random weights and statistics."""
+    return randomised(torchvision.models.resnet50(num_classes=2))
+
+
+def randomised(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with random statistics."""
     torch.manual_seed(0)
-    model = torchvision.models.resnet50(num_classes=2)
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
             buffer.normal_(0, 0.1)
@@ -121,10 +125,14 @@ def layouts() -> list[Layout]:
 @pytest.mark.devices
 @pytest.mark.parametrize("layout", layouts(), ids=["laid out as on GPUs", "sharded over four"])
 def test_a_state_filled_from_a_file_predicts_the_same_and_can_be_trained(
-    layout: Layout, resnet: torch.nn.Module, weights: pathlib.Path
+    layout: Layout, tmp_path: pathlib.Path
 ) -> None:
     def make_model(rngs: nnx.Rngs) -> nnx.Module:
-        return models.create("resnet50", num_classes=2, rngs=rngs)
+        return models.create("resnet50", num_classes=2, rngs=rngs, stage_sizes=(1, 1, 1, 1))
+
+    resnet = randomised(torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, [1, 1, 1, 1], num_classes=2))
+    weights = tmp_path / "resnet14.pth"
+    torch.save(resnet.state_dict(), weights)
 
     sgd = OptimizerSpec("sgd", 0.1, 10, schedule="constant")
     spec = StepSpec((0.5,) * 3, (0.25,) * 3, ema_decay=0.9)
@@ -178,8 +186,10 @@ def test_a_file_that_would_run_code_is_refused_and_leaves_no_results(
 ) -> None:
     (tmp_path / "bad.pth").write_bytes(pickle.dumps(_Harm(tmp_path / "harm")))
     torch.save({"weight": torch.zeros(2), "extra": _Harm(tmp_path / "harm")}, tmp_path / "worse.pth")
+    narrow = ("model.options.stage_sizes=(1,1,1,1)", "model.options.width=8")
     for name in ("bad.pth", "worse.pth"):
-        done = run(command(tmp_path / "run", images, f"model.pretrained={tmp_path / name}"))
+        # In this process, so that what the file would run has every chance to run.
+        done = histojax("train", *command(tmp_path / "run", images, f"model.pretrained={tmp_path / name}", *narrow)[3:])
         assert done.returncode == 1
         assert name in done.stderr
         assert "Traceback" not in done.stderr
