@@ -83,17 +83,23 @@ def find_stains(image: Image) -> Stains | None:
     return Stains(vectors, strength) if (strength > 0).all() else None
 
 
-def restain(image: Image, found: Stains, wanted: Stains, shift: Sequence[float] | Array = (0.0, 0.0)) -> Image:
-    """Replace the stains of an image by others of their own strength.
+def restain(image: Image, found: Stains, wanted: Stains) -> Image:
+    """Replace the stains of an image by others of their own strength; `image` is `u8 [h, w, 3]`, as is the result."""
+    change = np.linalg.pinv(found.vectors) @ np.diag(wanted.strength / found.strength) @ wanted.vectors
+    return _light(cv2.transform(cv2.LUT(image, _DENSITY_LUT), np.ascontiguousarray(change.T, np.float32)))
+
+
+def perturb(image: Image, found: Stains, scale: Array, shift: Array) -> Image:
+    """Change the amounts of an image's stains; what neither of them explains stays as it is.
 
     Args:
       image: `u8 [h, w, 3]`, as is the result.
       found: its stains.
-      wanted: the others.
-      shift: added to the density of each stain.
+      scale: multiplies the density of each, (2,).
+      shift: is added to the density of each, (2,).
     """
-    change = np.linalg.pinv(found.vectors) @ np.diag(wanted.strength / found.strength) @ wanted.vectors
-    matrix = np.hstack([change.T, (np.asarray(shift) @ wanted.vectors)[:, None]]).astype(np.float32)
+    change = np.eye(3) + np.linalg.pinv(found.vectors) @ np.diag(scale - 1) @ found.vectors
+    matrix = np.hstack([change.T, (shift @ found.vectors)[:, None]]).astype(np.float32)
     return _light(cv2.transform(cv2.LUT(image, _DENSITY_LUT), matrix))
 
 
@@ -180,7 +186,9 @@ def fit(method: str, images: Iterable[Image]) -> tuple[StainNormalizer, int, int
         else:
             rows.append([*found.mean, *found.deviation])
     if not rows:
-        raise ValueError(f"none of the {left_out} images has {MIN_TISSUE:.0%} of tissue: stains cannot be estimated")
+        raise ValueError(
+            f"none of the {left_out} images has {MIN_TISSUE:.0%} of tissue with stains that can be told apart"
+        )
     target = np.median(np.array(rows), axis=0)
     if method == MACENKO:
         vectors = target[:6].reshape(2, 3)

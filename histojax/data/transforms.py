@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from data_pipelines.pixels import resize
-from data_pipelines.stain import StainNormalizer, Stains, find_stains, restain
+from data_pipelines.stain import StainNormalizer, find_stains, perturb
 
 # grain's threads do the work; OpenCV's own would fight them for the cores.
 cv2.setNumThreads(0)
@@ -141,7 +141,7 @@ def jitter_macenko(image: np.ndarray, strength: float, rng: np.random.Generator)
     found = find_stains(image)
     if found is None:
         return image
-    return restain(image, found, Stains(found.vectors, found.strength * scale), shift)
+    return perturb(image, found, scale, shift)
 
 
 def _buffers(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -153,8 +153,8 @@ class ExportableModel:
             f"**Then normalise the stains ({stain.method}): the file does not.** The model was trained on images in\n"
             "the colours of a reference; `stain` in `export.json` has its numbers. In Python, with histojax, for\n"
             "each image of the size above:\n\n"
-            "```python\nimport json\n\nfrom data_pipelines.stain import StainNormalizer\n\n"
-            'normalizer = StainNormalizer.from_json(json.load(open("export.json"))["stain"])\n'
+            "```python\nimport json\nimport pathlib\n\nfrom data_pipelines.stain import StainNormalizer\n\n"
+            'normalizer = StainNormalizer.from_json(json.loads(pathlib.Path("export.json").read_text())["stain"])\n'
             "image, enough_tissue = normalizer.apply(image)\n```\n\n"
         )
 
