@@ -128,7 +128,7 @@ def test_every_use_of_a_model_gives_the_same_probabilities(
     assert [one.probability for (one,) in explained] == pytest.approx(expected[:4, 1], abs=1e-6)
 
 
-def test_results_count_what_could_not_be_normalised(run: pathlib.Path) -> None:
+def test_results_and_report_count_what_could_not_be_normalised(tmp_path: pathlib.Path, run: pathlib.Path) -> None:
     results = json.loads((run / "results.json").read_text())
     table = pd.read_parquet(run / "predictions.parquet")
     assert results["stain"]["method"] == "macenko"
@@ -139,6 +139,13 @@ def test_results_count_what_could_not_be_normalised(run: pathlib.Path) -> None:
         (warning,) = [one for one in block["warnings"] if "stain normalisation" in one]
         assert warning.startswith(f"{side}: {block['not_normalised']} of {len(rows)} images have too little tissue")
     assert "macenko, fitted on" in (run / "results.txt").read_text()
+
+    report = histojax("report", run, "--output", tmp_path)
+    assert report.returncode == 0, report.stderr
+    counts = ", ".join(f"{side} {b['not_normalised']} of {b['n_images']}" for side, b in results["splits"].items())
+    expected = f"{results['stain']['description']}; images left as they are for want of tissue: {counts}"
+    for page in ("report.html", "MODEL_CARD.md"):
+        assert expected in (tmp_path / page).read_text()
 
 
 def test_tiles_of_a_slide_are_normalised_like_images(tmp_path: pathlib.Path, predictor: Predictor) -> None:
