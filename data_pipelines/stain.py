@@ -6,7 +6,8 @@ spread of the three channels of CIELAB.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -51,7 +52,7 @@ class Colours:
 
 def tissue_fraction(image: Image) -> float:
     """The fraction of pixels that are tissue, within 0 … 1: those dark in green, which both stains absorb most."""
-    return float((image[..., 1] <= _LIGHTEST).mean())
+    return _share(cv2.inRange(cv2.extractChannel(image, 1), 0, _LIGHTEST))  # a third of the time that numpy takes
 
 
 def find_stains(image: Image) -> Stains | None:
@@ -63,12 +64,12 @@ def find_stains(image: Image) -> Stains | None:
     Returns:
       The stains; None with too little tissue (`MIN_TISSUE`) or stains that cannot be told apart.
     """
-    shown = image.max(2) <= _LIGHTEST
-    if tissue_fraction(image) < MIN_TISSUE or shown.mean() < _MIN_STAINED:
+    shown = cv2.inRange(image, (0, 0, 0), (_LIGHTEST,) * 3)
+    if tissue_fraction(image) < MIN_TISSUE or _share(shown) < _MIN_STAINED:
         return None
     density = cv2.LUT(image, _DENSITY_LUT).reshape(-1, 3)
-    stained = density[shown.ravel()]
-    covariance = np.cov(stained.astype(np.float64).T)
+    stained = density.compress(shown.ravel() > 0, axis=0)
+    covariance, _ = cv2.calcCovarMatrix(stained, None, cv2.COVAR_NORMAL | cv2.COVAR_ROWS, ctype=cv2.CV_64F)
     plane = np.linalg.eigh(covariance)[1][:, 1:].astype(np.float32)  # the two directions of the largest spread
     x, y = np.ascontiguousarray((stained @ plane).T)
     ends = np.percentile(np.arctan2(y, x), (_TAIL, 100 - _TAIL))
@@ -78,13 +79,28 @@ def find_stains(image: Image) -> Stains | None:
     if vectors[0, 0] <= vectors[1, 0]:
         vectors = vectors[::-1]  # hematoxylin absorbs more red
     amounts = density @ np.linalg.pinv(vectors).astype(np.float32)
-    return Stains(vectors, np.percentile(amounts, 100 - _TAIL, axis=0))
+    strength = np.percentile(amounts, 100 - _TAIL, axis=0)
+    return Stains(vectors, strength) if (strength > 0).all() else None
 
 
 def restain(image: Image, found: Stains, wanted: Stains) -> Image:
     """Replace the stains of an image by others of their own strength; `image` is `u8 [h, w, 3]`, as is the result."""
     change = np.linalg.pinv(found.vectors) @ np.diag(wanted.strength / found.strength) @ wanted.vectors
     return _light(cv2.transform(cv2.LUT(image, _DENSITY_LUT), np.ascontiguousarray(change.T, np.float32)))
+
+
+def perturb(image: Image, found: Stains, scale: Array, shift: Array) -> Image:
+    """Change the amounts of an image's stains; what neither of them explains stays as it is.
+
+    Args:
+      image: `u8 [h, w, 3]`, as is the result.
+      found: its stains.
+      scale: multiplies the density of each, (2,).
+      shift: is added to the density of each, (2,).
+    """
+    change = np.eye(3) + np.linalg.pinv(found.vectors) @ np.diag(scale - 1) @ found.vectors
+    matrix = np.hstack([change.T, (shift @ found.vectors)[:, None]]).astype(np.float32)
+    return _light(cv2.transform(cv2.LUT(image, _DENSITY_LUT), matrix))
 
 
 def find_colours(image: Image) -> Colours | None:
@@ -125,6 +141,15 @@ class StainNormalizer:
                 f"the target of {self.method} has {len(self.target)} numbers; it needs {wanted} finite ones"
             )
 
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any] | None) -> "StainNormalizer | None":
+        """The normaliser of a checkpoint's entry `stain`, from its `method` and `target`; None: there is none."""
+        return None if saved is None else cls(saved["method"], tuple(saved["target"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        return {"method": self.method, "target": list(self.target)}
+
     def apply(self, image: Image) -> tuple[Image, bool]:
         """Return the image `u8 [h, w, 3]` in the reference's colours, and whether it had enough tissue to change it."""
         target = np.array(self.target)
@@ -161,12 +186,19 @@ def fit(method: str, images: Iterable[Image]) -> tuple[StainNormalizer, int, int
         else:
             rows.append([*found.mean, *found.deviation])
     if not rows:
-        raise ValueError(f"none of the {left_out} images has {MIN_TISSUE:.0%} of tissue: stains cannot be estimated")
+        raise ValueError(
+            f"none of the {left_out} images has {MIN_TISSUE:.0%} of tissue with stains that can be told apart"
+        )
     target = np.median(np.array(rows), axis=0)
     if method == MACENKO:
         vectors = target[:6].reshape(2, 3)
         target[:6] = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).ravel()
     return StainNormalizer(method, tuple(float(number) for number in target)), len(rows), left_out
+
+
+def _share(mask: Image) -> float:
+    """The fraction of a mask that is not 0."""
+    return cv2.countNonZero(mask) / mask.size
 
 
 def _lab(image: Image) -> npt.NDArray[np.float32]:

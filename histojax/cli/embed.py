@@ -12,6 +12,9 @@ from histojax.core import extras
 from histojax.core.errors import RunError
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from data_pipelines.stain import StainNormalizer
     from histojax.cli.parser import Subparsers
     from histojax.inference.embed.embedder import Embedder
 
@@ -63,6 +66,13 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
     network.add_argument(
         "--image_size", metavar="PIXELS", type=flags.positive, default=0, help="input size (default: the config's, 224)"
     )
+    network.add_argument(
+        "--stain",
+        choices=("macenko", "reinhard"),
+        default="",
+        help="bring each image to the colours of --stain_reference (default: a run's own normalisation)",
+    )
+    network.add_argument("--stain_reference", metavar="FILE", default="", help="the image with these colours")
     parser.add_argument(
         "--layer",
         metavar="NAME",
@@ -85,6 +95,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
     return parser
 
 
+_WEIGHTS_FLAGS = ("--model", "--prefix", "--config", "--image_size", "--stain", "--stain_reference")
 _SLIDE_FLAGS = ("--mpp", "--override_mpp", "--tile_um", "--overlap", "--min_tissue")
 
 
@@ -93,7 +104,8 @@ def run(args: argparse.Namespace) -> None:
     from histojax.evaluation import feature_files
 
     from_weights = args.weights is not None
-    refuse_unused(args, from_weights, ["--model", "--prefix", "--config", "--image_size"], "with --weights")
+    refuse_unused(args, from_weights, _WEIGHTS_FLAGS, "with --weights")
+    refuse_unused(args, bool(args.stain), ["--stain_reference"], "with --stain")
     if from_weights and (args.model is None) == (args.config is None):
         raise RunError("--weights needs the network: give either --model NAME or --config NAME[:VARIANT]")
     if args.overrides and args.config is None:
@@ -137,6 +149,8 @@ def _embed_images(args: argparse.Namespace, paths: list[str]) -> None:
     print(f"Images   {summary.images}, {embedder.width} features each, layer {embedder.layer}")
     print(f"Labels   {labels}; patients {summary.patients or 'unknown'}")
     print(f"Features {args.output}")
+    if summary.not_normalised:
+        print(f"Stains   {summary.not_normalised} images have too little tissue to be normalised, and are as they were")
     if summary.failed:
         print(f"Unread   {summary.failed}, see {image_features.failures_path(args.output)}")
     if not summary.images:
@@ -185,9 +199,22 @@ def _embedder(args: argparse.Namespace) -> "Embedder":
         config = default_config.base()
         config.model.name = args.model
     source = "" if args.weights == "random" else args.weights
-    return embedder.Embedder.of_weights(
-        embedder.configure(config, source, prefix=args.prefix, image_size=args.image_size), **how
-    )
+    config = embedder.configure(config, source, prefix=args.prefix, image_size=args.image_size)
+    return embedder.Embedder.of_weights(config, stain=_stain(args, config), **how)
+
+
+def _stain(args: argparse.Namespace, config: "ConfigDict") -> "StainNormalizer | None":
+    """Return the stain normalisation of the flags, else of the config; there is no run whose images it could fit."""
+    from histojax.core.directories import expand_user
+    from histojax.training import stains
+
+    method = args.stain or config.data.stain.method
+    reference = args.stain_reference if args.stain else config.data.stain.reference
+    if method == stains.NONE:
+        return None
+    if not reference:
+        raise RunError(f"--stain {method} with --weights needs a reference image: give --stain_reference FILE")
+    return stains.of_reference(method, expand_user(reference), config.data.image_size)
 
 
 def _checkpoint(run: str) -> pathlib.Path:

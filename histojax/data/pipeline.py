@@ -16,6 +16,7 @@ import numpy as np
 
 from data_pipelines.errors import BadImageError, DataError
 from data_pipelines.pixels import decode, resize
+from data_pipelines.stain import StainNormalizer
 from histojax.data import workers
 from histojax.data.compat import SelectRows
 from histojax.data.image_source import ImageSource
@@ -43,6 +44,8 @@ class LoaderSpec:
       workers: processes that make whole batches; 0: threads of this process decode.
       on_bad_record: in training: `error`, or `mask`: log an image that cannot be read or decoded, and mask it out.
       rows: positions in the global batch of the images that this process loads, ascending; None: all.
+      stain: brings every image to the colours of a reference; None: images stay as they are. It works on the pixels
+        that a cache holds, so that runs with and without it share the cache.
     """
 
     batch_size: int
@@ -53,6 +56,7 @@ class LoaderSpec:
     workers: int = 0
     on_bad_record: str = "error"
     rows: tuple[int, ...] | None = None
+    stain: StainNormalizer | None = None
 
     def __post_init__(self) -> None:
         if self.sampling not in SAMPLINGS:
@@ -67,13 +71,15 @@ class LoaderSpec:
 
 
 class _Augment(grain.transforms.RandomMap):
-    def __init__(self, size: int, spec: AugmentSpec, mask_bad: bool):
-        self._size, self._spec, self._mask_bad = size, spec, mask_bad
+    def __init__(self, loader: LoaderSpec, spec: AugmentSpec):
+        self._size, self._stain, self._spec = loader.image_size, loader.stain, spec
+        self._mask_bad = loader.on_bad_record == "mask"
 
     def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         try:
             if element["mask"] or not self._mask_bad:
-                return _with_pixels(element, augment(pixels_of(element), self._size, self._spec, rng))
+                image = augment(pixels_of(element), self._size, self._spec, rng, self._stain)
+                return _with_pixels(element, image)
         except DataError as error:
             if not self._mask_bad:
                 raise
@@ -83,11 +89,15 @@ class _Augment(grain.transforms.RandomMap):
 
 
 class _Resize(grain.transforms.Map):
-    def __init__(self, size: int):
-        self._size = size
+    def __init__(self, loader: LoaderSpec):
+        self._size, self._stain = loader.image_size, loader.stain
 
     def map(self, element: dict[str, Any]) -> dict[str, Any]:
-        return _with_pixels(element, resize(pixels_of(element), self._size))
+        image = resize(pixels_of(element), self._size)
+        if self._stain is None:
+            return _with_pixels(element, image)
+        image, normalised = self._stain.apply(image)
+        return _with_pixels(element, image) | {"normalised": np.bool_(normalised)}
 
 
 def pixels_of(element: Mapping[str, Any]) -> np.ndarray:
@@ -146,7 +156,7 @@ def train_batches(
         stream = grain.MapDataset.mix(streams, weights=[1 / len(streams)] * len(streams))
     else:
         stream = _shuffled(dataset, indices, spec, spec.seed)
-    stream = stream.seed(spec.seed).random_map(_Augment(spec.image_size, augmentation, spec.on_bad_record == "mask"))
+    stream = stream.seed(spec.seed).random_map(_Augment(spec, augmentation))
     return _iterate(_local_rows(stream[start * spec.batch_size :], spec), spec, spec.workers)
 
 
@@ -154,11 +164,12 @@ def eval_batches(dataset: Dataset, indices: np.ndarray, spec: LoaderSpec) -> Ite
     """Yield every image exactly once, in order; the last batch is padded, and its padding masked out.
 
     Yields:
-      Batches as `train_batches` does; all processes yield the same number of batches.
+      Batches as `train_batches` does, with `spec.stain` also `normalised: bool [b]`, which is False where an image has
+      too little tissue and is as it was; all processes yield the same number of batches.
     """
     padded = np.full(-(-len(indices) // spec.batch_size) * spec.batch_size, -1, dtype=np.int64)
     padded[: len(indices)] = indices
-    stream = grain.MapDataset.source(_source(dataset, padded)).map(_Resize(spec.image_size))
+    stream = grain.MapDataset.source(_source(dataset, padded)).map(_Resize(spec))
     return _iterate(_local_rows(stream, spec), spec, 0)
 
 

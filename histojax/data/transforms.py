@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from data_pipelines.pixels import resize
+from data_pipelines.stain import StainNormalizer, find_stains, perturb
 
 # grain's threads do the work; OpenCV's own would fight them for the cores.
 cv2.setNumThreads(0)
@@ -32,6 +33,8 @@ class AugmentSpec:
       colour_jitter: brightness, contrast and saturation are each scaled by up to 1 ± this.
       stain_jitter: hematoxylin and eosin densities are scaled by up to 1 ± this and shifted by up to ± this/10
         (Tellez et al. 2018, on Ruifrok & Johnston's stains).
+      macenko_jitter: the same of the stains that Macenko's method finds in the image itself; an image in which it
+        finds none is not changed.
       blur: largest sigma of a Gaussian blur, in pixels of the resized image; applied to half of the images.
     """
 
@@ -41,14 +44,19 @@ class AugmentSpec:
     crop_ratio: float = 4 / 3
     colour_jitter: float = 0.0
     stain_jitter: float = 0.0
+    macenko_jitter: float = 0.0
     blur: float = 0.0
 
 
-def augment(image: np.ndarray, size: int, spec: AugmentSpec, rng: np.random.Generator) -> np.ndarray:
-    """Crop a training image, resize it to `[size, size, 3]` and change it at random."""
+def augment(
+    image: np.ndarray, size: int, spec: AugmentSpec, rng: np.random.Generator, stain: StainNormalizer | None = None
+) -> np.ndarray:
+    """Crop a training image, resize it to `[size, size, 3]`, normalise its stains and change it at random."""
     if spec.crop_scale < 1:
         image = random_crop(image, spec.crop_scale, spec.crop_ratio, rng)
     image = resize(image, size)
+    if stain is not None:  # of what the model sees, as in evaluation
+        image, _ = stain.apply(image)
     if spec.flips:
         image = flip(image, rng.choice((1, -1)) < 0, rng.choice((1, -1)) < 0)
     if spec.quarter_turns:
@@ -57,6 +65,8 @@ def augment(image: np.ndarray, size: int, spec: AugmentSpec, rng: np.random.Gene
         image = jitter_colour(image, spec.colour_jitter, rng)
     if spec.stain_jitter:
         image = jitter_stain(image, spec.stain_jitter, rng)
+    if spec.macenko_jitter:
+        image = jitter_macenko(image, spec.macenko_jitter, rng)
     if spec.blur and rng.random() < 0.5:
         image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.1, max(spec.blur, 0.1))))
     return image
@@ -122,6 +132,16 @@ def jitter_stain(image: np.ndarray, strength: float, rng: np.random.Generator) -
     cv2.transform(x, matrix, y)
     cv2.exp(y, x)
     return cv2.addWeighted(x, 256, x, 0, -1, dtype=cv2.CV_8U)
+
+
+def jitter_macenko(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Scale and shift the optical densities of the image's own stains; see `AugmentSpec.macenko_jitter`."""
+    scale = rng.uniform(1 - strength, 1 + strength, 2)  # drawn first, so that later numbers do not depend on the image
+    shift = rng.uniform(-strength / 10, strength / 10, 2)
+    found = find_stains(image)
+    if found is None:
+        return image
+    return perturb(image, found, scale, shift)
 
 
 def _buffers(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

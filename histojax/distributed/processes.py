@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from histojax.core.errors import EXIT_INTERRUPTED, RunError
@@ -165,6 +166,15 @@ def barrier(name: str) -> None:
     """Wait until every process has called this. It is a collective: call it on the main thread only."""
     if count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def of_first(numbers: np.ndarray) -> np.ndarray:
+    """Return the numbers of process 0, bit for bit; all processes must call this, with arrays of one shape and type."""
+    if count() == 1:
+        return numbers
+    # As bytes, because jax would round doubles to 32 bits.
+    received = multihost_utils.broadcast_one_to_all(np.ascontiguousarray(numbers).view(np.uint8))
+    return np.asarray(received).view(numbers.dtype)
 
 
 def stop_requested() -> bool:

@@ -7,7 +7,17 @@ from typing import Any
 from histojax.core.text_table import text_table
 from histojax.evaluation import formatting
 
-_HEAD = ("protocol", "protocol_id", "split_hash", "model", "pretrained", "checkpoint_step", "image_size", "data")
+_HEAD = (
+    "protocol",
+    "protocol_id",
+    "split_hash",
+    "model",
+    "pretrained",
+    "checkpoint_step",
+    "image_size",
+    "stain",
+    "data",
+)
 _AT_THRESHOLDS = ("accuracy", "balanced_accuracy", "recall", "specificity", "f1", "gmean")
 _HEADLINE = {"balanced_accuracy": "balanced accuracy", "gmean": "GMean", "iba": "IBA", "auroc": "AUROC"}
 _LABELS_HEADLINE = {

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from data_pipelines.pixels import resize
 from histojax.core.errors import RunError
 from histojax.inference.device_batches import check_batch_size, run_batches
 from histojax.inference.embed.embedder import POOLED, Embedder
+from histojax.inference.model_input import ModelInput
 from histojax.inference.predict.prediction_table import prediction_columns
 from histojax.training import checkpoint, loading
 
@@ -24,6 +24,7 @@ class Predictor:
       decision: with two classes, the threshold of the positive class, chosen on validation images; else None.
       temperatures: for `calibration.at_temperatures`, fitted on validation images; None: there were none.
       image_size: height and width of the model's input.
+      input: makes the model's input of an image: its size and its stain normalisation.
       magnification: magnification of the training images, such as "100X"; empty: several, or unknown.
       digest: sixteen digits that identify the checkpoint.
       batch_size: images per batch.
@@ -39,6 +40,7 @@ class Predictor:
         self.decision: dict[str, float] | None = locked and {locked["class"]: locked["threshold"]}
         self.temperatures: list[float] | None = trained.meta.get("temperatures")
         self.image_size: int = trained.config.data.image_size
+        self.input = ModelInput(self.image_size, trained.stain)
         magnification: str = trained.config.data.magnification
         self.magnification = "" if magnification == "all" else magnification
         self.digest = checkpoint.digest(trained.path)
@@ -79,11 +81,17 @@ class Predictor:
         }
 
     def predict(self, images: Iterable[np.ndarray]) -> np.ndarray:
-        """Predict probabilities `f32 [n, k]` of images `u8 [h, w, 3]`, RGB, of any size; resize them as in training.
+        """Predict probabilities `f32 [n, k]` of images `u8 [h, w, 3]`, RGB, of any size.
+
+        They are resized, and their stains are normalised, as in training.
 
         Raises:
           RunError: an image has another shape or type.
         """
+        return self.predict_inputs(self.input.of(_checked(image))[0] for image in images)
+
+    def predict_inputs(self, images: Iterable[np.ndarray]) -> np.ndarray:
+        """Predict probabilities `f32 [n, k]` of images `u8 [s, s, 3]` that `input` has made."""
         rows = list(self.stream(self._batches(images)))
         return np.concatenate(rows) if rows else np.zeros((0, len(self.classes)), np.float32)
 
@@ -106,7 +114,8 @@ class Predictor:
     def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Yield the probabilities `f32 [b, k]` of each batch `u8 [b, s, s, 3]`, in order; b is at most the batch size.
 
-        The device computes while the next batch is fetched. An incomplete batch is padded, so one program serves all.
+        The images are as `input` makes them. The device computes while the next batch is fetched. An incomplete batch
+        is padded, so one program serves all.
         """
         trained = self.trained
         return run_batches(
@@ -118,7 +127,7 @@ class Predictor:
         )
 
     def embed(self, images: Iterable[np.ndarray], layer: str = POOLED) -> np.ndarray:
-        """Compute features `f32 [n, d]` of images `u8 [h, w, 3]`, RGB, of any size; resize them as in training.
+        """Compute features `f32 [n, d]` of images `u8 [h, w, 3]`, RGB, of any size; prepare them as `predict` does.
 
         Args:
           images: as `predict` takes them.
@@ -134,20 +143,22 @@ class Predictor:
                 trained, str(trained.path), layer=layer, batch_size=self.batch_size
             )
         embedder = self._embedders[layer]
-        rows = list(embedder.stream(self._batches(images)))
+        rows = list(embedder.stream(self._batches(self.input.of(_checked(image))[0] for image in images)))
         return np.concatenate(rows) if rows else np.zeros((0, embedder.width), np.float32)
 
     def _batches(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         batch: list[np.ndarray] = []
         for image in images:
-            image = np.asarray(image)
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-                raise RunError(
-                    f"an image of shape {image.shape}, {image.dtype}; uint8 of shape (height, width, 3) is RGB"
-                )
-            batch.append(resize(image, self.image_size))
+            batch.append(image)
             if len(batch) == self.batch_size:
                 yield np.stack(batch)
                 batch = []
         if batch:
             yield np.stack(batch)
+
+
+def _checked(image: np.ndarray) -> np.ndarray:
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise RunError(f"an image of shape {image.shape}, {image.dtype}; uint8 of shape (height, width, 3) is RGB")
+    return image

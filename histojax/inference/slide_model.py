@@ -39,6 +39,7 @@ def slide_model(predictor: Predictor, tile_um: float | None = None) -> cohort.Mo
         tile_um=tile_um,
         batch_size=predictor.batch_size,
         stream=predictor.stream,
+        stain=predictor.input.stain,
         warnings=warnings,
         # Older checkpoints have no counts per patient, slide or source image.
         confusion=trained.meta.get("confusion_by_unit") or trained.meta.get("confusion"),

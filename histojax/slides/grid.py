@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator
 import numpy as np
 import pandas as pd
 
+from data_pipelines.stain import StainNormalizer
 from histojax.core import prefetch
 from histojax.core.errors import RunError
 from histojax.slides.geometry import Geometry
@@ -100,7 +101,13 @@ def stride_of(tile: int, overlap: float) -> int:
 
 
 def read_tiles(
-    slide: Slide, table: pd.DataFrame, out_size: int, batch: int, threads: int
+    slide: Slide,
+    table: pd.DataFrame,
+    out_size: int,
+    batch: int,
+    threads: int,
+    stain: StainNormalizer | None = None,
+    normalised: np.ndarray | None = None,
 ) -> Generator[np.ndarray, None, None]:
     """Read the tiles of a table in batches; threads read at most two batches ahead.
 
@@ -112,6 +119,8 @@ def read_tiles(
       out_size: side s of a tile in pixels.
       batch: tiles per batch.
       threads: number of reader threads.
+      stain: brings each tile to the colours of a reference; None: tiles stay as they are.
+      normalised: `bool [n]`, is set to whether each tile had enough tissue for that.
 
     Yields:
       Batches `uint8 [b, s, s, 3]` in the table's order; the last one may be smaller.
@@ -122,11 +131,15 @@ def read_tiles(
     boxes = table[["minx", "miny", "width", "height"]].to_numpy(np.int64)
     stop = threading.Event()
 
-    def read(part: np.ndarray, out: np.ndarray) -> None:
-        for (x, y, width, height), tile in zip(part.tolist(), out, strict=True):
+    def read(part: np.ndarray, out: np.ndarray, start: int) -> None:
+        for number, ((x, y, width, height), tile) in enumerate(zip(part.tolist(), out, strict=True), start):
             if stop.is_set():
                 return
             tile[:] = slide.read(x, y, width, height, out_size, out_size)
+            if stain is not None:
+                tile[:], enough = stain.apply(tile)
+                if normalised is not None:
+                    normalised[number] = enough
 
     pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="tiles")
 
@@ -136,7 +149,7 @@ def read_tiles(
             out = np.empty((len(batch_boxes), out_size, out_size, 3), np.uint8)
             # Neighbours go to the same thread, since they share tiles of the file.
             parts = np.array_split(np.arange(len(batch_boxes)), min(threads, len(batch_boxes)))
-            yield out, [pool.submit(read, batch_boxes[p], out[p[0] : p[-1] + 1]) for p in parts]
+            yield out, [pool.submit(read, batch_boxes[p], out[p[0] : p[-1] + 1], start + p[0]) for p in parts]
 
     try:
         yield from prefetch.finished(started())

@@ -11,6 +11,7 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 from tqdm import tqdm
 
+from data_pipelines.stain import StainNormalizer
 from histojax.core.errors import RunError
 from histojax.core.files import write_json
 from histojax.slides import geojson, grid, maps, pictures, summary, tile_table
@@ -26,6 +27,10 @@ from histojax.slides.tsr.spec import TSRSpec
 
 TSR_FILE = "tsr.json"
 _TISSUE = "tissue.png"
+_NOT_NORMALISED = (
+    "{} of {} tiles have too little tissue for stain normalisation: the model saw them as they are (column "
+    "stain_normalised of tiles.csv)"
+)
 _THUMBNAIL = 2048  # pixels of the overlay's longer side
 
 
@@ -43,6 +48,7 @@ class Model:
       confusion: counts of each label on validation images, as for `corrected_percentage`; None if unknown.
       facts: JSON-able description of the model and its origin.
       warnings: sentences about the model that every result shows.
+      stain: brings each tile to the colours that the model was trained on; None: tiles stay as they are.
     """
 
     labels: tuple[str, ...]
@@ -54,6 +60,7 @@ class Model:
     confusion: Mapping[str, Any] | None
     facts: Mapping[str, Any]
     warnings: Sequence[str] = ()
+    stain: StainNormalizer | None = None
 
     def grid_spec(self, settings: "Settings") -> grid.GridSpec:
         """The tiles of a slide for this model.
@@ -167,9 +174,14 @@ def _predict_tiles(job: Job, model: Model, settings: Settings, folder: pathlib.P
         tissue = find_tissue(slide, settings.tissue)
         tissue.write(folder / _TISSUE)
         geometry, table = grid.make_grid(slide, tissue, model.grid_spec(settings))
-        probabilities = _predict(slide, table, model, settings, job.name)
+        probabilities, normalised = _predict(slide, table, model, settings, job.name)
         for i, label in enumerate(model.labels):
             table[PREFIX + label] = probabilities[:, i]
+        stain_facts, stain_warnings = {}, []
+        if model.stain is not None:
+            table["stain_normalised"] = normalised.astype(np.int64)
+            stain_facts["tiles_not_normalised"] = left_out = int((~normalised).sum())
+            stain_warnings += [_NOT_NORMALISED.format(left_out, len(table))] if left_out else []
         thumbnail = slide.thumbnail(_THUMBNAIL)
         areas = tissue.mm2(slide.pixel_mm2)
         facts = {
@@ -181,9 +193,11 @@ def _predict_tiles(job: Job, model: Model, settings: Settings, folder: pathlib.P
             "mpp_y": slide.mpp_y,
             "mpp_source": slide.mpp_source,
             "tiles": len(table),
+            **stain_facts,
             **{f"{kind}_mm2": round(area, 4) for kind, area in areas.items()},
         }
     warnings = slide.warnings + _resolution_warnings(max(slide.mpp, slide.mpp_y), model) + region_warnings
+    warnings += stain_warnings
     return _Tiles(table, geometry, thumbnail, areas, facts, slide.plane, slide.is_part, warnings, region)
 
 
@@ -196,10 +210,18 @@ def _region(job: Job, slide: Slide) -> tuple[BaseGeometry | None, list[str]]:
     return regions.union(clipped), warnings + clip_warnings
 
 
-def _predict(slide: Slide, table: pd.DataFrame, model: Model, settings: Settings, name: str) -> np.ndarray:
-    """Probabilities `f32 [n, k]` of a slide's tiles; threads read the slide while the model computes."""
+def _predict(
+    slide: Slide, table: pd.DataFrame, model: Model, settings: Settings, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities `f32 [n, k]` of a slide's tiles, and whether the stains of each were normalised, `bool [n]`.
+
+    Threads read the slide while the model computes.
+    """
     out = np.zeros((len(table), len(model.labels)), np.float32)
-    batches = grid.read_tiles(slide, table, model.image_size, model.batch_size, settings.threads)
+    normalised = np.zeros(len(table), bool)
+    batches = grid.read_tiles(
+        slide, table, model.image_size, model.batch_size, settings.threads, model.stain, normalised
+    )
     done = 0
     try:
         with tqdm(total=len(table), desc=name, unit="tile", leave=False, disable=None, mininterval=1) as bar:
@@ -209,7 +231,7 @@ def _predict(slide: Slide, table: pd.DataFrame, model: Model, settings: Settings
                 bar.update(len(rows))
     finally:
         batches.close()
-    return out
+    return out, normalised
 
 
 def _resolution_warnings(mpp: float, model: Model) -> list[str]:

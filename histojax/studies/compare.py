@@ -69,7 +69,7 @@ def compare(by_model: Mapping[str, ConfigDict], workdir: pathlib.Path) -> str | 
     """
     rows: list[dict[str, Any]] = []
     for config in by_model.values():
-        trainer.make_root_absolute(config)
+        trainer.make_paths_absolute(config)
     check_data({workdir / name: config for name, config in by_model.items()})
     done: dict[pathlib.Path, dict[str, Any]] = {}
     for number, (name, config) in enumerate(by_model.items(), 1):

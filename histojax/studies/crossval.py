@@ -14,7 +14,7 @@ from histojax.core.positive import positive_by_name
 from histojax.data.sources import Dataset, open_dataset
 from histojax.evaluation import predictions, results, terminal
 from histojax.studies.study_runs import check_data, check_same, read_results, train
-from histojax.training import build, default_config, evaluate, trainer
+from histojax.training import build, decision_rule, default_config, evaluate, trainer
 
 FINAL = "final"
 
@@ -52,7 +52,7 @@ def plan(config: ConfigDict, folds: int) -> dict[str, ConfigDict]:
         run.train.best_metric = "last"
         default_config.check_values(run)
         build.split_spec(run)
-        trainer.make_root_absolute(run)
+        trainer.make_paths_absolute(run)
         runs[name] = run
     return runs
 
@@ -112,7 +112,7 @@ def _decision_rule(table: pd.DataFrame, dataset: Dataset, rule: str) -> dict[str
     """Choose thresholds and temperatures on the out-of-fold predictions."""
     columns = [predictions.PREFIX + name for name in dataset.classes]
     output = evaluate.EvalOutput(table[columns].to_numpy(np.float32), {})
-    return evaluate.fit_decision_rule(output, dataset, _positions(table, dataset), rule)
+    return decision_rule.fit_decision_rule(output, dataset, _positions(table, dataset), rule)
 
 
 def _summary(

@@ -88,7 +88,7 @@ def plans(config: ConfigDict, names: Sequence[str], magnifications: Sequence[str
                 run.data.task = task
                 run.data.split.update(protocol=name, fold=fold, kfolds=folds if _cross_validates(kind) else 0)
                 build.split_spec(run)
-                trainer.make_root_absolute(run)
+                trainer.make_paths_absolute(run)
                 runs[f"{name}-{magnification}/fold_{fold}"] = run
             planned[name, magnification] = Plan(name, kind, runs)
     return list(planned.values())

@@ -92,7 +92,7 @@ def _predict_test_cases(run: pathlib.Path) -> pd.DataFrame:
     placed = dataset.place(saved)
     rows = (row if row.group in test_cases else dataclasses.replace(row, side="") for row in placed.rows)
     split = dataclasses.replace(placed, rows=tuple(rows))
-    spec = build.loader_spec(config, trained.layout, training=False)
+    spec = build.loader_spec(config, trained.layout, training=False, stain=trained.stain)
     table = evaluate.predict_split(trained.program, trained.model, dataset, split, ["test"], spec, trained.layout)
     facts_path.unlink(missing_ok=True)
     predictions.write(table, path)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import protocols
 from data_pipelines.split_spec import SplitSpec
+from data_pipelines.stain import StainNormalizer
 from histojax import models
 from histojax.core import plugins
 from histojax.core.errors import RunError
@@ -34,6 +35,11 @@ def check(config: ConfigDict) -> None:
     """
     plugins.load(config.plugins)
     default_config.check_data_root(config)
+    if config.data.stain.reference and config.data.stain.method == "none":
+        raise RunError(
+            f"data.stain.reference={config.data.stain.reference} has no effect with data.stain.method=none: set "
+            "data.stain.method=macenko or reinhard, or drop it"
+        )
     split_spec(config)
     threshold_rule(config)
     model_options(config)
@@ -75,8 +81,10 @@ def cache(config: ConfigDict) -> str:
     return kind
 
 
-def loader_spec(config: ConfigDict, layout: Layout, *, training: bool) -> LoaderSpec:
-    """Build the specification of the batches, for training or for evaluation.
+def loader_spec(
+    config: ConfigDict, layout: Layout, *, training: bool, stain: StainNormalizer | None = None
+) -> LoaderSpec:
+    """Build the specification of the batches, for training or for evaluation, with the run's stain normalisation.
 
     Raises:
       RunError: the devices cannot divide the batch evenly.
@@ -95,6 +103,7 @@ def loader_spec(config: ConfigDict, layout: Layout, *, training: bool) -> Loader
         workers=config.data.workers,
         on_bad_record=config.data.on_bad_record,
         rows=layout.rows(batch_size),
+        stain=stain,
     )
 
 

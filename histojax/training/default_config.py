@@ -37,6 +37,11 @@ def base() -> ConfigDict:
     data.mpp = 0.0  # µm per pixel of the images on disk, which slides are matched to; 0: unknown
     data.mean = (0.485, 0.456, 0.406)  # subtracted from red, green and blue in 0 … 1; ImageNet's by default
     data.std = (0.229, 0.224, 0.225)  # divides the difference; ImageNet's by default
+    data.stain = stain = ConfigDict()
+    # Every image is brought to the colours of a reference: macenko (stains of each image, Macenko et al. 2009),
+    # reinhard (mean and spread of each image's colours, Reinhard et al. 2001) or none. docs/how-to/stain.md
+    stain.method = "none"
+    stain.reference = ""  # image file whose colours all get; empty: the typical ones of the run's training images
     # decoded: images are decoded once, to disk; resized: also resized to image_size, which excludes random crops.
     data.cache = "none"
     data.threads = 4  # decoding threads per process
@@ -100,6 +105,8 @@ def base() -> ConfigDict:
     augment.crop_ratio = 4 / 3  # largest aspect ratio of a random crop, relative to the image's
     augment.colour_jitter = 0.0  # largest relative change of brightness, contrast and saturation; 0: off
     augment.stain_jitter = 0.0  # largest relative change of the densities of hematoxylin and eosin; 0: off
+    # The same for the stains that Macenko's method finds in the image itself, not for those of all H&E images
+    augment.macenko_jitter = 0.0
     augment.blur = 0.0  # largest sigma of a random Gaussian blur, in pixels; 0: off
 
     config.model = model = ConfigDict()
@@ -218,6 +225,7 @@ LEGAL_VALUES: dict[str, str | tuple[str, ...]] = {
     "data.mpp": "[0, inf)",
     "data.mean": "[0, 1]",
     "data.std": "(0, 1]",
+    "data.stain.method": ("none", "macenko", "reinhard"),
     "data.cache": ("none", "decoded", "resized"),
     "data.threads": "[1, inf)",
     "data.workers": "[0, inf)",
@@ -237,6 +245,7 @@ LEGAL_VALUES: dict[str, str | tuple[str, ...]] = {
     "data.augment.crop_ratio": "[1, inf)",
     "data.augment.colour_jitter": "[0, 1)",
     "data.augment.stain_jitter": "[0, 1)",
+    "data.augment.macenko_jitter": "[0, 1)",
     "data.augment.blur": "[0, inf)",
     "model.dtype": ("float32", "bfloat16"),
     "train.batch_size": "[1, inf)",

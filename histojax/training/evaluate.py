@@ -1,4 +1,4 @@
-"""Predictions of a trained model, the decision rule chosen on them, and their results."""
+"""Predictions of a trained model, and their results."""
 
 import dataclasses
 import pathlib
@@ -20,8 +20,6 @@ from histojax.data.pipeline import Batch, LoaderSpec, eval_batches
 from histojax.data.sources import Dataset, open_dataset
 from histojax.distributed.sharding import Layout
 from histojax.evaluation import (
-    bootstrap,
-    calibration,
     decisions,
     metrics,
     multilabel,
@@ -29,9 +27,8 @@ from histojax.evaluation import (
     predictions,
     results,
     terminal,
-    thresholds,
 )
-from histojax.training import build, checkpoint, colours, default_config, experiments
+from histojax.training import build, checkpoint, colours, default_config, experiments, stains
 from histojax.training.loading import load
 from histojax.training.program import Program
 from histojax.training.state import ModelState
@@ -44,10 +41,12 @@ class EvalOutput:
     Attributes:
       probabilities: `f32 [n, k]`, in the order of the images.
       sums: the task's sums over the images (`Task.evaluation_sums`).
+      normalised: whether each image had enough tissue for stain normalisation, `bool [n]`; None: there was none.
     """
 
     probabilities: np.ndarray
     sums: dict[str, np.ndarray]
+    normalised: np.ndarray | None = None
 
 
 class Stopped(Exception):
@@ -83,11 +82,15 @@ def run_model(
         if len(outputs) > 2:  # the host runs ahead of the device, but not by a whole dataset
             jax.block_until_ready(outputs[-3])
     probabilities: list[np.ndarray] = []
+    normalised: list[np.ndarray] = []
     sums: dict[str, np.ndarray] = {}
     for output in jax.device_get(outputs):
         probabilities.append(output.pop("probabilities"))
+        if "normalised" in output:
+            normalised.append(output.pop("normalised"))
         sums = {key: sums.get(key, 0) + value.astype(np.float64) for key, value in output.items()}
-    return EvalOutput(np.concatenate(probabilities)[:count], sums)
+    flags = np.concatenate(normalised)[:count] if normalised else None
+    return EvalOutput(np.concatenate(probabilities)[:count], sums, flags)
 
 
 def validation_metrics(output: EvalOutput, dataset: Dataset, indices: np.ndarray) -> dict[str, float]:
@@ -115,67 +118,6 @@ def validation_metrics(output: EvalOutput, dataset: Dataset, indices: np.ndarray
         "gmean": float(metrics.gmean(confusion)),
         "f1": float(f1[..., classes.index(positive)] if positive else metrics.macro(f1)),
     }
-
-
-def default_decision_rule(dataset: Dataset) -> dict[str, Any]:
-    """Return the decision rule of a checkpoint without validation images; see `fit_decision_rule`."""
-    halves = [0.5] * len(dataset.classes) if dataset.multilabel else None
-    return {
-        "thresholds": halves, "confusion": None, "confusion_by_unit": None, "decision": None, "temperatures": None,
-    }  # fmt: skip
-
-
-def fit_decision_rule(output: EvalOutput, dataset: Dataset, indices: np.ndarray, rule: str) -> dict[str, Any]:
-    """Choose thresholds and temperatures on validation images; the checkpoint then locks them.
-
-    Args:
-      output: the model's output for the images.
-      dataset: the images.
-      indices: rows of the validation images in `dataset`.
-      rule: how thresholds are chosen, as `train.thresholds`.
-
-    Returns:
-      `thresholds`: one per label, with several labels.
-      `confusion`: true negatives, false positives, false negatives and true positives of each label at its threshold.
-      They bound the error of a count of predicted labels.
-      `confusion_by_unit`: the same counts, a row per patient, else per slide or source image; None if no images share
-      one.
-      `decision`: threshold of the positive class, with two classes.
-      `temperatures`: the calibration, one per label, or one in all.
-    """
-    labels, probabilities = dataset.labels[indices], output.probabilities
-    if not dataset.multilabel:
-        temperatures = [calibration.fit_temperature(labels, probabilities)]
-        decision = _decision(labels, probabilities, dataset.classes, rule) if len(dataset.classes) == 2 else None
-        return default_decision_rule(dataset) | {"decision": decision, "temperatures": temperatures}
-    chosen = thresholds.choose_thresholds(labels, probabilities, rule)
-    true, predicted = labels > 0.5, thresholds.is_positive(probabilities, chosen)
-    cells = (~true & ~predicted, ~true & predicted, true & ~predicted, true & predicted)
-    rows = dataset.records.take(indices)
-    unit_name, unit, n_units = bootstrap.units(*(rows.column(name) for name in ("patient_id", "slide_id", "source_id")))
-    by_unit = {
-        name: bootstrap.unit_sums(np.stack([cell[:, i] for cell in cells], 1), unit, n_units).astype(int).tolist()
-        for i, name in enumerate(dataset.classes)
-    }
-    return {
-        "thresholds": chosen.tolist(),
-        "confusion": {name: [int(cell[:, i].sum()) for cell in cells] for i, name in enumerate(dataset.classes)},
-        "confusion_by_unit": by_unit if unit_name != "image" else None,
-        "decision": None,
-        "temperatures": [
-            calibration.fit_temperature(label, np.stack([1 - p, p], axis=1))
-            for label, p in zip(true.astype(int).T, probabilities.T, strict=True)
-        ],
-    }
-
-
-def _decision(labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], rule: str) -> dict[str, Any]:
-    """Choose the threshold of the positive of two classes."""
-    named = positive_by_name(classes)
-    positive = classes.index(named) if named else 1
-    is_positive, scores = (labels == positive)[:, None], probabilities[:, [positive]]
-    (threshold,) = thresholds.choose_thresholds(is_positive, scores, rule).tolist()
-    return {"class": classes[positive], "threshold": threshold, "rule": rule}
 
 
 def predict_split(
@@ -218,7 +160,10 @@ def predict_split(
             magnification=rows.column("magnification"),
             **{name: rows.column(name) for name in more_columns},
         )
-        tables.append(table.assign(**{name: [values[i] for i in indices] for name, values in further.items()}))
+        table = table.assign(**{name: [values[i] for i in indices] for name, values in further.items()})
+        if output.normalised is not None:
+            table[stains.COLUMN] = output.normalised.astype(int)
+        tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
 
@@ -270,6 +215,8 @@ def write_results(
                 name: decisions.at_threshold(rows, is_positive.to_numpy(), scores.to_numpy(), threshold, **options)
                 for name, threshold in (("half", 0.5), ("locked", decision["threshold"]))
             }
+    if stains.COLUMN in table:
+        stains.add_to_results(summary, table, meta["stain"])
     found = colours.colour_baseline(dataset, split, table, config.data.image_size, positive=positive, **options)
     if found is not None:
         summary["splits"]["test"]["colour_and_texture"] = found
@@ -322,7 +269,7 @@ def evaluate_checkpoint(
     dataset, split = _open_images(config, meta["classes"], saved, data_root, magnification)
     same = split.hash == saved.hash
     sides = [side for side in ("val", "test") if len(split.indices(side))] if same else ["test"]
-    spec = build.loader_spec(config, trained.layout, training=False)
+    spec = build.loader_spec(config, trained.layout, training=False, stain=trained.stain)
     table = predict_split(trained.program, trained.model, dataset, split, sides, spec, trained.layout)
     protocol = saved.protocol
     if not same:

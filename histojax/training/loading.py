@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from data_pipelines.stain import StainNormalizer
 from histojax.distributed.sharding import Layout
 from histojax.training import build, checkpoint, default_config
 from histojax.training.program import Program
@@ -31,6 +32,11 @@ class LoadedModel:
     layout: Layout
     program: Program
     model: ModelState
+
+    @property
+    def stain(self) -> StainNormalizer | None:
+        """Brings images to the colours that the model was trained on; None: it was trained on images as they are."""
+        return StainNormalizer.from_json(self.meta.get("stain"))
 
     @property
     def tile_um(self) -> float | None:

@@ -21,13 +21,14 @@ from histojax.data.pipeline import CachedBatches, train_batches
 from histojax.distributed import processes
 from histojax.training import build, checkpoint, default_config, evaluate, pretrained, work_directory
 from histojax.training.checkpoint import BEST, LAST, Checkpoints
+from histojax.training.decision_rule import default_decision_rule, fit_decision_rule
 from histojax.training.monitoring import BestTracker, MetricsBuffer, Signals, Watchdog, input_advice
 from histojax.training.optimizer import learning_rate
 from histojax.training.profiling import Profile
 from histojax.training.state import TrainState, all_trees, model_trees, restore, restore_model
 from histojax.training.tracking import Tracking
 from histojax.training.tracking import check as check_trackers
-from histojax.training.trainer import Trainer, make_root_absolute, open_trainer
+from histojax.training.trainer import Trainer, make_paths_absolute, open_trainer
 from histojax.training.writer import MetricsWriter, Progress, RunFile
 
 _log = logging.getLogger(__name__)
@@ -100,6 +101,8 @@ class _Run:
             "stream": position,
             "unvalidated": self.phase is Phase.VALIDATE,
         }
+        if setup.stain is not None:
+            meta["stain"] = setup.stain
         series.save(self.step, trees, meta | self.decision_rule)
 
     def save_last(self) -> None:
@@ -134,7 +137,7 @@ def train_and_evaluate(
       config: as `histojax.training.default_config.base` has it.
       workdir: made if absent.
       profile: trace a few steps into the work directory's folder `profile` and report the costliest operations.
-      decision_rule: for a run without validation images, one that `evaluate.fit_decision_rule` chose on others.
+      decision_rule: for a run without validation images, one that `histojax.training.decision_rule` chose on others.
 
     Returns:
       Whether the run is finished; False after SIGTERM or SIGINT, when it was saved and can be resumed.
@@ -168,14 +171,14 @@ def train_and_evaluate(
 def _open_run(config: ConfigDict, workdir: pathlib.Path, owner: OwnerFile) -> _Setup:
     """Check config and work directory, open the data and build the program; the work directory is only read."""
     default_config.check_values(config)
-    make_root_absolute(config)
+    make_paths_absolute(config)
     saved = work_directory.read_saved(workdir)
     if saved is not None:
         work_directory.check_config(workdir, saved["config"], config)
     plugins.load(config.plugins)
     pretrained.check(config, workdir)
     check_trackers(config.train.trackers)
-    opened = open_trainer(config)
+    opened = open_trainer(config, saved)
     replanned = False
     if saved is not None:
         opened.dataset.check_unchanged(opened.split, saved, workdir)
@@ -194,7 +197,7 @@ def _resume(setup: _Setup, last: Checkpoints, best: Checkpoints, rule: Mapping[s
     last.discard_incomplete()
     best.discard_incomplete()
     watch = BestTracker(config.train.best_metric, config.train.early_stopping, setup.task.METRICS)
-    decision_rule = dict(rule or evaluate.default_decision_rule(setup.dataset))
+    decision_rule = dict(rule or default_decision_rule(setup.dataset))
     steps, phase = last.steps(), Phase.TRAIN
     if not steps or steps[-1] < setup.total_steps:  # a finished run is only evaluated
         _log.info("compiling %s (minutes for a large model; later starts take it from the cache)", config.model.name)
@@ -231,6 +234,7 @@ def _write_description(run: _Run) -> RunFile:
         "data": dataset.facts(split),
         "protocol": split.protocol,
         "pretrained": run.pretrained or None,
+        "stain": setup.stain,
     }
     return RunFile(workdir / "run.json", run.step, facts, first)
 
@@ -321,7 +325,7 @@ def _end_of_epoch(run: _Run, tools: _Tools) -> bool:
         run.phase = Phase.TRAIN
         scores = evaluate.validation_metrics(output, setup.dataset, val_indices)
         rule = build.threshold_rule(config)
-        run.decision_rule = evaluate.fit_decision_rule(output, setup.dataset, val_indices, rule)
+        run.decision_rule = fit_decision_rule(output, setup.dataset, val_indices, rule)
         tools.writer.write(run.step, {f"val/{key}": value for key, value in scores.items()})
         parts += [f"val {key} {scores[key]:.4f}" for key in setup.task.METRICS[:3]]
         if run.watch.better(scores, run.step):

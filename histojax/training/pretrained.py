@@ -169,6 +169,7 @@ def export(source: pathlib.Path, output: pathlib.Path, naming: str = "", dtype: 
         "image_size": config.data.image_size,
         "mean": list(config.data.mean),
         "std": list(config.data.std),
+        **({} if trained.stain is None else {"stain": trained.stain.to_json()}),
         "split_hash": meta["split"]["hash"],
         "protocol": meta["split"]["protocol"],
         "step": meta["step"],

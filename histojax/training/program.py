@@ -135,6 +135,7 @@ class Program:
         self._jit_sums = jax.jit(
             task.evaluation_sums, in_shardings=(batch, batch, batch), out_shardings=layout.replicated
         )
+        self._jit_gather = jax.jit(lambda flags: flags, in_shardings=batch, out_shardings=layout.replicated)
         self._compiling: threading.Thread | None = None
 
     def init(self) -> TrainState:
@@ -187,9 +188,14 @@ class Program:
         return self._jit_predict(model, images)[1]
 
     def evaluate(self, model: ModelState, batch: Batch) -> dict[str, jax.Array]:
-        """Return the result of `predict` as `probabilities`, and the task's sums over the unmasked images."""
+        """Return the result of `predict` as `probabilities`, and the task's sums over the unmasked images.
+
+        With stain normalisation, `normalised: bool [b]` of the batch is returned as well.
+        """
         logits, probabilities = self._jit_predict(model, batch["image"])
         sums = self._jit_sums(logits, batch[self._task.batch_key], batch["mask"])
+        if "normalised" in batch:  # with stain normalisation; on all processes, as the probabilities are
+            sums = {**sums, "normalised": self._jit_gather(batch["normalised"])}
         return {"probabilities": probabilities, **sums}
 
     def compiled_train(self, state: TrainState, batch: Mapping[str, Any]) -> jax.stages.Compiled:

@@ -5,20 +5,22 @@ docs/how-to/library.md shows a loop.
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
 from data_pipelines.splits import Split
+from data_pipelines.stain import StainNormalizer
 from histojax.core.directories import expand_user
 from histojax.data.cache import with_cache
 from histojax.data.pipeline import LoaderSpec, eval_batches, train_batches
 from histojax.data.sources import Dataset, open_dataset
 from histojax.distributed.sharding import Layout
 from histojax.evaluation import own_metrics
-from histojax.training import build, default_config, evaluate, leaks, pretrained
+from histojax.training import build, default_config, evaluate, leaks, pretrained, stains
 from histojax.training.optimizer import OptimizerSpec
 from histojax.training.program import Batch, Program
 from histojax.training.state import TrainState
@@ -43,6 +45,7 @@ class Trainer:
       optimizer_spec: the optimizer.
       program: `init`, `train` (one step), `predict` and `evaluate`.
       steps_per_epoch: full batches in an epoch.
+      stain: the fitted stain normalisation, as `histojax.training.stains.fit` returns it; None: there is none.
     """
 
     config: ConfigDict
@@ -56,6 +59,7 @@ class Trainer:
     optimizer_spec: OptimizerSpec
     program: Program
     steps_per_epoch: int
+    stain: dict[str, Any] | None
 
     @property
     def total_steps(self) -> int:
@@ -105,17 +109,18 @@ class Trainer:
         )
 
 
-def open_trainer(config: ConfigDict) -> Trainer:
+def open_trainer(config: ConfigDict, saved: Mapping[str, Any] | None = None) -> Trainer:
     """Check a config, open its data and build its program.
 
     Args:
-      config: as `histojax.training.experiments.read` returns it; `data.root` is made absolute.
+      config: as `histojax.training.experiments.read` returns it; paths of images are made absolute.
+      saved: metadata of the checkpoint that is resumed, whose stain normalisation is used again; None: of a new run.
 
     Raises:
       RunError, DataError: a problem that the user can fix.
     """
     default_config.check_values(config)
-    make_root_absolute(config)
+    make_paths_absolute(config)
     layout = Layout(config.sharding.fsdp, rules=config.sharding.rules)
     train_spec = build.loader_spec(config, layout, training=True)
     eval_spec = build.loader_spec(config, layout, training=False)
@@ -130,14 +135,19 @@ def open_trainer(config: ConfigDict) -> Trainer:
     own_metrics.check(config.evaluation.metrics, len(dataset.classes), dataset.multilabel)
     optimizer_spec = build.optimizer(config, steps_per_epoch)
     program = build.program(config, task, layout, optimizer_spec)
+    stain = stains.fit(config, dataset, split) if saved is None else saved.get("stain")
+    normalizer = StainNormalizer.from_json(stain)
+    train_spec, eval_spec = (dataclasses.replace(spec, stain=normalizer) for spec in (train_spec, eval_spec))
     for line in (*dataset.report(split), f"protocol: {split.protocol}", *split.warnings):
         _log.info(line)
     return Trainer(
-        config, layout, train_spec, eval_spec, dataset, split, counts, task, optimizer_spec, program, steps_per_epoch
-    )
+        config, layout, train_spec, eval_spec, dataset, split, counts, task, optimizer_spec, program, steps_per_epoch,
+        stain,
+    )  # fmt: skip
 
 
-def make_root_absolute(config: ConfigDict) -> None:
-    """Make `data.root` absolute, so that a checkpoint finds its images from any folder."""
-    if config.data.root:
-        config.data.root = str(expand_user(config.data.root).resolve())
+def make_paths_absolute(config: ConfigDict) -> None:
+    """Make the paths of images absolute, so that a checkpoint finds them from any folder."""
+    for group, field in ((config.data, "root"), (config.data.stain, "reference")):
+        if group[field]:
+            group[field] = str(expand_user(group[field]).resolve())

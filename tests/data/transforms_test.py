@@ -8,8 +8,10 @@ import pytest
 
 from data_pipelines.errors import BadImageError
 from data_pipelines.pixels import decode, resize
+from data_pipelines.stain import LIGHT, find_stains
 from histojax.data import transforms
 from histojax.data.transforms import AugmentSpec, augment, random_crop
+from tests.helpers.slide_files import tissue_texture
 
 OFF = AugmentSpec(flips=False, quarter_turns=False)
 ON = {
@@ -18,6 +20,7 @@ ON = {
     "crop": {"crop_scale": 0.5},
     "colour": {"colour_jitter": 0.3},
     "stain": {"stain_jitter": 0.3},
+    "macenko": {"macenko_jitter": 0.3},
     "blur": {"blur": 2.0},
 }
 ON["all"] = {key: value for fields in ON.values() for key, value in fields.items()}
@@ -306,3 +309,30 @@ def test_blur_hits_half_of_the_images_and_keeps_the_mean():
         assert result.std() < image.std()
         assert abs(result.mean() - image.mean()) < 3
     assert min(result.std() for result in blurred) < image.std() / 3
+
+
+# ---- Macenko's stains ----------------------------------------------------------------------------------------------
+
+
+def test_the_stains_of_the_image_itself_are_scaled_and_shifted():
+    image = tissue_texture(64, 80)
+    vectors = find_stains(image).vectors
+
+    def amounts(pixels):
+        return -np.log((pixels.reshape(-1, 3) + 1.0) / LIGHT) @ np.linalg.pinv(vectors)
+
+    same = transforms.jitter_macenko(image, 0.5, Fixed((1.0, 1.0), (0.0, 0.0)))
+    assert np.abs(same.astype(int) - image).max() <= 1
+    changed = transforms.jitter_macenko(image, 1.0, Fixed((1.2, 0.7), (0.0, 0.1)))
+    clear = (changed > 20).all(-1).ravel() & (changed < 235).all(-1).ravel()  # a grey level is little density there
+    expected = amounts(image) * (1.2, 0.7) + (0, 0.1)
+    np.testing.assert_allclose(amounts(changed)[clear], expected[clear], atol=0.1)
+    assert clear.sum() > 500
+
+
+def test_an_image_without_stains_is_unchanged_and_draws_as_many_numbers():
+    glass = np.full((20, 20, 3), 243, np.uint8)
+    rngs = [np.random.default_rng(0), np.random.default_rng(0)]
+    np.testing.assert_array_equal(transforms.jitter_macenko(glass, 0.3, rngs[0]), glass)
+    transforms.jitter_macenko(tissue_texture(20, 20), 0.3, rngs[1])
+    assert rngs[0].random() == rngs[1].random()

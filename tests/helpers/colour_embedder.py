@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from histojax.inference.model_input import ModelInput
+
 
 class ColourEmbedder:
     """Has the interface of an `Embedder`; `num_embedded` counts images. It breaks off after `killed_after` batches."""
@@ -12,6 +14,7 @@ class ColourEmbedder:
 
     def __init__(self, *, batch_size: int = 4, image_size: int = 8, killed_after: int = 10**9):
         self.batch_size, self.image_size = batch_size, image_size
+        self.input = ModelInput(image_size)
         self.metadata = {"model": "colours", "layer": "pooled", "image_size": image_size}
         self.num_embedded, self.killed_after = 0, killed_after
 

@@ -4,6 +4,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from data_pipelines.stain import StainNormalizer
+from histojax.inference.model_input import ModelInput
+
 
 class ColourModel:
     """Has the interface of a `Predictor`; `num_predicted` counts images.
@@ -11,12 +14,16 @@ class ColourModel:
     One corner weighs more than the others, so that flips and turns change the probabilities.
     """
 
-    def __init__(self, *, batch_size: int = 4, image_size: int = 8, labels: bool = False, weight: float = 1.0):
+    def __init__(
+        self, *, batch_size: int = 4, image_size: int = 8, labels: bool = False, weight: float = 1.0,
+        stain: StainNormalizer | None = None,
+    ):  # fmt: skip
         self.classes: tuple[str, ...] = ("red", "green", "blue")
         self.decision: dict[str, float] | None = None
         self.temperatures: list[float] | None = None
         self.thresholds = {"red": 0.2, "green": 0.4, "blue": 0.6} if labels else None
         self.batch_size, self.image_size = batch_size, image_size
+        self.input = ModelInput(image_size, stain)
         self.digest = f"colours-{weight}"
         self.magnification = ""
         self.num_predicted = 0

@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from histojax.core.errors import RunError
+from histojax.inference.model_input import ModelInput
 from histojax.inference.slide_model import slide_model
 from histojax.training.loading import LoadedModel
 
@@ -24,8 +25,9 @@ def predictor(mpp: float = 0.5, tile_pixels: int | None = 224) -> Any:
     nothing: Any = None
     trained = LoadedModel(pathlib.Path("runs/a"), meta, config, nothing, nothing, nothing)
     return types.SimpleNamespace(
-        trained=trained, classes=("tumor",), thresholds=None, image_size=64, batch_size=8, stream=None, digest="0"
-    )
+        trained=trained, classes=("tumor",), thresholds=None, image_size=64, batch_size=8, stream=None, digest="0",
+        input=ModelInput(64),
+    )  # fmt: skip
 
 
 def test_a_given_side_replaces_that_of_training_with_a_warning() -> None:

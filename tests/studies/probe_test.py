@@ -19,6 +19,7 @@ from histojax.core.errors import RunError
 from histojax.evaluation import feature_files, predictions, results
 from histojax.evaluation.colour import baseline
 from histojax.evaluation.feature_files import FeatureTable
+from histojax.inference.model_input import ModelInput
 from histojax.studies.probe import embedding, heads, inputs, plans, probe, rows
 from tests.conftest import ROOT, WriteImages
 from tests.helpers.command import histojax
@@ -239,7 +240,8 @@ def test_trained_networks_stand_beside_frozen_features(tmp_path: pathlib.Path, f
 class Colours:
     """Has the interface of an `Embedder`; the features are an image's mean colours, and noise for random weights."""
 
-    image_size, batch_size, layer, width, digest = 8, 16, "pooled", 3, "colours"
+    input, batch_size, layer, width, digest = ModelInput(8), 16, "pooled", 3, "colours"
+    image_size = 8
     built: ClassVar[list[str]] = []
 
     def __init__(self, source: str, seed: int | None):
@@ -252,7 +254,7 @@ class Colours:
         return cls(run.name, None)
 
     @classmethod
-    def of_weights(cls, config: ConfigDict, layer: str) -> "Colours":
+    def of_weights(cls, config: ConfigDict, layer: str, stain: None) -> "Colours":
         assert (config.model.name, config.model.options.depth, config.data.image_size) == ("vit", 1, 8)
         assert (tuple(config.data.std), config.model.pretrained, layer) == ((1, 1, 2), "", "pooled")
         return cls(f"seed {config.seed}", config.seed)

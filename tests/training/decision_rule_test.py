@@ -5,7 +5,8 @@ import types
 import numpy as np
 
 from data_pipelines.records import Record, Records
-from histojax.training.evaluate import EvalOutput, fit_decision_rule
+from histojax.training.decision_rule import fit_decision_rule
+from histojax.training.evaluate import EvalOutput
 
 CLASSES = ("tumor", "stroma")
 LABELS = np.array([[1, 0], [1, 1], [0, 1], [0, 0], [1, 1], [0, 1]], np.float32)

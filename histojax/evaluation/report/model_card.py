@@ -147,6 +147,7 @@ def _metric_types(source: Mapping[str, Any]) -> dict[str, str]:
 def _model_lines(source: Mapping[str, Any], data: Mapping[str, Any], licence: str) -> list[str]:
     size = source["facts"]["image_size"] or "?"
     kind = "labels, any number per image" if source["kind"] == "labels" else "classes, one per image"
+    stain = source["facts"].get("stain_normalisation")
     normalisation = "".join(
         f", {words} {', '.join(f'{value:g}' for value in data[key])}"
         for key, words in (("mean", "mean"), ("std", "standard deviation"))
@@ -155,6 +156,7 @@ def _model_lines(source: Mapping[str, Any], data: Mapping[str, Any], licence: st
     return [
         f"* {len(source['classes'])} {kind}: {', '.join(map(code, source['classes']))}.",
         f"* Input: {size}×{size} pixels, RGB{normalisation}.",
+        *([f"* Stain normalisation: {text(stain)}."] if stain else []),
         f"* Licence: {code(licence) if licence else UNSTATED}.",
     ]
 

@@ -34,6 +34,8 @@ def facts(source: Source) -> dict[str, Any]:
         "published_counts": data.get("published_counts") or None,
         "split_warnings": list(data.get("split_warnings", [])),
     }
+    if source.results.get("stain"):
+        out["stain_normalisation"] = _stain(source)
     if source.config:
         out["config_hash"] = config_hash(source.config)
     sessions = source.run.get("sessions") or []
@@ -87,9 +89,20 @@ def damaged_split(source: Source) -> list[str]:
     ]
 
 
+def _stain(source: Source) -> str:
+    """How stains were normalised, and on which images that was not possible."""
+    splits = source.results.get("splits", {})
+    left_alone = {side: block["not_normalised"] for side, block in splits.items() if block.get("not_normalised")}
+    counts = ", ".join(f"{side} {count} of {splits[side]['n_images']}" for side, count in left_alone.items())
+    described = _without_folders(source, source.results["stain"]["description"])
+    return described + (f"; images left as they are for want of tissue: {counts}" if counts else "")
+
+
 def _without_folders(source: Source, text: str) -> str:
     """Reduce the paths of the machine that trained to the names of their last folder or file."""
-    for path in (source.config.get("data", {}).get("root", ""), source.config.get("model", {}).get("pretrained", "")):
+    data = source.config.get("data", {})
+    paths = (data.get("root", ""), data.get("stain", {}).get("reference", ""))
+    for path in (*paths, source.config.get("model", {}).get("pretrained", "")):
         if "/" in path and not path.startswith("hf:"):
             text = text.replace(path, path.rstrip("/").rpartition("/")[2])
     return text

@@ -11,11 +11,13 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from data_pipelines.stain import StainNormalizer
 from histojax import __version__, models
 from histojax.core.errors import RunError
 from histojax.core.suggestions import did_you_mean
 from histojax.distributed.sharding import Layout
 from histojax.inference.device_batches import check_batch_size, run_batches
+from histojax.inference.model_input import ModelInput
 from histojax.models.ops.sharded_call import sharded_calls
 from histojax.training import build, checkpoint, loading, pretrained
 from histojax.training.program import Program
@@ -30,6 +32,7 @@ class Embedder:
 
     Attributes:
       image_size: height and width of the network's input.
+      input: makes the network's input of an image: its size and its stain normalisation.
       batch_size: images per batch.
       layer: POOLED, or the name of a feature map.
       width: number of features.
@@ -48,6 +51,7 @@ class Embedder:
         *,
         layer: str = POOLED,
         batch_size: int = 32,
+        stain: StainNormalizer | None = None,
     ):
         """Use a built model; see `of_run` and `of_weights`.
 
@@ -59,12 +63,14 @@ class Embedder:
           facts: `source` and `weights_sha256`, for `metadata`.
           layer: POOLED, or the name of a feature map, whose mean over all positions is taken.
           batch_size: images per batch, split across the devices.
+          stain: the stain normalisation of the images; None: none.
 
         Raises:
           RunError: the model has no such layer, or the devices do not divide the batch size.
         """
         check_batch_size(layout, batch_size)
         self.image_size, self.batch_size, self.layer = int(config.data.image_size), batch_size, layer
+        self.input = ModelInput(self.image_size, stain)
         self._program, self._model, self._layout = program, model, layout
         spec = models.spec(config.model.name)
         self._head = spec.classifier.split("/")[0]
@@ -86,6 +92,8 @@ class Embedder:
             "version": __version__,
             **facts,
         }
+        if stain is not None:
+            self.metadata["preprocessing"]["stain"] = stain.to_json()
 
     @classmethod
     def of_run(cls, run: pathlib.Path, *, layer: str = POOLED, batch_size: int = 32) -> "Embedder":
@@ -108,13 +116,16 @@ class Embedder:
         """Use a loaded model; `source` says where it came from."""
         facts = {"source": source, "weights_sha256": checkpoint.digest(trained.path)}
         made = cls(
-            trained.program, trained.model, trained.config, trained.layout, facts, layer=layer, batch_size=batch_size
-        )
+            trained.program, trained.model, trained.config, trained.layout, facts,
+            layer=layer, batch_size=batch_size, stain=trained.stain,
+        )  # fmt: skip
         made.tile_um = trained.tile_um
         return made
 
     @classmethod
-    def of_weights(cls, config: ConfigDict, *, layer: str = POOLED, batch_size: int = 32) -> "Embedder":
+    def of_weights(
+        cls, config: ConfigDict, *, layer: str = POOLED, batch_size: int = 32, stain: StainNormalizer | None = None
+    ) -> "Embedder":
         """Build a network and load pretrained weights.
 
         Args:
@@ -122,6 +133,7 @@ class Embedder:
             `data.mean` and `data.std` are read. Without `model.pretrained` the weights are random.
           layer: as for `Embedder`.
           batch_size: images per batch.
+          stain: as for `Embedder`.
 
         Raises:
           RunError: an unknown model, a missing or damaged file, or weights of another model; or as in `Embedder`.
@@ -135,7 +147,7 @@ class Embedder:
         if source:
             state, _ = pretrained.fill(state, config.model.name, source, config.model.pretrained_prefix)
             facts = {"source": source, "weights_sha256": pretrained.digest(source)}
-        return cls(program, state.model, config, layout, facts, layer=layer, batch_size=batch_size)
+        return cls(program, state.model, config, layout, facts, layer=layer, batch_size=batch_size, stain=stain)
 
     def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Yield the features `f32 [b, d]` of each batch `u8 [b, s, s, 3]`, in order; b is at most the batch size."""

@@ -28,12 +28,14 @@ class Summary:
       failed: images that could not be read.
       patients: known patients of the images with features.
       labels: known labels, and the number of images with each.
+      not_normalised: images with too little tissue for the network's stain normalisation.
     """
 
     images: int
     failed: int
     patients: int
     labels: dict[str, int]
+    not_normalised: int
 
 
 def run(
@@ -80,7 +82,7 @@ def run(
             refs,
             results,
             lambda batches: _embed_batches(batches, embedder),
-            sides=[embedder.image_size],
+            inputs=[embedder.input],
             batch_size=embedder.batch_size,
             threads=threads,
         )
@@ -90,17 +92,21 @@ def run(
 
 
 def _embed_batches(batches: Iterable[Batch], embedder: Embedder) -> Iterator[list[Prediction]]:
-    """Yield for each image its features, float32 in base 64, in a list; or the reason why it could not be read."""
-    reasons: list[list[str]] = []
+    """Yield for each image a list of its features, float32 in base 64, and whether its stains were normalised.
+
+    For an image that could not be read, yield the reason.
+    """
+    read: list[Batch] = []
 
     def pixels() -> Iterator[np.ndarray]:
         for batch in batches:
-            reasons.append(batch.reasons)
-            yield batch.images[embedder.image_size]
+            read.append(dataclasses.replace(batch, images={}))
+            yield batch.images[embedder.input]
 
     for rows in embedder.stream(pixels()):
-        encoded = [encode(row) for row in rows]
-        yield [reason or [text] for reason, text in zip(reasons.pop(0), encoded, strict=True)]
+        batch = read.pop(0)
+        answers = [[encode(row), normalised] for row, normalised in zip(rows, batch.normalised, strict=True)]
+        yield [reason or answer for reason, answer in zip(batch.reasons, answers, strict=True)]
 
 
 def _write(
@@ -109,6 +115,7 @@ def _write(
     """Write the file of features, and a table of the unreadable images if there are any."""
     rows: list[dict[str, str | None]] = []
     failures: list[tuple[str, str]] = []
+    not_normalised = 0
     # The features lie in a file without a name, which the system deletes, so that memory stays flat.
     with tempfile.TemporaryFile(dir=output.parent) as file:
         features = np.memmap(file, "<f4", "w+", shape=(max(len(ids), 1), embedder.width))
@@ -118,12 +125,14 @@ def _write(
             else:
                 features[len(rows)] = decode(result[0])
                 rows.append({"image_id": name, **known})
+                not_normalised += not result[-1]  # an earlier version kept the features alone
         table = pd.DataFrame(rows, columns=["image_id", *feature_files.FACTS], dtype=object)
         made = feature_files.FeatureTable(table, features[: len(rows)], embedder.metadata)
         feature_files.write(output, made)
     _write_failures(output, failures)
     labels = table["label"].dropna().value_counts().sort_index()
-    return Summary(len(rows), len(failures), table["patient_id"].nunique(), {str(k): int(v) for k, v in labels.items()})
+    counts = {str(k): int(v) for k, v in labels.items()}
+    return Summary(len(rows), len(failures), table["patient_id"].nunique(), counts, not_normalised)
 
 
 def _write_failures(output: pathlib.Path, failures: Sequence[tuple[str, str]]) -> None:

@@ -122,7 +122,8 @@ def _embed_tiles(
     slide: Slide, table: pd.DataFrame, embedder: Embedder, settings: Settings, results: PartialResults, name: str
 ) -> None:
     """Keep the features of tiles as they come."""
-    batches = grid.read_tiles(slide, table, embedder.image_size, embedder.batch_size, settings.threads)
+    stain, batch_size = embedder.input.stain, embedder.batch_size
+    batches = grid.read_tiles(slide, table, embedder.image_size, batch_size, settings.threads, stain)
     try:
         with tqdm(total=len(table), desc=name, unit="tile", leave=False, disable=None, mininterval=1) as bar:
             for rows in embedder.stream(batches):

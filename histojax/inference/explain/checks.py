@@ -16,7 +16,6 @@ import cv2
 import jax
 import numpy as np
 
-from data_pipelines.pixels import resize
 from histojax.core.text_table import text_table
 from histojax.inference.batching import batched
 from histojax.inference.explain.explain import Explainer, Explanation
@@ -53,8 +52,8 @@ def check(explainer: Explainer, images: Iterable[np.ndarray], *, seed: int = 0) 
     """
     cases = []
     for batch in batched(images, explainer.predictor.batch_size):
-        inputs = [resize(image, explainer.predictor.image_size) for image in batch]
-        for image, explanations in zip(inputs, explainer.explain(inputs), strict=True):
+        inputs = [explainer.predictor.input.of(image)[0] for image in batch]
+        for image, explanations in zip(inputs, explainer.explain_inputs(inputs), strict=True):
             cases += [_Case(image, explanation) for explanation in explanations]
     rng = np.random.default_rng(seed)
     return {
@@ -168,7 +167,7 @@ def _background(explainer: Explainer, cases: Sequence[_Case], rng: np.random.Gen
     targets = sorted({case.explanation.target for case in cases})
     result: dict[str, Any] = {}
     for name, image in images.items():
-        probabilities = predictor.predict([image])[0]
+        probabilities = predictor.predict_inputs([image])[0]
         maps = explainer.cam.maps(np.stack([image] * len(targets)), np.array(targets))
         result[name] = {}
         for target, values in zip(targets, maps, strict=True):
@@ -201,7 +200,7 @@ def _curves(explainer: Explainer, cases: Sequence[_Case], rng: np.random.Generat
 
     result = {}
     for name in ("deletion", "insertion"):
-        probabilities = explainer.predictor.predict(images(name == "insertion"))
+        probabilities = explainer.predictor.predict_inputs(images(name == "insertion"))
         probabilities = probabilities.reshape(len(cases), 1 + _SHUFFLES, STEPS + 1, -1)
         curves = np.stack([rows[..., case.explanation.target] for rows, case in zip(probabilities, cases, strict=True)])
         areas = np.trapezoid(curves, dx=1 / STEPS, axis=-1)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.pixels import resize
 from histojax.core.errors import RunError
 from histojax.core.files import write_json
 from histojax.inference.batching import batched
@@ -100,10 +99,13 @@ class Explainer:
         Returns:
           For each image its maps, one per class that is explained.
         """
-        probabilities = self.predictor.predict(images)
+        return self.explain_inputs([self.predictor.input.of(image)[0] for image in images])
+
+    def explain_inputs(self, inputs: Sequence[np.ndarray]) -> list[list[Explanation]]:
+        """The same of images `u8 [s, s, 3]` that the predictor's `input` has made."""
+        probabilities = self.predictor.predict_inputs(inputs)
         pairs = [(i, target) for i, row in enumerate(probabilities) for target in self._targets(row)]
-        inputs = [resize(image, self.predictor.image_size) for image in images]
-        explanations: list[list[Explanation]] = [[] for _ in images]
+        explanations: list[list[Explanation]] = [[] for _ in inputs]
         maps = self.cam.maps(np.stack([inputs[i] for i, _ in pairs]), np.array([target for _, target in pairs]))
         for (i, target), values in zip(pairs, maps, strict=True):
             explanations[i].append(Explanation(target, float(probabilities[i, target]), values))

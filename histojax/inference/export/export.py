@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 import jax
 import numpy as np
 
-from data_pipelines.pixels import resize
 from histojax.core import extras
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_folder, write_json
@@ -22,11 +21,13 @@ from histojax.inference.export.exportable import (
     ExportedModel,
     PredictFn,
 )
+from histojax.inference.model_input import ModelInput
 
 TOLERANCE = 1e-4  # largest allowed difference of a probability
 FORMATS = ("stablehlo", "onnx", "torchscript", "safetensors", "hf")
 # Format -> extras that it needs.
 _EXTRAS = {"stablehlo": ("export",), "onnx": ("export",), "torchscript": ("export", "torchscript")}
+_FOR_OTHERS = ("torchscript", "hf")  # programs read these with the preprocessing that they know
 _BATCH_SIZE = 8
 _FACTS_FILE = "export.json"
 _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
@@ -95,6 +96,13 @@ def export(run: pathlib.Path, output: pathlib.Path, spec: ExportSpec, images: It
     batch_size = -(-_BATCH_SIZE // devices) * devices  # rounded up to a multiple of the devices
     preprocessing = SEPARATE if spec.to == "torchscript" else spec.preprocessing
     model = ExportableModel.load(run, batch_size=batch_size, preprocessing=preprocessing)
+    stain = model.predictor.input.stain
+    if stain is not None and spec.to in _FOR_OTHERS:
+        raise RunError(
+            f"--to {spec.to}: the run normalises stains (data.stain.method={stain.method}), which "
+            "timm and WSInfer do not: their predictions would differ from the run's. Use --to onnx or stablehlo and "
+            "normalise the pixels before, as the README there says; or train with data.stain.method=none"
+        )
     with atomic_folder(output) as folder:
         exported = _write(model, folder, spec)
         largest, count = _compare(model, exported.predict, images, spec.to)
@@ -134,8 +142,8 @@ def _compare(model: ExportableModel, predict: PredictFn, images: Iterable[np.nda
     """
     predictor = model.predictor
     largest, count = 0.0, 0
-    for batch in _comparison_batches(images, predictor.image_size, predictor.batch_size):
-        differences = np.abs(predict(batch) - predictor.predict(batch))
+    for batch in _comparison_batches(images, predictor.input, predictor.batch_size):
+        differences = np.abs(predict(batch) - predictor.predict_inputs(batch))
         if not (differences <= TOLERANCE).all():  # written so that NaN also fails
             raise RunError(
                 f"--to {to}: the exported model predicts differently from the trained one (probabilities differ by "
@@ -145,11 +153,11 @@ def _compare(model: ExportableModel, predict: PredictFn, images: Iterable[np.nda
     return largest, count
 
 
-def _comparison_batches(images: Iterable[np.ndarray], size: int, batch_size: int) -> Iterator[np.ndarray]:
+def _comparison_batches(images: Iterable[np.ndarray], made: ModelInput, batch_size: int) -> Iterator[np.ndarray]:
     """Yield batches `u8 [b, s, s, 3]` of several sizes: one random image, seven random images, and the given ones."""
-    rng = np.random.default_rng(0)
+    rng, size = np.random.default_rng(0), made.size
     for n in (1, 7):
         noise = rng.normal(0, 1, (n, size, size, 3)) * rng.uniform(5, 80, (n, 1, 1, 1))
         yield np.clip(rng.uniform(0, 255, (n, 1, 1, 3)) + noise, 0, 255).astype(np.uint8)
     for batch in batched(images, batch_size):
-        yield np.stack([resize(image, size) for image in batch])
+        yield np.stack([made.of(image)[0] for image in batch])

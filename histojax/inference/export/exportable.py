@@ -103,6 +103,7 @@ class ExportableModel:
         predictor = self.predictor
         meta, config = predictor.trained.meta, predictor.trained.config
         struct = self.input_struct(1)
+        stain = predictor.input.stain
         return {
             "architecture": self.architecture,
             "options": config.model.options.to_dict(),
@@ -113,6 +114,7 @@ class ExportableModel:
             "preprocessing": self.preprocessing,
             "mean": list(config.data.mean),
             "std": list(config.data.std),
+            **({} if stain is None else {"stain": stain.to_json() | {"applied": "before, by the caller"}}),
             "input": {
                 "name": INPUT,
                 "shape": ["batch", *struct.shape[1:]],
@@ -138,8 +140,22 @@ class ExportableModel:
         return (
             f"`{INPUT}`: {struct.dtype} of shape (batch, {size}, {size}, 3), {self._describe_input()}. The batch may\n"
             "have any size. Resize other images first, without keeping their aspect ratio: by averaging over areas\n"
-            "where both sides shrink (OpenCV's `INTER_AREA`), otherwise bilinearly.\n\n"
+            f"where both sides shrink (OpenCV's `INTER_AREA`), otherwise bilinearly.\n\n{self._describe_stain()}"
             f"`{OUTPUT}`: float32 of shape (batch, {len(self.predictor.classes)}), {self._describe_output()}."
+        )
+
+    def _describe_stain(self) -> str:
+        """Say in Markdown that the caller normalises stains; empty without normalisation."""
+        stain = self.predictor.input.stain
+        if stain is None:
+            return ""
+        return (
+            f"**Then normalise the stains ({stain.method}): the file does not.** The model was trained on images in\n"
+            "the colours of a reference; `stain` in `export.json` has its numbers. In Python, with histojax, for\n"
+            "each image of the size above:\n\n"
+            "```python\nimport json\nimport pathlib\n\nfrom data_pipelines.stain import StainNormalizer\n\n"
+            'normalizer = StainNormalizer.from_json(json.loads(pathlib.Path("export.json").read_text())["stain"])\n'
+            "image, enough_tissue = normalizer.apply(image)\n```\n\n"
         )
 
     def _describe_input(self) -> str:

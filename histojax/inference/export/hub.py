@@ -81,7 +81,7 @@ arrays = safetensors.numpy.load_file("{FILE}")
 
 To start training from them with histojax, set `--config.model.pretrained={FILE}`.
 """
-    return ExportedModel(predictor.predict, loading)
+    return ExportedModel(predictor.predict_inputs, loading)
 
 
 def write_repository(

@@ -10,8 +10,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from data_pipelines.pixels import resize
 from histojax.core import prefetch
+from histojax.inference.model_input import ModelInput
 from histojax.inference.predict.image_reader import ImageReader, UnreadableError, silence_pillow_warnings
 from histojax.inference.predict.images import ImageRef
 from histojax.inference.predict.partial_results import PartialResults, Prediction
@@ -24,12 +24,14 @@ class Batch:
     """Images that were read.
 
     Attributes:
-      images: by side in pixels, `u8 [b, s, s, 3]`; black where an image could not be read.
+      images: by input, `u8 [b, s, s, 3]`; black where an image could not be read.
       reasons: why an image could not be read; empty where it could.
+      normalised: whether an image had enough tissue for the stain normalisation of every input that has one.
     """
 
-    images: dict[int, np.ndarray]
+    images: dict[ModelInput, np.ndarray]
     reasons: list[str]
+    normalised: list[bool]
 
 
 def answer_remaining(
@@ -37,7 +39,7 @@ def answer_remaining(
     results: PartialResults,
     answer: Callable[[Iterable[Batch]], Iterator[list[Prediction]]],
     *,
-    sides: Iterable[int],
+    inputs: Iterable[ModelInput],
     batch_size: int,
     threads: int,
 ) -> None:
@@ -47,14 +49,14 @@ def answer_remaining(
       refs: all images.
       results: the answers so far.
       answer: maps batches of images to their answers, in order; it may take a few batches ahead.
-      sides: sides in pixels of the images in a batch.
+      inputs: what models see of an image.
       batch_size: images per batch.
       threads: threads that read images.
     """
     start_time, first = time.monotonic(), results.num_done
     bar = tqdm(total=len(refs), initial=first, unit="image", disable=None, mininterval=1)
     with silence_pillow_warnings(), ImageReader() as reader, bar:
-        batches = _read_batches(refs[first:], sides, batch_size, threads, reader)
+        batches = _read_batches(refs[first:], inputs, batch_size, threads, reader)
         try:
             for answers in answer(batches):
                 results.append(answers)
@@ -66,7 +68,7 @@ def answer_remaining(
 
 
 def _read_batches(
-    refs: Sequence[ImageRef], sides: Iterable[int], batch_size: int, threads: int, reader: ImageReader
+    refs: Sequence[ImageRef], inputs: Iterable[ModelInput], batch_size: int, threads: int, reader: ImageReader
 ) -> Generator[Batch, None, None]:
     """Yield batches in order, while threads read at most two batches ahead. Closing the generator stops them."""
     stop = threading.Event()
@@ -76,8 +78,9 @@ def _read_batches(
             return
         try:
             image = reader.read(ref)
-            for side, images in batch.images.items():
-                images[position] = resize(image, side)
+            for made, images in batch.images.items():
+                images[position], normalised = made.of(image)
+                batch.normalised[position] &= normalised
         except UnreadableError as error:
             # A decoder's message may hold anything; it must be encodable, and not empty.
             batch.reasons[position] = str(error).encode("utf-8", "backslashreplace").decode() or "unreadable"
@@ -87,8 +90,9 @@ def _read_batches(
     def start_batches() -> Iterator[tuple[Batch, list[concurrent.futures.Future[None]]]]:
         for start in range(0, len(refs), batch_size):
             batch_refs = refs[start : start + batch_size]
-            images = {side: np.zeros((len(batch_refs), side, side, 3), np.uint8) for side in sides}
-            batch = Batch(images, [""] * len(batch_refs))
+            n = len(batch_refs)
+            images = {made: np.zeros((n, made.size, made.size, 3), np.uint8) for made in inputs}
+            batch = Batch(images, [""] * n, [True] * n)
             yield batch, [pool.submit(read, ref, batch, position) for position, ref in enumerate(batch_refs)]
 
     try:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from histojax.inference.model_input import ModelInput
 from histojax.inference.predict import prediction_table
 from histojax.inference.predict.image_batches import Batch, answer_remaining
 from histojax.inference.predict.images import ImageRef, fingerprint
@@ -20,7 +21,7 @@ class Model(ThresholdedModel, Protocol):
     """A model that predicts batches, such as a `Predictor`."""
 
     @property
-    def image_size(self) -> int: ...  # noqa: D102
+    def input(self) -> ModelInput: ...  # noqa: D102
     @property
     def batch_size(self) -> int: ...  # noqa: D102
     @property
@@ -70,11 +71,14 @@ def run(
             refs,
             results,
             lambda batches: _predict_batches(batches, models, dihedral, calibrated),
-            sides={model.image_size for model in models},
+            inputs={model.input for model in models},
             batch_size=batch_size,
             threads=threads,
         )
-        summary = prediction_table.write(output, refs, results.read(), models[0].classes, thresholds)
+        normalised = any(model.input.stain is not None for model in models)
+        summary = prediction_table.write(
+            output, refs, results.read(), models[0].classes, thresholds, normalised=normalised
+        )
         results.remove()
     return summary
 
@@ -82,12 +86,14 @@ def run(
 def _predict_batches(
     batches: Iterable[Batch], models: Sequence[Model], dihedral: bool, calibrated: bool
 ) -> Iterator[list[Prediction]]:
-    """Yield the predictions of each batch. All models advance together, so few batches are in memory."""
+    """Yield the predictions of each batch. All models advance together, so few batches are in memory.
+
+    Where a model normalises stains, the last number of a prediction is 1 for an image that was normalised, else 0.
+    """
+    stains = any(model.input.stain is not None for model in models)
     num_views = _NUM_DIHEDRAL_VIEWS if dihedral else 1
     batches, *copies = itertools.tee(batches, len(models) + 1)
-    streams = [
-        model.stream(_views(copy, model.image_size, dihedral)) for model, copy in zip(models, copies, strict=True)
-    ]
+    streams = [model.stream(_views(copy, model.input, dihedral)) for model, copy in zip(models, copies, strict=True)]
     for batch in batches:
         probabilities = [
             calibrate(next(stream), model) if calibrated else next(stream)
@@ -95,14 +101,16 @@ def _predict_batches(
             for _ in range(num_views)
         ]
         mean = np.stack(probabilities).mean(axis=0, dtype=np.float64)
+        if stains:
+            mean = np.column_stack([mean, batch.normalised])
         yield [reason or row.tolist() for reason, row in zip(batch.reasons, mean, strict=True)]
 
 
-def _views(batches: Iterable[Batch], side: int, dihedral: bool) -> Iterator[np.ndarray]:
+def _views(batches: Iterable[Batch], made: ModelInput, dihedral: bool) -> Iterator[np.ndarray]:
     """Yield the images `u8 [b, s, s, 3]` of each batch: unchanged, or in each of the eight flips and quarter turns."""
     for batch in batches:
         for turns in range(4 if dihedral else 1):
-            turned = np.rot90(batch.images[side], turns, axes=(1, 2))
+            turned = np.rot90(batch.images[made], turns, axes=(1, 2))
             yield turned
             if dihedral:
                 yield turned[:, :, ::-1]

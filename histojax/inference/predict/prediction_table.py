@@ -2,8 +2,9 @@
 
 The columns are those of `histojax.evaluation.predictions`: a table with true labels (from a list) can be evaluated as
 it is. They are `image_id, patient_id, magnification, split`, the further columns of lists, `prob_<class>…`, and then
-`predicted` (the most probable class) or one `predicted_<label>` (0 or 1) per label. Images that could not be read are
-written to a second table, with the reason.
+`predicted` (the most probable class) or one `predicted_<label>` (0 or 1) per label. With models that normalise stains,
+`stain_normalised` follows: 0 where an image has too little tissue. Images that could not be read are written to a
+second table, with the reason.
 """
 
 import contextlib
@@ -29,6 +30,7 @@ from histojax.inference.predict.partial_results import Prediction
 SUFFIXES = (".csv", ".parquet")
 _BLOCK_ROWS = 4096
 _FIRST_COLUMNS = ("patient_id", "magnification", "split")
+_NORMALISED = "stain_normalised"
 _SPLIT = "predicted"  # the value of the column `split` unless a list gives another
 
 
@@ -41,17 +43,21 @@ class Summary:
       failed: images that could not be read.
       labels: class -> images predicted as it; multi-label: label -> images that it was assigned to.
       patients: known patients of the images with a prediction.
+      not_normalised: images with too little tissue for the models' stain normalisation.
     """
 
     labels: dict[str, int]
     images: int = 0
     failed: int = 0
+    not_normalised: int = 0
     patients: set[str] = dataclasses.field(default_factory=set)
 
     def add(self, frame: pd.DataFrame, num_failed: int) -> None:
         """Count a block of rows of the table, and images that could not be read."""
         self.images += len(frame)
         self.failed += num_failed
+        if _NORMALISED in frame:
+            self.not_normalised += int((frame[_NORMALISED] == 0).sum())
         self.patients |= set(frame["patient_id"]) - {""}
         for name in self.labels:
             assigned = frame["predicted"] == name if "predicted" in frame else frame[f"predicted_{name}"]
@@ -82,7 +88,7 @@ def check_output(output: pathlib.Path) -> None:
 
 def write(
     output: pathlib.Path, refs: Sequence[ImageRef], predictions: Iterable[Prediction], classes: Sequence[str],
-    thresholds: Mapping[str, float] | None,
+    thresholds: Mapping[str, float] | None, *, normalised: bool = False,
 ) -> Summary:  # fmt: skip
     """Write the table of predictions, and a table of the unreadable images if there are any.
 
@@ -92,6 +98,7 @@ def write(
       predictions: one per image, in the same order.
       classes: names in the order of the probabilities.
       thresholds: as `prediction_columns` takes them.
+      normalised: whether the last number of each prediction says that the image's stains were normalised.
 
     Returns:
       What the table holds.
@@ -110,7 +117,11 @@ def write(
         while block := list(islice(pairs, _BLOCK_ROWS)):
             rows = [(ref, prediction) for ref, prediction in block if not isinstance(prediction, str)]
             write_failures([ref.image_id, reason] for ref, reason in block if isinstance(reason, str))
+            flags = [int(prediction[-1]) for _, prediction in rows] if normalised else None
+            rows = [(ref, prediction[: len(classes)]) for ref, prediction in rows]
             frame = _block_frame(rows, classes, thresholds, list_columns)
+            if flags is not None:
+                frame[_NORMALISED] = np.array(flags, np.int64)
             summary.add(frame, len(block) - len(rows))
             write_block(frame)
     if not summary.failed:

@@ -39,4 +39,9 @@ def summary_lines(summary: prediction_table.Summary, output: pathlib.Path) -> li
     if summary.failed:
         failures = prediction_table.failures_path(output).absolute()
         lines.append(f"{summary.failed} of {total} images could not be read: see {failures}")
+    if summary.not_normalised:
+        lines.append(
+            f"{summary.not_normalised} of {summary.images} images have too little tissue for stain normalisation: the "
+            "model saw them as they are (column stain_normalised)"
+        )
     return lines

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import histojax
+from data_pipelines.stain import StainNormalizer
 from histojax import models
 from histojax.core.directories import default_directory
 from histojax.core.locks import exclusive_lock
@@ -49,8 +50,9 @@ def of_random_weights(metadata: Mapping[str, Any], root: pathlib.Path, seed: int
     config.data.image_size = metadata["image_size"]
     for field in ("mean", "std"):
         config.data[field] = tuple(metadata["preprocessing"][field])
+    stain = StainNormalizer.from_json(metadata["preprocessing"].get("stain"))
     key = json.dumps([metadata[field] for field in _FIELDS], sort_keys=True) + f" random-{seed}"
-    return _cached(key, lambda: Embedder.of_weights(config, layer=metadata["layer"]), root, {})
+    return _cached(key, lambda: Embedder.of_weights(config, layer=metadata["layer"], stain=stain), root, {})
 
 
 def _cached(
