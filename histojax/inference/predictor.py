@@ -25,6 +25,8 @@ class Predictor:
       temperatures: for `calibration.at_temperatures`, fitted on validation images; None: there were none.
       image_size: height and width of the model's input.
       magnification: magnification of the training images, such as "100X"; empty: several, or unknown.
+      path: folder of the checkpoint.
+      step: optimizer steps after which it was saved.
       digest: sixteen digits that identify the checkpoint.
       batch_size: images per batch.
     """
@@ -41,6 +43,7 @@ class Predictor:
         self.image_size: int = trained.config.data.image_size
         magnification: str = trained.config.data.magnification
         self.magnification = "" if magnification == "all" else magnification
+        self.path, self.step = trained.path, int(trained.meta["step"])
         self.digest = checkpoint.digest(trained.path)
         self._embedders: dict[str, Embedder] = {}  # compiled, by layer
 

@@ -86,9 +86,11 @@ def _class_entries(
     index = None if source.positive is None else source.classes.index(source.positive)
     evaluated = []
     for state in states:
+        correct = state.argmax(1) == true
         scores = calibration.scores_of_classes(rows, true, state, index, **options)
-        bins = calibration.reliability(rows, state.max(1), state.argmax(1) == true, **options)
-        evaluated.append({"scores": scores, "bins": bins})
+        bins = _bins(rows, correct, state.max(1), options)
+        classes = [_class_bins(rows, name, true == i, state[:, i]) for i, name in enumerate(source.classes)]
+        evaluated.append({"scores": scores} | bins | {"classwise": classes})
     entries = [_entry(None, temperature, evaluated)]
     if index is not None:
         positive = [_label_state(rows, true == index, state[:, index], options) for state in states]
@@ -97,10 +99,25 @@ def _class_entries(
 
 
 def _label_state(rows: pd.DataFrame, labels: Array, scores: Array, options: dict[str, Any]) -> dict[str, Any]:
+    return {"scores": calibration.scores_of_label(rows, labels, scores, **options)} | _bins(
+        rows, labels, scores, options
+    )
+
+
+def _bins(rows: pd.DataFrame, outcomes: Array, scores: Array, options: dict[str, Any]) -> dict[str, Any]:
+    """Return `bins` of equal width and `adaptive_bins` of equal mass."""
+    edges = calibration.equal_mass_edges(scores)
     return {
-        "scores": calibration.scores_of_label(rows, labels, scores, **options),
-        "bins": calibration.reliability(rows, scores, labels, **options),
+        "bins": calibration.reliability(rows, scores, outcomes, **options),
+        "adaptive_bins": calibration.reliability(rows, scores, outcomes, edges=edges, **options),
     }
+
+
+def _class_bins(rows: pd.DataFrame, name: str, outcomes: Array, scores: Array) -> dict[str, Any]:
+    """Return the ECE of one class's probability and its bins of equal width, without intervals."""
+    bins = calibration.reliability(rows, scores, outcomes, n_resamples=0)
+    error = sum(one["n_images"] * abs(one["share"]["value"] - one["mean_probability"]) for one in bins)
+    return {"class": name, "ece": error / len(rows), "bins": bins}
 
 
 def _entry(of: str | None, temperature: float | None, states: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from histojax.evaluation.conformal import SetRule
 from histojax.inference.predict import prediction_table
 from histojax.inference.predict.image_batches import Batch, answer_remaining
 from histojax.inference.predict.images import ImageRef, fingerprint
@@ -30,7 +31,8 @@ class Model(ThresholdedModel, Protocol):
 
 def run(
     refs: Sequence[ImageRef], models: Sequence[Model], output: pathlib.Path, *, thresholds: Mapping[str, float] | None,
-    dihedral: bool = False, calibrated: bool = False, threads: int = 4, redo: bool = False,
+    dihedral: bool = False, calibrated: bool = False, sets: SetRule | None = None, abstain: bool = False,
+    threads: int = 4, redo: bool = False,
 ) -> prediction_table.Summary:  # fmt: skip
     """Predict the images that have no prediction yet, and write the table.
 
@@ -44,6 +46,8 @@ def run(
       thresholds: as `combine_thresholds` returns them.
       dihedral: whether to average over the eight flips and quarter turns of each image.
       calibrated: whether to calibrate each model's probabilities by its temperatures, before averaging.
+      sets: prediction sets to add to the table; None: none.
+      abstain: whether to add the answers of these sets.
       threads: threads that read images.
       redo: whether to overwrite existing predictions and tables.
 
@@ -74,7 +78,9 @@ def run(
             batch_size=batch_size,
             threads=threads,
         )
-        summary = prediction_table.write(output, refs, results.read(), models[0].classes, thresholds)
+        summary = prediction_table.write(
+            output, refs, results.read(), models[0].classes, thresholds, sets=sets, abstain=abstain
+        )
         results.remove()
     return summary
 
