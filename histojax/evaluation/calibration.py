@@ -230,7 +230,9 @@ def _scores(rows: pd.DataFrame, terms: dict[str, Array], parts: Sequence[int], *
             "brier": brier,
             "log_loss": metrics.divide(part["log_loss"][:, 0], total),
             "ece_adaptive": metrics.ece_from_sums(mass_outcome - mass_score, total),
-            "ece_classwise": metrics.ece_from_sums((outcome - score).reshape(len(weighted), -1), total * score.shape[1]),
+            "ece_classwise": metrics.ece_from_sums(
+                (outcome - score).reshape(len(weighted), -1), total * score.shape[1]
+            ),
         } | _brier_parts(count[:, parts], score[:, parts], outcome[:, parts], brier)
 
     return bootstrap.intervals(statistic, n_units, n_rows=sums.shape[1], **options)

@@ -152,7 +152,8 @@ def fit(rows: pd.DataFrame, level: float, by: str = ALL) -> SetRule:
         columns = {name: (true[:, i], answers[:, i], list(STATES)) for i, name in enumerate(classes)}
     else:
         columns = {"": (*results.arrays(rows, classes), classes)}
-    least, n_units = [], []
+    least: list[list[float]] = []
+    n_units: list[int] = []
     for label, (truth, probabilities, names) in columns.items():
         of_truth = probabilities[np.arange(len(truth)), truth]
         groups = {f"{label} {name}".strip(): truth == i for i, name in enumerate(names)}

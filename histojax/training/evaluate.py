@@ -105,10 +105,8 @@ def validation_metrics(output: EvalOutput, dataset: Dataset, indices: np.ndarray
     if dataset.multilabel:
         halves = np.full(len(dataset.classes), 0.5)
         return loss | multilabel.scores(dataset.labels[indices], output.probabilities, halves)
-    confusion = output.sums["confusion"]
-    f1 = metrics.f1(confusion)
-    classes = dataset.classes
-    positive = positive_by_name(classes)
+    confusion, classes = output.sums["confusion"], dataset.classes
+    f1, positive = metrics.f1(confusion), positive_by_name(classes)
     return loss | {
         "accuracy": float(metrics.accuracy(confusion)),
         "balanced_accuracy": float(metrics.balanced_accuracy(confusion)),
@@ -125,7 +123,9 @@ def default_decision_rule(dataset: Dataset) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def fit_decision_rule(output: EvalOutput, dataset: Dataset, indices: np.ndarray, rule: str) -> dict[str, Any]:
+def fit_decision_rule(
+    output: EvalOutput, dataset: Dataset, indices: np.ndarray, rule: str, temperature: str = "images"
+) -> dict[str, Any]:
     """Choose thresholds and temperatures on validation images; the checkpoint then locks them.
 
     Args:
@@ -133,6 +133,7 @@ def fit_decision_rule(output: EvalOutput, dataset: Dataset, indices: np.ndarray,
       dataset: the images.
       indices: rows of the validation images in `dataset`.
       rule: how thresholds are chosen, as `train.thresholds`.
+      temperature: what counts the same when temperatures are fitted, as `train.temperature`.
 
     Returns:
       `thresholds`: one per label, with several labels.
@@ -144,15 +145,16 @@ def fit_decision_rule(output: EvalOutput, dataset: Dataset, indices: np.ndarray,
       `temperatures`: the calibration, one per label, or one in all.
     """
     labels, probabilities = dataset.labels[indices], output.probabilities
+    rows = dataset.records.take(indices)
+    unit_name, unit, n_units = bootstrap.units(*(rows.column(name) for name in ("patient_id", "slide_id", "source_id")))
+    weights = calibration.equal_units(unit) if temperature == "patients" else None
     if not dataset.multilabel:
-        temperatures = [calibration.fit_temperature(labels, probabilities)]
+        temperatures = [calibration.fit_temperature(labels, probabilities, weights)]
         decision = _decision(labels, probabilities, dataset.classes, rule) if len(dataset.classes) == 2 else None
         return default_decision_rule(dataset) | {"decision": decision, "temperatures": temperatures}
     chosen = thresholds.choose_thresholds(labels, probabilities, rule)
     true, predicted = labels > 0.5, thresholds.is_positive(probabilities, chosen)
     cells = (~true & ~predicted, ~true & predicted, true & ~predicted, true & predicted)
-    rows = dataset.records.take(indices)
-    unit_name, unit, n_units = bootstrap.units(*(rows.column(name) for name in ("patient_id", "slide_id", "source_id")))
     by_unit = {
         name: bootstrap.unit_sums(np.stack([cell[:, i] for cell in cells], 1), unit, n_units).astype(int).tolist()
         for i, name in enumerate(dataset.classes)
@@ -163,7 +165,7 @@ def fit_decision_rule(output: EvalOutput, dataset: Dataset, indices: np.ndarray,
         "confusion_by_unit": by_unit if unit_name != "image" else None,
         "decision": None,
         "temperatures": [
-            calibration.fit_temperature(label, np.stack([1 - p, p], axis=1))
+            calibration.fit_temperature(label, np.stack([1 - p, p], axis=1), weights)
             for label, p in zip(true.astype(int).T, probabilities.T, strict=True)
         ],
     }
@@ -243,8 +245,7 @@ def write_results(
       split: their split.
     """
     predictions.write(table, workdir / "predictions")
-    classes, locked = meta["classes"], meta["thresholds"]
-    summary = dict(facts)
+    classes, locked, summary = meta["classes"], meta["thresholds"], dict(facts)
     # A paper's figures for other labels answer another question.
     if locked is not None and set(config.paper.label_accuracy) == set(classes):
         summary["reported"] = config.paper.to_dict()

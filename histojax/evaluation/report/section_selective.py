@@ -52,8 +52,8 @@ def prediction_sets(source: Source, rows: pd.DataFrame, options: dict[str, Any])
     Returns:
       `level`; `refused`, why there are none; and otherwise `unit` and `n_units`, that they rest on, and `entries`, with
       `of`, the estimate `coverage` (mean over units of the fraction of a unit's images whose set holds the truth), and
-      the fractions of images `one`, `several` and `none` by the answers in the set. None without validation rows besides
-      the reported ones.
+      the fractions of images `one`, `several` and `none` by the answers in the set. None where no validation rows
+      stand beside the reported ones.
     """
     validation = source.validation
     if not len(validation) or validation["split"].iloc[0] == rows["split"].iloc[0]:
