@@ -61,5 +61,7 @@ def test_coverage_is_as_published(name):
 
 def test_sets_by_patient_keep_their_level_where_others_do_not():
     for name, row in PUBLISHED.items():
-        assert 88 <= row["by_patient"] <= 92.5, name
+        patients = row["patients"] * row.get("rarer", 1.0)
+        rounded_up = 100 * np.ceil((patients + 1) * LEVEL - 1e-9) / (patients + 1)  # of one image per patient
+        assert 88 <= row["by_patient"] <= rounded_up + 2, name
     assert min(row["other"] for row in PUBLISHED.values()) < 80

@@ -52,3 +52,16 @@ def test_intervals_are_over_patients():
     last = found["points"][-1]["accuracy"]
     summary = results.summarise(table, n_resamples=300, seed=2)["test"]["image"]["accuracy"]
     assert last == pytest.approx(summary)
+
+
+def test_many_steps_are_joined(monkeypatch):
+    rng = np.random.default_rng(0)
+    table = class_table(k=2, n=400)
+    confidence = rng.permutation(np.linspace(0.5, 1, 400))
+    correct = rng.random(400) < confidence
+    exact = selective.curve(table, confidence, correct, n_resamples=0)
+    monkeypatch.setattr(selective, "MAX_STEPS", 100)
+    joined = selective.curve(table, confidence, correct, n_resamples=0)
+    assert joined["area"]["value"] != exact["area"]["value"]
+    assert joined["area"]["value"] == pytest.approx(exact["area"]["value"], abs=5e-3)
+    assert joined["points"] == exact["points"]  # every fraction ends one of the hundred steps
