@@ -184,11 +184,12 @@ def _check_units(counts: Mapping[str, int], level: float, unit: str) -> None:
     of = f" with images of '{name}'" if name else ""
     lower = math.floor(100 * count / (count + 1) + _SLACK) / 100
     remedies = [f"take a level of at most {lower:g}"] if count else []
-    remedies += ["take sets over all classes together"] if name else []
+    remedies += ["take sets over all classes (--sets_by=all)"] if name else []
+    remedies += ["validate on more (histojax crossval validates on all that are not tested)"]
     are = "is" if count == 1 else "are"
     raise RunError(
         f"sets that hold the truth with probability {level:g} need validation images of at least {needed} "
-        f"{unit}s{of}, and there {are} {count}: {', or '.join([*remedies, 'validate on more'])}"
+        f"{unit}s{of}, and there {are} {count}: {', or '.join(remedies)}"
     )
 
 
