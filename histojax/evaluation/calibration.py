@@ -82,12 +82,13 @@ def equal_units(unit: Array) -> Array:
 
 
 def equal_mass_edges(scores: Array) -> Array:
-    """Return the ends of up to BINS bins that hold about equally many scores, (b + 1,); equal scores share a bin.
+    """Return the ends of BINS bins that hold about equally many scores, (b + 1,).
 
-    As scikit-learn's `calibration_curve(strategy="quantile")` has them, but from 0 to 1.
+    Equal scores share a bin, so that bins may be empty. As scikit-learn's `calibration_curve(strategy="quantile")` has
+    them, but from 0 to 1.
     """
     inner = np.quantile(np.asarray(scores, np.float64), np.linspace(0, 1, BINS + 1)[1:-1])
-    return np.concatenate([[0.0], np.unique(inner), [1.0]])
+    return np.concatenate([[0.0], inner, [1.0]])
 
 
 def reliability(
