@@ -29,6 +29,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         examples=[
             "histojax predict runs/dala_100x IMAGES --output predictions.csv",
             "histojax predict runs/fold_0,runs/fold_1 IMAGES --output predictions.parquet --tta dihedral",
+            "histojax predict runs/dala_100x IMAGES --sets 0.9 --abstain",
         ],
     )
     parser.add_argument(
@@ -58,6 +59,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         default="",
         help="0.5, or LABEL=0.4,…; with two classes CLASS=0.4; default: the thresholds chosen on validation images",
     )
+    _add_sets(parser)
     flags.add_batch_size(parser)
     flags.add_threads(parser, "threads that read images")
     flags.add_shard(parser, "image")
@@ -67,11 +69,48 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
     return parser
 
 
+def _add_sets(parser: CommandParser) -> None:
+    """Add the flags of prediction sets."""
+    parser.add_argument(
+        "--sets",
+        metavar="LEVEL",
+        type=flags.number_in("(0, 1)"),
+        help="add the set of classes that holds the true one with this probability, such as 0.9, for images of new "
+        "patients; it rests on the run's validation patients",
+    )
+    parser.add_argument(
+        "--sets_by",
+        choices=["all", "class"],
+        help="class: the probability of --sets holds in each class, not only over all images (default: all)",
+    )
+    parser.add_argument(
+        "--abstain",
+        action="store_true",
+        help="with --sets: add the class where the set has exactly one, else `abstained`",
+    )
+
+
+def _check_sets(args: argparse.Namespace) -> None:
+    """Check that the flags of prediction sets fit together.
+
+    Raises:
+      RunError: they do not.
+    """
+    if args.sets is None and (args.abstain or args.sets_by):
+        raise RunError(f"--{'abstain' if args.abstain else 'sets_by'} needs --sets, such as --sets 0.9")
+    if args.sets is not None and args.tta != "none":
+        raise RunError(
+            f"--sets with --tta={args.tta}: sets rest on the run's validation predictions, which are without --tta; "
+            "drop one of the two"
+        )
+
+
 def run(args: argparse.Namespace) -> None:
     """Predict."""
     from histojax.core import shards
     from histojax.inference.predict import images, prediction_table
 
+    _check_sets(args)
     prediction_table.check_output(args.output)
     refs = shards.share(images.find(args.paths), args.shard)
     if not refs:
@@ -79,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
 
     # Only now, so that a wrong flag or path is reported without waiting for jax.
     from histojax.distributed import runtime
-    from histojax.inference.predict import prediction_run
+    from histojax.inference.predict import prediction_run, sets
     from histojax.inference.predict.summary import magnification_warnings, summary_lines
     from histojax.inference.predict.thresholds import combine_thresholds
     from histojax.inference.predictor import Predictor
@@ -93,6 +132,9 @@ def run(args: argparse.Namespace) -> None:
     if thresholds is not None:
         listed = ", ".join(f"{name} {threshold:.3g}" for name, threshold in thresholds.items())
         _log.info("a label is assigned from this probability on: %s", listed)
+    rule = None
+    if args.sets is not None:
+        rule = sets.fit(models, args.sets, args.sets_by or "all", calibrated=args.calibrated)
     if "--output" not in args.given:
         _log.info("no --output is given: writing %s", args.output.absolute())
     for warning in magnification_warnings(refs, [model.magnification for model in models]):
@@ -104,10 +146,12 @@ def run(args: argparse.Namespace) -> None:
         thresholds=thresholds,
         dihedral=args.tta == "dihedral",
         calibrated=args.calibrated,
+        sets=rule,
+        abstain=args.abstain,
         threads=args.threads,
         redo=args.redo,
     )
-    print("\n".join(summary_lines(summary, args.output)))
+    print("\n".join(summary_lines(summary, args.output, rule, abstain=args.abstain)))
     if not summary.images:
         sys.exit("error: no image could be read. Fix the images, and rerun with --redo")
     if summary.failed and args.strict:

@@ -26,6 +26,8 @@ class Predictor:
       image_size: height and width of the model's input.
       input: makes the model's input of an image: its size and its stain normalisation.
       magnification: magnification of the training images, such as "100X"; empty: several, or unknown.
+      path: folder of the checkpoint.
+      step: optimizer steps after which it was saved.
       digest: sixteen digits that identify the checkpoint.
       batch_size: images per batch.
     """
@@ -43,6 +45,7 @@ class Predictor:
         self.input = ModelInput(self.image_size, trained.stain)
         magnification: str = trained.config.data.magnification
         self.magnification = "" if magnification == "all" else magnification
+        self.path, self.step = trained.path, int(trained.meta["step"])
         self.digest = checkpoint.digest(trained.path)
         self._embedders: dict[str, Embedder] = {}  # compiled, by layer
 

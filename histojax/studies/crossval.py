@@ -79,7 +79,7 @@ def measure(runs: Mapping[str, ConfigDict], workdir: pathlib.Path) -> str | None
     dataset = open_dataset(final.data)
     table = _out_of_fold(dataset, workdir, folds)
     predictions.write(table, workdir / "out_of_fold")
-    rule = _decision_rule(table, dataset, build.threshold_rule(final))
+    rule = _decision_rule(table, dataset, final)
     if not train(final, workdir / FINAL, f"{FINAL}: all images that are not tested", rule):
         return None
     study = _summary(table, rule, final, workdir, folds)
@@ -108,11 +108,13 @@ def _positions(table: pd.DataFrame, dataset: Dataset) -> np.ndarray:
     return table["image_id"].map(places).to_numpy()
 
 
-def _decision_rule(table: pd.DataFrame, dataset: Dataset, rule: str) -> dict[str, Any]:
+def _decision_rule(table: pd.DataFrame, dataset: Dataset, config: ConfigDict) -> dict[str, Any]:
     """Choose thresholds and temperatures on the out-of-fold predictions."""
     columns = [predictions.PREFIX + name for name in dataset.classes]
     output = evaluate.EvalOutput(table[columns].to_numpy(np.float32), {})
-    return decision_rule.fit_decision_rule(output, dataset, _positions(table, dataset), rule)
+    return decision_rule.fit_decision_rule(
+        output, dataset, _positions(table, dataset), build.threshold_rule(config), config.train.temperature
+    )
 
 
 def _summary(

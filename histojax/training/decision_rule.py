@@ -19,7 +19,9 @@ def default_decision_rule(dataset: Dataset) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def fit_decision_rule(output: EvalOutput, dataset: Dataset, indices: np.ndarray, rule: str) -> dict[str, Any]:
+def fit_decision_rule(
+    output: EvalOutput, dataset: Dataset, indices: np.ndarray, rule: str, temperature: str = "images"
+) -> dict[str, Any]:
     """Choose thresholds and temperatures on validation images; the checkpoint then locks them.
 
     Args:
@@ -27,6 +29,7 @@ def fit_decision_rule(output: EvalOutput, dataset: Dataset, indices: np.ndarray,
       dataset: the images.
       indices: rows of the validation images in `dataset`.
       rule: how thresholds are chosen, as `train.thresholds`.
+      temperature: what counts the same when temperatures are fitted, as `train.temperature`.
 
     Returns:
       `thresholds`: one per label, with several labels.
@@ -38,15 +41,16 @@ def fit_decision_rule(output: EvalOutput, dataset: Dataset, indices: np.ndarray,
       `temperatures`: the calibration, one per label, or one in all.
     """
     labels, probabilities = dataset.labels[indices], output.probabilities
+    rows = dataset.records.take(indices)
+    unit_name, unit, n_units = bootstrap.units(*(rows.column(name) for name in ("patient_id", "slide_id", "source_id")))
+    weights = calibration.equal_units(unit) if temperature == "patients" else None
     if not dataset.multilabel:
-        temperatures = [calibration.fit_temperature(labels, probabilities)]
+        temperatures = [calibration.fit_temperature(labels, probabilities, weights)]
         decision = _decision(labels, probabilities, dataset.classes, rule) if len(dataset.classes) == 2 else None
         return default_decision_rule(dataset) | {"decision": decision, "temperatures": temperatures}
     chosen = thresholds.choose_thresholds(labels, probabilities, rule)
     true, predicted = labels > 0.5, thresholds.is_positive(probabilities, chosen)
     cells = (~true & ~predicted, ~true & predicted, true & ~predicted, true & predicted)
-    rows = dataset.records.take(indices)
-    unit_name, unit, n_units = bootstrap.units(*(rows.column(name) for name in ("patient_id", "slide_id", "source_id")))
     by_unit = {
         name: bootstrap.unit_sums(np.stack([cell[:, i] for cell in cells], 1), unit, n_units).astype(int).tolist()
         for i, name in enumerate(dataset.classes)
@@ -57,7 +61,7 @@ def fit_decision_rule(output: EvalOutput, dataset: Dataset, indices: np.ndarray,
         "confusion_by_unit": by_unit if unit_name != "image" else None,
         "decision": None,
         "temperatures": [
-            calibration.fit_temperature(label, np.stack([1 - p, p], axis=1))
+            calibration.fit_temperature(label, np.stack([1 - p, p], axis=1), weights)
             for label, p in zip(true.astype(int).T, probabilities.T, strict=True)
         ],
     }

@@ -135,6 +135,7 @@ def base() -> ConfigDict:
     # Rule that chooses thresholds on validation, for the positive of two classes or for each label: f1, youden,
     # sensitivity=0.95 (the largest specificity with that sensitivity) or fixed (0.5).
     train.thresholds = "youden"
+    train.temperature = "images"  # what counts the same when the temperature is fitted: images or patients
     # BatchNorm sees the global batch; device: the images of each device, as in PyTorch's DistributedDataParallel.
     train.batch_norm = "global"
     train.watchdog = 1800.0  # seconds without a step after which a run ends and prints where it hangs; 0: never
@@ -255,6 +256,7 @@ LEGAL_VALUES: dict[str, str | tuple[str, ...]] = {
     "train.ema_decay": "[0, 1)",
     "train.freeze_backbone_epochs": "[0, inf)",
     "train.early_stopping": "[0, inf)",
+    "train.temperature": ("images", "patients"),
     "train.best_metric": ("loss", "accuracy", "gmean", "balanced_accuracy", "f1", "last"),
     "train.batch_norm": ("global", "device"),
     "train.watchdog": "[0, inf)",

@@ -108,10 +108,8 @@ def validation_metrics(output: EvalOutput, dataset: Dataset, indices: np.ndarray
     if dataset.multilabel:
         halves = np.full(len(dataset.classes), 0.5)
         return loss | multilabel.scores(dataset.labels[indices], output.probabilities, halves)
-    confusion = output.sums["confusion"]
-    f1 = metrics.f1(confusion)
-    classes = dataset.classes
-    positive = positive_by_name(classes)
+    confusion, classes = output.sums["confusion"], dataset.classes
+    f1, positive = metrics.f1(confusion), positive_by_name(classes)
     return loss | {
         "accuracy": float(metrics.accuracy(confusion)),
         "balanced_accuracy": float(metrics.balanced_accuracy(confusion)),
@@ -188,8 +186,7 @@ def write_results(
       split: their split.
     """
     predictions.write(table, workdir / "predictions")
-    classes, locked = meta["classes"], meta["thresholds"]
-    summary = dict(facts)
+    classes, locked, summary = meta["classes"], meta["thresholds"], dict(facts)
     # A paper's figures for other labels answer another question.
     if locked is not None and set(config.paper.label_accuracy) == set(classes):
         summary["reported"] = config.paper.to_dict()

@@ -325,7 +325,7 @@ def _end_of_epoch(run: _Run, tools: _Tools) -> bool:
         run.phase = Phase.TRAIN
         scores = evaluate.validation_metrics(output, setup.dataset, val_indices)
         rule = build.threshold_rule(config)
-        run.decision_rule = fit_decision_rule(output, setup.dataset, val_indices, rule)
+        run.decision_rule = fit_decision_rule(output, setup.dataset, val_indices, rule, config.train.temperature)
         tools.writer.write(run.step, {f"val/{key}": value for key, value in scores.items()})
         parts += [f"val {key} {scores[key]:.4f}" for key in setup.task.METRICS[:3]]
         if run.watch.better(scores, run.step):

@@ -102,3 +102,83 @@ def test_a_probability_on_an_edge_belongs_to_the_bin_below():
     bins = calibration.reliability(df, p, df["label"] == "y", n_resamples=0)
     assert [(round(one["low"] * 15), one["n_images"]) for one in bins] == [(0, 1), (2, 2), (3, 1), (14, 1)]
     assert [one["share"]["value"] for one in bins] == [0, 0.5, 1, 1]
+
+
+def test_bins_of_equal_mass_equal_scikit_learn():
+    df = table(900, 2)
+    true, p = results.arrays(df, ["benign", "malignant"])
+    p = p[:, 1].round(2)  # with ties
+    edges = calibration.equal_mass_edges(p)
+    bins = calibration.reliability(df, p, true == 1, edges=edges, n_resamples=0)
+    fraction, mean = sklearn.calibration.calibration_curve(true, p, n_bins=15, strategy="quantile")
+    np.testing.assert_allclose([one["share"]["value"] for one in bins], fraction)
+    np.testing.assert_allclose([one["mean_probability"] for one in bins], mean)
+    assert max(one["n_images"] for one in bins) < 2 * 900 / 15
+    found = calibration.scores_of_label(df, true == 1, p, n_resamples=0)
+    counts = np.array([one["n_images"] for one in bins])
+    assert found["ece_adaptive"]["value"] == pytest.approx(counts @ np.abs(fraction - mean) / 900)
+
+
+def test_bins_of_equal_mass_where_most_probabilities_are_0_or_1():
+    p = np.array([0.0] * 8 + [0.3] + [1.0] * 8)
+    df = predictions.make_table(
+        [f"i{i}" for i in range(17)], (p > 0.5).astype(int), np.stack([1 - p, p], 1), ["x", "y"], split="test"
+    )
+    bins = calibration.reliability(df, p, p > 0.5, edges=calibration.equal_mass_edges(p), n_resamples=0)
+    assert [one["n_images"] for one in bins] == [8, 1, 8]
+
+
+def test_the_classwise_ece_is_the_mean_over_the_classes():
+    df = table(900, 3)
+    true, p = results.arrays(df, predictions.class_names(df))
+    found = calibration.scores_of_classes(df, true, p, None, n_resamples=20)
+    errors = []
+    for i in range(3):
+        fraction, mean = sklearn.calibration.calibration_curve(true == i, p[:, i], n_bins=15)
+        counts = np.histogram(p[:, i], np.linspace(0, 1, 16))[0]
+        errors.append(counts[counts > 0] @ np.abs(fraction - mean) / 900)
+    assert found["ece_classwise"]["value"] == pytest.approx(np.mean(errors))
+    assert found["ece_classwise"]["low"] < found["ece_classwise"]["value"] * 1.5 < 1
+
+
+def test_the_brier_score_by_parts_by_hand():
+    # Two bins of two and three images: forecasts 0.2, 0.2 and 0.9, 0.9, 0.9; one of two and two of three occur.
+    p, y = np.array([0.2, 0.2, 0.9, 0.9, 0.9]), np.array([0, 1, 1, 1, 0])
+    df = predictions.make_table(list("abcde"), y, np.stack([1 - p, p], 1), ["x", "y"], split="test")
+    expected = {
+        "brier_reliability": (2 * (0.2 - 1 / 2) ** 2 + 3 * (0.9 - 2 / 3) ** 2) / 5,
+        "brier_resolution": (2 * (1 / 2 - 3 / 5) ** 2 + 3 * (2 / 3 - 3 / 5) ** 2) / 5,
+        "brier_uncertainty": 3 / 5 * 2 / 5,
+        "brier_within_bins": 0.0,
+    }
+    found = calibration.scores_of_label(df, y == 1, p, n_resamples=0)
+    assert {key: found[key]["value"] for key in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_the_parts_add_up_to_the_brier_score(k):
+    df = table(500, k)
+    true, p = results.arrays(df, predictions.class_names(df))
+    found = calibration.scores_of_classes(df, true, p, 1 if k == 2 else None, n_resamples=0)
+    parts = {key: found[f"brier_{key}"]["value"] for key in ("reliability", "resolution", "uncertainty", "within_bins")}
+    total = parts["reliability"] - parts["resolution"] + parts["uncertainty"] + parts["within_bins"]
+    assert total == pytest.approx(found["brier"]["value"])
+    shares = np.bincount(true) / 500
+    assert parts["uncertainty"] == pytest.approx((shares * (1 - shares)).sum() / (2 if k == 2 else 1))
+    assert abs(parts["within_bins"]) < 0.01 < parts["resolution"]
+
+
+def test_a_temperature_may_count_patients_the_same():
+    df = table(400, 3, temperature=2.0)
+    true, p = results.arrays(df, predictions.class_names(df))
+    unit = np.repeat(np.arange(4), [10, 40, 150, 200])
+    weights = calibration.equal_units(unit)
+    assert [weights[unit == i].sum() for i in range(4)] == pytest.approx([1] * 4)
+    fitted = calibration.fit_temperature(true, p, weights)
+    loss = lambda t: float(metrics.log_loss(true, calibration.softmax_at(p, t), weights))  # noqa: E731
+    best = optimize.minimize_scalar(loss, bounds=(0.1, 10), method="bounded", options={"xatol": 1e-9})
+    assert fitted == pytest.approx(best.x, rel=1e-5)
+    assert abs(fitted - calibration.fit_temperature(true, p)) > 0.01
+    assert calibration.fit_temperature(true, p, np.full(400, 0.5)) == pytest.approx(
+        calibration.fit_temperature(true, p)
+    )

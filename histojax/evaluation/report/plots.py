@@ -138,6 +138,34 @@ def _count_panel(axes: Axes, bins: Sequence[Mapping[str, Any]], colour: str) -> 
     axes.locator_params(axis="y", nbins=2)
 
 
+def selective_svgs(entries: Sequence[Mapping[str, Any]]) -> list[bytes]:
+    """Plot the accuracy of the most confident answers over the fraction of images answered.
+
+    Args:
+      entries: of `selective` in `report_json.describe`.
+
+    Returns:
+      One SVG file. A single line has a band, its pointwise intervals.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.2), layout="constrained")
+        axes = figure.subplots()
+        lines: list[Any] = []
+        for i, entry in enumerate(entries[:MAX_LINES]):
+            points = [point for point in entry["points"] if point["accuracy"]["value"] is not None]
+            fractions = [point["fraction"] for point in points]
+            lines += axes.plot(fractions, [point["accuracy"]["value"] for point in points], **_line_style(i))
+            low, high = ([point["accuracy"][end] for point in points] for end in ("low", "high"))
+            if len(entries) == 1 and None not in low:
+                axes.fill_between(fractions, low, high, color=lines[-1].get_color(), alpha=0.2, linewidth=0)
+        if len(entries) > 1:
+            names = [f"{number(e['area']['value'])}  {_short_name(e['of'])}" for e in entries[:MAX_LINES]]
+            axes.legend(lines, names, loc="lower left", title="area")
+        axes.set(xlabel="fraction answered, the most confident first", ylabel="accuracy of the answers", xlim=(0, 1.02))
+        axes.grid(color="#ececec", linewidth=0.7)
+        return [svg(figure)]
+
+
 def training_svgs(training: Mapping[str, Mapping[str, Sequence[float]]]) -> list[bytes]:
     """Plot the loss, and the other metrics, over optimizer steps.
 

@@ -18,7 +18,9 @@ _HEADLINE = (
 )  # fmt: skip
 _DISPLAY_NAMES = {
     "auroc": "AUROC", "auroc_macro": "AUROC, macro", "ece": "ECE", "f1": "F1", "f1_macro": "F1, macro",
-    "f1_micro": "F1, micro", "gmean": "GMean", "iba": "IBA", "brier": "Brier score",
+    "f1_micro": "F1, micro", "gmean": "GMean", "iba": "IBA", "brier": "Brier score", "ece_adaptive": "ECE, equal mass",
+    "ece_classwise": "ECE, classwise", "brier_reliability": "Reliability", "brier_resolution": "Resolution",
+    "brier_uncertainty": "Uncertainty", "brier_within_bins": "Within bins",
 }  # fmt: skip
 DEFINITIONS = {
     "accuracy": "fraction of images classified correctly; with labels, the mean over the labels",
@@ -33,6 +35,13 @@ DEFINITIONS = {
     "average_precision": "Σ (Rᵢ − Rᵢ₋₁)·Pᵢ over the precision-recall curve, not interpolated",
     "brier": "mean squared error of the probability of the positive class or label; summed over more than two classes",
     "ece": "expected calibration error, 15 bins of equal width (Guo et al. 2017)",
+    "ece_adaptive": "the same in 15 bins of equally many images (Nixon et al. 2019)",
+    "ece_classwise": "mean over the classes of the ECE of each class's probability (Kull et al. 2019)",
+    "brier_reliability": "part of the Brier score: squared distance of mean probability and observed fraction in 15 "
+    "bins (Murphy 1973); 0 is calibrated",
+    "brier_resolution": "part that is subtracted: how far the observed fractions of the bins lie apart",
+    "brier_uncertainty": "part that no model changes: prevalence · (1 − prevalence), summed over more than two classes",
+    "brier_within_bins": "the rest: what probabilities vary within the bins",
     "log_loss": "mean of −log of the probability of the true class",
     "recognition_rate": "mean over patients of the fraction of a patient's images classified correctly "
     "(Spanhol et al. 2016)",
@@ -117,6 +126,7 @@ def _images(source: Mapping[str, Any], thumbnails: Mapping[str, bytes], missing:
         "matrices": matrices,
         "curves": {name: urls for name, urls in curves.items() if urls},
         "reliability": [_svg_urls(plots.reliability_svgs(entry)) for entry in _calibration(source)],
+        "selective": _svg_urls(plots.selective_svgs(source["selective"])),
         "training": _svg_urls(plots.training_svgs(source["training"])),
         "thumbnails": {name: html_templates.inline(data, "image/jpeg") for name, data in thumbnails.items()},
         "missing": missing,

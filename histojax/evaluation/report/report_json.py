@@ -13,6 +13,7 @@ from histojax.evaluation.report import (
     section_errors,
     section_levels,
     section_provenance,
+    section_selective,
 )
 from histojax.evaluation.report.sources import GIVEN, VALIDATION, Source
 
@@ -96,6 +97,8 @@ def _describe_source(source: Source, spec: ReportSpec) -> dict[str, Any]:
     out["decisions"] = section_levels.decisions_at_thresholds(source, rows, scored, options)
     out["calibration"], calibration_notes = section_calibration.calibration_states(source, rows, scored, options)
     notes += calibration_notes
+    out["selective"] = section_selective.selective_accuracy(source, rows, scored, options)
+    out["prediction_sets"] = section_selective.prediction_sets(source, rows, options)
     correctness = section_errors.correctness(source, rows)
     out["by"] = {
         column: decisions.correctness_by(rows, column, correctness, **options)

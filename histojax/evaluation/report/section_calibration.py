@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from histojax.evaluation import calibration, results
+from histojax.evaluation import calibration, results, summary_blocks
 from histojax.evaluation.metrics import Array
 from histojax.evaluation.report.section_levels import Scored
 from histojax.evaluation.report.sources import Source
@@ -26,8 +26,9 @@ def calibration_states(
       options: `n_resamples` and `seed` of the bootstrap.
 
     Returns:
-      Entries with `of`, `temperature`, `before` and `after` (scores and bins; `after` is None without validation
-      rows) and `raises_ece`, whether the temperature makes the ECE worse; and notes for the reader.
+      Entries with `of`, `temperature`, `temperature_weights` (what counted the same in its fit: images or patients),
+      `before` and `after` (scores and bins; `after` is None without validation rows) and `raises_ece`, whether the
+      temperature makes the ECE worse; and notes for the reader.
     """
     notes = []
     validation: pd.DataFrame | None = source.validation
@@ -38,6 +39,8 @@ def calibration_states(
         entries = _label_entries(source, rows, scored, validation, options)
     else:
         entries = _class_entries(source, rows, validation, options)
+    for entry in entries:
+        entry["temperature_weights"] = None if entry["temperature"] is None else _counted(source)
     # One temperature scales all exclusive classes, so one note about it is enough.
     for entry in entries if source.multilabel else entries[:1]:
         if entry["temperature"] in (calibration.LOWEST, calibration.HIGHEST):
@@ -48,6 +51,18 @@ def calibration_states(
         if entry["raises_ece"]:
             notes.append(_raised_ece(entry, len(source.validation)))
     return entries, notes
+
+
+def _weights(source: Source) -> Array | None:
+    """Return the weights of the validation rows in the fit of temperatures; None: all count the same."""
+    if _counted(source) != "patients":
+        return None
+    return calibration.equal_units(summary_blocks.resampled_units(source.validation)[1])
+
+
+def _counted(source: Source) -> str:
+    """Return what counts the same when temperatures are fitted, as the run's `train.temperature`."""
+    return str(source.config.get("train", {}).get("temperature", "images"))
 
 
 def _raised_ece(entry: dict[str, Any], n_validation: int) -> str:
@@ -69,7 +84,7 @@ def _label_entries(
         if name in fitted_on:
             val_labels, val_scores = fitted_on[name]
             both = np.stack([1 - val_scores, val_scores], axis=1)
-            temperature = calibration.fit_temperature(val_labels.astype(int), both)
+            temperature = calibration.fit_temperature(val_labels.astype(int), both, _weights(source))
             states.append(calibration.sigmoid_at(scores, temperature))
         entries.append(_entry(name, temperature, [_label_state(rows, labels, state, options) for state in states]))
     return entries
@@ -81,14 +96,16 @@ def _class_entries(
     true, probabilities = results.arrays(rows, source.classes)
     temperature, states = None, [probabilities]
     if validation is not None:
-        temperature = calibration.fit_temperature(*results.arrays(validation, source.classes))
+        temperature = calibration.fit_temperature(*results.arrays(validation, source.classes), _weights(source))
         states.append(calibration.softmax_at(probabilities, temperature))
     index = None if source.positive is None else source.classes.index(source.positive)
     evaluated = []
     for state in states:
+        correct = state.argmax(1) == true
         scores = calibration.scores_of_classes(rows, true, state, index, **options)
-        bins = calibration.reliability(rows, state.max(1), state.argmax(1) == true, **options)
-        evaluated.append({"scores": scores, "bins": bins})
+        bins = _bins(rows, correct, state.max(1), options)
+        classes = [_class_bins(rows, name, true == i, state[:, i]) for i, name in enumerate(source.classes)]
+        evaluated.append({"scores": scores} | bins | {"classwise": classes})
     entries = [_entry(None, temperature, evaluated)]
     if index is not None:
         positive = [_label_state(rows, true == index, state[:, index], options) for state in states]
@@ -97,10 +114,25 @@ def _class_entries(
 
 
 def _label_state(rows: pd.DataFrame, labels: Array, scores: Array, options: dict[str, Any]) -> dict[str, Any]:
+    return {"scores": calibration.scores_of_label(rows, labels, scores, **options)} | _bins(
+        rows, labels, scores, options
+    )
+
+
+def _bins(rows: pd.DataFrame, outcomes: Array, scores: Array, options: dict[str, Any]) -> dict[str, Any]:
+    """Return `bins` of equal width and `adaptive_bins` of equal mass."""
+    edges = calibration.equal_mass_edges(scores)
     return {
-        "scores": calibration.scores_of_label(rows, labels, scores, **options),
-        "bins": calibration.reliability(rows, scores, labels, **options),
+        "bins": calibration.reliability(rows, scores, outcomes, **options),
+        "adaptive_bins": calibration.reliability(rows, scores, outcomes, edges=edges, **options),
     }
+
+
+def _class_bins(rows: pd.DataFrame, name: str, outcomes: Array, scores: Array) -> dict[str, Any]:
+    """Return the ECE of one class's probability and its bins of equal width, without intervals."""
+    bins = calibration.reliability(rows, scores, outcomes, n_resamples=0)
+    error = sum(one["n_images"] * abs(one["share"]["value"] - one["mean_probability"]) for one in bins)
+    return {"class": name, "ece": error / len(rows), "bins": bins}
 
 
 def _entry(of: str | None, temperature: float | None, states: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from histojax.evaluation.conformal import SetRule
 from histojax.inference.model_input import ModelInput
 from histojax.inference.predict import prediction_table
 from histojax.inference.predict.image_batches import Batch, answer_remaining
@@ -31,7 +32,8 @@ class Model(ThresholdedModel, Protocol):
 
 def run(
     refs: Sequence[ImageRef], models: Sequence[Model], output: pathlib.Path, *, thresholds: Mapping[str, float] | None,
-    dihedral: bool = False, calibrated: bool = False, threads: int = 4, redo: bool = False,
+    dihedral: bool = False, calibrated: bool = False, sets: SetRule | None = None, abstain: bool = False,
+    threads: int = 4, redo: bool = False,
 ) -> prediction_table.Summary:  # fmt: skip
     """Predict the images that have no prediction yet, and write the table.
 
@@ -45,6 +47,8 @@ def run(
       thresholds: as `combine_thresholds` returns them.
       dihedral: whether to average over the eight flips and quarter turns of each image.
       calibrated: whether to calibrate each model's probabilities by its temperatures, before averaging.
+      sets: prediction sets to add to the table; None: none.
+      abstain: whether to add the answers of these sets.
       threads: threads that read images.
       redo: whether to overwrite existing predictions and tables.
 
@@ -77,7 +81,14 @@ def run(
         )
         normalised = any(model.input.stain is not None for model in models)
         summary = prediction_table.write(
-            output, refs, results.read(), models[0].classes, thresholds, normalised=normalised
+            output,
+            refs,
+            results.read(),
+            models[0].classes,
+            thresholds,
+            normalised=normalised,
+            sets=sets,
+            abstain=abstain,
         )
         results.remove()
     return summary

@@ -3,10 +3,11 @@
 The columns are those of `histojax.evaluation.predictions`: a table with true labels (from a list) can be evaluated as
 it is. They are `image_id, patient_id, magnification, split`, the further columns of lists, `prob_<class>…`, and then
 `predicted` (the most probable class) or one `predicted_<label>` (0 or 1) per label. With models that normalise stains,
-`stain_normalised` follows: 0 where an image has too little tissue. Images that could not be read are written to a
-second table, with the reason.
+`stain_normalised` follows: 0 where an image has too little tissue. On demand prediction sets follow. Images that could
+not be read are written to a second table, with the reason.
 """
 
+import collections
 import contextlib
 import csv
 import dataclasses
@@ -23,9 +24,11 @@ import pyarrow.parquet as pq
 from data_pipelines.breakhis import filenames
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write
+from histojax.evaluation.conformal import SetRule
 from histojax.evaluation.thresholds import is_positive
 from histojax.inference.predict.images import ImageRef
 from histojax.inference.predict.partial_results import Prediction
+from histojax.inference.predict.set_columns import set_columns
 
 SUFFIXES = (".csv", ".parquet")
 _BLOCK_ROWS = 4096
@@ -44,6 +47,7 @@ class Summary:
       labels: class -> images predicted as it; multi-label: label -> images that it was assigned to.
       patients: known patients of the images with a prediction.
       not_normalised: images with too little tissue for the models' stain normalisation.
+      sets: "" or, multi-label, label -> number of answers in a set -> images; empty without sets.
     """
 
     labels: dict[str, int]
@@ -51,6 +55,7 @@ class Summary:
     failed: int = 0
     not_normalised: int = 0
     patients: set[str] = dataclasses.field(default_factory=set)
+    sets: dict[str, collections.Counter[int]] = dataclasses.field(default_factory=dict)
 
     def add(self, frame: pd.DataFrame, num_failed: int) -> None:
         """Count a block of rows of the table, and images that could not be read."""
@@ -62,6 +67,11 @@ class Summary:
         for name in self.labels:
             assigned = frame["predicted"] == name if "predicted" in frame else frame[f"predicted_{name}"]
             self.labels[name] += int(assigned.sum())
+
+    def add_sets(self, held: Mapping[str, np.ndarray]) -> None:
+        """Count sets, by label or under the empty name: booleans (n, k), the answers that each holds."""
+        for name, sets in held.items():
+            self.sets.setdefault(name, collections.Counter()).update(sets.sum(1).tolist())
 
 
 def failures_path(output: pathlib.Path) -> pathlib.Path:
@@ -88,7 +98,8 @@ def check_output(output: pathlib.Path) -> None:
 
 def write(
     output: pathlib.Path, refs: Sequence[ImageRef], predictions: Iterable[Prediction], classes: Sequence[str],
-    thresholds: Mapping[str, float] | None, *, normalised: bool = False,
+    thresholds: Mapping[str, float] | None, *, normalised: bool = False, sets: SetRule | None = None,
+    abstain: bool = False,
 ) -> Summary:  # fmt: skip
     """Write the table of predictions, and a table of the unreadable images if there are any.
 
@@ -99,6 +110,8 @@ def write(
       classes: names in the order of the probabilities.
       thresholds: as `prediction_columns` takes them.
       normalised: whether the last number of each prediction says that the image's stains were normalised.
+      sets: prediction sets to add; None: none.
+      abstain: whether to add the answers of these sets, which abstain unless a set holds exactly one.
 
     Returns:
       What the table holds.
@@ -123,6 +136,10 @@ def write(
             if flags is not None:
                 frame[_NORMALISED] = np.array(flags, np.int64)
             summary.add(frame, len(block) - len(rows))
+            if sets is not None:
+                held = sets.held(frame[[f"prob_{name}" for name in classes]].to_numpy())
+                summary.add_sets(held)
+                frame = frame.join(set_columns(held, sets, abstain=abstain))
             write_block(frame)
     if not summary.failed:
         failures.unlink()

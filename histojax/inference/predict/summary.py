@@ -5,8 +5,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from histojax.core.text_table import text_table
+from histojax.evaluation.conformal import SetRule
 from histojax.inference.predict import prediction_table
 from histojax.inference.predict.images import ImageRef
+from histojax.inference.predict.set_columns import set_lines
 
 
 def magnification_warnings(refs: Sequence[ImageRef], trained_at: Iterable[str]) -> Iterator[str]:
@@ -27,7 +29,9 @@ def magnification_warnings(refs: Sequence[ImageRef], trained_at: Iterable[str]) 
             )
 
 
-def summary_lines(summary: prediction_table.Summary, output: pathlib.Path) -> list[str]:
+def summary_lines(
+    summary: prediction_table.Summary, output: pathlib.Path, sets: SetRule | None = None, *, abstain: bool = False
+) -> list[str]:
     """Lay out what a table of predictions holds, and where it is."""
     total = summary.images + summary.failed
     known = len(summary.patients)
@@ -36,6 +40,8 @@ def summary_lines(summary: prediction_table.Summary, output: pathlib.Path) -> li
     rows = [(f"  {name}", str(count), f"{count / summary.images:.1%}") for name, count in summary.labels.items()
             if summary.images]  # fmt: skip
     lines += text_table(rows, right=(1, 2)) if rows else []
+    if sets is not None and summary.images:
+        lines += set_lines(summary.sets, sets, abstain=abstain)
     if summary.failed:
         failures = prediction_table.failures_path(output).absolute()
         lines.append(f"{summary.failed} of {total} images could not be read: see {failures}")
