@@ -20,6 +20,7 @@ from histojax.core.errors import RunError
 from histojax.core.suggestions import did_you_mean
 
 Image = stain.Image
+_QUALITIES = ("none", "95", "75", "50", "30")  # of JPEG, at equal distances on the axis
 SOURCES_FILE = pathlib.Path(__file__).parent / "stain_sources.json"
 
 
@@ -202,9 +203,9 @@ def catalogue(*, microns: bool, image_size: int) -> dict[str, Shift]:
         _shift("white_point", "white point", "red + x, blue − x", (-0.1, -0.05, 0, 0.05, 0.1), _percent, warm),
         _defocus_in_um() if microns else _defocus_in_pixels(image_size),
         dataclasses.replace(
-            _shift("jpeg", "JPEG", "quality", (0, 5, 25, 50, 70), _plain,
-                   lambda image, x: compress(image, 100 - int(x))),
-            labels=("none", "95", "75", "50", "30"),
+            _shift("jpeg", "JPEG", "quality", tuple(range(len(_QUALITIES))), _plain,
+                   lambda image, x: compress(image, int(_QUALITIES[int(x)]))),
+            labels=_QUALITIES, parameters={"qualities": list(_QUALITIES)},
         ),
         _shift("scale", "scale", "change of µm/px", (-0.2, -0.1, 0, 0.125, 0.25), _percent,
                lambda image, x: rescale(image, 1 + x)),
