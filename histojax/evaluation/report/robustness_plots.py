@@ -102,7 +102,8 @@ def _draw(
         axes.plot([x for x, _ in points], [found["value"] for _, found in points], **_style(style))
         known = [(x, found["low"], found["high"]) for x, found in points if found["low"] is not None]
         if known:
-            axes.fill_between(*zip(*known, strict=True), color=colour, alpha=0.12, linewidth=0)
+            xs, lows, highs = zip(*known, strict=True)
+            axes.fill_between(xs, lows, highs, color=colour, alpha=0.12, linewidth=0)
     axes.axvline(0, color="#bbbbbb", linewidth=0.7, zorder=0)
     axes.set_xticks([step["strength"] for step in shift["strengths"]])
     axes.set_xticklabels([step["label"].removesuffix(" %") for step in shift["strengths"]], fontsize=8)
