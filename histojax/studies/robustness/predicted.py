@@ -82,10 +82,9 @@ def predict(
             _write(path, table, wanted)
             found, num_predicted = table, num_predicted + len(table)
         # Names, patients and labels are those of the unshifted images: in memory they are held once.
-        own = [name for name in found if name.startswith(predictions.PREFIX) or name == "unchanged"]
-        tables["" if shift is None else shift.name, strength] = tables.get(("", 0.0), found).assign(
-            **{name: found[name] for name in own}
-        )
+        columns = [name for name in map(str, found) if name.startswith(predictions.PREFIX) or name == "unchanged"]
+        own = {name: found[name] for name in columns}
+        tables["" if shift is None else shift.name, strength] = tables.get(("", 0.0), found).assign(**own)
     if num_predicted:
         seconds = time.monotonic() - started
         _log.info("%d images predicted in %.0f s (%.0f images/s)", num_predicted, seconds, num_predicted / seconds)
