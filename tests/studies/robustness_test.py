@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -94,6 +95,21 @@ def test_a_killed_command_resumes_with_the_same_bytes(
     assert files(tmp_path) == files(run / "robustness")
 
 
+def test_two_runs_are_compared_in_a_folder_of_their_own(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    copy, output = shutil.copytree(run, tmp_path / "copy"), tmp_path / "out"
+    done = histojax("robustness", str(run), str(copy), *FLAGS, "--output", str(output))
+    assert done.returncode == 0, done.stderr
+    assert "images predicted" not in done.stderr  # both had their predictions
+    assert "== copy − run" in done.stdout
+    content = json.loads((output / "robustness.json").read_text())
+    assert [one["name"] for one in content["runs"]] == ["run", "copy"]
+    (pair,) = content["comparisons"]
+    assert pair["n_images"] == content["runs"][0]["n_images"]
+    assert pair["mean"]["accuracy"]["value"] == pair["mean"]["accuracy"]["low"] == 0.0  # the same model
+    assert (output / "curves_auroc.png").is_file()
+    assert not (output / "predictions").exists()
+
+
 def test_other_settings_are_refused(run: pathlib.Path) -> None:
     done = histojax("robustness", str(run), *FLAGS, "--mpp", "0.5")
     assert done.returncode == 1
@@ -109,6 +125,7 @@ def test_other_settings_are_refused(run: pathlib.Path) -> None:
         (["RUN", "--features", "x.parquet"], "give either RUN"),
         (["RUN", "RUN"], "several runs: name the folder of the comparison with --output=PATH"),
         (["RUN", "RUN", "--output", "x"], "the same run was given twice"),
+        (["/nowhere"], "/nowhere: no results.json: name the work directory of a run that is finished"),
         (["RUN", "--k", "3"], "--k: has an effect only with --features"),
         (["--features", "x.parquet", "--redo"], "--redo: has an effect only with RUN"),
         (["--features", "x.parquet"], "--features needs --confounder=COLUMN"),
@@ -229,12 +246,15 @@ def test_other_pixels_or_shifts_are_not_compared() -> None:
     assert "no shift was measured in the same way" in study.compare(first, second, n_resamples=0, seed=0)["refused"]
 
 
-def test_runs_of_other_classes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_other_classes_are_refused(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metas = {"a": {"classes": ["x", "y"]}, "b": {"classes": ["x", "z"]}}
+    for name in metas:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text("{}")
     monkeypatch.setattr(study.checkpoint, "find", lambda path: path)
-    monkeypatch.setattr(study.checkpoint, "read_meta", lambda path: metas[str(path)])
-    with pytest.raises(RunError, match="a has the classes x, y, b x, z: only runs of the same classes"):
-        study.check([pathlib.Path("a"), pathlib.Path("b")])
+    monkeypatch.setattr(study.checkpoint, "read_meta", lambda path: metas[path.name])
+    with pytest.raises(RunError, match=r"a has the classes x, y, .*b x, z: only runs of the same classes"):
+        study.check([tmp_path / "a", tmp_path / "b"])
 
 
 def test_a_class_of_one_patient_has_no_interval() -> None:

@@ -73,8 +73,11 @@ def check(runs: Sequence[pathlib.Path]) -> None:
     """Check, before anything is computed, that runs can be compared.
 
     Raises:
-      RunError: a run has no checkpoint, two runs are the same, or their classes differ.
+      RunError: a run is not finished, two runs are the same, or their classes differ.
     """
+    for run in runs:
+        if not (run / "results.json").is_file():
+            raise RunError(f"{run}: no results.json: name the work directory of a run that is finished")
     found = [checkpoint.find(run) for run in runs]
     if len(set(found)) < len(found):
         raise RunError("the same run was given twice: name each run once")
