@@ -4,9 +4,9 @@
         --data "BreakHis at 100X, 2,081 images, CC BY 4.0" --protocol "case-disjoint, 5 folds"
 
 STUDY_JSON is protocols.json of `histojax protocols`, probe.json of `histojax probe`, comparison.json of `histojax
-compare`, results.json of a run, agreement.json of `histojax slide agreement`, or a file of `histojax bench --json` or
-`benchmarks/accelerator.py --json`. Machine, commit and date are recorded as well: run this on the machine and at the
-commit of the study, or state both. A file that exists keeps its tables.
+compare`, results.json of a run, robustness.json of `histojax robustness`, agreement.json of `histojax slide agreement`,
+or a file of `histojax bench --json` or `benchmarks/accelerator.py --json`. Machine, commit and date are recorded as
+well: run this on the machine and at the commit of the study, or state both. A file that exists keeps its tables.
 """
 
 import argparse
@@ -86,6 +86,11 @@ def rows_and_columns(study: Any, path: pathlib.Path) -> tuple[Rows, Columns]:
         estimates = next(iter(rows.values()))["image"]
         columns = {"split": "{split}", "images": "{n_images}", "patients": "{n_patients}"}
         columns |= {key: f"{{image.{key}:.3f}}" for key, estimate in estimates.items() if "value" in estimate}
+    elif isinstance(study, dict) and "comparisons" in study and "runs" in study:
+        rows = {f"{run['name']} {row['name']}": row for run in study["runs"] for row in _of_robustness(run)}
+        columns = {"shift": "{title}", "balanced accuracy": "{mean.balanced_accuracy:.3f}"}
+        columns |= {"change": "{change.balanced_accuracy:.3f}", "worst": "{worst.value:.3f} at {worst.label}"}
+        columns |= {"AUROC": "{mean.auroc:.3f}", "ECE": "{mean.ece:.3f}"}
     elif isinstance(study, dict) and "settings" in study:
         work = study["settings"]["work"]
         rows = {f"{work}_{row.get('model', '')}": {"work": work, **row} for row in study["results"]}
@@ -111,7 +116,7 @@ def rows_and_columns(study: Any, path: pathlib.Path) -> tuple[Rows, Columns]:
     else:
         raise RunError(
             f"{path}: not the results of a study; give protocols.json, probe.json, comparison.json, results.json of a "
-            "run, agreement.json, or a file of `histojax bench --json`"
+            "run, robustness.json, agreement.json, or a file of `histojax bench --json`"
         )
     return {re.sub(r"\W+", "_", name).strip("_"): _kept(row) for name, row in rows.items()}, columns
 
@@ -150,6 +155,16 @@ def _of_probe(study: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             tests = [test["clusters"] or test["images"] for test in other.get("auroc_tests", {}).values()]
             p = {"holm_p": tests[0]["holm_p"]} if len(tests) == 1 and "holm_p" in tests[0] else {}
             yield {"protocol": one["protocol"], **kept, "differences": other.get("differences"), **p}
+
+
+def _of_robustness(run: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the row of the unshifted images, that of all shifts together, and a row per shift."""
+    facts = {key: run[key] for key in ("model", "image_size", "n_images", "n_patients", "bootstrap")}
+    yield {"name": "unshifted", "title": "as they are", "mean": run["unshifted"], "change": None, "worst": None} | facts
+    yield {"name": "all", "title": "mean over kinds", "mean": run["mean"], "change": run["change"], "worst": None}
+    for shift in run["shifts"]:
+        worst = shift["worst"]["balanced_accuracy"]
+        yield {key: shift[key] for key in ("name", "title", "unit", "mean", "change")} | {"worst": worst}
 
 
 def _kept(value: Any) -> Any:

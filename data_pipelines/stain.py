@@ -83,9 +83,23 @@ def find_stains(image: Image) -> Stains | None:
     return Stains(vectors, strength) if (strength > 0).all() else None
 
 
-def restain(image: Image, found: Stains, wanted: Stains) -> Image:
-    """Replace the stains of an image by others of their own strength; `image` is `u8 [h, w, 3]`, as is the result."""
-    change = np.linalg.pinv(found.vectors) @ np.diag(wanted.strength / found.strength) @ wanted.vectors
+def restain(image: Image, found: Stains, wanted: Stains, *, keep_rest: bool = False) -> Image:
+    """Replace the stains of an image by others of their own strength.
+
+    Args:
+      image: `u8 [h, w, 3]`.
+      found: its stains.
+      wanted: the stains of the result.
+      keep_rest: whether the density that the two stains do not explain, such as pigment's, stays as it is; Macenko's
+        method drops it.
+
+    Returns:
+      `u8 [h, w, 3]`.
+    """
+    amounts = np.linalg.pinv(found.vectors)
+    change = amounts @ np.diag(wanted.strength / found.strength) @ wanted.vectors
+    if keep_rest:
+        change += np.eye(3) - amounts @ found.vectors
     return _light(cv2.transform(cv2.LUT(image, _DENSITY_LUT), np.ascontiguousarray(change.T, np.float32)))
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from histojax.cli import flags
 from histojax.cli.parser import CommandParser, add_verb
-from histojax.core.directories import expand_user
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write
 
@@ -176,12 +175,10 @@ def _names(paths: Sequence[str], text: str) -> list[str]:
         if len(names) != len(paths) or len(set(names)) != len(names) or "" in names:
             raise RunError(f"--names={text}: give {len(paths)} different names, one per source")
         return names
-    full = [expand_user(path).resolve() for path in paths]
-    parts = [(*path.parts[:-1], path.name if path.is_dir() else path.stem) for path in full]
-    for n in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-n:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
+    from histojax.evaluation.report import sources
+
+    if found := sources.names(paths):
+        return found
     raise RunError("the same source was given twice; to compare copies, name them with --names")
 
 

@@ -263,7 +263,7 @@ def evaluate_checkpoint(
     plugins.load(config.plugins)
     own_metrics.check(config.evaluation.metrics, len(meta["classes"]), config.data.task == "multilabel")
     saved = Split.from_json(meta["split"])
-    dataset, split = _open_images(config, meta["classes"], saved, data_root, magnification)
+    dataset, split = open_run_images(config, meta["classes"], saved, data_root, magnification)
     same = split.hash == saved.hash
     sides = [side for side in ("val", "test") if len(split.indices(side))] if same else ["test"]
     spec = build.loader_spec(config, trained.layout, training=False, stain=trained.stain)
@@ -290,7 +290,7 @@ def _default_output(path: pathlib.Path, image_size: int) -> pathlib.Path:
     return run / "eval" / f"{path.parent.name}-{path.name}{size}"
 
 
-def _open_images(
+def open_run_images(
     config: ConfigDict, classes: Sequence[str], saved: Split, data_root: str, magnification: str
 ) -> tuple[Dataset, Split]:
     """Open the images to evaluate and place the run's split on them; `config.data` is changed to describe them."""

@@ -87,6 +87,8 @@ def test_version() -> None:
         (["eval", "--workdir=x", "--image_size=-1"], "argument --image_size: -1 is not at least 1"),
         (["protocols", "--config=x", "--workdir=x", "--write_folds=y"], "not allowed with argument"),
         (["audit", "x", "--split=a", "--folds=b"], "not allowed with argument"),
+        (["robustness", "x", "--mpp=0"], "argument --mpp: 0 is not above 0"),
+        (["robustness", "--features", "x", "--k=3,0"], "argument --k: 0 is not at least 1"),
         (["view", "x", "--port=0"], "argument --port: 0 is not at least 1"),
         (["view", "x", "--port=65536"], "argument --port: 65536 is not a port, 1 to 65535"),
         (["view", "x", "--static=y", "--static_mpp=0"], "argument --static_mpp: 0 is not above 0"),

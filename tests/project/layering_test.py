@@ -49,7 +49,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     | _PIXELS
     | {"tqdm", "safetensors", "matplotlib", "contourpy", "h5py"}
     | {"jax2onnx", "onnx", "onnxruntime", "torch"},
-    "studies": _JAX | _TABLES | {"PIL", "optax", "sklearn"},
+    "studies": _JAX | _TABLES | {"PIL", "cv2", "optax", "sklearn", "tqdm"},
     "cli": _JAX | _TABLES | {"absl", "cv2", "openslide", "packaging", "tqdm"},
 }
 

@@ -150,7 +150,12 @@ ESTIMATE = {"value": 0.5, "low": 0.25, "high": 1.0}
 SPREAD = {"median": 2.0, "q25": 1.0, "q75": 3.0}
 FOLDS = {"mean": 0.5, "sd": 0.125, "folds": [0.4, 0.6], "pooled": ESTIMATE}
 METRICS = {"accuracy": ESTIMATE, "gmean": ESTIMATE, "auroc": ESTIMATE}
+SHIFTED = {"balanced_accuracy": ESTIMATE, "auroc": ESTIMATE, "ece": ESTIMATE}
 COUNTS = {"n_images": 10, "n_patients": None}
+JPEG = {"name": "jpeg", "title": "JPEG", "unit": "quality", "mean": SHIFTED, "change": SHIFTED}
+SHIFTED_RUN = {"name": "a", "model": "m", "image_size": 96, "bootstrap": {}, "unshifted": SHIFTED, **COUNTS}
+SHIFTED_RUN |= {"mean": SHIFTED, "change": SHIFTED}
+SHIFTED_RUN |= {"shifts": [JPEG | {"worst": {"balanced_accuracy": ESTIMATE | {"label": "50"}}}]}
 AGREEMENT = ("icc", "bias", "lower_limit", "upper_limit", "spearman", "mean_absolute_error")
 STUDIES = {
     "protocols": (
@@ -180,6 +185,10 @@ STUDIES = {
         "| a | 10 | | 0.500 [0.250, 1.000] | 0.500 | 1,000 |",
     ),
     "run": ({"splits": {"test": {"image": {"f1": ESTIMATE}, **COUNTS}}}, "| test | 10 | | 0.500 [0.250, 1.000] |"),
+    "robustness": (
+        {"runs": [SHIFTED_RUN], "comparisons": []},
+        f"| as they are | 0.500 [0.250, 1.000] | | |{2 * ' 0.500 [0.250, 1.000] |'}",
+    ),
     "agreement": (
         {"rules": ["a", "b"], "figures": {"n": 10, **dict.fromkeys(AGREEMENT, ESTIMATE)}},
         "| 10 | 0.500 [0.250, 1.000] | 0.5 [0.2, 1.0] | 0.5 [0.2, 1.0] … 0.5 [0.2, 1.0] | 0.500 [0.250, 1.000] "

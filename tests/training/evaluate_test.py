@@ -36,6 +36,6 @@ def test_images_that_moved_are_named_with_a_flag(tmp_path: pathlib.Path) -> None
     config, saved = ConfigDict(meta["config"]), Split.from_json(meta["split"])
     config.data.root = str(tmp_path / "gone")
     with pytest.raises(RunError, match=r"gone: the run's images are not there; .* --data_root=PATH"):
-        evaluate._open_images(config, meta["classes"], saved, "", "")
+        evaluate.open_run_images(config, meta["classes"], saved, "", "")
     with pytest.raises(DataError, match=r"there: no such file or folder"):
-        evaluate._open_images(config, meta["classes"], saved, str(tmp_path / "there"), "")
+        evaluate.open_run_images(config, meta["classes"], saved, str(tmp_path / "there"), "")

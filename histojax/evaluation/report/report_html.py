@@ -6,7 +6,15 @@ from typing import Any
 
 from histojax.core.files import atomic_write
 from histojax.evaluation import formatting, summary_blocks
-from histojax.evaluation.report import html_templates, plots, section_errors, section_levels, verdict
+from histojax.evaluation.report import (
+    html_templates,
+    plots,
+    robustness_plots,
+    section_errors,
+    section_levels,
+    section_robustness,
+    verdict,
+)
 
 LISTED = 60  # patients that the page shows
 _MAX_MATRIX = 8  # classes of a confusion matrix that stands beside the curves; a larger one has a section
@@ -90,6 +98,7 @@ def render(report: Mapping[str, Any], thumbnails: Sequence[Thumbnails], version:
         several_tests=n_tests > 1,
         definitions=DEFINITIONS,
         judge=verdict.verdict,
+        worst_shift=section_robustness.worst,
         shown_levels=section_levels.shown_levels,
         calibration=_calibration,
         missing_p=_missing_p,
@@ -127,10 +136,17 @@ def _images(source: Mapping[str, Any], thumbnails: Mapping[str, bytes], missing:
         "curves": {name: urls for name, urls in curves.items() if urls},
         "reliability": [_svg_urls(plots.reliability_svgs(entry)) for entry in _calibration(source)],
         "selective": _svg_urls(plots.selective_svgs(source["selective"])),
+        "robustness": _panels(source["robustness"]),
         "training": _svg_urls(plots.training_svgs(source["training"])),
         "thumbnails": {name: html_templates.inline(data, "image/jpeg") for name, data in thumbnails.items()},
         "missing": missing,
     }
+
+
+def _panels(run: Mapping[str, Any] | None) -> dict[str, str]:
+    """Draw the curves of a run's robustness, by the title of the shift."""
+    found = {} if run is None else robustness_plots.panels(run)
+    return {title: html_templates.inline(svg, "image/svg+xml") for title, svg in found.items()}
 
 
 def _lines(levels: Mapping[str, Mapping[str, Any]], positive: str | None) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ from histojax.evaluation.report import (
     section_errors,
     section_levels,
     section_provenance,
+    section_robustness,
     section_selective,
 )
 from histojax.evaluation.report.sources import GIVEN, VALIDATION, Source
@@ -112,6 +113,8 @@ def _describe_source(source: Source, spec: ReportSpec) -> dict[str, Any]:
     out["training"] = section_provenance.training_curves(source)
     out["sides"] = section_provenance.split_sides(source)
     notes += section_provenance.damaged_split(source)
+    out["robustness"], robustness_notes = section_robustness.robustness(source)
+    notes += robustness_notes
     out["notes"] = notes
     return out
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -151,6 +151,17 @@ def read(
     source = Source(name, path, table, positive=chosen, thresholds=None, threshold_origin="", **records)
     found, origin = _thresholds(source, thresholds, _locked_thresholds(source.results), rule)
     return dataclasses.replace(source, thresholds=found, threshold_origin=origin)
+
+
+def names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Name sources by the shortest ends of their paths that differ; empty where two are the same."""
+    full = [expand_user(path).resolve() for path in paths]
+    parts = [(*path.parts[:-1], path.name if path.is_dir() else path.stem) for path in full]
+    for n in range(1, max(map(len, parts)) + 1):
+        found = ["/".join(part[-n:]) for part in parts]
+        if len(set(found)) == len(found):
+            return found
+    return []
 
 
 def _table_of_run(run: pathlib.Path) -> pathlib.Path:
