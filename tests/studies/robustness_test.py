@@ -22,9 +22,10 @@ FLAGS = ("--shifts", CHOSEN, "--resamples", "50", "--batch_size", "8", "--thread
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A small ViT on forty synthetic images, with its robustness."""
+    """A small ViT on forty synthetic images, whose stains it normalises, with its robustness."""
     folder = tmp_path_factory.mktemp("robustness") / "run"
-    done = histojax("train", "--config", "tests/helpers/quick_run.py", "--workdir", str(folder))
+    config = ("--config", "tests/helpers/quick_run.py", "--config.data.stain.method=reinhard")
+    done = histojax("train", *config, "--workdir", str(folder))
     assert done.returncode == 0, done.stderr
     done = histojax("robustness", str(folder), *FLAGS)
     assert done.returncode == 0, done.stderr
