@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
 from histojax.evaluation import bootstrap, metrics, summary_blocks
 from histojax.evaluation.metrics import Array
@@ -39,16 +38,18 @@ def curve(rows: pd.DataFrame, confidence: Array, correct: Array, **options: int)
     n_steps = min(len(values), MAX_STEPS)
     joined = np.arange(len(values)) * n_steps // len(values)
     step, least = joined[step], -values[np.append(np.flatnonzero(np.diff(joined)), len(values) - 1)]
-    # Sums of each step and unit. Few are not 0, and a resample is one product.
-    shape = (n_steps, n_units)
-    images = sparse.csr_array((np.ones(len(step)), (step, unit)), shape)
-    right = sparse.csr_array((np.asarray(correct, np.float64), (step, unit)), shape)
+    order = np.argsort(step, kind="stable")
+    starts = np.searchsorted(step[order], np.arange(n_steps))
+    unit, right = unit[order], np.asarray(correct, np.float64)[order]
 
     def answered(weights: Array) -> tuple[Array, Array]:
         """Return the fraction of images answered up to each step, and their accuracy, both (r, t)."""
-        given = np.cumsum((images @ weights.T).T, axis=1)
+        drawn = weights[:, unit]
+        given = np.cumsum(np.add.reduceat(drawn, starts, axis=1), axis=1)
+        drawn *= right
         # Nothing is answered only before the first image that was drawn, which adds nothing to the area.
-        accuracy = metrics.divide(np.cumsum((right @ weights.T).T, axis=1), given, undefined=0.0)
+        correctly = np.cumsum(np.add.reduceat(drawn, starts, axis=1), axis=1)
+        accuracy = metrics.divide(correctly, given, undefined=0.0)
         return given / given[:, -1:], accuracy
 
     def steps_of(fractions: Array) -> Array:
@@ -61,7 +62,7 @@ def curve(rows: pd.DataFrame, confidence: Array, correct: Array, **options: int)
         at = np.take_along_axis(accuracy, steps_of(fractions), axis=1)
         return {"area": area} | {str(wanted): at[:, i] for i, wanted in enumerate(FRACTIONS)}
 
-    estimates = bootstrap.intervals(statistic, n_units, n_rows=n_steps, **options)
+    estimates = bootstrap.intervals(statistic, n_units, n_rows=len(rows), **options)
     last = steps_of(answered(np.ones((1, n_units)))[0])[0]
     points = [
         {"fraction": wanted, "accuracy": estimates[str(wanted)], "confidence": float(least[end])}
