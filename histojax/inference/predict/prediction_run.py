@@ -3,7 +3,7 @@
 import itertools
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,9 +28,20 @@ class Model(ThresholdedModel, Protocol):
     def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]: ...  # noqa: D102
 
 
+class Scorer(Protocol):
+    """Further columns for each image, such as a `NoveltyScorer`."""
+
+    @property
+    def columns(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def digest(self) -> str: ...  # noqa: D102
+    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[list[list[Any]]]: ...  # noqa: D102
+
+
 def run(
     refs: Sequence[ImageRef], models: Sequence[Model], output: pathlib.Path, *, thresholds: Mapping[str, float] | None,
     dihedral: bool = False, calibrated: bool = False, threads: int = 4, redo: bool = False,
+    novelty: Scorer | None = None,
 ) -> prediction_table.Summary:  # fmt: skip
     """Predict the images that have no prediction yet, and write the table.
 
@@ -46,6 +57,7 @@ def run(
       calibrated: whether to calibrate each model's probabilities by its temperatures, before averaging.
       threads: threads that read images.
       redo: whether to overwrite existing predictions and tables.
+      novelty: how unlike the training images of the first model each image is; None: no such columns.
 
     Returns:
       What the table holds.
@@ -64,30 +76,33 @@ def run(
         "tta": "dihedral" if dihedral else "none",
         "calibrated": calibrated,
         "batch_size": batch_size,
+        **({} if novelty is None else {"novelty": novelty.digest}),  # tables begun before novelty existed resume
     }
     with PartialResults(partial, settings, batch_size, len(refs), redo=redo) as results:
         answer_remaining(
             refs,
             results,
-            lambda batches: _predict_batches(batches, models, dihedral, calibrated),
+            lambda batches: _predict_batches(batches, models, dihedral, calibrated, novelty),
             sides={model.image_size for model in models},
             batch_size=batch_size,
             threads=threads,
         )
-        summary = prediction_table.write(output, refs, results.read(), models[0].classes, thresholds)
+        further = () if novelty is None else novelty.columns
+        summary = prediction_table.write(output, refs, results.read(), models[0].classes, thresholds, further)
         results.remove()
     return summary
 
 
 def _predict_batches(
-    batches: Iterable[Batch], models: Sequence[Model], dihedral: bool, calibrated: bool
+    batches: Iterable[Batch], models: Sequence[Model], dihedral: bool, calibrated: bool, novelty: Scorer | None
 ) -> Iterator[list[Prediction]]:
     """Yield the predictions of each batch. All models advance together, so few batches are in memory."""
     num_views = _NUM_DIHEDRAL_VIEWS if dihedral else 1
-    batches, *copies = itertools.tee(batches, len(models) + 1)
+    batches, unchanged, *copies = itertools.tee(batches, len(models) + 2)
     streams = [
         model.stream(_views(copy, model.image_size, dihedral)) for model, copy in zip(models, copies, strict=True)
     ]
+    further = novelty and novelty.stream(_views(unchanged, models[0].image_size, False))
     for batch in batches:
         probabilities = [
             calibrate(next(stream), model) if calibrated else next(stream)
@@ -95,7 +110,8 @@ def _predict_batches(
             for _ in range(num_views)
         ]
         mean = np.stack(probabilities).mean(axis=0, dtype=np.float64)
-        yield [reason or row.tolist() for reason, row in zip(batch.reasons, mean, strict=True)]
+        rows = next(further) if further else [[]] * len(mean)
+        yield [reason or [*p.tolist(), *row] for reason, p, row in zip(batch.reasons, mean, rows, strict=True)]
 
 
 def _views(batches: Iterable[Batch], side: int, dihedral: bool) -> Iterator[np.ndarray]:

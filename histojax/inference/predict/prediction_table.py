@@ -2,10 +2,12 @@
 
 The columns are those of `histojax.evaluation.predictions`: a table with true labels (from a list) can be evaluated as
 it is. They are `image_id, patient_id, magnification, split`, the further columns of lists, `prob_<class>…`, and then
-`predicted` (the most probable class) or one `predicted_<label>` (0 or 1) per label. Images that could not be read are
-written to a second table, with the reason.
+`predicted` (the most probable class) or one `predicted_<label>` (0 or 1) per label, and those of
+`histojax.evaluation.novelty` if the run has such a file. Images that could not be read are written to a second table,
+with the reason.
 """
 
+import collections
 import contextlib
 import csv
 import dataclasses
@@ -22,6 +24,7 @@ import pyarrow.parquet as pq
 from data_pipelines.breakhis import filenames
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write
+from histojax.evaluation.novelty import FLAGS
 from histojax.evaluation.thresholds import is_positive
 from histojax.inference.predict.images import ImageRef
 from histojax.inference.predict.partial_results import Prediction
@@ -41,12 +44,14 @@ class Summary:
       failed: images that could not be read.
       labels: class -> images predicted as it; multi-label: label -> images that it was assigned to.
       patients: known patients of the images with a prediction.
+      flags: images with each flag of `novelty_flags`; None: the run does not recognise unusual images.
     """
 
     labels: dict[str, int]
     images: int = 0
     failed: int = 0
     patients: set[str] = dataclasses.field(default_factory=set)
+    flags: collections.Counter[str] | None = None
 
     def add(self, frame: pd.DataFrame, num_failed: int) -> None:
         """Count a block of rows of the table, and images that could not be read."""
@@ -56,6 +61,9 @@ class Summary:
         for name in self.labels:
             assigned = frame["predicted"] == name if "predicted" in frame else frame[f"predicted_{name}"]
             self.labels[name] += int(assigned.sum())
+        if FLAGS in frame:
+            found = (flag for flags in frame[FLAGS] for flag in flags.split("; ") if flag)
+            self.flags = (self.flags or collections.Counter()) + collections.Counter(found)
 
 
 def failures_path(output: pathlib.Path) -> pathlib.Path:
@@ -82,7 +90,7 @@ def check_output(output: pathlib.Path) -> None:
 
 def write(
     output: pathlib.Path, refs: Sequence[ImageRef], predictions: Iterable[Prediction], classes: Sequence[str],
-    thresholds: Mapping[str, float] | None,
+    thresholds: Mapping[str, float] | None, further: Sequence[str] = (),
 ) -> Summary:  # fmt: skip
     """Write the table of predictions, and a table of the unreadable images if there are any.
 
@@ -92,6 +100,7 @@ def write(
       predictions: one per image, in the same order.
       classes: names in the order of the probabilities.
       thresholds: as `prediction_columns` takes them.
+      further: names of the values behind the probabilities of an image.
 
     Returns:
       What the table holds.
@@ -110,7 +119,7 @@ def write(
         while block := list(islice(pairs, _BLOCK_ROWS)):
             rows = [(ref, prediction) for ref, prediction in block if not isinstance(prediction, str)]
             write_failures([ref.image_id, reason] for ref, reason in block if isinstance(reason, str))
-            frame = _block_frame(rows, classes, thresholds, list_columns)
+            frame = _block_frame(rows, classes, thresholds, list_columns, further)
             summary.add(frame, len(block) - len(rows))
             write_block(frame)
     if not summary.failed:
@@ -144,15 +153,19 @@ def prediction_columns(
 
 
 def _block_frame(
-    block: Sequence[tuple[ImageRef, Sequence[float]]], classes: Sequence[str],
-    thresholds: Mapping[str, float] | None, list_columns: Sequence[str],
+    block: Sequence[tuple[ImageRef, Sequence[Any]]], classes: Sequence[str],
+    thresholds: Mapping[str, float] | None, list_columns: Sequence[str], further: Sequence[str],
 ) -> pd.DataFrame:  # fmt: skip
     rows = [image_facts(ref) for ref, _ in block]
     columns: dict[str, Any] = {"image_id": [ref.image_id for ref, _ in block]}
     columns |= {name: [row.get(name, "") for row in rows] for name in (*_FIRST_COLUMNS, *list_columns)}
     frame = pd.DataFrame(columns, dtype=str)
-    probabilities = np.array([row for _, row in block], np.float64).reshape(len(block), len(classes))
-    return frame.join(prediction_columns(probabilities, classes, thresholds))
+    k = len(classes)
+    probabilities = np.array([row[:k] for _, row in block], np.float64).reshape(len(block), k)
+    frame = frame.join(prediction_columns(probabilities, classes, thresholds))
+    for i, name in enumerate(further):
+        frame[name] = pd.Series([row[k + i] for _, row in block], dtype=str if name == FLAGS else np.float64)
+    return frame
 
 
 def image_facts(ref: ImageRef) -> dict[str, str]:
