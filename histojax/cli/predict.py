@@ -24,8 +24,9 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         run,
         summary="probabilities and labels of images, folders, lists, zip archives",
         description="Writes a table with the probabilities and labels of images, resized as in training, and after "
-        "`histojax novelty RUN` with their distance from the training images. Rerun the same command to resume after an interruption. Images that cannot be read are listed in "
-        "<stem of --output>.failed.csv; exit code 1 if none can be read. Research use only.",
+        "`histojax novelty RUN` with their distance from its training images. Rerun the same command to resume after "
+        "an interruption. Images that cannot be read are listed in <stem of --output>.failed.csv; exit code 1 if none "
+        "can be read. Research use only.",
         examples=[
             "histojax predict runs/dala_100x IMAGES --output predictions.csv",
             "histojax predict runs/fold_0,runs/fold_1 IMAGES --output predictions.parquet --tta dihedral",
@@ -99,10 +100,8 @@ def run(args: argparse.Namespace) -> None:
     for warning in magnification_warnings(refs, [model.magnification for model in models]):
         _log.warning("warning: %s", warning)
     novelty = NoveltyScorer.of_predictor(models[0]) if len(models) == 1 else None
-    if novelty:
-        _log.info("novelty: %s", novelty.description)
-    elif len(models) > 1:
-        _log.info("no novelty columns: several runs are averaged")
+    if len(models) > 1:
+        _log.info("no columns of novelty: several runs are averaged")
     summary = prediction_run.run(
         refs,
         models,

@@ -1,8 +1,8 @@
 """How far an image's features are from those of training images: Mahalanobis and nearest-neighbour distance.
 
-* Mahalanobis distance (Lee et al., NeurIPS 2018), with one mean and covariance for all classes. The covariance is shrunk
-  towards a multiple of the identity (Ledoit and Wolf 2004), because features outnumber images. Beyond the leading
-  directions all have one variance, their mean (probabilistic PCA, Tipping and Bishop 1999), so that it stays small.
+* Mahalanobis distance (Lee et al., NeurIPS 2018), with one mean and covariance for all classes. The covariance is
+  shrunk towards a multiple of the identity (Ledoit and Wolf 2004), because features outnumber images. Beyond the
+  leading directions all have one variance, their mean (probabilistic PCA, Tipping and Bishop 1999): it stays small.
 * Distance of features of unit length to the k-th nearest of a few hundred training images (Sun et al., ICML 2022).
 
 A distance means little alone, so it also gets its quantile among validation images.
@@ -104,7 +104,9 @@ class Neighbours:
     features: Array
 
     @classmethod
-    def choose(cls, features: Array, groups: Sequence[str], *, seed: int = 0, most: int = _MAX_REFERENCES) -> "Neighbours":
+    def choose(
+        cls, features: Array, groups: Sequence[str], *, seed: int = 0, most: int = _MAX_REFERENCES
+    ) -> "Neighbours":
         """Choose at most `most` images at random, as evenly from the groups as their sizes allow.
 
         Args:
@@ -135,7 +137,7 @@ def _unit(features: Array) -> Array:
 
 
 def unit_weights(unit: Array) -> Array:
-    """Return weights of images, [n], with which each of their units, such as patients, counts the same; they add up to 1.
+    """Return weights [n] of images that add up to 1, equal for each of their units, such as patients.
 
     Args:
       unit: index of each image's unit, [n].

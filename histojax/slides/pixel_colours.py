@@ -10,9 +10,9 @@ _BROWN_RATIO, _MIN_BROWN = 1.25, 0.25  # absorption of blue: relative to that of
 def ink(rgb: np.ndarray) -> np.ndarray:
     """Find pixels with the colours of ink, `bool [h, w]`, in an image `u8 [h, w, 3]`.
 
-    Hematoxylin and eosin absorb green most (Ruifrok & Johnston 2001). Pixels that absorb red more are blue or green ink.
-    Pixels that absorb all colours equally and strongly are black. Pixels that absorb green and blue equally but no red
-    are red ink.
+    Hematoxylin and eosin absorb green most (Ruifrok & Johnston 2001). Pixels that absorb red more are blue or green
+    ink. Pixels that absorb all colours equally and strongly are black. Pixels that absorb green and blue equally but no
+    red are red ink.
     """
     red, green, blue = cv2.split(OPTICAL_DENSITY[rgb])
     lowest, highest = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)

@@ -1,6 +1,7 @@
 """Analysis of one slide: tissue, tiles, predictions, tumor-to-stroma ratio, maps and a summary page in one folder."""
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from histojax.core.errors import RunError
 from histojax.core.files import write_json
-from histojax.slides import geojson, grid, maps, pictures, summary, tile_table
+from histojax.slides import geojson, grid, maps, novel_tiles, pictures, summary, tile_table
 from histojax.slides.annotations import regions
 from histojax.slides.cohort_jobs import Job
 from histojax.slides.geometry import Geometry
@@ -43,6 +44,7 @@ class Model:
       confusion: counts of each label on validation images, as for `corrected_percentage`; None if unknown.
       facts: JSON-able description of the model and its origin.
       warnings: sentences about the model that every result shows.
+      novelty: how unlike the model's training images tiles are; None: unknown.
     """
 
     labels: tuple[str, ...]
@@ -54,6 +56,7 @@ class Model:
     confusion: Mapping[str, Any] | None
     facts: Mapping[str, Any]
     warnings: Sequence[str] = ()
+    novelty: novel_tiles.Scorer | None = None
 
     def grid_spec(self, settings: "Settings") -> grid.GridSpec:
         """The tiles of a slide for this model.
@@ -167,9 +170,13 @@ def _predict_tiles(job: Job, model: Model, settings: Settings, folder: pathlib.P
         tissue = find_tissue(slide, settings.tissue)
         tissue.write(folder / _TISSUE)
         geometry, table = grid.make_grid(slide, tissue, model.grid_spec(settings))
-        probabilities = _predict(slide, table, model, settings, job.name)
+        probabilities, rows = _predict(slide, table, model, settings, job.name)
         for i, label in enumerate(model.labels):
             table[PREFIX + label] = probabilities[:, i]
+        unlike = {}
+        if model.novelty:
+            novel_tiles.add_columns(table, rows)
+            unlike = {"unlike_training": novel_tiles.share(table)}
         thumbnail = slide.thumbnail(_THUMBNAIL)
         areas = tissue.mm2(slide.pixel_mm2)
         facts = {
@@ -181,9 +188,11 @@ def _predict_tiles(job: Job, model: Model, settings: Settings, folder: pathlib.P
             "mpp_y": slide.mpp_y,
             "mpp_source": slide.mpp_source,
             "tiles": len(table),
+            **unlike,
             **{f"{kind}_mm2": round(area, 4) for kind, area in areas.items()},
         }
     warnings = slide.warnings + _resolution_warnings(max(slide.mpp, slide.mpp_y), model) + region_warnings
+    warnings += novel_tiles.warnings(unlike.get("unlike_training"))
     return _Tiles(table, geometry, thumbnail, areas, facts, slide.plane, slide.is_part, warnings, region)
 
 
@@ -196,20 +205,29 @@ def _region(job: Job, slide: Slide) -> tuple[BaseGeometry | None, list[str]]:
     return regions.union(clipped), warnings + clip_warnings
 
 
-def _predict(slide: Slide, table: pd.DataFrame, model: Model, settings: Settings, name: str) -> np.ndarray:
-    """Probabilities `f32 [n, k]` of a slide's tiles; threads read the slide while the model computes."""
+def _predict(
+    slide: Slide, table: pd.DataFrame, model: Model, settings: Settings, name: str
+) -> tuple[np.ndarray, list[list[Any]]]:
+    """Probabilities `f32 [n, k]` of a slide's tiles, and their rows of novelty; threads read the slide meanwhile."""
     out = np.zeros((len(table), len(model.labels)), np.float32)
+    unlike: list[list[Any]] = []
     batches = grid.read_tiles(slide, table, model.image_size, model.batch_size, settings.threads)
     done = 0
     try:
         with tqdm(total=len(table), desc=name, unit="tile", leave=False, disable=None, mininterval=1) as bar:
-            for rows in model.stream(batches):
+            pixels: Iterator[np.ndarray] = batches
+            scores: Iterator[list[list[Any]]] = itertools.repeat([])
+            if model.novelty:
+                pixels, same_pixels = itertools.tee(batches)
+                scores = model.novelty.stream(same_pixels)
+            for rows in model.stream(pixels):
                 out[done : done + len(rows)] = rows
+                unlike += next(scores)
                 done += len(rows)
                 bar.update(len(rows))
     finally:
         batches.close()
-    return out
+    return out, unlike
 
 
 def _resolution_warnings(mpp: float, model: Model) -> list[str]:

@@ -81,11 +81,13 @@ def read(path: pathlib.Path) -> Memory:
             if facts.pop("format") != _FORMAT:
                 raise ValueError("another version of histojax wrote it")
             parts = {
-                name: kind(**{key: file.get_tensor(f"{name}.{key}") for key in kind.__dataclass_fields__})
+                name: kind(**{key: file.get_tensor(f"{name}.{key}") for key in kind.__annotations__})
                 for name, kind in _PARTS.items()
             }
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise RunError(f"{path}: cannot be read ({error}); write it again with histojax novelty, or delete it") from error
+        raise RunError(
+            f"{path}: cannot be read ({error}); write it again with histojax novelty, or delete it"
+        ) from error
     return Memory(**parts, facts=facts)
 
 

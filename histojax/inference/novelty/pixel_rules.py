@@ -11,7 +11,7 @@ import numpy as np
 
 from histojax.slides import pixel_colours
 
-# Measure -> the least share that is reported, and the words for it. Ink and a blue or green stain have the same colours.
+# Measure -> the least share that is reported, and the words for it. Ink and blue stains have the same colours.
 RULES = {
     "blank": (0.95, "almost no tissue"),
     "ink": (0.2, "pen, black, or a blue or green stain"),

@@ -59,7 +59,9 @@ class NoveltyScorer:
         embedder = Embedder.of_model(
             trained, str(trained.path), layer=remembered.facts["layer"], batch_size=predictor.batch_size
         )
-        return cls(remembered, embedder, memory.digest(path))
+        scorer = cls(remembered, embedder, memory.digest(path))
+        _log.info("novelty: %s", scorer.description)
+        return scorer
 
     def stream(self, batches: Iterable[np.ndarray]) -> Iterator[list[memory.Row]]:
         """Yield the rows of each batch `u8 [b, s, s, 3]`, in order; b is at most the predictor's batch size."""
@@ -72,5 +74,3 @@ class NoveltyScorer:
 
         for features in self._embedder.stream(kept()):
             yield [self._memory.row(*pair) for pair in zip(features, taken.popleft(), strict=True)]
-
-

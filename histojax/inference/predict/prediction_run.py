@@ -98,11 +98,14 @@ def _predict_batches(
 ) -> Iterator[list[Prediction]]:
     """Yield the predictions of each batch. All models advance together, so few batches are in memory."""
     num_views = _NUM_DIHEDRAL_VIEWS if dihedral else 1
-    batches, unchanged, *copies = itertools.tee(batches, len(models) + 2)
+    batches, *copies = itertools.tee(batches, len(models) + 1)
+    further: Iterator[list[list[Any]]] = itertools.repeat([[]] * models[0].batch_size)
+    if novelty:
+        batches, unchanged = itertools.tee(batches)
+        further = novelty.stream(_views(unchanged, models[0].image_size, False))
     streams = [
         model.stream(_views(copy, model.image_size, dihedral)) for model, copy in zip(models, copies, strict=True)
     ]
-    further = novelty and novelty.stream(_views(unchanged, models[0].image_size, False))
     for batch in batches:
         probabilities = [
             calibrate(next(stream), model) if calibrated else next(stream)
@@ -110,8 +113,8 @@ def _predict_batches(
             for _ in range(num_views)
         ]
         mean = np.stack(probabilities).mean(axis=0, dtype=np.float64)
-        rows = next(further) if further else [[]] * len(mean)
-        yield [reason or [*p.tolist(), *row] for reason, p, row in zip(batch.reasons, mean, rows, strict=True)]
+        answers = zip(batch.reasons, mean, next(further), strict=False)
+        yield [reason or [*row.tolist(), *more] for reason, row, more in answers]
 
 
 def _views(batches: Iterable[Batch], side: int, dihedral: bool) -> Iterator[np.ndarray]:
