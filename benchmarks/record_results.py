@@ -5,8 +5,8 @@
 
 STUDY_JSON is protocols.json of `histojax protocols`, probe.json of `histojax probe`, comparison.json of `histojax
 compare`, results.json of a run, agreement.json of `histojax slide agreement`, a file of `histojax bench --json` or
-`benchmarks/accelerator.py --json`, or the output of `benchmarks/novelty.py`. Machine, commit and date are recorded as well: run this on the machine and at the
-commit of the study, or state both. A file that exists keeps its tables.
+`benchmarks/accelerator.py --json`, or the output of `benchmarks/novelty.py`. Machine, commit and date are recorded as
+well: run this on the machine and at the commit of the study, or state both. A file that exists keeps its tables.
 """
 
 import argparse

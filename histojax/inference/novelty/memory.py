@@ -119,7 +119,10 @@ def build(
     """
     for side, features in (("training", train), ("validation", val)):
         if len(features) < _MIN_IMAGES:
-            raise RunError(f"the run has {len(features)} {side} images; the distances need at least {_MIN_IMAGES}")
+            raise RunError(
+                f"the run has {len(features)} {side} images; the distances need at least {_MIN_IMAGES}: train a run "
+                "with more, or with another data.split.val_fraction"
+            )
         if not np.isfinite(features).all():
             raise RunError(f"features of {side} images are NaN or infinite: the model diverged; train it again")
     try:

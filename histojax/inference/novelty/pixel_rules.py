@@ -17,20 +17,21 @@ RULES = {
     "ink": (0.2, "pen, black, or a blue or green stain"),
     "brown": (0.3, "a brown stain, not H&E"),
 }
-_MIN_SATURATION = 18  # of 255, as for the tissue of slides: less is glass
+_MIN_SATURATION = 18  # of 255, as for the tissue of slides: less is glass, unless it is dark
+_DARK = 128  # of 255
 
 
 def measure(rgb: np.ndarray) -> dict[str, float]:
     """Measure an image `u8 [h, w, 3]`.
 
     Returns:
-      `blank`: share of pixels without colour. `ink`: share of pixels with colours of ink. `brown`: share of brown among
-      the pixels with colour; 0 if there are hardly any.
+      `blank`: share of pixels that are pale and without colour. `ink`: share of pixels with colours of ink. `brown`:
+      share of brown among the pixels that are not blank; 0 if there are hardly any.
     """
     saturation = cv2.medianBlur(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)[..., 1], 3)
-    coloured = saturation > _MIN_SATURATION
-    blank = 1 - float(coloured.mean())
-    brown = 0.0 if blank > RULES["blank"][0] else float(pixel_colours.brown(rgb)[coloured].mean())
+    tissue = (saturation > _MIN_SATURATION) | (rgb.max(axis=2) < _DARK)
+    blank = 1 - float(tissue.mean())
+    brown = 0.0 if blank > RULES["blank"][0] else float(pixel_colours.brown(rgb)[tissue].mean())
     return {"blank": blank, "ink": float(pixel_colours.ink(rgb).mean()), "brown": brown}
 
 
