@@ -37,6 +37,16 @@ from histojax.training import build
 _SIDE = 224  # of tiles cut from slides, in pixels of their level 0
 _MOST = 100  # tiles of one slide, chosen at random
 _RESAMPLES = 2000
+KINDS = {
+    "held_out": "new patients, as trained",
+    "colorectal": "colorectal tiles, H&E",
+    "lung": "lung images, H&E",
+    "cptac": "tiles of a CPTAC section, H&E",
+    "cmu": "tiles of CMU-1, H&E",
+    "glass": "glass of the CPTAC slide",
+    "ihc": "parts of one IHC image (DAB)",
+    "breakhis_40x": "BreakHis at 40X",
+}
 DISTANCES = {"mahalanobis": 0, "knn": 2}  # position in `COLUMNS`
 
 Images = tuple[list[np.ndarray], list[str]]  # pixels, and the unit of each image
@@ -53,6 +63,7 @@ def main() -> None:
     others = {name: images for name, images in _others(args.data) if images[0]}
     folds = [_measure(run, others) for run in args.runs]
     rows = {"held_out": _held_out(folds)} | {name: _compare(folds, name, units) for name, (_, units) in others.items()}
+    rows = {name: {"kind": KINDS[name], **row} for name, row in rows.items()}
     host = machine.describe()
     args.output.write_text(json.dumps({"rows": rows, "machine": host}, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(rows, indent=1))
@@ -184,7 +195,7 @@ def _compare(folds: Sequence[dict[str, Any]], name: str, units: Sequence[str]) -
         "units": n_others,
         **{distance: _estimate(value) for distance, value in auroc.items()},
         **{f"{distance}_minus_colour": _estimate(auroc[distance] - auroc["colour"]) for distance in DISTANCES},
-        "unlike": float(np.mean([fold[name]["unlike"].mean() for fold in folds])),
+        "unlike": {"value": float(np.mean([fold[name]["unlike"].mean() for fold in folds])), "low": None, "high": None},
         "flags": _flags(folds, name),
     }
 
@@ -194,11 +205,12 @@ def _estimate(values: np.ndarray) -> dict[str, float]:
     return {"value": float(values[0]), "low": float(low), "high": float(high)}
 
 
-def _flags(folds: Sequence[dict[str, Any]], name: str) -> dict[str, float]:
-    """Share of images, over all folds, with each flag of the pixels."""
+def _flags(folds: Sequence[dict[str, Any]], name: str) -> str:
+    """Share of images, over all folds, with each flag of the pixels, as text."""
     flags = [flag for fold in folds for flag in fold[name]["flags"]]
     names = {part for flag in flags for part in flag.split("; ") if part} - {"unlike training"}
-    return {part: sum(part in flag.split("; ") for flag in flags) / len(flags) for part in sorted(names)}
+    shares = {part: sum(part in flag.split("; ") for flag in flags) / len(flags) for part in sorted(names)}
+    return "; ".join(f"{part}: {100 * share:.1f} %" for part, share in shares.items()) or "none"
 
 
 if __name__ == "__main__":
