@@ -5,8 +5,9 @@
 
 STUDY_JSON is protocols.json of `histojax protocols`, probe.json of `histojax probe`, comparison.json of `histojax
 compare`, results.json of a run, robustness.json of `histojax robustness`, agreement.json of `histojax slide agreement`,
-or a file of `histojax bench --json` or `benchmarks/accelerator.py --json`. Machine, commit and date are recorded as
-well: run this on the machine and at the commit of the study, or state both. A file that exists keeps its tables.
+a file of `histojax bench --json` or `benchmarks/accelerator.py --json`, or the output of `benchmarks/novelty.py`.
+Machine, commit and date are recorded as well: run this on the machine and at the commit of the study, or state both. A
+file that exists keeps its tables.
 """
 
 import argparse
@@ -113,6 +114,8 @@ def rows_and_columns(study: Any, path: pathlib.Path) -> tuple[Rows, Columns]:
         rows = {f"{row['work']}_{row['model']}": _of_accelerator(row) for row in study if "model" in row}
         columns = {"benchmark": "{work} {model}", "ours, images/s": "{ours.images_per_second:,.0f}"}
         columns |= {"PyTorch": "{torch.images_per_second:,.0f}", "ours / PyTorch": "{ratio.paired:.2f}"}
+    elif isinstance(study, dict) and isinstance(study.get("rows"), dict):
+        rows, columns = study["rows"], {"images": "{images}"}
     else:
         raise RunError(
             f"{path}: not the results of a study; give protocols.json, probe.json, comparison.json, results.json of a "

@@ -19,6 +19,7 @@ from histojax.cli import (
     export,
     init,
     models,
+    novelty,
     predict,
     probe,
     protocols,
@@ -40,7 +41,7 @@ from histojax.core.suggestions import did_you_mean
 
 GROUPS: dict[str, tuple[ModuleType, ...]] = {
     "Train": (train, crossval, compare, protocols, probe),
-    "Use a model": (evaluate, robustness, predict, embed, explain, export, convert, report, runs, view),
+    "Use a model": (evaluate, robustness, predict, novelty, embed, explain, export, convert, report, runs, view),
     "Look at data": (init, audit, cache),
     "Slides": (slide, slide_train_tiles, slide_agreement, slide_outcome),
     "Machine": (doctor, bench, shardings, models),

@@ -23,9 +23,10 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         "predict",
         run,
         summary="probabilities and labels of images, folders, lists, zip archives",
-        description="Writes a table with the probabilities and labels of images, resized as in training. Rerun the "
-        "same command to resume after an interruption. Images that cannot be read are listed in "
-        "<stem of --output>.failed.csv; exit code 1 if none can be read. Research use only.",
+        description="Writes a table with the probabilities and labels of images, resized as in training, and after "
+        "`histojax novelty RUN` with their distance from its training images. Rerun the same command to resume after "
+        "an interruption. Images that cannot be read are listed in <stem of --output>.failed.csv; exit code 1 if none "
+        "can be read. Research use only.",
         examples=[
             "histojax predict runs/dala_100x IMAGES --output predictions.csv",
             "histojax predict runs/fold_0,runs/fold_1 IMAGES --output predictions.parquet --tta dihedral",
@@ -118,6 +119,7 @@ def run(args: argparse.Namespace) -> None:
 
     # Only now, so that a wrong flag or path is reported without waiting for jax.
     from histojax.distributed import runtime
+    from histojax.inference.novelty.scorer import NoveltyScorer
     from histojax.inference.predict import prediction_run, sets
     from histojax.inference.predict.summary import magnification_warnings, summary_lines
     from histojax.inference.predict.thresholds import combine_thresholds
@@ -139,6 +141,9 @@ def run(args: argparse.Namespace) -> None:
         _log.info("no --output is given: writing %s", args.output.absolute())
     for warning in magnification_warnings(refs, [model.magnification for model in models]):
         _log.warning("warning: %s", warning)
+    novelty = NoveltyScorer.of_predictor(models[0]) if len(models) == 1 else None
+    if len(models) > 1:
+        _log.info("no columns of novelty: several runs are averaged")
     summary = prediction_run.run(
         refs,
         models,
@@ -150,6 +155,7 @@ def run(args: argparse.Namespace) -> None:
         abstain=args.abstain,
         threads=args.threads,
         redo=args.redo,
+        novelty=novelty,
     )
     print("\n".join(summary_lines(summary, args.output, rule, abstain=args.abstain)))
     if not summary.images:

@@ -3,6 +3,7 @@
 import math
 
 from histojax.core.errors import RunError
+from histojax.inference.novelty.scorer import NoveltyScorer
 from histojax.inference.predictor import Predictor
 from histojax.slides import cohort
 
@@ -32,6 +33,7 @@ def slide_model(predictor: Predictor, tile_um: float | None = None) -> cohort.Mo
         warnings.append(f"tile_um {tile_um:g} replaces the {stated:g} µm of the tiles that the model was trained on")
     if not tile_um > 0:
         raise RunError(f"--tile_um={tile_um} is not a length above 0")
+    novelty = NoveltyScorer.of_predictor(predictor)
     return cohort.Model(
         labels=predictor.classes,
         thresholds=predictor.thresholds,
@@ -41,6 +43,7 @@ def slide_model(predictor: Predictor, tile_um: float | None = None) -> cohort.Mo
         stream=predictor.stream,
         stain=predictor.input.stain,
         warnings=warnings,
+        novelty=novelty,
         # Older checkpoints have no counts per patient, slide or source image.
         confusion=trained.meta.get("confusion_by_unit") or trained.meta.get("confusion"),
         facts={

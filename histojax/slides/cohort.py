@@ -219,6 +219,8 @@ def _settings(job: Job, model: Model, settings: Settings) -> dict[str, Any]:
         "tissue": dataclasses.asdict(settings.tissue),
         "tsr": None if settings.tsr is None else dataclasses.asdict(settings.tsr),
     }
+    if model.novelty:  # not null without it, so that slides of earlier versions are kept
+        facts["novelty"] = model.novelty.digest
     return dict(json.loads(json.dumps(facts)))  # as it will be read back
 
 

@@ -1,6 +1,7 @@
 """Analysis of one slide: tissue, tiles, predictions, tumor-to-stroma ratio, maps and a summary page in one folder."""
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from data_pipelines.stain import StainNormalizer
 from histojax.core.errors import RunError
 from histojax.core.files import write_json
-from histojax.slides import geojson, grid, maps, pictures, summary, tile_table
+from histojax.slides import geojson, grid, maps, novel_tiles, pictures, summary, tile_table
 from histojax.slides.annotations import regions
 from histojax.slides.cohort_jobs import Job
 from histojax.slides.geometry import Geometry
@@ -49,6 +50,7 @@ class Model:
       facts: JSON-able description of the model and its origin.
       warnings: sentences about the model that every result shows.
       stain: brings each tile to the colours that the model was trained on; None: tiles stay as they are.
+      novelty: how unlike the model's training images tiles are; None: unknown.
     """
 
     labels: tuple[str, ...]
@@ -61,6 +63,7 @@ class Model:
     facts: Mapping[str, Any]
     warnings: Sequence[str] = ()
     stain: StainNormalizer | None = None
+    novelty: novel_tiles.Scorer | None = None
 
     def grid_spec(self, settings: "Settings") -> grid.GridSpec:
         """The tiles of a slide for this model.
@@ -174,14 +177,19 @@ def _predict_tiles(job: Job, model: Model, settings: Settings, folder: pathlib.P
         tissue = find_tissue(slide, settings.tissue)
         tissue.write(folder / _TISSUE)
         geometry, table = grid.make_grid(slide, tissue, model.grid_spec(settings))
-        probabilities, normalised = _predict(slide, table, model, settings, job.name)
+        probabilities, normalised, rows = _predict(slide, table, model, settings, job.name)
         for i, label in enumerate(model.labels):
             table[PREFIX + label] = probabilities[:, i]
-        stain_facts, stain_warnings = {}, []
+        further_facts: dict[str, Any] = {}
+        further_warnings: list[str] = []
         if model.stain is not None:
             table["stain_normalised"] = normalised.astype(np.int64)
-            stain_facts["tiles_not_normalised"] = left_out = int((~normalised).sum())
-            stain_warnings += [_NOT_NORMALISED.format(left_out, len(table))] if left_out else []
+            further_facts["tiles_not_normalised"] = left_out = int((~normalised).sum())
+            further_warnings += [_NOT_NORMALISED.format(left_out, len(table))] if left_out else []
+        if model.novelty:
+            novel_tiles.add_columns(table, rows)
+            further_facts["unlike_training"] = share = novel_tiles.share(table)
+            further_warnings += novel_tiles.warnings(share)
         thumbnail = slide.thumbnail(_THUMBNAIL)
         areas = tissue.mm2(slide.pixel_mm2)
         facts = {
@@ -193,11 +201,11 @@ def _predict_tiles(job: Job, model: Model, settings: Settings, folder: pathlib.P
             "mpp_y": slide.mpp_y,
             "mpp_source": slide.mpp_source,
             "tiles": len(table),
-            **stain_facts,
+            **further_facts,
             **{f"{kind}_mm2": round(area, 4) for kind, area in areas.items()},
         }
     warnings = slide.warnings + _resolution_warnings(max(slide.mpp, slide.mpp_y), model) + region_warnings
-    warnings += stain_warnings
+    warnings += further_warnings
     return _Tiles(table, geometry, thumbnail, areas, facts, slide.plane, slide.is_part, warnings, region)
 
 
@@ -212,26 +220,34 @@ def _region(job: Job, slide: Slide) -> tuple[BaseGeometry | None, list[str]]:
 
 def _predict(
     slide: Slide, table: pd.DataFrame, model: Model, settings: Settings, name: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities `f32 [n, k]` of a slide's tiles, and whether the stains of each were normalised, `bool [n]`.
+) -> tuple[np.ndarray, np.ndarray, list[list[Any]]]:
+    """Predict a slide's tiles; threads read the slide while the model computes.
 
-    Threads read the slide while the model computes.
+    Returns:
+      Probabilities `f32 [n, k]`, whether the stains of each tile were normalised, `bool [n]`, and rows of novelty.
     """
     out = np.zeros((len(table), len(model.labels)), np.float32)
     normalised = np.zeros(len(table), bool)
+    unlike: list[list[Any]] = []
     batches = grid.read_tiles(
         slide, table, model.image_size, model.batch_size, settings.threads, model.stain, normalised
     )
     done = 0
     try:
         with tqdm(total=len(table), desc=name, unit="tile", leave=False, disable=None, mininterval=1) as bar:
-            for rows in model.stream(batches):
+            pixels: Iterator[np.ndarray] = batches
+            scores: Iterator[list[list[Any]]] = itertools.repeat([])
+            if model.novelty:
+                pixels, same_pixels = itertools.tee(batches)
+                scores = model.novelty.stream(same_pixels)
+            for rows in model.stream(pixels):
                 out[done : done + len(rows)] = rows
+                unlike += next(scores)
                 done += len(rows)
                 bar.update(len(rows))
     finally:
         batches.close()
-    return out, normalised
+    return out, normalised, unlike
 
 
 def _resolution_warnings(mpp: float, model: Model) -> list[str]:

@@ -1,9 +1,7 @@
 """Classification of a slide into tissue, background and artefacts, on a mask of about 8 µm/px, for H&E stains.
 
 * Tissue is separated from glass by Otsu's threshold on saturation (Otsu 1979).
-* Ink is separated from stain by its absorption. Hematoxylin and eosin absorb green most (Ruifrok & Johnston 2001).
-  Pixels that absorb red more are blue or green ink. Pixels that absorb all colours equally and strongly are black.
-  Pixels that absorb green and blue equally but no red are red ink.
+* Ink is separated from stain by its absorption; see `pixel_colours.ink`.
 * A fold is tissue on top of tissue. It is darker and more saturated than the rest of the slide's tissue (saturation
   minus intensity, after Bautista & Yagi 2009).
 * Blur is a lack of the finest detail relative to coarser detail in the same place, so that pale tissue does not count
@@ -20,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from histojax.core.files import atomic_write
+from histojax.slides import pixel_colours
 from histojax.slides.readers.reader import Slide
 
 KINDS = ("background", "tissue", "pen", "blur", "fold")
@@ -37,8 +36,6 @@ _BLUR_MPP, _BLUR_WINDOW_UM, _MIN_BLUR_MM2 = 2.0, 100.0, 0.02
 _FINE_SIGMA, _COARSE_SIGMA = 1.0, 4.0  # in pixels of _BLUR_MPP
 _NOISE, _MIN_DETAIL = 0.5, 0.1  # squared grey levels: added by rounding and JPEG; too little to judge
 _BLOCK, _THREADS = 128, 4  # side in mask pixels of the blocks read to judge sharpness, and blocks read at a time
-
-_OPTICAL_DENSITY = np.log(np.float32(255) / np.maximum(np.arange(256, dtype=np.float32), 1))  # by grey level
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,13 +175,8 @@ def _fill_holes(mask: np.ndarray, min_pixels: int) -> np.ndarray:
 
 def _find_pen(rgb: np.ndarray, min_pixels: int, reach: int) -> np.ndarray:
     """Ink strokes and black borders, `bool [h, w]`; `reach` in pixels includes the pale rim."""
-    red, green, blue = cv2.split(_OPTICAL_DENSITY[rgb])
-    lowest, highest = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
-    blue_or_green = (red > 1.25 * green) & (red > 0.25) | (red > green) & (red > 1.2)  # on glass, on tissue
-    black = (lowest > 0.9) & (lowest > 0.75 * highest)
-    red_ink = (green > 1.0) & (blue > 0.7 * green) & (red < 0.25 * green)
     # Opening removes what is thinner than a stroke: pigment, margin dye, colour fringes that scanners add to edges.
-    strokes = cv2.morphologyEx((blue_or_green | black | red_ink).astype(np.uint8), cv2.MORPH_OPEN, _disc(2))
+    strokes = cv2.morphologyEx(pixel_colours.ink(rgb).astype(np.uint8), cv2.MORPH_OPEN, _disc(2))
     return cv2.dilate(_remove_small(strokes > 0, min_pixels).astype(np.uint8), _disc(reach)) > 0
 
 

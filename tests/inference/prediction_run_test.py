@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,12 +17,14 @@ import pytest
 from data_pipelines.pixels import resize
 from histojax.core.errors import RunError
 from histojax.evaluation import predictions
+from histojax.evaluation.novelty import COLUMNS
 from histojax.inference.predict import prediction_run, prediction_table
 from histojax.inference.predict.image_reader import ImageReader
 from histojax.inference.predict.images import ImageRef, find
 from histojax.inference.predict.thresholds import combine_thresholds
 from tests.conftest import ROOT, WriteImages
 from tests.helpers.colour_model import ColourModel
+from tests.helpers.novelty_scorer import DarknessScorer
 
 NAMES = [f"{i:03}.png" for i in range(22)]
 PROBABILITIES = ["prob_red", "prob_green", "prob_blue"]
@@ -40,7 +43,7 @@ def refs_of(folder: pathlib.Path) -> list[ImageRef]:
     return find([str(folder)])
 
 
-def predict(folder: pathlib.Path, *models: ColourModel, output: str = "out.csv", **options: bool) -> pathlib.Path:
+def predict(folder: pathlib.Path, *models: ColourModel, output: str = "out.csv", **options: Any) -> pathlib.Path:
     models = models or (ColourModel(),)
     path = folder.parent / output
     thresholds = combine_thresholds(models)
@@ -320,3 +323,21 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: pathlib.Path, 
     # Below 2,000 images the heap still grows.
     assert many - few < 40, (few, many)
     print(f"peak RSS: {few:.0f} MiB at 2,000 images, {many:.0f} MiB at 4,000")
+
+
+def test_a_resumed_run_also_has_the_same_novelty_of_every_image(folder: pathlib.Path) -> None:
+    plain = predict(folder, output="plain.csv")
+    undisturbed = predict(folder, output="one.csv", novelty=DarknessScorer())
+    with pytest.raises(KeyboardInterrupt):
+        predict(folder, Killed(), output="two.csv", novelty=DarknessScorer())
+    with pytest.raises(RunError, match="novelty: saved 'dark', now 'other'"):
+        predict(folder, output="two.csv", novelty=DarknessScorer("other"))
+    assert predict(folder, output="two.csv", novelty=DarknessScorer()).read_bytes() == undisturbed.read_bytes()
+    table = pd.read_csv(undisturbed, keep_default_na=False)
+    pd.testing.assert_frame_equal(table.drop(columns=list(COLUMNS)), pd.read_csv(plain, keep_default_na=False))
+    with ImageReader() as reader:
+        images = [reader.read(ref) for ref in refs_of(folder) if ref.image_id in set(table["image_id"])]
+    dark = [1 - resize(image, 8).mean() / 255 for image in images]
+    np.testing.assert_allclose(table["novelty"], dark)
+    turned = predict(folder, output="turned.csv", novelty=DarknessScorer(), dihedral=True)
+    assert pd.read_csv(turned)["novelty"].tolist() == table["novelty"].tolist()

@@ -6,6 +6,7 @@ import pathlib
 import pandas as pd
 import pytest
 
+from histojax.inference.novelty.scorer import NoveltyScorer
 from histojax.inference.predict.images import ImageRef
 from histojax.inference.predict.summary import magnification_warnings
 from histojax.inference.predictor import Predictor
@@ -28,6 +29,7 @@ def run(request: pytest.FixtureRequest, tmp_path: pathlib.Path, monkeypatch: pyt
         return model
 
     monkeypatch.setattr(Predictor, "load", load)
+    monkeypatch.setattr(NoveltyScorer, "of_predictor", lambda predictor: None)
     (tmp_path / "run").mkdir()
     os.chdir(tmp_path)
     return tmp_path / "run"

@@ -19,7 +19,7 @@ from histojax.core.walk import check_readable, find_files, order
 _log = logging.getLogger(__name__)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".jp2", ".j2k", ".jpx")
 _INPUTS = (*SUFFIXES, ".zip", ".csv")
-_RESERVED = ("prob_", "predicted")  # prefixes of the columns that prediction adds to the table
+_RESERVED = ("prob_", "predicted", "novelty")  # prefixes of the columns that prediction adds to the table
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

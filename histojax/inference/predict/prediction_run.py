@@ -3,7 +3,7 @@
 import itertools
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -30,10 +30,20 @@ class Model(ThresholdedModel, Protocol):
     def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]: ...  # noqa: D102
 
 
+class Scorer(Protocol):
+    """Further columns for each image, such as a `NoveltyScorer`."""
+
+    @property
+    def columns(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def digest(self) -> str: ...  # noqa: D102
+    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[list[list[Any]]]: ...  # noqa: D102
+
+
 def run(
     refs: Sequence[ImageRef], models: Sequence[Model], output: pathlib.Path, *, thresholds: Mapping[str, float] | None,
     dihedral: bool = False, calibrated: bool = False, sets: SetRule | None = None, abstain: bool = False,
-    threads: int = 4, redo: bool = False,
+    threads: int = 4, redo: bool = False, novelty: Scorer | None = None,
 ) -> prediction_table.Summary:  # fmt: skip
     """Predict the images that have no prediction yet, and write the table.
 
@@ -51,6 +61,7 @@ def run(
       abstain: whether to add the answers of these sets.
       threads: threads that read images.
       redo: whether to overwrite existing predictions and tables.
+      novelty: how unlike the training images of the first model each image is; None: no such columns.
 
     Returns:
       What the table holds.
@@ -69,33 +80,28 @@ def run(
         "tta": "dihedral" if dihedral else "none",
         "calibrated": calibrated,
         "batch_size": batch_size,
+        **({} if novelty is None else {"novelty": novelty.digest}),  # tables begun before novelty existed resume
     }
     with PartialResults(partial, settings, batch_size, len(refs), redo=redo) as results:
         answer_remaining(
             refs,
             results,
-            lambda batches: _predict_batches(batches, models, dihedral, calibrated),
+            lambda batches: _predict_batches(batches, models, dihedral, calibrated, novelty),
             inputs={model.input for model in models},
             batch_size=batch_size,
             threads=threads,
         )
-        normalised = any(model.input.stain is not None for model in models)
+        further = [prediction_table.NORMALISED] if any(model.input.stain is not None for model in models) else []
+        further += () if novelty is None else novelty.columns
         summary = prediction_table.write(
-            output,
-            refs,
-            results.read(),
-            models[0].classes,
-            thresholds,
-            normalised=normalised,
-            sets=sets,
-            abstain=abstain,
+            output, refs, results.read(), models[0].classes, thresholds, further, sets=sets, abstain=abstain
         )
         results.remove()
     return summary
 
 
 def _predict_batches(
-    batches: Iterable[Batch], models: Sequence[Model], dihedral: bool, calibrated: bool
+    batches: Iterable[Batch], models: Sequence[Model], dihedral: bool, calibrated: bool, novelty: Scorer | None
 ) -> Iterator[list[Prediction]]:
     """Yield the predictions of each batch. All models advance together, so few batches are in memory.
 
@@ -104,6 +110,10 @@ def _predict_batches(
     stains = any(model.input.stain is not None for model in models)
     num_views = _NUM_DIHEDRAL_VIEWS if dihedral else 1
     batches, *copies = itertools.tee(batches, len(models) + 1)
+    further: Iterator[list[list[Any]]] = itertools.repeat([[]] * models[0].batch_size)
+    if novelty:
+        batches, unchanged = itertools.tee(batches)
+        further = novelty.stream(_views(unchanged, models[0].input, False))
     streams = [model.stream(_views(copy, model.input, dihedral)) for model, copy in zip(models, copies, strict=True)]
     for batch in batches:
         probabilities = [
@@ -114,7 +124,8 @@ def _predict_batches(
         mean = np.stack(probabilities).mean(axis=0, dtype=np.float64)
         if stains:
             mean = np.column_stack([mean, batch.normalised])
-        yield [reason or row.tolist() for reason, row in zip(batch.reasons, mean, strict=True)]
+        answers = zip(batch.reasons, mean, next(further), strict=False)
+        yield [reason or [*row.tolist(), *more] for reason, row, more in answers]
 
 
 def _views(batches: Iterable[Batch], made: ModelInput, dihedral: bool) -> Iterator[np.ndarray]:

@@ -3,8 +3,9 @@
 The columns are those of `histojax.evaluation.predictions`: a table with true labels (from a list) can be evaluated as
 it is. They are `image_id, patient_id, magnification, split`, the further columns of lists, `prob_<class>…`, and then
 `predicted` (the most probable class) or one `predicted_<label>` (0 or 1) per label. With models that normalise stains,
-`stain_normalised` follows: 0 where an image has too little tissue. On demand prediction sets follow. Images that could
-not be read are written to a second table, with the reason.
+`stain_normalised` follows: 0 where an image has too little tissue. Then come the columns of
+`histojax.evaluation.novelty`, if the run has such a file, and on demand prediction sets. Images that could not be read
+are written to a second table, with the reason.
 """
 
 import collections
@@ -25,6 +26,7 @@ from data_pipelines.breakhis import filenames
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write
 from histojax.evaluation.conformal import SetRule
+from histojax.evaluation.novelty import FLAGS
 from histojax.evaluation.thresholds import is_positive
 from histojax.inference.predict.images import ImageRef
 from histojax.inference.predict.partial_results import Prediction
@@ -33,7 +35,8 @@ from histojax.inference.predict.set_columns import set_columns
 SUFFIXES = (".csv", ".parquet")
 _BLOCK_ROWS = 4096
 _FIRST_COLUMNS = ("patient_id", "magnification", "split")
-_NORMALISED = "stain_normalised"
+NORMALISED = "stain_normalised"
+_TYPES: dict[str, type] = {NORMALISED: np.int64, FLAGS: str}
 _SPLIT = "predicted"  # the value of the column `split` unless a list gives another
 
 
@@ -48,6 +51,7 @@ class Summary:
       patients: known patients of the images with a prediction.
       not_normalised: images with too little tissue for the models' stain normalisation.
       sets: "" or, multi-label, label -> number of answers in a set -> images; empty without sets.
+      flags: images with each flag of `novelty_flags`; None: the run does not recognise unusual images.
     """
 
     labels: dict[str, int]
@@ -56,17 +60,21 @@ class Summary:
     not_normalised: int = 0
     patients: set[str] = dataclasses.field(default_factory=set)
     sets: dict[str, collections.Counter[int]] = dataclasses.field(default_factory=dict)
+    flags: collections.Counter[str] | None = None
 
     def add(self, frame: pd.DataFrame, num_failed: int) -> None:
         """Count a block of rows of the table, and images that could not be read."""
         self.images += len(frame)
         self.failed += num_failed
-        if _NORMALISED in frame:
-            self.not_normalised += int((frame[_NORMALISED] == 0).sum())
+        if NORMALISED in frame:
+            self.not_normalised += int((frame[NORMALISED] == 0).sum())
         self.patients |= set(frame["patient_id"]) - {""}
         for name in self.labels:
             assigned = frame["predicted"] == name if "predicted" in frame else frame[f"predicted_{name}"]
             self.labels[name] += int(assigned.sum())
+        if FLAGS in frame:
+            found = (flag for flags in frame[FLAGS] for flag in flags.split("; ") if flag)
+            self.flags = (self.flags or collections.Counter()) + collections.Counter(found)
 
     def add_sets(self, held: Mapping[str, np.ndarray]) -> None:
         """Count sets, by label or under the empty name: booleans (n, k), the answers that each holds."""
@@ -98,7 +106,7 @@ def check_output(output: pathlib.Path) -> None:
 
 def write(
     output: pathlib.Path, refs: Sequence[ImageRef], predictions: Iterable[Prediction], classes: Sequence[str],
-    thresholds: Mapping[str, float] | None, *, normalised: bool = False, sets: SetRule | None = None,
+    thresholds: Mapping[str, float] | None, further: Sequence[str] = (), *, sets: SetRule | None = None,
     abstain: bool = False,
 ) -> Summary:  # fmt: skip
     """Write the table of predictions, and a table of the unreadable images if there are any.
@@ -109,7 +117,7 @@ def write(
       predictions: one per image, in the same order.
       classes: names in the order of the probabilities.
       thresholds: as `prediction_columns` takes them.
-      normalised: whether the last number of each prediction says that the image's stains were normalised.
+      further: names of the values behind the probabilities of an image.
       sets: prediction sets to add; None: none.
       abstain: whether to add the answers of these sets, which abstain unless a set holds exactly one.
 
@@ -130,11 +138,7 @@ def write(
         while block := list(islice(pairs, _BLOCK_ROWS)):
             rows = [(ref, prediction) for ref, prediction in block if not isinstance(prediction, str)]
             write_failures([ref.image_id, reason] for ref, reason in block if isinstance(reason, str))
-            flags = [int(prediction[-1]) for _, prediction in rows] if normalised else None
-            rows = [(ref, prediction[: len(classes)]) for ref, prediction in rows]
-            frame = _block_frame(rows, classes, thresholds, list_columns)
-            if flags is not None:
-                frame[_NORMALISED] = np.array(flags, np.int64)
+            frame = _block_frame(rows, classes, thresholds, list_columns, further)
             summary.add(frame, len(block) - len(rows))
             if sets is not None:
                 held = sets.held(frame[[f"prob_{name}" for name in classes]].to_numpy())
@@ -172,15 +176,19 @@ def prediction_columns(
 
 
 def _block_frame(
-    block: Sequence[tuple[ImageRef, Sequence[float]]], classes: Sequence[str],
-    thresholds: Mapping[str, float] | None, list_columns: Sequence[str],
+    block: Sequence[tuple[ImageRef, Sequence[Any]]], classes: Sequence[str],
+    thresholds: Mapping[str, float] | None, list_columns: Sequence[str], further: Sequence[str],
 ) -> pd.DataFrame:  # fmt: skip
     rows = [image_facts(ref) for ref, _ in block]
     columns: dict[str, Any] = {"image_id": [ref.image_id for ref, _ in block]}
     columns |= {name: [row.get(name, "") for row in rows] for name in (*_FIRST_COLUMNS, *list_columns)}
     frame = pd.DataFrame(columns, dtype=str)
-    probabilities = np.array([row for _, row in block], np.float64).reshape(len(block), len(classes))
-    return frame.join(prediction_columns(probabilities, classes, thresholds))
+    k = len(classes)
+    probabilities = np.array([row[:k] for _, row in block], np.float64).reshape(len(block), k)
+    frame = frame.join(prediction_columns(probabilities, classes, thresholds))
+    for i, name in enumerate(further):
+        frame[name] = pd.Series([row[k + i] for _, row in block], dtype=_TYPES.get(name, np.float64))
+    return frame
 
 
 def image_facts(ref: ImageRef) -> dict[str, str]:

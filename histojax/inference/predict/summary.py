@@ -42,6 +42,9 @@ def summary_lines(
     lines += text_table(rows, right=(1, 2)) if rows else []
     if sets is not None and summary.images:
         lines += set_lines(summary.sets, sets, abstain=abstain)
+    if summary.flags is not None:
+        flags = ", ".join(f"{flag} {count}" for flag, count in summary.flags.most_common()) or "none"
+        lines.append(f"Unusual images: {flags}; a usual one is no proof that its prediction is right")
     if summary.failed:
         failures = prediction_table.failures_path(output).absolute()
         lines.append(f"{summary.failed} of {total} images could not be read: see {failures}")
