@@ -10,11 +10,13 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 
 from data_pipelines.pixels import resize
+from data_pipelines.stain import StainNormalizer
 from histojax.core.errors import RunError
 from histojax.evaluation import predictions
 from histojax.evaluation.novelty import COLUMNS
@@ -341,3 +343,18 @@ def test_a_resumed_run_also_has_the_same_novelty_of_every_image(folder: pathlib.
     np.testing.assert_allclose(table["novelty"], dark)
     turned = predict(folder, output="turned.csv", novelty=DarknessScorer(), dihedral=True)
     assert pd.read_csv(turned)["novelty"].tolist() == table["novelty"].tolist()
+
+
+def test_each_model_sees_the_colours_that_it_was_trained_on(folder: pathlib.Path) -> None:
+    white = np.full((8, 8, 3), 255, np.uint8)
+    cv2.imwrite(str(folder / "007.png"), white)
+    normalizer = StainNormalizer("reinhard", (70.0, 10.0, -5.0, 12.0, 6.0, 5.0))
+    models = [ColourModel(), ColourModel(stain=normalizer, weight=2)]
+    table = pd.read_csv(predict(folder, *models))
+    with ImageReader() as reader:
+        read = [resize(reader.read(ref), 8) for ref in refs_of(folder) if ref.path[-7:] not in ("003.png", "009.png")]
+    stained = np.stack([normalizer.apply(image)[0] for image in read])
+    both = (models[0].probabilities(np.stack(read)), models[1].probabilities(stained))
+    np.testing.assert_allclose(table[PROBABILITIES].to_numpy(), np.mean(both, axis=0), rtol=1e-6)
+    assert table["stain_normalised"].tolist() == [int(image.min() < 255) for image in read]
+    assert "stain_normalised" not in pd.read_csv(predict(folder, models[0], output="other.csv"))

@@ -121,9 +121,10 @@ def _embed_slide(
 def _embed_tiles(
     slide: Slide, table: pd.DataFrame, embedder: Embedder, settings: Settings, results: PartialResults, name: str
 ) -> None:
-    """Keep the features of tiles as they come."""
+    """Keep the features of tiles as they come; warn of tiles whose stains could not be normalised."""
+    normalised = np.ones(len(table), bool)
     stain, batch_size = embedder.input.stain, embedder.batch_size
-    batches = grid.read_tiles(slide, table, embedder.image_size, batch_size, settings.threads, stain)
+    batches = grid.read_tiles(slide, table, embedder.image_size, batch_size, settings.threads, stain, normalised)
     try:
         with tqdm(total=len(table), desc=name, unit="tile", leave=False, disable=None, mininterval=1) as bar:
             for rows in embedder.stream(batches):
@@ -131,6 +132,8 @@ def _embed_tiles(
                 bar.update(len(rows))
     finally:
         batches.close()
+    if left_alone := int((~normalised).sum()):
+        _log.warning("%s: %d of %d tiles have too little tissue for stain normalisation", name, left_alone, len(table))
 
 
 def _write(

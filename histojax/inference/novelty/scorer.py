@@ -44,8 +44,7 @@ class NoveltyScorer:
         Raises:
           RunError: the file is damaged.
         """
-        trained = predictor.trained
-        folder = checkpoint.run_of(trained.path)
+        folder = checkpoint.run_of(predictor.path)
         path = folder and folder / memory.FILE
         if path is None or not path.is_file():
             return None
@@ -56,9 +55,8 @@ class NoveltyScorer:
                 path, folder,
             )  # fmt: skip
             return None
-        embedder = Embedder.of_model(
-            trained, str(trained.path), layer=remembered.facts["layer"], batch_size=predictor.batch_size
-        )
+        layer, batch_size = remembered.facts["layer"], predictor.batch_size
+        embedder = Embedder.of_model(predictor.trained, str(predictor.path), layer=layer, batch_size=batch_size)
         scorer = cls(remembered, embedder, memory.digest(path))
         _log.info("novelty: %s", scorer.description)
         return scorer
