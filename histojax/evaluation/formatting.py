@@ -4,14 +4,14 @@ from collections.abc import Mapping
 
 
 def number(value: float | None, digits: int = 3, undefined: str = "nan") -> str:
-    """Format a number with a fixed count of decimals; None gives `undefined`."""
-    return undefined if value is None else f"{value:.{digits}f}"
+    """Format a number with a fixed count of decimals, never as "-0.000"; None gives `undefined`."""
+    return undefined if value is None else f"{value:z.{digits}f}"
 
 
 def interval(estimate: Mapping[str, float | None], digits: int = 3) -> str:
     """Format the interval of an estimate as `[low, high]`; empty where it has none."""
     low, high = estimate.get("low"), estimate.get("high")
-    return "" if low is None or high is None else f"[{low:.{digits}f}, {high:.{digits}f}]"
+    return "" if low is None or high is None else f"[{low:z.{digits}f}, {high:z.{digits}f}]"
 
 
 def with_interval(estimate: Mapping[str, float | None], digits: int = 3, undefined: str = "nan") -> str:
