@@ -4,12 +4,11 @@
     python benchmarks/stain_augmentation.py runs/with/folds_deduplicated-200X runs/without/folds_deduplicated-200X \
         --output stain_augmentation.json
 
-The test images of all folds are pooled; an image that several folds test counts once for each. Everything is paired: the
-same images, and the same patients in each resample.
+The test images of all folds are pooled; an image that several folds test counts once for each. Everything is paired:
+the same images, and the same patients in each resample.
 """
 
 import argparse
-import json
 import pathlib
 from collections.abc import Sequence
 
@@ -19,7 +18,7 @@ import pandas as pd
 from histojax.cli.console import exit_on_user_error
 from histojax.core.errors import RunError
 from histojax.core.files import write_json
-from histojax.evaluation import bootstrap, predictions, summary_blocks
+from histojax.evaluation import bootstrap, predictions
 from histojax.evaluation.metrics import Array
 from histojax.evaluation.summary_blocks import Key
 from histojax.studies.robustness import curves, shifts
@@ -107,9 +106,7 @@ def pooled(folder: pathlib.Path, chosen: Sequence[shifts.Shift]) -> dict[str, li
     start = _concatenated([fold / FOLDER / "predictions" / "unshifted.parquet" for fold in folds])
     return {
         shift.name: [
-            start
-            if strength == 0
-            else _concatenated([_file(fold, shift.name, strength) for fold in folds])
+            start if strength == 0 else _concatenated([_file(fold, shift.name, strength) for fold in folds])
             for strength in shift.strengths
         ]
         for shift in chosen

@@ -6,9 +6,9 @@
 The variant is one of `MODELS`; `MODEL,smoke` shrinks the run to a laptop. All share one recipe, which was fixed in
 advance and never changed for a result: with so few patients, a choice by validation is a draw. The early parts of the
 network, which hold general filters, keep the weights of the file (`train.frozen`); the rest learns slowly, and the new
-head ten times faster. Strong augmentation of colour and stain keeps the network from answering by colour. The average
-of the weights over the last steps is evaluated, after a fixed number of epochs, so no image is spent on validation.
-`histojax crossval` adds a threshold.
+head ten times faster. Augmentation of colour and stain varies what should not matter. The average of the weights over
+the last steps is evaluated, after a fixed number of epochs, so no image is spent on validation. `histojax crossval`
+adds a threshold.
 
 `MODEL,random` is the counterpart without a file: all parts learn from random weights, faster and for longer.
 """
