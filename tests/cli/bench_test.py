@@ -16,7 +16,8 @@ from histojax.cli.bench.rounds import WorkerProcess
 from histojax.core.errors import RunError
 from tests.conftest import ROOT
 from tests.helpers.programs import run
-from tests.helpers.slide_files import tissue_picture, write_pyramid
+from tests.helpers.slide_files import write_pyramid
+from tests.helpers.tissue_pictures import tissue_picture
 
 # The command itself imports no jax, so starting it as a process costs little.
 BENCH = [sys.executable, "-m", "histojax", "bench"]

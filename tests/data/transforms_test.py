@@ -11,7 +11,7 @@ from data_pipelines.pixels import decode, resize
 from data_pipelines.stain import LIGHT, find_stains
 from histojax.data import transforms
 from histojax.data.transforms import AugmentSpec, augment, random_crop
-from tests.helpers.slide_files import tissue_texture
+from tests.helpers.tissue_pictures import tissue_texture
 
 OFF = AugmentSpec(flips=False, quarter_turns=False)
 ON = {

@@ -8,7 +8,7 @@ from PIL import Image
 
 from data_pipelines import stain
 from tests.conftest import SHARED
-from tests.helpers.slide_files import GLASS, tissue_texture
+from tests.helpers.tissue_pictures import GLASS, tissue_texture
 
 MACENKO = importlib.import_module("torchstain.numpy.normalizers.macenko").NumpyMacenkoNormalizer
 REINHARD = importlib.import_module("torchstain.numpy.normalizers.reinhard").NumpyReinhardNormalizer

@@ -27,7 +27,8 @@ from histojax.training.trainer import open_trainer
 from tests.helpers.command import histojax
 from tests.helpers.programs import assert_same_run
 from tests.helpers.quick_run import get_config
-from tests.helpers.slide_files import GLASS, tissue_picture, tissue_texture, write_pyramid
+from tests.helpers.slide_files import write_pyramid
+from tests.helpers.tissue_pictures import GLASS, tissue_picture, tissue_texture
 
 pytestmark = pytest.mark.slow
 SIZE, PATIENTS = 16, [("B_A", 901 + i) for i in range(6)] + [("M_DC", 911 + i) for i in range(6)]

@@ -14,7 +14,8 @@ from histojax.slides.cohort_jobs import Job
 from histojax.slides.readers.reader import open_slide
 from tests.helpers import planted
 from tests.helpers.colour_embedder import ColourEmbedder
-from tests.helpers.slide_files import GLASS, write_pyramid
+from tests.helpers.slide_files import write_pyramid
+from tests.helpers.tissue_pictures import GLASS
 
 SETTINGS = Settings(tile_um=24.0, overlap=0.25)
 

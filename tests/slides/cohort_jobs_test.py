@@ -11,7 +11,8 @@ from histojax.core.errors import RunError
 from histojax.slides import cohort_jobs
 from histojax.slides.readers.reader import open_slide
 from tests.conftest import SHARED
-from tests.helpers.slide_files import tissue_picture, write_dicom
+from tests.helpers.slide_files import write_dicom
+from tests.helpers.tissue_pictures import tissue_picture
 
 
 def touch(folder: pathlib.Path, *names: str) -> list[pathlib.Path]:

@@ -12,7 +12,8 @@ import tifffile
 from histojax.slides.annotations import regions
 from histojax.slides.annotations.regions import RegionError
 from histojax.slides.readers.reader import SlideError, open_slide
-from tests.helpers.slide_files import tissue_picture, write_ome, write_pyramid, write_svs
+from tests.helpers.slide_files import write_ome, write_pyramid, write_svs
+from tests.helpers.tissue_pictures import tissue_picture
 
 PICTURE = tissue_picture(160, 200)
 VALUES = (None, 1, -1, 1e300, "x", [], {}, True, [[1]], {"type": "Polygon"}, {"type": "Point"}, float("nan"), 10**30)

@@ -16,7 +16,8 @@ import tifffile
 from histojax.slides import cohort, cohort_jobs
 from tests.helpers import planted
 from tests.helpers.colour_slide_model import SMALL, model
-from tests.helpers.slide_files import GLASS, write_pyramid, write_scn
+from tests.helpers.slide_files import write_pyramid, write_scn
+from tests.helpers.tissue_pictures import GLASS
 
 MPP = 1.0
 SLIDE = (1200.0, 900.0)  # µm, width and height

@@ -13,7 +13,8 @@ from histojax.slides.geometry import Geometry
 from histojax.slides.grid import GridSpec, make_grid, read_tiles
 from histojax.slides.readers.reader import Slide, SlideError, open_slide
 from histojax.slides.tissue import Tissue, TissueSpec, find_tissue
-from tests.helpers.slide_files import tissue_picture, write_pyramid
+from tests.helpers.slide_files import write_pyramid
+from tests.helpers.tissue_pictures import tissue_picture
 
 PICTURE = tissue_picture(1000, 1300)
 COLUMNS = ["minx", "miny", "width", "height", "row", "column", "tissue"]

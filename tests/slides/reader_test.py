@@ -18,7 +18,8 @@ from PIL import Image
 from histojax.slides.readers import reader
 from histojax.slides.readers.reader import SlideError, open_slide
 from tests.conftest import SHARED
-from tests.helpers.slide_files import tissue_picture, truncate, write_ome, write_pyramid, write_scn, write_svs
+from tests.helpers.slide_files import truncate, write_ome, write_pyramid, write_scn, write_svs
+from tests.helpers.tissue_pictures import tissue_picture
 
 SLIDES = SHARED / "slides"
 PICTURE = tissue_picture(600, 800)

@@ -10,7 +10,8 @@ from PIL import Image
 from histojax.slides.readers.reader import open_slide
 from histojax.slides.tissue import KINDS, Tissue, TissueSpec, find_tissue
 from tests.conftest import SHARED
-from tests.helpers.slide_files import GLASS, tissue_picture, tissue_texture, write_pyramid
+from tests.helpers.slide_files import write_pyramid
+from tests.helpers.tissue_pictures import GLASS, tissue_picture, tissue_texture
 
 SLIDES = SHARED / "slides"
 MPP = 1.0

@@ -12,7 +12,7 @@ from data_pipelines import stain
 from histojax.core.errors import RunError
 from histojax.studies.robustness import shifts
 from histojax.studies.robustness.shifts import ImageFacts
-from tests.helpers.slide_files import GLASS, tissue_texture
+from tests.helpers.tissue_pictures import GLASS, tissue_texture
 
 IMAGE = tissue_texture(120, 160, seed=3)
 FACTS = ImageFacts(key=7, stains=stain.find_stains(IMAGE), mpp=0.5)
