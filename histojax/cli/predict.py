@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> None:
     for warning in magnification_warnings(refs, [model.magnification for model in models]):
         _log.warning("warning: %s", warning)
     novelty = NoveltyScorer.of_predictor(models[0]) if len(models) == 1 else None
-    if len(models) > 1:
+    if len(models) > 1 and any(map(NoveltyScorer.file_of, models)):
         _log.info("no columns of novelty: several runs are averaged")
     summary = prediction_run.run(
         refs,

@@ -2,6 +2,7 @@
 
 import collections
 import logging
+import pathlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -35,6 +36,13 @@ class NoveltyScorer:
             f"{facts['val_images']} validation images{units}"
         )
 
+    @staticmethod
+    def file_of(predictor: Predictor) -> pathlib.Path | None:
+        """The file that `histojax novelty` wrote beside a model's checkpoint; None if there is none."""
+        folder = checkpoint.run_of(predictor.path)
+        path = folder / memory.FILE if folder else None
+        return path if path and path.is_file() else None
+
     @classmethod
     def of_predictor(cls, predictor: Predictor) -> "NoveltyScorer | None":
         """Load the file that `histojax novelty` wrote beside a model's checkpoint; None if there is none.
@@ -44,15 +52,14 @@ class NoveltyScorer:
         Raises:
           RunError: the file is damaged.
         """
-        folder = checkpoint.run_of(predictor.path)
-        path = folder and folder / memory.FILE
-        if path is None or not path.is_file():
+        path = cls.file_of(predictor)
+        if path is None:
             return None
         remembered = memory.read(path)
         if remembered.facts["checkpoint"] != predictor.digest:
             _log.warning(
                 "warning: %s belongs to another checkpoint and is not used; write it again: histojax novelty %s",
-                path, folder,
+                path, path.parent,
             )  # fmt: skip
             return None
         layer, batch_size = remembered.facts["layer"], predictor.batch_size
