@@ -39,6 +39,13 @@ def units(patient_id: Array, slide_id: Array | None = None, source_id: Array | N
     return "image", np.arange(len(patient_id)), len(patient_id)
 
 
+def equal_weights(unit: Array) -> Array:
+    """Return weights (n,) of images that add up to 1, the same for each unit, given the unit index of each image."""
+    _, index, counts = np.unique(unit, return_inverse=True, return_counts=True)
+    weights: Array = 1 / (len(counts) * counts[index])
+    return weights
+
+
 def unit_sums(terms: Array, unit: Array, n_units: int) -> Array:
     """Sum terms (n, c) over the images of each unit, (g, c). A resample is then one matrix product."""
     terms = np.asarray(terms, np.float64)

@@ -53,7 +53,7 @@ def fit_temperature(true: Array, probabilities: Array, weights: Array | None = N
     Args:
       true: class indices, (n,).
       probabilities: (n, k).
-      weights: of each image in the loss, (n,), such as `equal_units` gives; None: all count the same.
+      weights: of each image in the loss, (n,), such as `bootstrap.equal_weights` gives; None: all count the same.
     """
     logits = np.log(np.maximum(np.asarray(probabilities, np.float64), _EPS))
     true_logits = logits[np.arange(len(logits)), np.asarray(true)]
@@ -72,13 +72,6 @@ def fit_temperature(true: Array, probabilities: Array, weights: Array | None = N
         middle = np.sqrt(low * high)
         low, high = (low, middle) if slope(middle) > 0 else (middle, high)
     return float(1 / np.sqrt(low * high))
-
-
-def equal_units(unit: Array) -> Array:
-    """Return weights (n,) by which each unit counts the same, however many images (n,) it has."""
-    _, index, counts = np.unique(unit, return_inverse=True, return_counts=True)
-    weights: Array = 1 / counts[index]
-    return weights
 
 
 def equal_mass_edges(scores: Array) -> Array:

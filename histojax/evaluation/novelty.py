@@ -136,17 +136,6 @@ def _unit(features: Array) -> Array:
     return unit
 
 
-def unit_weights(unit: Array) -> Array:
-    """Return weights [n] of images that add up to 1, equal for each of their units, such as patients.
-
-    Args:
-      unit: index of each image's unit, [n].
-    """
-    counts = np.bincount(unit)
-    weights: Array = 1 / (np.count_nonzero(counts) * counts[unit])
-    return weights
-
-
 @dataclass(frozen=True)
 class Quantiles:
     """The distribution of a figure among validation images.

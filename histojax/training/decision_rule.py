@@ -43,7 +43,7 @@ def fit_decision_rule(
     labels, probabilities = dataset.labels[indices], output.probabilities
     rows = dataset.records.take(indices)
     unit_name, unit, n_units = bootstrap.units(*(rows.column(name) for name in ("patient_id", "slide_id", "source_id")))
-    weights = calibration.equal_units(unit) if temperature == "patients" else None
+    weights = bootstrap.equal_weights(unit) if temperature == "patients" else None
     if not dataset.multilabel:
         temperatures = [calibration.fit_temperature(labels, probabilities, weights)]
         decision = _decision(labels, probabilities, dataset.classes, rule) if len(dataset.classes) == 2 else None

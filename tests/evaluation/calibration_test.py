@@ -4,7 +4,7 @@ import sklearn.calibration
 import sklearn.metrics as sk
 from scipy import optimize
 
-from histojax.evaluation import calibration, metrics, predictions, results
+from histojax.evaluation import bootstrap, calibration, metrics, predictions, results
 
 
 def table(n=600, k=3, temperature=1.0, seed=0, n_patients=20):
@@ -172,8 +172,8 @@ def test_a_temperature_may_count_patients_the_same():
     df = table(400, 3, temperature=2.0)
     true, p = results.arrays(df, predictions.class_names(df))
     unit = np.repeat(np.arange(4), [10, 40, 150, 200])
-    weights = calibration.equal_units(unit)
-    assert [weights[unit == i].sum() for i in range(4)] == pytest.approx([1] * 4)
+    weights = bootstrap.equal_weights(unit)
+    assert [weights[unit == i].sum() for i in range(4)] == pytest.approx([0.25] * 4)
     fitted = calibration.fit_temperature(true, p, weights)
     loss = lambda t: float(metrics.log_loss(true, calibration.softmax_at(p, t), weights))  # noqa: E731
     best = optimize.minimize_scalar(loss, bounds=(0.1, 10), method="bounded", options={"xatol": 1e-9})

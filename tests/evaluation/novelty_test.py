@@ -6,7 +6,8 @@ from scipy.spatial import distance
 from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import NearestNeighbors
 
-from histojax.evaluation.novelty import Gaussian, Neighbours, Quantiles, unit_weights
+from histojax.evaluation import bootstrap
+from histojax.evaluation.novelty import Gaussian, Neighbours, Quantiles
 
 RNG = np.random.default_rng(0)
 
@@ -60,7 +61,7 @@ def test_references_are_chosen_evenly_from_the_classes() -> None:
 
 
 def test_each_patient_counts_the_same_in_quantiles() -> None:
-    weights = unit_weights(np.array([0, 0, 2]))  # a patient of two images, and one of one
+    weights = bootstrap.equal_weights(np.array([0, 0, 2]))  # a patient of two images, and one of one
     assert weights.tolist() == [0.25, 0.25, 0.5]
     quantiles = Quantiles.of(np.array([2.0, 1.0, 10.0]), weights)
     ranks = {value: quantiles.rank(value) for value in (0, 1, 1.5, 2, 5, 10, 11)}

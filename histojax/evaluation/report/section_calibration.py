@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from histojax.evaluation import calibration, results, summary_blocks
+from histojax.evaluation import bootstrap, calibration, results, summary_blocks
 from histojax.evaluation.metrics import Array
 from histojax.evaluation.report.section_levels import Scored
 from histojax.evaluation.report.sources import Source
@@ -57,7 +57,7 @@ def _weights(source: Source) -> Array | None:
     """Return the weights of the validation rows in the fit of temperatures; None: all count the same."""
     if _counted(source) != "patients":
         return None
-    return calibration.equal_units(summary_blocks.resampled_units(source.validation)[1])
+    return bootstrap.equal_weights(summary_blocks.resampled_units(source.validation)[1])
 
 
 def _counted(source: Source) -> str:

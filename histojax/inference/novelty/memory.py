@@ -13,7 +13,8 @@ import safetensors.numpy
 
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write
-from histojax.evaluation.novelty import UNLIKE, UNLIKE_TRAINING, Gaussian, Neighbours, Quantiles, unit_weights
+from histojax.evaluation import bootstrap
+from histojax.evaluation.novelty import UNLIKE, UNLIKE_TRAINING, Gaussian, Neighbours, Quantiles
 from histojax.inference.novelty import pixel_rules
 
 FILE = "novelty.safetensors"
@@ -131,7 +132,7 @@ def build(
         raise RunError(f"{error}: the model gives all training images the same; choose another --layer") from error
     neighbours = Neighbours.choose(train, groups)
     name, unit, count = units
-    weights = unit_weights(unit)
+    weights = bootstrap.equal_weights(unit)
     return Memory(
         gaussian,
         neighbours,
