@@ -26,6 +26,7 @@ def predictor(mpp: float = 0.5, tile_pixels: int | None = 224) -> Any:
     trained = LoadedModel(pathlib.Path("runs/a"), meta, config, nothing, nothing, nothing)
     return types.SimpleNamespace(
         trained=trained, classes=("tumor",), thresholds=None, image_size=64, batch_size=8, stream=None, digest="0",
+        path=trained.path,
         input=ModelInput(64),
     )  # fmt: skip
 

@@ -190,7 +190,7 @@ def test_stored_transfer_predictions_belong_to_their_images(
     config = planned[0].config
     dataset = open_dataset(config.data)
     meta = {"classes": dataset.classes, "step": 3, "split": dataset.split(build.split_spec(config)).to_json()}
-    trained = types.SimpleNamespace(config=config, meta=meta, layout=None, program=None, model=None)
+    trained = types.SimpleNamespace(config=config, meta=meta, layout=None, program=None, model=None, stain=None)
     calls = []
 
     def predict(*arguments: object) -> pd.DataFrame:

@@ -181,15 +181,13 @@ class _Harm:
         return os.system, (f"touch {self.marker}",)
 
 
-def test_a_file_that_would_run_code_is_refused_and_leaves_no_results(
-    tmp_path: pathlib.Path, images: pathlib.Path
-) -> None:
+def test_a_file_that_would_run_code_is_refused_and_leaves_no_results(tmp_path: pathlib.Path) -> None:
     (tmp_path / "bad.pth").write_bytes(pickle.dumps(_Harm(tmp_path / "harm")))
     torch.save({"weight": torch.zeros(2), "extra": _Harm(tmp_path / "harm")}, tmp_path / "worse.pth")
-    narrow = ("model.options.stage_sizes=(1,1,1,1)", "model.options.width=8")
+    config = ("--config", "tests/helpers/quick_run.py", "--workdir", tmp_path / "run")
     for name in ("bad.pth", "worse.pth"):
         # In this process, so that what the file would run has every chance to run.
-        done = histojax("train", *command(tmp_path / "run", images, f"model.pretrained={tmp_path / name}", *narrow)[3:])
+        done = histojax("train", *config, f"--config.model.pretrained={tmp_path / name}")
         assert done.returncode == 1
         assert name in done.stderr
         assert "Traceback" not in done.stderr
