@@ -73,13 +73,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         help="bring each image to the colours of --stain_reference (default: a run's own normalisation)",
     )
     network.add_argument("--stain_reference", metavar="FILE", default="", help="the image with these colours")
-    parser.add_argument(
-        "--layer",
-        metavar="NAME",
-        default="pooled",
-        help="pooled, what the classifier sees; or a feature map, such as layer3 or block12, whose mean over all "
-        "positions is taken (default: pooled)",
-    )
+    flags.add_layer(parser)
     flags.add_batch_size(parser)
     flags.add_threads(parser, "threads that read images")
     flags.add_shard(parser, "image or slide")

@@ -64,6 +64,17 @@ def add_threads(parser: argparse.ArgumentParser, help: str, *, default: int = 4)
     parser.add_argument("--threads", metavar="N", type=positive, default=default, help=f"{help} (default: {default})")
 
 
+def add_layer(parser: argparse.ArgumentParser) -> None:
+    """Add `--layer`, the features that are computed."""
+    parser.add_argument(
+        "--layer",
+        metavar="NAME",
+        default="pooled",
+        help="pooled, what the classifier sees; or a feature map, such as layer3 or block12, whose mean over all "
+        "positions is taken (default: pooled)",
+    )
+
+
 def add_batch_size(parser: argparse.ArgumentParser, *, default: int = 32) -> None:
     """Add `--batch_size N`."""
     parser.add_argument(

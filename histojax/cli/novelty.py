@@ -25,13 +25,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         examples=["histojax novelty runs/dala_100x"],
     )
     flags.add_run(parser)
-    parser.add_argument(
-        "--layer",
-        metavar="NAME",
-        default="pooled",
-        help="pooled, what the classifier sees; or a feature map, such as layer3 or block12, whose mean over all "
-        "positions is taken (default: pooled)",
-    )
+    flags.add_layer(parser)
     parser.add_argument("--data_root", metavar="PATH", default="", help="the run's images, if they have moved")
     return parser
 

@@ -272,7 +272,7 @@ def test_siblings_are_kept_together_by_their_table(tmp_path: pathlib.Path) -> No
     rows = [(path.name, path.parent.name, path.parent.name.partition("_")[0], i % 5) for i, path in enumerate(files)]
     write_csv(tmp_path / "root" / "lc25000_image_groups.csv", "filename,label,tissue,group_id", rows)
     words = RECIPES["lc25000"].split.split("`")[1::2]
-    fields = dict(word.removeprefix("data.").split("=") for word in words)  # as the page gives them
+    fields = dict(word.removeprefix("data.").split("=") for word in words)  # the fields that the page of recipes shows
     dataset = opened(tmp_path, "lc25000", **fields)
     assert sorted(set(by_name(dataset, "case_id"))) == ["0", "1", "2", "3", "4"]
     rows_by_group = collections.defaultdict(set)

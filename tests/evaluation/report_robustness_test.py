@@ -1,4 +1,4 @@
-"""The report shows the robustness of its run, and nobody else's."""
+"""The report shows the robustness of its own run, and of no other."""
 
 import json
 import pathlib

@@ -135,7 +135,8 @@ def test_other_settings_are_refused(run: pathlib.Path) -> None:
     ],
 )
 def test_what_cannot_be_measured(run: pathlib.Path, words: list[str], message: str) -> None:
-    done = histojax("robustness", *(str(run) if word == "RUN" else word for word in words))
+    arguments = [str(run) if word == "RUN" else word for word in words]
+    done = histojax("robustness", *arguments)
     assert done.returncode == 1
     assert message in done.stderr
 
