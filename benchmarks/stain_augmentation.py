@@ -21,7 +21,7 @@ from histojax.core.files import write_json
 from histojax.evaluation import bootstrap, predictions
 from histojax.evaluation.metrics import Array
 from histojax.evaluation.summary_blocks import Key
-from histojax.studies.robustness import curves, shifts
+from histojax.studies.robustness import curves, predicted, shifts
 
 FOLDER = "robustness"
 METRICS = ("accuracy", "balanced_accuracy", "gmean", "auroc")
@@ -103,29 +103,22 @@ def pooled(folder: pathlib.Path, chosen: Sequence[shifts.Shift]) -> dict[str, li
     folds = sorted(path for path in folder.glob("fold_*") if path.is_dir())
     if not folds:
         raise RunError(f"{folder} has no fold_1, fold_2, …: name the folder of a protocol of `histojax protocols`")
-    start = _concatenated([fold / FOLDER / "predictions" / "unshifted.parquet" for fold in folds])
+    start = _pooled(folds, None, 0.0)
     return {
-        shift.name: [
-            start if strength == 0 else _concatenated([_file(fold, shift.name, strength) for fold in folds])
-            for strength in shift.strengths
-        ]
+        shift.name: [_pooled(folds, shift, strength) if strength else start for strength in shift.strengths]
         for shift in chosen
     }
 
 
-def _file(fold: pathlib.Path, shift: str, strength: float) -> pathlib.Path:
-    return fold / FOLDER / "predictions" / shift / f"{strength:g}.parquet"
-
-
-def _concatenated(files: Sequence[pathlib.Path]) -> pd.DataFrame:
+def _pooled(folds: Sequence[pathlib.Path], shift: shifts.Shift | None, strength: float) -> pd.DataFrame:
     """Tables of the folds, one below the other, ordered by image; an image's name begins with that of its fold."""
     tables = []
-    for file in files:
+    for fold in folds:
+        file = predicted.file_of(fold / FOLDER / predicted.FOLDER, shift, strength)
         if not file.is_file():
             raise RunError(f"{file} is missing: run `histojax robustness` with --shifts stain on every fold")
-        fold = next(part for part in reversed(file.parts) if part.startswith("fold_"))
         table = predictions.read(file).sort_values("image_id", ignore_index=True)
-        tables.append(table.assign(image_id=f"{fold}/" + table["image_id"]))
+        tables.append(table.assign(image_id=f"{fold.name}/" + table["image_id"]))
     return pd.concat(tables, ignore_index=True)
 
 

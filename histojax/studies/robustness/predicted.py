@@ -65,13 +65,12 @@ def predict(
     Raises:
       RunError: a file was written with other settings.
     """
-    cells: list[tuple[pathlib.Path, Shift | None, float]] = [(folder / f"{UNSHIFTED}.parquet", None, 0.0)]
-    for shift in shifts:
-        steps = zip(shift.strengths, shift.labels, strict=True)
-        cells += [(folder / shift.name / f"{_file_name(label)}.parquet", shift, x) for x, label in steps if x]
+    cells: list[tuple[Shift | None, float]] = [(None, 0.0)]
+    cells += [(shift, strength) for shift in shifts for strength in shift.strengths if strength]
     tables: dict[tuple[str, float], pd.DataFrame] = {}
     started, num_predicted = time.monotonic(), 0
-    for path, shift, strength in tqdm(cells, unit="shift", disable=None, mininterval=1):
+    for shift, strength in tqdm(cells, unit="shift", disable=None, mininterval=1):
+        path = file_of(folder, shift, strength)
         wanted = dict(settings) | ({} if shift is None else {"shift": shift.definition, "strength": strength})
         found = None if redo else _read(path, wanted)
         if found is None:
@@ -95,8 +94,12 @@ def predict(
     )
 
 
-def _file_name(label: str) -> str:
-    return label.replace(" ", "").replace("%", "pc")
+def file_of(folder: pathlib.Path, shift: Shift | None, strength: float) -> pathlib.Path:
+    """The file of a shift at a strength; without a shift or at strength 0, that of the images as they are."""
+    if shift is None or not strength:
+        return folder / f"{UNSHIFTED}.parquet"
+    label = shift.labels[list(shift.strengths).index(strength)]
+    return folder / shift.name / f"{label.replace(' ', '').replace('%', 'pc')}.parquet"
 
 
 def _write(path: pathlib.Path, table: pd.DataFrame, settings: Mapping[str, Any]) -> None:
