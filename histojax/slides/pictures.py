@@ -43,6 +43,7 @@ _MAX_LEGEND = 12  # entries; many labels can combine in hundreds of ways
 OUTLINES = ("#0033ff", "#ff00ff", "#000000")
 _HALO = [patheffects.withStroke(linewidth=2.5, foreground="white")]
 _SWATCH = (0.42, 0.26)  # inches
+_PADDING = 0.1  # inches around a picture
 _ROW, _LINE = 0.36, 0.19  # inches between legend entries, and between the lines of one
 
 
@@ -305,8 +306,10 @@ def _add_colour_bar(figure: Figure, axes: Axes, grey: float, threshold: float | 
 
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    # As `bbox_inches="tight"`, for which matplotlib would draw everything twice.
+    box = figure.get_tightbbox().padded(_PADDING)
     with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})
+        figure.savefig(temporary, format="png", bbox_inches=box, metadata={"Software": None})
 
 
 def _legend_entry(names: Sequence[str], carried: NDArray[np.bool_]) -> tuple[str, list[Colour]]:
