@@ -14,6 +14,7 @@ from flax import nnx
 
 from histojax import models
 from histojax.distributed.sharding import path_of
+from histojax.models.rngs import seeded
 from tests.helpers.modules import call, flat
 
 Arrays = dict[str, np.ndarray]
@@ -174,7 +175,7 @@ def make_pair(
 
 def num_parameters(name: str, **options: Any) -> int:
     """Number of parameters of our model with 1000 classes."""
-    model = nnx.eval_shape(lambda: models.create(name, num_classes=1000, rngs=nnx.Rngs(0), **options))
+    model = nnx.eval_shape(lambda: models.create(name, num_classes=1000, rngs=seeded(default=0), **options))
     return sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 

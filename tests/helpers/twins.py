@@ -13,6 +13,7 @@ from flax import nnx
 
 from histojax import models
 from histojax.distributed.sharding import path_of
+from histojax.models.rngs import seeded
 from histojax.weights import Shapes, convert
 from tests.helpers import modules
 from tests.helpers.modules import call, evaluation, flat
@@ -32,7 +33,7 @@ CLASSES = 5
 @functools.cache
 def abstract(name: str, num_classes: int = CLASSES, **options: Any) -> nnx.Module:
     """Our model with shapes in place of arrays."""
-    return nnx.eval_shape(lambda: models.create(name, num_classes=num_classes, rngs=nnx.Rngs(0), **options))
+    return nnx.eval_shape(lambda: models.create(name, num_classes=num_classes, rngs=seeded(default=0), **options))
 
 
 def expected(model: nnx.Module) -> Shapes:

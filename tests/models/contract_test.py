@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 from histojax import models
+from histojax.models.rngs import seeded
 from tests.helpers.modules import ALSO_IN, call, checkpoints, evaluation, filled, flat, images
 
 K, B, RATE = 3, 4, 0.3
@@ -26,7 +27,7 @@ def build(name, *, rate=0.0, dtype=jnp.float32, remat=False, **options):
     """The small model of a specification, with every drop rate set to `rate`."""
     spec = models.spec(name)
     options = {**spec.small, **dict.fromkeys(spec.drop_options, rate), **options}
-    return models.create(name, num_classes=K, rngs=nnx.Rngs(0), dtype=dtype, remat=remat, **options)
+    return models.create(name, num_classes=K, rngs=seeded(default=0), dtype=dtype, remat=remat, **options)
 
 
 @functools.cache
@@ -173,7 +174,9 @@ def test_drop_rates_are_those_of_the_config(name):
     spec = models.spec(name)
 
     def rates(**options):
-        model = nnx.eval_shape(lambda: models.create(name, num_classes=K, rngs=nnx.Rngs(0), **options))
+        model = nnx.eval_shape(
+            lambda: models.create(name, num_classes=K, rngs=seeded(default=0), **spec.small | options)
+        )
         return [module.rate for _, module in nnx.iter_modules(model) if isinstance(module, nnx.Dropout)]
 
     for option in spec.drop_options:
@@ -189,7 +192,7 @@ def test_a_misspelt_option_is_named_with_a_hint(name):
     misspelt = option[:-1] + option[-1] * 2
     message = f"unknown option {misspelt!r} of {name} (did you mean {option!r}?); options: {option}"
     with pytest.raises(ValueError, match=re.escape(message)):
-        models.create(name, num_classes=K, rngs=nnx.Rngs(0), **{misspelt: 1})
+        models.create(name, num_classes=K, rngs=seeded(default=0), **{misspelt: 1})
 
 
 @every_model
@@ -202,7 +205,7 @@ def test_options_are_fields_of_a_frozen_config_and_survive_json(name):
     as_json = {key: list(value) if isinstance(value, tuple) else value for key, value in spec.small.items()}
     assert spec.configure(as_json) == spec.configure(spec.small)
     with pytest.raises(ValueError, match="num_classes=0 is not a positive number"):
-        models.create(name, num_classes=0, rngs=nnx.Rngs(0))
+        models.create(name, num_classes=0, rngs=seeded(default=0))
 
 
 # These models run at any size; only `check_image_size` refuses small images.
@@ -239,6 +242,6 @@ def test_graphdefs_are_hashable_and_depend_on_the_mode(name):
 
 def test_a_misspelt_model_is_named_with_a_hint():
     message = "'dala_resnet5' (did you mean 'dala_resnet50'?); models: resnet50, dala_resnet50"
-    for look_up in (models.spec, lambda name: models.create(name, num_classes=K, rngs=nnx.Rngs(0))):
+    for look_up in (models.spec, lambda name: models.create(name, num_classes=K, rngs=seeded(default=0))):
         with pytest.raises(ValueError, match=re.escape(message)):
             look_up("dala_resnet5")

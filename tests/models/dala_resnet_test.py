@@ -16,6 +16,7 @@ from histojax import models
 from histojax.models.dala_resnet import ChannelAttention, DALAResNet, DALAResNetConfig, DualActivationHead
 from histojax.models.ops.layers import max_pool_3x3_s2
 from histojax.models.resnet import ResNet, ResNetConfig
+from histojax.models.rngs import seeded
 from tests.helpers import modules
 from tests.helpers.modules import call, evaluation, flat
 
@@ -34,7 +35,7 @@ def tiny(attention="layer4", head="dual", dropout=0.0, **kwargs) -> DALAResNet:
     config = DALAResNetConfig(
         **SIZES, attention=attention, head=head, reduction=8, head_widths=(16, 8), dropout=dropout
     )
-    return DALAResNet(config, num_classes=K, rngs=nnx.Rngs(0), **kwargs)
+    return DALAResNet(config, num_classes=K, rngs=seeded(default=0), **kwargs)
 
 
 # Of 64 pixels a side, so that the last maps have more than one position.
@@ -63,7 +64,7 @@ def train_pass(model):
 
 
 def abstract(name, **options):
-    return nnx.eval_shape(lambda: models.create(name, num_classes=1000, rngs=nnx.Rngs(0), **options))
+    return nnx.eval_shape(lambda: models.create(name, num_classes=1000, rngs=seeded(default=0), **options))
 
 
 def parameter_count(model) -> int:
@@ -101,7 +102,7 @@ def test_shapes_of_features_and_logits(attention, head):
 
 
 def test_without_attention_and_dual_head_it_equals_resnet():
-    dala, resnet = tiny("none", "linear"), ResNet(TINY, num_classes=K, rngs=nnx.Rngs(1))
+    dala, resnet = tiny("none", "linear"), ResNet(TINY, num_classes=K, rngs=seeded(default=1))
     assert not np.array_equal(dala.conv1.kernel[...], resnet.conv1.kernel[...])
     nnx.update(resnet, nnx.state(dala))
     np.testing.assert_array_equal(predict(dala, images()), predict(resnet, images()))
@@ -109,7 +110,7 @@ def test_without_attention_and_dual_head_it_equals_resnet():
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_the_gate_starts_open_for_every_input(scale):
-    attention = ChannelAttention(32, reduction=4, rngs=nnx.Rngs(0))
+    attention = ChannelAttention(32, reduction=4, rngs=seeded(default=0))
     x = scale * np.abs(np.random.default_rng(0).normal(size=(3, 2, 2, 32))).astype(np.float32)
     gate = attention.gate(x)
     assert gate.shape == (3, 32)
@@ -129,7 +130,7 @@ def test_the_attention_gets_gradients_within_two_steps():
 def test_residual_branches_start_at_zero_by_default():
     assert (np.asarray(tiny().layer4[0].bn3.scale[...]) == 0).all()
     config = ResNetConfig((1, 1, 1, 1), 4, zero_init_residual=False)
-    assert (np.asarray(ResNet(config, num_classes=K, rngs=nnx.Rngs(0)).layer4[0].bn3.scale[...]) == 1).all()
+    assert (np.asarray(ResNet(config, num_classes=K, rngs=seeded(default=0)).layer4[0].bn3.scale[...]) == 1).all()
 
 
 @functools.cache
@@ -172,7 +173,7 @@ def test_evaluation_does_not_change_the_state():
 
 @pytest.mark.parametrize("active", ["dropout1", "dropout2"])
 def test_each_dropout_is_on_in_training_only(active):
-    head, x = DualActivationHead(32, 3, widths=(16, 8), dropout=0.5, rngs=nnx.Rngs(0)), np.ones((4, 32), "f")
+    head, x = DualActivationHead(32, 3, widths=(16, 8), dropout=0.5, rngs=seeded(default=0)), np.ones((4, 32), "f")
     np.testing.assert_array_equal(nnx.view(head, deterministic=True)(x), nnx.view(head, deterministic=True)(x))
     head = nnx.view(head, deterministic=True)
     getattr(head, active).deterministic = False

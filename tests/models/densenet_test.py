@@ -10,6 +10,7 @@ from flax import nnx
 
 from histojax import models
 from histojax.models.densenet import DenseNet, DenseNetConfig
+from histojax.models.rngs import seeded
 from tests.helpers.modules import call, evaluation, images, map_shapes
 
 K = 3
@@ -18,7 +19,7 @@ SMALL = {"growth_rate": 4, "block_sizes": (2, 3, 1, 2), "width": 8, "bn_size": 2
 
 def small(*, seed=0, drop_rate=0.0) -> DenseNet:
     config = DenseNetConfig(**SMALL, drop_rate=drop_rate)
-    return DenseNet(config, num_classes=K, rngs=nnx.Rngs(params=0, dropout=seed))
+    return DenseNet(config, num_classes=K, rngs=seeded(params=0, dropout=seed))
 
 
 def test_channels_grow_and_are_halved():
@@ -26,7 +27,7 @@ def test_channels_grow_and_are_halved():
     config = DenseNetConfig()
     assert [config.in_features(i) for i in range(4)] == [64, 128, 256, 512]
     assert [config.out_features(i) for i in range(4)] == [256, 512, 1024, 1024]
-    model = nnx.eval_shape(lambda: models.create("densenet121", num_classes=K, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: models.create("densenet121", num_classes=K, rngs=seeded(default=0)))
     assert [len(block) for block in model.blocks] == [6, 12, 24, 16]
     assert map_shapes(model, 224, 224) == {
         "block1": (56, 56, 256),
@@ -53,7 +54,7 @@ def test_dropout_follows_each_layer_in_training_only():
     np.testing.assert_array_equal(new(evaluation(one)), new(evaluation(small())))
     assert not np.array_equal(new(one), new(other))
     assert np.mean(new(one) == 0) == pytest.approx(0.5, abs=0.05)
-    made = nnx.eval_shape(lambda: models.create("densenet121", num_classes=K, rngs=nnx.Rngs(0), drop_rate=0.2))
+    made = nnx.eval_shape(lambda: models.create("densenet121", num_classes=K, rngs=seeded(default=0), drop_rate=0.2))
     assert {layer.dropout.rate for block in made.blocks for layer in block} == {0.2}
 
 
@@ -73,4 +74,4 @@ def test_invalid_options_are_named(options, message):
         DenseNetConfig(**options)
     if "drop_rate" in options:
         with pytest.raises(ValueError, match=re.escape(message)):
-            models.create("densenet121", num_classes=K, rngs=nnx.Rngs(0), **options)
+            models.create("densenet121", num_classes=K, rngs=seeded(default=0), **options)

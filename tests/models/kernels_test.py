@@ -17,6 +17,7 @@ from histojax.models.ops import kernels, norms, row_norm, window_attention
 from histojax.models.ops.attention import attend
 from histojax.models.ops.sharded_call import sharded_calls
 from histojax.models.ops.window_attention import Cut
+from histojax.models.rngs import seeded
 
 EPSILON = 1e-5
 CUTS = [Cut(3, 7), Cut(2, 7, 3, 3), Cut(1, 4, 0, 2), Cut(2, 4, 1, 0)]
@@ -106,7 +107,7 @@ def test_row_normalisation_equals_xla(shape, dtype, near, monkeypatch):
 
 def small_swin(images):
     config = swin.SwinConfig(32, (2, 2), (2, 2), 4, stochastic_depth=0.0)
-    graph, params, rest = nnx.split(swin.Swin(config, num_classes=3, rngs=nnx.Rngs(0)), nnx.Param, ...)
+    graph, params, rest = nnx.split(swin.Swin(config, num_classes=3, rngs=seeded(default=0)), nnx.Param, ...)
     return with_gradients(lambda params: nnx.merge(graph, params, rest)(images), params, normal(4, 2, 3))
 
 

@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 
 from histojax.models.ops import layers, norms
+from histojax.models.rngs import seeded
 
 PAD_1 = ((1, 1), (1, 1))
 
@@ -60,7 +61,7 @@ def test_matmul_in_bfloat16_keeps_the_kernel_gradient_in_float32():
 def test_pointwise_convolution_by_dot_equals_convolution(strides, size, use_bias):
     x = normal(0, 2, *size, 5)
     dot, conv = (
-        layers.Conv(5, 6, (1, 1), strides=strides, use_bias=use_bias, impl=impl, rngs=nnx.Rngs(0))
+        layers.Conv(5, 6, (1, 1), strides=strides, use_bias=use_bias, impl=impl, rngs=seeded(default=0))
         for impl in ("dot", "conv")
     )
     assert jax.tree.structure(nnx.as_pure(nnx.state(dot))) == jax.tree.structure(nnx.as_pure(nnx.state(conv)))
@@ -80,9 +81,9 @@ def test_pointwise_convolution_by_dot_equals_convolution(strides, size, use_bias
 
 def test_grouped_and_padded_convolutions_do_not_use_dot():
     x = normal(0, 1, 4, 4, 6)
-    grouped = layers.Conv(6, 6, (1, 1), groups=6, impl="dot", rngs=nnx.Rngs(0))
+    grouped = layers.Conv(6, 6, (1, 1), groups=6, impl="dot", rngs=seeded(default=0))
     np.testing.assert_allclose(grouped(x), x * np.asarray(grouped.kernel[...])[0], rtol=1e-6)
-    padded = layers.Conv(6, 2, (1, 1), padding=PAD_1, impl="dot", rngs=nnx.Rngs(0))
+    padded = layers.Conv(6, 2, (1, 1), padding=PAD_1, impl="dot", rngs=seeded(default=0))
     assert padded(x).shape == (1, 6, 6, 2)
 
 
@@ -90,7 +91,14 @@ def test_grouped_and_padded_convolutions_do_not_use_dot():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_depthwise_convolution_by_shifts_equals_convolution(dtype, strides):
     x = normal(0, 2, 7, 6, 5)
-    options = {"strides": strides, "padding": PAD_1, "groups": 5, "use_bias": True, "dtype": dtype, "rngs": nnx.Rngs(0)}
+    options = {
+        "strides": strides,
+        "padding": PAD_1,
+        "groups": 5,
+        "use_bias": True,
+        "dtype": dtype,
+        "rngs": seeded(default=0),
+    }
     shifts, auto, conv = (layers.Conv(5, 5, (3, 3), impl=impl, **options) for impl in ("dot", "auto", "conv"))
     for other in (shifts, auto):
         nnx.update(other, nnx.state(conv))
@@ -129,7 +137,7 @@ def test_strided_convolution_by_blocks_equals_convolution(kernel, padding, chann
     with jax.enable_x64(True):
         blocks, conv = (
             layers.Conv(channels, 5, (kernel, kernel), strides=(2, 2), padding=padding, dtype=jnp.float64, impl=impl,
-                        rngs=nnx.Rngs(0))
+                        rngs=seeded(default=0))
             for impl in ("blocks", "conv")
         )  # fmt: skip
         assert f"{size[0] // 2},{size[1] // 2},{4 * channels}]" in str(jax.make_jaxpr(lambda x: blocks(x))(x))
@@ -146,7 +154,7 @@ def test_strided_convolution_by_blocks_equals_convolution(kernel, padding, chann
 
 
 def test_an_odd_map_is_not_convolved_by_blocks():
-    conv = layers.Conv(3, 4, (3, 3), strides=(2, 2), padding=PAD_1, impl="blocks", rngs=nnx.Rngs(0))
+    conv = layers.Conv(3, 4, (3, 3), strides=(2, 2), padding=PAD_1, impl="blocks", rngs=seeded(default=0))
     assert conv(normal(0, 1, 7, 8, 3)).shape == (1, 4, 4, 4)
 
 
@@ -167,7 +175,7 @@ def test_layer_norm_gradients_equal_the_plain_formula_in_float64():
     x = 3 + 2 * normal(0, 4, 5, 7, dtype=np.float64)
     weights = normal(3, *x.shape, dtype=np.float64)
     with jax.enable_x64(True):
-        norm = norms.LayerNorm(7, dtype=jnp.float64, rngs=nnx.Rngs(0))
+        norm = norms.LayerNorm(7, dtype=jnp.float64, rngs=seeded(default=0))
         graphdef, _ = nnx.split(norm)
 
         def ours(x, scale, bias):
@@ -189,7 +197,7 @@ def test_layer_norm_gradients_equal_the_plain_formula_in_float64():
 def test_layer_norm_of_bfloat16_has_float32_statistics():
     # Far from zero: bfloat16 statistics, or E[x²] - E[x]² in float32, would be off by more than this.
     x = jnp.asarray(1000 + 8 * np.arange(16), jnp.bfloat16).reshape(1, 16)
-    y = norms.LayerNorm(16, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(x)
+    y = norms.LayerNorm(16, dtype=jnp.bfloat16, rngs=seeded(default=0))(x)
     wide = np.asarray(x, np.float64)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(y.astype(np.float32), (wide - wide.mean()) / wide.std(), rtol=2**-8)
@@ -197,7 +205,7 @@ def test_layer_norm_of_bfloat16_has_float32_statistics():
 
 def test_unknown_impl_is_refused():
     with pytest.raises(ValueError, match="impl='gemm'"):
-        layers.Conv(3, 3, (1, 1), impl="gemm", rngs=nnx.Rngs(0))
+        layers.Conv(3, 3, (1, 1), impl="gemm", rngs=seeded(default=0))
 
 
 def plain_batch_norm(x, scale, bias):
@@ -251,7 +259,7 @@ def test_constant_channels_stay_finite():
 
 def test_running_statistics_equal_those_of_flax():
     x = 2 + 3 * normal(0, 4, 5, 5, 3)
-    ours = norms.BatchNorm(3, rngs=nnx.Rngs(0))
+    ours = norms.BatchNorm(3, rngs=seeded(default=0))
     flax = nnx.BatchNorm(3, momentum=0.9, rngs=nnx.Rngs(0))
     for _ in range(2):
         np.testing.assert_allclose(ours(x), flax(x), atol=1e-5)
@@ -267,7 +275,7 @@ def test_running_statistics_equal_those_of_flax():
 
 def test_a_misspelt_view_is_refused():
     with pytest.raises(ValueError, match="use_running_avg"):
-        nnx.view(norms.BatchNorm(3, rngs=nnx.Rngs(0)), use_running_avg=True)
+        nnx.view(norms.BatchNorm(3, rngs=seeded(default=0)), use_running_avg=True)
 
 
 def window_max(x):
@@ -288,7 +296,7 @@ def test_max_pool_equals_the_window_reduction(size):
 
 
 def test_linear_maps_the_last_axis():
-    linear = layers.Linear(4, 3, bias_init=jax.nn.initializers.ones, rngs=nnx.Rngs(0))
+    linear = layers.Linear(4, 3, bias_init=jax.nn.initializers.ones, rngs=seeded(default=0))
     x = normal(0, 2, 5, 4)
     np.testing.assert_allclose(linear(x), x @ np.asarray(linear.kernel[...]) + 1, rtol=1e-5)
 
@@ -300,8 +308,8 @@ def test_the_gradient_of_a_bias_is_summed_in_float32():
 
 
 def test_a_folded_convolution_equals_convolution_and_norm(monkeypatch):
-    conv = layers.Conv(3, 4, (3, 3), strides=(2, 2), padding=PAD_1, rngs=nnx.Rngs(0))
-    norm = norms.BatchNorm(4, rngs=nnx.Rngs(0))
+    conv = layers.Conv(3, 4, (3, 3), strides=(2, 2), padding=PAD_1, rngs=seeded(default=0))
+    norm = norms.BatchNorm(4, rngs=seeded(default=0))
     for variable, value in zip((norm.scale, norm.bias, norm.mean, norm.var), normal(1, 4, 4), strict=True):
         variable.set_value(jnp.abs(value) + 0.1)
     x = normal(2, 2, 8, 8, 3)

@@ -14,6 +14,7 @@ from flax import nnx
 
 from histojax import models
 from histojax.models.ldcsf import LDCSF, LDCSFConfig, LocalDepthConv
+from histojax.models.rngs import seeded
 from histojax.models.swin import Swin, SwinConfig
 from tests.helpers.modules import call, evaluation, flat, images
 
@@ -27,11 +28,11 @@ BLOCKS = {"ldc": "blocks", "ldc_norm": "batch", "stochastic_depth": 0.5}
 
 def small(**kwargs) -> LDCSF:
     options = {"stochastic_depth": 0.0} | SMALL | kwargs
-    return models.create("ldcsf", num_classes=3, rngs=nnx.Rngs(0), **options)
+    return models.create("ldcsf", num_classes=3, rngs=seeded(default=0), **options)
 
 
 def abstract(**options):
-    return nnx.eval_shape(lambda: models.create("ldcsf", num_classes=4, rngs=nnx.Rngs(0), **options))
+    return nnx.eval_shape(lambda: models.create("ldcsf", num_classes=4, rngs=seeded(default=0), **options))
 
 
 def apply(method, model, x):
@@ -84,7 +85,7 @@ def small_pass(**options):
 
 @pytest.mark.parametrize("places", ["stages", "blocks"])
 def test_it_starts_equal_to_a_swin_transformer_with_its_weights(places):
-    ldcsf, swin = small(ldc=places), Swin(BACKBONE, num_classes=3, rngs=nnx.Rngs(1))
+    ldcsf, swin = small(ldc=places), Swin(BACKBONE, num_classes=3, rngs=seeded(default=1))
     copy(swin, ldcsf)
     wanted = apply(Swin.features, swin, images())
     np.testing.assert_array_equal(apply(LDCSF.features, ldcsf, images()), wanted)
@@ -99,14 +100,16 @@ def test_it_starts_equal_to_a_swin_transformer_with_its_weights(places):
 
 
 def test_without_its_parts_it_equals_the_swin_transformer():
-    plain, swin = small(ldc="none", fr=False, resnet=False), Swin(BACKBONE, num_classes=3, rngs=nnx.Rngs(1))
+    plain, swin = small(ldc="none", fr=False, resnet=False), Swin(BACKBONE, num_classes=3, rngs=seeded(default=1))
     assert parameters(plain).keys() == parameters(swin).keys()
     copy(swin, plain)
     np.testing.assert_array_equal(apply(LDCSF.__call__, plain, images()), apply(Swin.__call__, swin, images()))
 
 
 def test_the_backbone_has_the_paths_and_shapes_of_swin_tiny():
-    swin = nnx.eval_shape(lambda: models.create("swin_tiny_patch4_window7_224", num_classes=1000, rngs=nnx.Rngs(0)))
+    swin = nnx.eval_shape(
+        lambda: models.create("swin_tiny_patch4_window7_224", num_classes=1000, rngs=seeded(default=0))
+    )
     first_stages = {
         name: p.shape
         for name, p in parameters(swin).items()
@@ -166,7 +169,7 @@ def test_shapes_of_features_and_logits(size, resnet):
 
 @pytest.mark.parametrize("norm", ["layer", "batch"])
 def test_the_local_convolution_equals_its_formula(norm):
-    conv = LocalDepthConv(3, norm=norm, rngs=nnx.Rngs(0))
+    conv = LocalDepthConv(3, norm=norm, rngs=seeded(default=0))
     conv.pointwise.kernel[...] = jnp.eye(3)[::-1] * 2
     conv.pointwise.bias[...] = jnp.arange(3.0)
     x = np.random.default_rng(0).normal(size=(2, 4, 5, 3)).astype(np.float32)
@@ -234,6 +237,6 @@ def test_invalid_options_are_named(options, message):
 
 
 def test_the_default_config_gives_the_default_model():
-    model = nnx.eval_shape(lambda: LDCSF(LDCSFConfig(), num_classes=1000, rngs=nnx.Rngs(0)))
-    expected = nnx.eval_shape(lambda: models.create("ldcsf", num_classes=1000, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: LDCSF(LDCSFConfig(), num_classes=1000, rngs=seeded(default=0)))
+    expected = nnx.eval_shape(lambda: models.create("ldcsf", num_classes=1000, rngs=seeded(default=0)))
     assert nnx.graphdef(model) == nnx.graphdef(expected)

@@ -12,6 +12,7 @@ from flax import nnx
 from histojax import models
 from histojax.models.ops.layers import ChannelAttention
 from histojax.models.resnet import ResNet, ResNetConfig
+from histojax.models.rngs import seeded
 from histojax.models.seresnet import SEResNet, SEResNetConfig
 from tests.helpers.modules import flat, map_shapes
 
@@ -21,7 +22,7 @@ TINY = ResNetConfig(**SIZES)
 
 
 def small() -> SEResNet:
-    return SEResNet(SEResNetConfig(**SIZES), num_classes=K, rngs=nnx.Rngs(0))
+    return SEResNet(SEResNetConfig(**SIZES), num_classes=K, rngs=seeded(default=0))
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def test_the_squeeze_has_timms_width(channels, reduction, wanted):
 
 
 def test_each_block_has_a_gate_that_starts_open():
-    model = nnx.eval_shape(lambda: models.create("seresnet50", num_classes=K, rngs=nnx.Rngs(0), reduction=8))
+    model = nnx.eval_shape(lambda: models.create("seresnet50", num_classes=K, rngs=seeded(default=0), reduction=8))
     widths = []
     for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
         assert all(isinstance(block.attention, ChannelAttention) for block in stage)
@@ -46,16 +47,16 @@ def test_each_block_has_a_gate_that_starts_open():
 
 
 def test_only_the_gates_add_paths_to_resnet():
-    plain, gated = (set(flat(nnx.state(m))) for m in (ResNet(TINY, num_classes=K, rngs=nnx.Rngs(0)), small()))
+    plain, gated = (set(flat(nnx.state(m))) for m in (ResNet(TINY, num_classes=K, rngs=seeded(default=0)), small()))
     assert plain < gated
     assert all("/attention/fc" in name for name in gated - plain)
 
 
 def test_attention_is_built_per_block_from_stage_and_channels():
     def make(stage, channels):
-        return ChannelAttention(channels, 4 if stage == 3 else 8, rngs=nnx.Rngs(0)) if stage else None
+        return ChannelAttention(channels, 4 if stage == 3 else 8, rngs=seeded(default=0)) if stage else None
 
-    model = ResNet(TINY, num_classes=K, attention=make, rngs=nnx.Rngs(0))
+    model = ResNet(TINY, num_classes=K, attention=make, rngs=seeded(default=0))
     stages = (model.layer1, model.layer2, model.layer3, model.layer4)
     assert model.layer1[0].attention is None
     assert [[block.attention.fc1.kernel.shape for block in stage] for stage in stages[1:]] == [
@@ -67,7 +68,7 @@ def test_attention_is_built_per_block_from_stage_and_channels():
 
 def test_feature_maps_have_the_names_and_sizes_of_the_stages():
     # ResNet defines the method, so it is tested as well.
-    for model in (small(), ResNet(TINY, num_classes=K, rngs=nnx.Rngs(0))):
+    for model in (small(), ResNet(TINY, num_classes=K, rngs=seeded(default=0))):
         wanted = {"layer1": (19, 25, 16), "layer2": (10, 13, 32), "layer3": (5, 7, 64), "layer4": (3, 4, 128)}
         assert map_shapes(model, 75, 97) == wanted
 
@@ -75,4 +76,4 @@ def test_feature_maps_have_the_names_and_sizes_of_the_stages():
 @pytest.mark.parametrize("reduction", [0, -2])
 def test_invalid_options_are_named(reduction):
     with pytest.raises(ValueError, match=re.escape(f"reduction={reduction} is not a positive number")):
-        models.create("seresnet50", num_classes=K, rngs=nnx.Rngs(0), reduction=reduction)
+        models.create("seresnet50", num_classes=K, rngs=seeded(default=0), reduction=reduction)

@@ -12,6 +12,7 @@ from flax import nnx
 
 from histojax import models
 from histojax.models import swin
+from histojax.models.rngs import seeded
 from histojax.models.swin import ShiftedWindowAttention, Swin, SwinBlock, SwinConfig
 from tests.helpers.modules import call, evaluation, flat, images
 
@@ -22,7 +23,7 @@ CHANNELS, WINDOW = 4, 4
 
 
 def small(**kwargs) -> Swin:
-    options = {"stochastic_depth": 0.0, "rngs": nnx.Rngs(0)} | SMALL | kwargs
+    options = {"stochastic_depth": 0.0, "rngs": seeded(default=0)} | SMALL | kwargs
     return models.create(NAME, num_classes=3, **options)
 
 
@@ -43,7 +44,7 @@ def test_the_bias_depends_only_on_the_relative_position():
 
 def reach(shift, h, w) -> np.ndarray:
     """Return bool (h, w, h, w): the positions that each position's attention depends on, by the gradient."""
-    attention = ShiftedWindowAttention(CHANNELS, 2, WINDOW, shift, rngs=nnx.Rngs(0))
+    attention = ShiftedWindowAttention(CHANNELS, 2, WINDOW, shift, rngs=seeded(default=0))
     x = np.random.default_rng(1).normal(size=(1, h, w, CHANNELS)).astype(np.float32)
     graphdef, state = nnx.split(attention)
     weights = np.random.default_rng(2).normal(size=(1, 1, 1, CHANNELS)).astype(np.float32)
@@ -79,7 +80,7 @@ def test_attention_reaches_its_window_and_nothing_else(shift, size):
 
 
 def test_padding_takes_part_in_attention_as_zeros():
-    attention = ShiftedWindowAttention(CHANNELS, 2, WINDOW, 0, rngs=nnx.Rngs(0))
+    attention = ShiftedWindowAttention(CHANNELS, 2, WINDOW, 0, rngs=seeded(default=0))
     x = np.random.default_rng(0).normal(size=(1, 3, 4, CHANNELS)).astype(np.float32)
     padded = np.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0)))
     np.testing.assert_allclose(attention(x), attention(padded)[:, :3], rtol=1e-6, atol=1e-7)
@@ -87,7 +88,7 @@ def test_padding_takes_part_in_attention_as_zeros():
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 32), (96, 160), (224, 224), (256, 256), (512, 224)])
 def test_multiples_of_32_are_accepted(size):
-    model = nnx.eval_shape(lambda: evaluation(models.create(NAME, num_classes=5, rngs=nnx.Rngs(0))))
+    model = nnx.eval_shape(lambda: evaluation(models.create(NAME, num_classes=5, rngs=seeded(default=0))))
     x = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
     assert nnx.eval_shape(lambda m, x: m.features(x), model, x).shape == (2, size[0] // 32, size[1] // 32, 768)
     out = nnx.eval_shape(lambda m, x: m(x), model, x)
@@ -101,7 +102,7 @@ def test_other_sizes_are_refused_with_the_nearest_ones(name, size, nearest):
     with pytest.raises(ValueError, match=message):
         models.check_image_size(name, size)
     if size > 0:
-        model = nnx.eval_shape(lambda: models.create(name, num_classes=3, rngs=nnx.Rngs(0)))
+        model = nnx.eval_shape(lambda: models.create(name, num_classes=3, rngs=seeded(default=0)))
         for shape in ((1, 64, size, 3), (1, size, 64, 3)):
             with pytest.raises(ValueError, match=message):
                 nnx.eval_shape(lambda m, x: m(x), model, jax.ShapeDtypeStruct(shape, jnp.float32))
@@ -122,7 +123,7 @@ def test_one_set_of_parameters_serves_every_size():
     model = evaluation(small())
     a, b = call(model, images(2, 32, 32)), call(model, images(2, 64, 96))
     assert a.shape == b.shape == (2, 3)
-    full = nnx.eval_shape(lambda: models.create(NAME, num_classes=3, rngs=nnx.Rngs(0)))
+    full = nnx.eval_shape(lambda: models.create(NAME, num_classes=3, rngs=seeded(default=0)))
     nnx.eval_shape(lambda m, x: m(x), full, jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32))
     before = jax.tree.map(jnp.shape, nnx.state(full, nnx.Param))
     nnx.eval_shape(lambda m, x: m(x), full, jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32))
@@ -146,7 +147,7 @@ def test_every_parameter_gets_a_gradient_and_each_block_draws_twice():
 
 def test_stochastic_depth_drops_whole_images_and_keeps_the_expectation():
     rate, b = 0.25, 4096
-    block = SwinBlock(CHANNELS, 2, 2, drop_rate=rate, rngs=nnx.Rngs(0))
+    block = SwinBlock(CHANNELS, 2, 2, drop_rate=rate, rngs=seeded(default=0))
     x = np.random.default_rng(0).normal(size=(1, 2, 2, CHANNELS)).astype(np.float32)
     attended = x + block.attn(block.norm1(x))
     block.mlp.fc2.kernel[...] = jnp.zeros_like(block.mlp.fc2.kernel[...])
@@ -158,7 +159,7 @@ def test_stochastic_depth_drops_whole_images_and_keeps_the_expectation():
 
 
 def test_stochastic_depth_grows_linearly_over_all_blocks():
-    model = nnx.eval_shape(lambda: models.create(NAME, num_classes=3, rngs=nnx.Rngs(0), stochastic_depth=0.22))
+    model = nnx.eval_shape(lambda: models.create(NAME, num_classes=3, rngs=seeded(default=0), stochastic_depth=0.22))
     rates = [block.stochastic_depth.rate for stage in model.stages for block in stage]
     np.testing.assert_allclose(rates, 0.02 * np.arange(12))
     assert SwinConfig(depths=(1,), heads=(3,)).drop_rate(0) == 0
@@ -181,4 +182,4 @@ def test_stochastic_depth_grows_linearly_over_all_blocks():
 )
 def test_invalid_options_are_named(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        nnx.eval_shape(lambda: models.create(NAME, num_classes=3, rngs=nnx.Rngs(0), **options))
+        nnx.eval_shape(lambda: models.create(NAME, num_classes=3, rngs=seeded(default=0), **options))

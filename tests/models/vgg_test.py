@@ -12,6 +12,7 @@ from flax import nnx
 
 from histojax import models
 from histojax.models.ops.pooling import adaptive_avg_pool
+from histojax.models.rngs import seeded
 from histojax.models.vgg import (
     VGG,
     Classifier,
@@ -32,16 +33,16 @@ KINDS = ("plain", "inception")
 @functools.cache
 def small(kind="plain", *, batch_norm=False):
     if kind == "plain":
-        return VGG(VGGConfig(**SMALL, batch_norm=batch_norm, hidden=16), num_classes=K, rngs=nnx.Rngs(0))
+        return VGG(VGGConfig(**SMALL, batch_norm=batch_norm, hidden=16), num_classes=K, rngs=seeded(default=0))
     config = VGGInceptionConfig(**SMALL, batch_norm=batch_norm, inceptions=INCEPTIONS)
-    return VGGInception(config, num_classes=K, rngs=nnx.Rngs(0))
+    return VGGInception(config, num_classes=K, rngs=seeded(default=0))
 
 
 def test_feature_maps_have_the_names_and_sizes_of_the_stages():
     wanted = {"conv1": (224, 224, 64), "conv2": (112, 112, 128), "conv3": (56, 56, 256), "conv4": (28, 28, 512)}
     wanted |= {"conv5": (14, 14, 512), "pool5": (7, 7, 512)}
     for name in ("vgg16", "vgg16_bn", "vgg16_inception"):
-        model = nnx.eval_shape(lambda name=name: models.create(name, num_classes=K, rngs=nnx.Rngs(0)))
+        model = nnx.eval_shape(lambda name=name: models.create(name, num_classes=K, rngs=seeded(default=0)))
         more = {"inception1": (7, 7, 832), "inception2": (7, 7, 1024)} if "inception" in name else {}
         assert map_shapes(model, 224, 224) == wanted | more
     heights_and_widths = [(75, 97), (37, 48), (18, 24), (9, 12), (4, 6), (2, 3)]
@@ -56,7 +57,7 @@ def test_images_smaller_than_32_are_refused(kind):
 
 
 def test_hidden_dense_layers_lie_in_classifier_and_the_last_one_in_head():
-    model = nnx.eval_shape(lambda: models.create("vgg16", num_classes=K, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: models.create("vgg16", num_classes=K, rngs=seeded(default=0)))
     dense = {name: v.shape for name, v in flat(nnx.state(model)).items() if "kernel" in name and "blocks" not in name}
     assert dense == {
         "classifier/fc1/kernel": (25088, 4096),
@@ -73,7 +74,9 @@ def test_batch_norm_is_only_where_requested():
         names = flat(nnx.state(small("inception", batch_norm=batch_norm)))
         assert any("blocks" in name and "norm" in name for name in names) == batch_norm
         assert any("inceptions" in name and "norm" in name for name in names)
-    made = nnx.eval_shape(lambda: models.create("vgg16_inception", num_classes=K, rngs=nnx.Rngs(0), batch_norm=True))
+    made = nnx.eval_shape(
+        lambda: models.create("vgg16_inception", num_classes=K, rngs=seeded(default=0), batch_norm=True)
+    )
     assert "blocks/4/layers/2/norm/scale" in flat(nnx.state(made))
 
 
@@ -86,7 +89,7 @@ def test_adaptive_averages_equal_hand_computed_values():
 
 
 def test_branches_have_receptive_fields_of_1_3_and_5_pixels():
-    block = evaluation(Inception(2, (1, 1, 1, 1, 1, 1), rngs=nnx.Rngs(0)))
+    block = evaluation(Inception(2, (1, 1, 1, 1, 1, 1), rngs=seeded(default=0)))
     for unit in (block.branch1, *block.branch2, *block.branch3, block.branch4):
         unit.conv.kernel[...] = jnp.ones_like(unit.conv.kernel[...])
     x = np.zeros((1, 9, 9, 2), np.float32)
@@ -96,7 +99,7 @@ def test_branches_have_receptive_fields_of_1_3_and_5_pixels():
 
 
 def test_dropout_follows_both_hidden_layers():
-    layers = Classifier(4, 64, 0.5, rngs=nnx.Rngs(0))
+    layers = Classifier(4, 64, 0.5, rngs=seeded(default=0))
     layers.fc1.kernel[...], layers.fc1.bias[...] = jnp.zeros((4, 64)), jnp.ones(64)
     layers.fc2.kernel[...] = jnp.eye(64)
     y = np.asarray(layers(np.ones((64, 4), np.float32)))
@@ -107,7 +110,7 @@ def test_dropout_follows_both_hidden_layers():
 @pytest.mark.parametrize(("name", "rate"), [("vgg16", 0.5), ("vgg16_bn", 0.5), ("vgg16_inception", 0.4)])
 def test_dropout_rates_follow_the_options(name, rate):
     for options, wanted in (({}, rate), ({"dropout": 0.1}, 0.1)):
-        model = nnx.eval_shape(lambda o=options: models.create(name, num_classes=K, rngs=nnx.Rngs(0), **o))
+        model = nnx.eval_shape(lambda o=options: models.create(name, num_classes=K, rngs=seeded(default=0), **o))
         found = [model.dropout] if "inception" in name else [model.classifier.dropout1, model.classifier.dropout2]
         assert [dropout.rate for dropout in found] == [wanted] * len(found)
 

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from histojax import models
+from histojax.models.rngs import seeded
 from histojax.models.vit import resample_positions
 
 SMALL = {"image_size": 32, "patch": 8, "embed_dim": 16, "depth": 2, "heads": 2}
@@ -14,7 +15,7 @@ SMALL = {"image_size": 32, "patch": 8, "embed_dim": 16, "depth": 2, "heads": 2}
 
 def small(**options):
     settings = {"dtype": jnp.float32, "remat": False} | SMALL | options
-    return models.create("vit", num_classes=3, rngs=nnx.Rngs(params=0, dropout=1), **settings)
+    return models.create("vit", num_classes=3, rngs=seeded(params=0, dropout=1), **settings)
 
 
 def images(h=32, w=32, b=2):

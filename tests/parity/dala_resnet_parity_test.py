@@ -12,6 +12,7 @@ import torch
 from flax import nnx
 
 from histojax import models
+from histojax.models.rngs import seeded
 from tests.helpers import parity
 from tests.helpers.dala_resnet_torch import DALAResNet50
 from tests.helpers.modules import call
@@ -39,7 +40,7 @@ def make_pair(
             head=head,
             dropout=0.0,
             dtype=dtype,
-            rngs=nnx.Rngs(0),
+            rngs=seeded(default=0),
         )
 
     twin = DALAResNet50(CLASSES, attention, head)

@@ -9,6 +9,7 @@ from flax import nnx
 
 from histojax import models
 from histojax.models.densenet import DenseNet, DenseNetConfig
+from histojax.models.rngs import seeded
 from tests.helpers import parity
 from tests.helpers.modules import images
 
@@ -30,7 +31,7 @@ RULES = (
 @pytest.fixture(scope="module")
 def pair() -> parity.Pair:
     def make() -> nnx.Module:
-        return models.create("densenet121", num_classes=CLASSES, rngs=nnx.Rngs(0))
+        return models.create("densenet121", num_classes=CLASSES, rngs=seeded(default=0))
 
     return parity.make_pair(make, densenet.densenet121(num_classes=CLASSES), parity.normed_values(), RULES)
 
@@ -56,7 +57,7 @@ def test_gradients_in_train_mode_equal_torchvisions() -> None:
     )
 
     def make() -> nnx.Module:
-        return DenseNet(config, num_classes=CLASSES, dtype=np.float64, rngs=nnx.Rngs(0))
+        return DenseNet(config, num_classes=CLASSES, dtype=np.float64, rngs=seeded(default=0))
 
     # In float64: batch norm over few values amplifies float32 rounding beyond any honest tolerance.
     with jax.enable_x64(True):

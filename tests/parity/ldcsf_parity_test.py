@@ -12,6 +12,7 @@ import torch
 from flax import nnx
 
 from histojax import models
+from histojax.models.rngs import seeded
 from tests.helpers import ldcsf_torch, parity
 from tests.helpers.modules import call, flat, images
 
@@ -34,7 +35,9 @@ def make_pair(variant: str, *, training: bool = False, dtype: Any = np.float32) 
     sizes = VARIANTS[variant]
 
     def make() -> nnx.Module:
-        return models.create("ldcsf", num_classes=CLASSES, stochastic_depth=0.0, dtype=dtype, rngs=nnx.Rngs(0), **sizes)
+        return models.create(
+            "ldcsf", num_classes=CLASSES, stochastic_depth=0.0, dtype=dtype, rngs=seeded(default=0), **sizes
+        )
 
     twin = ldcsf_torch.LDCSF(CLASSES, **sizes)
     rules = ldcsf_torch.rules(batch_norm=sizes.get("ldc_norm") == "batch")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from histojax.models.rngs import seeded
 from histojax.models.seresnet import SEResNet, SEResNetConfig
 from tests.helpers import parity
 from tests.helpers.modules import images
@@ -29,7 +30,7 @@ VALUES = parity.normed_values(branch=0.5)
 @pytest.fixture(scope="module")
 def pair() -> parity.Pair:
     def make() -> nnx.Module:
-        return SEResNet(SEResNetConfig(), num_classes=CLASSES, rngs=nnx.Rngs(0))
+        return SEResNet(SEResNetConfig(), num_classes=CLASSES, rngs=seeded(default=0))
 
     return parity.make_pair(make, resnet.seresnet50(num_classes=CLASSES), VALUES, RULES)
 
@@ -53,7 +54,7 @@ def test_gradients_in_train_mode_equal_timms() -> None:
     twin = resnet.ResNet(resnet.Bottleneck, layers, num_classes=CLASSES, block_args={"attn_layer": "se"})
 
     def make() -> nnx.Module:
-        return SEResNet(SEResNetConfig(layers), num_classes=CLASSES, dtype=np.float64, rngs=nnx.Rngs(0))
+        return SEResNet(SEResNetConfig(layers), num_classes=CLASSES, dtype=np.float64, rngs=seeded(default=0))
 
     # In float64: batch norm over the few values of layer4 amplifies float32 rounding beyond any honest tolerance.
     with jax.enable_x64(True):

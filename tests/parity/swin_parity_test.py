@@ -11,6 +11,7 @@ import torch
 from flax import nnx
 
 from histojax import models
+from histojax.models.rngs import seeded
 from tests.helpers import parity
 from tests.helpers.modules import call, images
 from tests.helpers.torchvision_import import StochasticDepth, swin_t
@@ -44,7 +45,7 @@ def make_pair(*, training: bool = False, dtype: Any = np.float32) -> parity.Pair
             num_classes=CLASSES,
             stochastic_depth=0.0,
             dtype=dtype,
-            rngs=nnx.Rngs(0),
+            rngs=seeded(default=0),
         )
 
     twin = without_stochastic_depth()

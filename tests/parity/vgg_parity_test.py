@@ -13,6 +13,7 @@ from flax import nnx
 from torch.nn import functional
 
 from histojax import models
+from histojax.models.rngs import seeded
 from histojax.models.vgg import VGGInception, VGGInceptionConfig
 from tests.helpers import parity
 from tests.helpers.modules import images
@@ -113,7 +114,7 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def pair(name: str) -> parity.Pair:
     def make() -> nnx.Module:
-        return models.create(name, num_classes=CLASSES, rngs=nnx.Rngs(0))
+        return models.create(name, num_classes=CLASSES, rngs=seeded(default=0))
 
     return parity.make_pair(make, torch_module(name), random_value, rules(name))
 
@@ -158,7 +159,7 @@ def test_gradients_of_a_small_model_with_inception_blocks_equal_the_twins() -> N
     twin = TorchVGGInception(torchvision_vgg.make_layers(layers), config.widths[-1], config.inceptions, CLASSES)
 
     def make() -> nnx.Module:
-        return VGGInception(config, num_classes=CLASSES, dtype=np.float64, rngs=nnx.Rngs(0))
+        return VGGInception(config, num_classes=CLASSES, dtype=np.float64, rngs=seeded(default=0))
 
     # In float64, train mode, odd sizes: gradients of pooling and concatenation as well.
     with jax.enable_x64(True):
