@@ -1,9 +1,9 @@
 """Preparing a dataset root: what is stored, when it is reused, and that a failure leaves nothing behind."""
 
 import fcntl
+import functools
 import json
 import pathlib
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -16,6 +16,8 @@ from data_pipelines import tfds_builder
 from data_pipelines.breakhis import scan as breakhis_scan
 from data_pipelines.errors import DataError
 from data_pipelines.prepare import Prepared, open_images, prepare
+from data_pipelines.synthetic.generator import SyntheticSpec, generate
+from data_pipelines.synthetic.tiles import TilesSyntheticSpec, generate_tiles
 from tests.conftest import WriteImages
 
 NAMES = [
@@ -24,6 +26,7 @@ NAMES = [
     for magnification in (40, 100)
     for i in (1, 2)
 ]
+FEW_TILES = TilesSyntheticSpec(patients=4, tiles_per_slide=2, size=32)
 TREE = [f"BreaKHis_v1/{'benign' if '_B_' in name else 'malignant'}/{name}" for name in NAMES]
 
 
@@ -284,6 +287,8 @@ def test_no_temporary_files_are_left(
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     prepare("breakhis", str(root), magnification="40X", directory=base)
+    few = functools.partial(module.tiles_generator.generate_tiles, spec=FEW_TILES)
+    monkeypatch.setattr(module.tiles_generator, "generate_tiles", few)
     prepare("liver_tiles", "", magnification="", directory=base)
     assert list((tmp_path / "temporary").iterdir()) == []
 
@@ -313,19 +318,23 @@ def test_real_images_are_prepared(breakhis_part: pathlib.Path, base: str) -> Non
 
 @pytest.mark.parametrize("pipeline", ["breakhis", "liver_tiles"])
 def test_concurrent_processes_prepare_once(base: str, tmp_path: pathlib.Path, pipeline: str) -> None:
-    # Prepare once and delete the result: the images exist, so both processes reach the lock before one builds.
-    magnification = "100X" if pipeline == "breakhis" else ""
-    images = len(prepare(pipeline, "", magnification=magnification, directory=base).records)
-    shutil.rmtree(pathlib.Path(base) / "prepared")
+    magnification, root = "100X" if pipeline == "breakhis" else "", tmp_path / "root"
+    if pipeline == "breakhis":
+        generate(root, SyntheticSpec(cases_per_subtype=(1,) * 8, images_per_patient=1, magnifications=("100X",)))
+    else:
+        generate_tiles(root, FEW_TILES)
+    images = sum(len(list(root.rglob(pattern))) for pattern in ("*.png", "*.jpg"))
+    (tmp_path / "base").mkdir()
     code = "import logging, sys\nfrom data_pipelines.prepare import prepare\nlogging.basicConfig(level=logging.INFO)\n"
-    code += "print(len(prepare(sys.argv[1], '', magnification=sys.argv[2], directory=sys.argv[3]).records), 'images')"
+    code += "prepared = prepare(sys.argv[1], sys.argv[2], magnification=sys.argv[3], directory=sys.argv[4])\n"
+    code += "print(len(prepared.records), 'images')"
     logs = [tmp_path / "0.log", tmp_path / "1.log"]
     with open(pathlib.Path(base) / ".lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # held until both processes wait for it
         processes = []
         for log in logs:
             with open(log, "w") as file:
-                command = [sys.executable, "-c", code, pipeline, magnification, base]
+                command = [sys.executable, "-c", code, pipeline, str(root), magnification, base]
                 processes.append(subprocess.Popen(command, stdout=file, stderr=file))
         deadline = time.monotonic() + 60
         while not all("waiting for another process" in log.read_text() for log in logs):

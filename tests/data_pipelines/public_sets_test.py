@@ -284,10 +284,16 @@ def test_siblings_are_kept_together_by_their_table(tmp_path: pathlib.Path) -> No
 # ---- Config --------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def prepared_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder where the synthetic images, which do not depend on the set, are made once."""
+    return tmp_path_factory.mktemp("prepared")
+
+
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_config_names_every_set_and_smoke_runs_on_synthetic_images(tmp_path: pathlib.Path, name: str) -> None:
+def test_the_config_names_every_set_and_smoke_runs_on_synthetic_images(prepared_dir: pathlib.Path, name: str) -> None:
     assert tuple(RECIPES) == image_folder.SETS
-    config = experiments.read(f"image_folder:{name},densenet121,smoke", [("data.prepared_dir", str(tmp_path))])
+    config = experiments.read(f"image_folder:{name},densenet121,smoke", [("data.prepared_dir", str(prepared_dir))])
     assert (config.data.images.recipe, config.model.name, config.data.synthetic) == (name, "densenet121", True)
     dataset = open_dataset(config.data)
     assert (dataset.classes, dataset.prepared.synthetic) == (("benign", "malignant"), True)
