@@ -4,13 +4,14 @@ import json
 import pathlib
 
 import numpy as np
+import pytest
 import shapely
 import tifffile
 
 from histojax.slides import cohort, cohort_jobs
 from histojax.slides.tsr.spec import TSRSpec
 from tests.helpers import planted
-from tests.helpers.colour_slide_model import SMALL, model
+from tests.helpers.colour_slide_model import SMALL, coarse_pictures, model
 
 EVIL = "<img src=x onerror=alert(1)>"
 EVIL_KEY = "_img_src_x_onerror_alert_1_"
@@ -39,7 +40,9 @@ def write(folder: pathlib.Path, tsr: TSRSpec | None = SMALL) -> pathlib.Path:
     (slides / "broken.svs").write_text("no slide")
     jobs.append(cohort_jobs.Job("broken", slides / "broken.svs"))
     output = folder / "out"
-    assert cohort.run(jobs, model(), cohort.Settings(tsr=tsr), output) == 1
+    with pytest.MonkeyPatch.context() as patch:
+        coarse_pictures(patch)
+        assert cohort.run(jobs, model(), cohort.Settings(tsr=tsr), output) == 1
     (slides / "lost.tif").unlink()
     return output
 

@@ -20,6 +20,8 @@ from tests.helpers import planted
 from tests.helpers.colour_slide_model import SMALL, by_colour, model
 from tests.helpers.slide_files import write_pyramid, write_scn
 
+pytestmark = pytest.mark.usefixtures("coarse_pictures")
+
 
 @pytest.fixture
 def slides(tmp_path: pathlib.Path) -> list[cohort_jobs.Job]:

@@ -19,6 +19,7 @@ from tests.helpers.colour_slide_model import SMALL, model
 from tests.helpers.slide_files import write_pyramid, write_scn
 from tests.helpers.tissue_pictures import GLASS
 
+pytestmark = pytest.mark.usefixtures("coarse_pictures")
 MPP = 1.0
 SLIDE = (1200.0, 900.0)  # µm, width and height
 TISSUE = (76.0, 66.0, 1130.0, 846.0)  # µm: left, top, right, bottom

@@ -14,6 +14,8 @@ from tests.helpers import planted
 from tests.helpers.colour_slide_model import SMALL, model
 from tests.helpers.novelty_scorer import DarknessScorer
 
+pytestmark = pytest.mark.usefixtures("coarse_pictures")
+
 
 def test_a_slide_of_dark_tiles_is_unlike_the_training_images(tmp_path: pathlib.Path) -> None:
     stroma = {"most": 0.25, "none": 1.0}
