@@ -24,6 +24,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # this; the README's commands, which CI also runs, compile as users do.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+# Containers often set it. Every process that a test starts would then compile all sources of this repository again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 import cv2  # noqa: E402
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
@@ -50,15 +53,19 @@ SHARED = ROOT.parent / "shared" / "data"
 
 # The longest files start first, so that no worker is left alone with one at the end.
 _LONGEST = (
-    "processes",
     "bench",
-    "export_models",
-    "export_timm",
+    "processes",
     "chaos",
-    "e2e",
+    "contract",
+    "export_timm",
     "slide_e2e",
-    "every_model_step",
+    "round_trip",
+    "e2e",
+    "pretrained",
+    "dala_resnet_parity",
+    "model_error_coverage",
     "ldcsf_e2e",
+    "cohort",
 )
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.helpers import warm_start
 from tests.helpers.command import histojax
 from tests.helpers.programs import run
 
@@ -59,7 +60,8 @@ def test_an_eighth_of_parameters_and_optimizer_lies_on_each_of_eight() -> None:
 
 
 def test_without_fsdp_all_is_replicated() -> None:
-    done = run([sys.executable, "-m", "histojax", "shardings", f"--config={TINY}", "--devices=4", "--num_classes=3"])
+    words = ["shardings", f"--config={TINY}", "--devices=4", "--num_classes=3"]
+    done = warm_start.run([sys.executable, "-m", "histojax", *words])
     assert done.returncode == 0, done.stderr
     assert "on 4 devices (data 4, fsdp 1)" in done.stdout
     assert "(32, 3)" in done.stdout

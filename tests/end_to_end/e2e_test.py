@@ -24,7 +24,8 @@ from histojax.training.checkpoint import CheckpointError, find, read_meta
 from histojax.training.state import restore_model
 from tests.conftest import ROOT
 from tests.helpers.command import histojax
-from tests.helpers.programs import assert_same_run, last_logged_step, run, run_until
+from tests.helpers.programs import assert_same_run, last_logged_step
+from tests.helpers.warm_start import run, run_until
 
 pytestmark = pytest.mark.slow
 TINY = "tests/helpers/tiny_config.py"

@@ -15,7 +15,8 @@ from histojax.evaluation.thresholds import choose_thresholds
 from histojax.training.checkpoint import find
 from tests.conftest import ROOT, SHARED
 from tests.helpers.command import histojax
-from tests.helpers.programs import assert_same_run, last_logged_step, run, run_until
+from tests.helpers.programs import assert_same_run, last_logged_step
+from tests.helpers.warm_start import run, run_until
 
 pytestmark = pytest.mark.slow
 CONFIG = "configs/ldcsf_liver.py:smoke"

@@ -22,7 +22,8 @@ from histojax.slides import tile_table
 from histojax.slides.labels import PREFIX
 from tests.helpers import planted
 from tests.helpers.command import Finished, histojax
-from tests.helpers.programs import run, run_until, small_ldcsf_run
+from tests.helpers.programs import small_ldcsf_run
+from tests.helpers.warm_start import run, run_until
 
 pytestmark = pytest.mark.slow
 SMALL = ["--min_tumor_mm2=0", "--min_tissue_mm2=0.01", "--block_um=80", "--hot_spot_um=120", "--resamples=200"]

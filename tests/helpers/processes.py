@@ -3,12 +3,11 @@
 import os
 import pathlib
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 
-from tests.conftest import ROOT
+from tests.helpers import warm_start
 
 CONFIG = "tests/helpers/tiny_config.py:mini"
 # Without decay the program does not depend on the number of epochs, so that more runs share what one has compiled.
@@ -46,7 +45,7 @@ class Processes:
                 membership = [f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}"]
             words = [sys.executable, "-m", module, *fields, *membership, *more, *(only or {}).get(i, [])]
             with open(log, "w") as file:
-                self.started.append(subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=file, env=environment))
+                self.started.append(warm_start.Process(words, file, file, environment))
 
     def until(self, reached: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 200

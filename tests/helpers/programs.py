@@ -2,11 +2,8 @@
 
 import json
 import pathlib
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -15,23 +12,11 @@ import pandas as pd
 
 from data_pipelines.synthetic.tiles import TilesSyntheticSpec, generate_tiles
 from tests.conftest import ROOT
+from tests.helpers import warm_start
 
 
 def run(words: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600)
-
-
-def run_until(words: list[str], reached: Callable[[], bool], how: signal.Signals) -> tuple[int, str]:
-    """Start a program, send it a signal once `reached` is true, and return exit code and standard error."""
-    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
-        deadline = time.monotonic() + 300
-        while not reached():
-            assert process.poll() is None, process.stderr.read() if process.stderr else ""
-            assert time.monotonic() < deadline, "the moment to interrupt never came"
-            time.sleep(0.002)
-        process.send_signal(how)
-        _, error = process.communicate(timeout=120)
-        return process.returncode, error
 
 
 def last_logged_step(workdir: pathlib.Path) -> int:
@@ -91,6 +76,6 @@ def small_ldcsf_run(folder: pathlib.Path, **fields: object) -> pathlib.Path:
     flags = [f"--config.{key}={value}" for key, value in (small | fields).items()]
     workdir = folder / "run"
     config = "configs/ldcsf_liver.py:smoke"
-    done = run([sys.executable, "-m", "histojax.main", f"--config={config}", f"--workdir={workdir}", *flags])
+    done = warm_start.run([sys.executable, "-m", "histojax.main", f"--config={config}", f"--workdir={workdir}", *flags])
     assert done.returncode == 0, done.stderr
     return workdir

@@ -14,7 +14,7 @@ from histojax.inference.explain import checks
 from histojax.inference.explain.dt_grad_cam import Rule
 from histojax.inference.explain.explain import Explainer
 from histojax.inference.predictor import Predictor
-from tests.helpers import programs
+from tests.helpers import warm_start
 from tests.helpers.command import histojax
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ def test_all_classes_of_images_with_checks(
     damaged.write_bytes(b"no image")
     argv = ["explain", ldcsf_run, *images, damaged, "--output", tmp_path / "out", "--target=all", "--layer=stage3"]
     # One program as a smoke test of the verb.
-    done = programs.run([sys.executable, "-m", "histojax", *map(str, argv), "--check"])
+    done = warm_start.run([sys.executable, "-m", "histojax", *map(str, argv), "--check"])
     assert done.returncode == 0, done.stderr
     printed, facts = done.stdout, json.loads((tmp_path / "out" / "explanations.json").read_text())
     classes = facts["classes"]

@@ -22,7 +22,7 @@ from histojax.inference.predictor import Predictor
 from histojax.models.ops import kernels
 from tests.helpers.command import histojax
 from tests.helpers.export_checkpoint import random_checkpoint
-from tests.helpers.programs import run as run_program
+from tests.helpers.warm_start import run as run_program
 
 pytestmark = pytest.mark.slow
 

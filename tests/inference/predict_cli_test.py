@@ -12,8 +12,8 @@ import pytest
 from histojax.evaluation import predictions
 from tests.conftest import WriteImages
 from tests.helpers.command import histojax
-from tests.helpers.programs import run as run_program
-from tests.helpers.programs import run_until
+from tests.helpers.warm_start import run as run_program
+from tests.helpers.warm_start import run_until
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from histojax.core.errors import RunError
 from histojax.studies import compare
 from histojax.training import loop
 from tests.helpers.compare_config import MODELS
-from tests.helpers.programs import run
+from tests.helpers.warm_start import run
 
 CONFIG = "configs/baselines_breakhis.py:smoke"
 TINY = "tests/helpers/compare_config.py"

@@ -23,7 +23,7 @@ from histojax.evaluation import predictions
 from histojax.studies import protocols, transfer
 from histojax.studies.protocols_table import table
 from tests.helpers import tiny_config
-from tests.helpers.programs import run_until
+from tests.helpers.warm_start import run_until
 
 CONFIG = "tests/helpers/tiny_config.py"
 HISTOJAX = [sys.executable, "-m", "histojax", "protocols", "--config", CONFIG]

@@ -24,7 +24,7 @@ from histojax.training.tasks import Multiclass
 from histojax.weights.hub import locate
 from histojax.weights.saving import rewrite
 from tests.helpers.command import histojax
-from tests.helpers.programs import run
+from tests.helpers.warm_start import run
 
 # It makes torchvision importable with a CPU build of torch.
 from tests.helpers import torchvision_import  # noqa: F401  # isort: skip

@@ -14,7 +14,7 @@ import pytest
 from data_pipelines.synthetic.generator import SyntheticSpec, generate
 from histojax.core.errors import RunError
 from histojax.training import profiling
-from tests.helpers.programs import run
+from tests.helpers.warm_start import run
 
 
 @jax.jit

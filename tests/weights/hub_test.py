@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import ROOT
-from tests.helpers import twins
+from tests.helpers import twins, warm_start
 
 import timm.models.vision_transformer  # isort: skip  (after twins, which makes torchvision importable)
 
@@ -100,9 +99,7 @@ def convert(tmp_path: pathlib.Path, source: str, endpoint: str, **environment: s
     words += [f"--weights={source}", f"--output={tmp_path / 'out'}"]
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_DISABLE_XET": "1"}
     kept = {k: v for k, v in os.environ.items() if k.lower() not in ("http_proxy", "https_proxy", "all_proxy")}
-    return subprocess.run(
-        words, cwd=ROOT, capture_output=True, text=True, timeout=300, env=kept | settings | environment
-    )
+    return warm_start.run(words, environment=kept | settings | environment)
 
 
 def bytes_of(module: torch.nn.Module, path: pathlib.Path) -> bytes:

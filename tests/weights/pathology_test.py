@@ -15,7 +15,7 @@ from histojax.weights import Contents, inspect
 from histojax.weights.fitting import fit
 from histojax.weights.saving import cast_floats
 from tests.helpers import twins
-from tests.helpers.programs import run
+from tests.helpers.warm_start import run
 
 import timm  # isort: skip  (after twins, which makes torchvision importable)
 import timm.layers  # isort: skip
