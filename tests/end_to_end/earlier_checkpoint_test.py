@@ -10,6 +10,7 @@ import pytest
 from histojax.training import evaluate
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
 RUNS = ROOT / "tests" / "fixtures" / "runs_of_0_1"
 
 

@@ -9,6 +9,8 @@ from histojax.evaluation import predictions
 from histojax.training import loop
 from tests.helpers import quick_run
 
+pytestmark = pytest.mark.slow
+
 
 def in_class_folders(images: pathlib.Path, root: pathlib.Path, every: int = 1) -> pathlib.Path:
     for label in ("benign", "malignant"):

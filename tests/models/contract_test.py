@@ -121,6 +121,7 @@ def train_pass(name, *, remat=False):
     return loss, flat(grads), flat(state)
 
 
+@pytest.mark.slow
 @distinct_model
 def test_gradients_are_finite_and_reach_the_head_and_the_backbone(name):
     _, grads, _ = train_pass(name)
@@ -132,6 +133,7 @@ def test_gradients_are_finite_and_reach_the_head_and_the_backbone(name):
     assert len(outside) > len(grads) / 3
 
 
+@pytest.mark.slow
 @distinct_model
 def test_rematerialisation_changes_no_values(name):
     loss, grads, state = train_pass(name)

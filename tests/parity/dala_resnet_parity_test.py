@@ -63,6 +63,7 @@ def test_logits_equal_the_twins(attention: str, head: str) -> None:
     parity.assert_outputs_equal({"logits": call(pair.model, x)}, theirs, f"{attention} {head}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["layer4", "layer4_blocks"])
 def test_gradients_in_train_mode_equal_the_twins(attention: str) -> None:
     # In float64: batch norm over the few values of layer4 amplifies float32 rounding beyond any honest tolerance.

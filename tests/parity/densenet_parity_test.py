@@ -16,7 +16,7 @@ from tests.helpers.modules import images
 from tests.helpers import torchvision_import  # noqa: F401  # isort: skip  (makes torchvision importable)
 from torchvision.models import densenet  # isort: skip
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
 CLASSES = 7
 
 # Our path -> torchvision's name.

@@ -22,7 +22,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # isort
 import timm.models.vision_transformer  # isort: skip
 import torchvision  # isort: skip
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
 VIT = {"image_size": 64, "patch": 8, "embed_dim": 64, "depth": 3, "heads": 2}
 CLASSES = np.array([0, 1, 2, 3, 4])  # the one to explain in each image
 

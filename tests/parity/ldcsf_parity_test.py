@@ -16,7 +16,7 @@ from histojax.models.rngs import seeded
 from tests.helpers import ldcsf_torch, parity
 from tests.helpers.modules import call, flat, images
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
 CLASSES = 4
 # Windows of 4 on maps of 16, 8 and 4: shifted in the first two stages.
 SMALL = {"embed_dim": 24, "depths": (2, 2, 1), "heads": (2, 3, 6), "window": 4, "resnet_blocks": 2}

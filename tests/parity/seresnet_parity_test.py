@@ -15,7 +15,7 @@ from tests.helpers.modules import images
 from tests.helpers import torchvision_import  # noqa: F401  # isort: skip  (timm imports torchvision)
 from timm.models import resnet  # isort: skip
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
 CLASSES = 7
 
 # Our path -> timm's name.

@@ -11,7 +11,7 @@ from flax import nnx
 from tests.helpers import dala_resnet_torch, parity, twins
 from tests.helpers.modules import images
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
 SWIN = "swin_tiny_patch4_window7_224"
 
 

@@ -16,7 +16,7 @@ from tests.helpers import parity
 from tests.helpers.modules import call, images
 from tests.helpers.torchvision_import import StochasticDepth, swin_t
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
 CLASSES = 7
 
 # Our path -> torchvision's name.

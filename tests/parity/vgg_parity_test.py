@@ -21,7 +21,7 @@ from tests.helpers.modules import images
 from tests.helpers import torchvision_import  # noqa: F401  # isort: skip  (makes torchvision importable)
 from torchvision.models import vgg as torchvision_vgg  # isort: skip
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
 CLASSES = 7
 # Where torchvision's list of layers has the first layer of each block, and the last pooling; by batch norm.
 STARTS = {False: (0, 5, 10, 17, 24), True: (0, 7, 14, 24, 34)}

@@ -19,7 +19,7 @@ import timm  # isort: skip  (after twins, which makes torchvision importable)
 import timm.layers  # isort: skip
 import torchvision  # isort: skip
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
 CLASSES = twins.CLASSES
 SMALL = {"image_size": 64, "embed_dim": 64, "depth": 3, "heads": 4}
 

@@ -53,6 +53,7 @@ def coverage(sensitivity, specificity, alike, sources):
     return 100 * float(sampled) / SLIDES, 100 * given / SLIDES, 100 * float(held) / max(given, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_coverage_is_as_published(name):
     row = PUBLISHED[name]

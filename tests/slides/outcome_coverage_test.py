@@ -43,6 +43,7 @@ def coverage(
     return float(held[0] / cohorts), float(held[1] / cohorts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_coverage_is_as_published(name: str) -> None:
     row = PUBLISHED[name]

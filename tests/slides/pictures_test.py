@@ -123,6 +123,7 @@ def test_no_tissue_and_odd_shapes_and_names_are_drawn(tmp_path: pathlib.Path, ge
         pictures.write_overlay(tmp_path / "o.png", full, geometry, thumbnail, slide=slide, thresholds=thresholds)
 
 
+@pytest.mark.slow
 def test_many_labels_do_not_overflow_the_legend(tmp_path: pathlib.Path) -> None:
     rng = np.random.default_rng(0)
     table = make_table(30, 40).drop(columns=["prob_tumor", "prob_stroma"])

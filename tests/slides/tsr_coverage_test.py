@@ -8,6 +8,7 @@ from histojax.slides.tsr import tsr
 from histojax.slides.tsr.spec import TSRSpec
 from tests.helpers.tissue_fields import STROMA_CUT, TRUE_PERCENTAGE, field, table_of
 
+pytestmark = pytest.mark.slow
 GEOMETRY = Geometry(width=100_000, height=100_000, mpp=1.0, tile=100, stride=100)
 SLIDES = 600
 

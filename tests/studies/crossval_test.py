@@ -32,6 +32,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, dict,
     return folder / "runs", runs, text
 
 
+@pytest.mark.slow
 def test_each_image_is_predicted_once_by_a_model_that_did_not_see_its_case(study) -> None:
     workdir, runs, _ = study
     assert list(runs) == ["fold_0", "fold_1", "final"]

@@ -26,6 +26,7 @@ def make_model(name: str, rngs: nnx.Rngs) -> nnx.Module:
 
 @pytest.mark.devices
 # ldcsf has this test, over three steps with several labels, in ldcsf_step_test.py.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(models.names()) - set(ALSO_IN) - {"ldcsf"}))
 def test_four_devices_take_the_step_of_one(name: str) -> None:
     rng = np.random.default_rng(0)

@@ -72,6 +72,7 @@ def trained_on_one() -> tuple[TrainState, list[float], jax.Array]:
     return state, losses, evaluate(program, state, layout)
 
 
+@pytest.mark.slow
 @pytest.mark.devices
 def test_training_depends_neither_on_the_devices_nor_on_rematerialisation():
     expected, expected_losses, expected_probabilities = trained_on_one()

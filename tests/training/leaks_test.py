@@ -54,6 +54,7 @@ def test_a_leak_stops_the_run_before_it_writes_anything(tmp_path: pathlib.Path, 
     assert not [path for path in (tmp_path / "run").rglob("*") if not path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_an_allowed_leak_is_counted_in_the_results(tmp_path: pathlib.Path, config: ConfigDict) -> None:
     config.data.allow_leak = True
     assert loop.train_and_evaluate(config, tmp_path / "run")

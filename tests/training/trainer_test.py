@@ -44,6 +44,7 @@ def test_a_loop_of_ones_own_gives_the_predictions_of_a_run(tmp_path: pathlib.Pat
     assert curves["val/accuracy"].dropna().iloc[-1] == pytest.approx(scores["accuracy"])
 
 
+@pytest.mark.slow
 def test_weights_are_loaded_or_refused(tmp_path: pathlib.Path) -> None:
     config = tiny_config.get_config("mini")
     config.model.pretrained = str(tmp_path / "none.pth")
