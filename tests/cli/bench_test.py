@@ -15,12 +15,12 @@ from histojax.cli.bench import benchmarks, fit, ours, peers, rounds
 from histojax.cli.bench.rounds import WorkerProcess
 from histojax.core.errors import RunError
 from tests.conftest import ROOT
-from tests.helpers.command import histojax
 from tests.helpers.programs import run
 from tests.helpers.slide_files import write_pyramid
 from tests.helpers.tissue_pictures import tissue_picture
 
 # The command itself imports no jax, so starting it as a process costs little.
+BENCH = [sys.executable, "-m", "histojax", "bench"]
 SMALL = ["--batch_size=2", "--image_size=32", "--rounds=2", "--round_seconds=0.2"]
 LDCSF = {"depths": [1, 1], "embed_dim": 24, "heads": [1, 2], "ldc": "none", "resnet_blocks": 1}
 VIT = {"image_size": 32, "patch": 8, "embed_dim": 32, "depth": 1, "heads": 2}
@@ -71,7 +71,7 @@ def side(name: str, wait: object, work: str = "") -> WorkerProcess:
 
 
 def bench(folder: pathlib.Path, *words: str) -> tuple[dict[str, Any], str]:
-    done = histojax("bench", *words, *SMALL, f"--json={folder / 'bench.json'}")
+    done = run([*BENCH, *words, *SMALL, f"--json={folder / 'bench.json'}"])
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "bench.json").read_text()), done.stdout
 
@@ -177,7 +177,7 @@ def test_input_against_torch(tmp_path: pathlib.Path) -> None:
 def test_slide_against_deepzoom(tmp_path: pathlib.Path) -> None:
     path = write_pyramid(tmp_path / "slide.tif", tissue_picture(1500, 1500), 0.5)
     words = ["slide", str(path), "--against=deepzoom", "--batch_size=8", "--image_size=224"]
-    done = histojax("bench", *words, "--rounds=2", "--round_seconds=0.2", f"--json={tmp_path / 'bench.json'}")
+    done = run([*BENCH, *words, "--rounds=2", "--round_seconds=0.2", f"--json={tmp_path / 'bench.json'}"])
     assert done.returncode == 0, done.stderr
     (result,) = json.loads((tmp_path / "bench.json").read_text())["results"]
     assert list(result["contestants"]) == ["histojax", "deepzoom", "deepzoom, 2 threads"]
@@ -185,7 +185,7 @@ def test_slide_against_deepzoom(tmp_path: pathlib.Path) -> None:
     for peer in ("deepzoom", "deepzoom, 2 threads"):
         check_ratio(result, "histojax", peer)
     assert f"slide: {result['images']} tissue tiles of 0.5 µm/px of {path}" in done.stdout
-    done = histojax("bench", "slide", tmp_path / "none.svs")
+    done = run([*BENCH, "slide", str(tmp_path / "none.svs")])
     assert done.returncode == 1
     assert "none.svs" in done.stderr
     assert "Traceback" not in done.stderr
@@ -203,7 +203,7 @@ def test_slide_against_deepzoom(tmp_path: pathlib.Path) -> None:
     ],
 )
 def test_user_errors_have_a_message(words: list[str], message: str) -> None:
-    done = histojax("bench", *words)
+    done = run([*BENCH, *words])
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr

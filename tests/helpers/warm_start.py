@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
-_ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[2]
 _MOST = 1 << 17  # bytes of a request: words and environment
 # What training imports; the names are not those of programs, which have to be run as `__main__`.
 _IMPORTED = (
@@ -143,7 +143,7 @@ def _server(at_start: tuple[tuple[str, str], ...]) -> socket.socket:
         words = [sys.executable, "-m", "tests.helpers.warm_start", str(theirs.fileno())]
         process = subprocess.Popen(
             words,
-            cwd=_ROOT,
+            cwd=ROOT,
             env=environment | dict(at_start),
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
