@@ -106,6 +106,7 @@ def run(
             code = process.wait(timeout)
         finally:
             process.kill()
+            process.wait()
         return subprocess.CompletedProcess(words, code, *(_written(file) for file in (stdout, stderr)))
 
 
@@ -123,6 +124,7 @@ def run_until(words: list[str], reached: Callable[[], bool], how: signal.Signals
             return process.wait(120), _written(stderr)
         finally:
             process.kill()
+            process.wait()
 
 
 def _written(file: IO[str]) -> str:
