@@ -78,6 +78,11 @@ def cache(config: ConfigDict) -> str:
         )
     if kind != "none" and config.data.on_bad_record == "mask":
         raise RunError(f"data.cache={kind} reads every image before training: use data.on_bad_record=error")
+    if kind == "none" and config.data.cache_dir:
+        raise RunError(
+            f"data.cache_dir={config.data.cache_dir} has no effect with data.cache=none: set data.cache=resized or "
+            "decoded, or drop it"
+        )
     return kind
 
 

@@ -44,6 +44,9 @@ def base() -> ConfigDict:
     stain.reference = ""  # image file whose colours all get; empty: the typical ones of the run's training images
     # decoded: images are decoded once, to disk; resized: also resized to image_size, which excludes random crops.
     data.cache = "none"
+    # Folder of that cache, such as a local disk of each host, on which each host writes its own; empty: beside the
+    # prepared dataset
+    data.cache_dir = ""
     data.threads = 4  # decoding threads per process
     data.workers = 0  # decoding processes; 0: threads only
 

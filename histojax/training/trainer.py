@@ -126,7 +126,8 @@ def open_trainer(config: ConfigDict, saved: Mapping[str, Any] | None = None) -> 
     eval_spec = build.loader_spec(config, layout, training=False)
     build.check(config)  # before the data are read
     cache = build.cache(config)
-    dataset = with_cache(open_dataset(config.data), cache, config.data.image_size, config.data.threads)
+    data = config.data
+    dataset = with_cache(open_dataset(data), cache, data.image_size, data.threads, data.cache_dir)
     split = leaks.check(config, dataset, dataset.split(build.split_spec(config)))
     train_indices = split.indices("train")
     steps_per_epoch = max(1, len(train_indices) // train_spec.batch_size)
