@@ -75,7 +75,7 @@ class ThreadedBatches(Iterator[Batch]):
 
 def _write(images: np.ndarray, elements: Iterable[Element]) -> list[Element]:
     """Write the images of elements to the rows of `images`; return the elements without images."""
-    others = []
+    others: list[Element] = []
     for row, element in zip(images, elements, strict=True):
         orient(element["image"], element[ORIENTATION], row)
         others.append({key: value for key, value in element.items() if key not in ("image", ORIENTATION)})
