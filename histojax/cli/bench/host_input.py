@@ -41,7 +41,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         ]
         measured = [_round(started, args.round_seconds) for _ in range(args.rounds)]
     result = {"root": spec["root"], "images": started[0].facts["images"], "processes": count, "host_cores": cores()}
-    row = {key: rounds.spread([each[key] for each in measured]) for key in measured[0] if key != "per_process"}
+    row: dict[str, Any] = {
+        key: rounds.spread([each[key] for each in measured]) for key in measured[0] if key != "per_process"
+    }
     row["per_process"] = rounds.spread([rate for each in measured for rate in each["per_process"]])
     row |= {"threads": threads, "workers": workers, "rounds": measured}
     step = _step(args, row["images_per_second"]["median"]) if args.step else None
