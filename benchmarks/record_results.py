@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None, folder: pathlib.Path = FOLDER) -> No
             "command": args.command,
             "data": args.data,
             "protocol": args.protocol,
-            "machine": args.machine or _machine(host or machine.describe()),
-            "commit": args.commit or _commit(),
+            "machine": args.machine or describe_machine(host or machine.describe()),
+            "commit": args.commit or current_commit(),
             "date": datetime.datetime.fromtimestamp(args.study.stat().st_mtime, datetime.UTC).date().isoformat(),
         }
         path = folder / f"{args.name}.json"
@@ -179,7 +179,7 @@ def _kept(value: Any) -> Any:
     return _FOLDERS.sub("", value) if isinstance(value, str) else value
 
 
-def _machine(host: Mapping[str, Any]) -> str:
+def describe_machine(host: Mapping[str, Any]) -> str:
     """Describe a machine with the versions that decide speed and rounding."""
     return (
         f"{host['processor']}, {host['cores']} cores, {host['system']}, Python {host['python']}, "
@@ -187,7 +187,8 @@ def _machine(host: Mapping[str, Any]) -> str:
     )
 
 
-def _commit() -> str:
+def current_commit() -> str:
+    """Return the commit of this checkout, and whether it was changed."""
     state = machine.git_state()
     if state is None:
         raise RunError("--commit: this installation is not a git checkout; state the commit of the study")

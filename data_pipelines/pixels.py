@@ -39,6 +39,12 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def resize_to(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Resize to `[height, width, 3]`: average areas if neither side grows, else interpolate linearly."""
+    """Resize to `[height, width, 3]`: average areas if neither side grows, else interpolate linearly.
+
+    Returns:
+      The image itself if it has that size, without a copy.
+    """
+    if image.shape[:2] == (height, width):
+        return image
     shrinks = image.shape[0] >= height and image.shape[1] >= width
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from histojax.core.errors import RunError
+from histojax.core.machine import host_id
 
 _FILE = ".lock"
 OWNER_FILE = ".owner"
@@ -250,9 +251,7 @@ def _describe(owner: dict[str, str]) -> str:
 
 def _machine() -> str:
     """Identify the machine since its start, and the container, in which process numbers mean the same."""
-    parts = [socket.gethostname()]
-    with contextlib.suppress(OSError):
-        parts.append(pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    parts = [host_id()]
     with contextlib.suppress(OSError):
         parts.append(os.readlink("/proc/self/ns/pid"))
     return " ".join(parts)

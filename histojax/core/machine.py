@@ -5,6 +5,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import socket
 import subprocess
 from typing import Any
 
@@ -12,6 +13,14 @@ from typing import Any
 def cores() -> int:
     """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def host_id() -> str:
+    """Return what tells this host from others, since its start: its name and the number of that start."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # only Linux has it
+        parts.append(pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    return " ".join(parts)
 
 
 def describe() -> dict[str, Any]:

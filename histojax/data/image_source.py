@@ -106,7 +106,7 @@ class _Pixels:
     def __init__(self, path: pathlib.Path):
         self._shapes = np.load(shapes_path(path))
         self._ends = np.cumsum(self._shapes.prod(axis=1) * 3)
-        self._bytes = np.memmap(path, np.uint8, "r")
+        self._bytes = np.asarray(np.memmap(path, np.uint8, "r"))  # slices of a memmap itself cost more
         if len(self._bytes) != self._ends[-1]:
             raise ValueError(f"{path} has {len(self._bytes)} bytes instead of {self._ends[-1]}")
 

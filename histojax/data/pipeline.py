@@ -6,7 +6,9 @@ Therefore neither workers, nor threads, nor the number of processes change the s
 is enough to resume it.
 """
 
+import contextlib
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,13 +19,13 @@ import numpy as np
 from data_pipelines.errors import BadImageError, DataError
 from data_pipelines.pixels import decode, resize
 from data_pipelines.stain import StainNormalizer
-from histojax.data import workers
-from histojax.data.compat import SelectRows
+from histojax.data import batches, workers
+from histojax.data.batches import Batch, ThreadedBatches
+from histojax.data.compat import SelectRows, Source
 from histojax.data.image_source import ImageSource
 from histojax.data.sources import Dataset
-from histojax.data.transforms import AugmentSpec, augment
+from histojax.data.transforms import UPRIGHT, AugmentSpec, Orientation, augment_except_last_turn
 
-Batch = dict[str, np.ndarray]
 SAMPLINGS = ("natural", "balanced")
 ON_BAD_RECORD = ("error", "mask")
 _GREY = 128
@@ -78,8 +80,9 @@ class _Augment(grain.transforms.RandomMap):
     def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         try:
             if element["mask"] or not self._mask_bad:
-                image = augment(pixels_of(element), self._size, self._spec, rng, self._stain)
-                return _with_pixels(element, image)
+                pixels = pixels_of(element)
+                image, orientation = augment_except_last_turn(pixels, self._size, self._spec, rng, self._stain)
+                return _with_pixels(element, image, orientation)
         except DataError as error:
             if not self._mask_bad:
                 raise
@@ -113,14 +116,15 @@ def pixels_of(element: Mapping[str, Any]) -> np.ndarray:
         raise DataError(f"image {element['name']} of the prepared dataset: {error}; prepare the data again") from error
 
 
-def _with_pixels(element: Mapping[str, Any], image: np.ndarray) -> dict[str, Any]:
-    return {"image": image} | {key: value for key, value in element.items() if key not in ("image", "name")}
+def _with_pixels(element: Mapping[str, Any], image: np.ndarray, orientation: Orientation = UPRIGHT) -> dict[str, Any]:
+    others = {key: value for key, value in element.items() if key not in ("image", "name")}
+    return {"image": image, batches.ORIENTATION: orientation} | others
 
 
 def train_batches(
     dataset: Dataset, indices: np.ndarray, spec: LoaderSpec, augmentation: AugmentSpec, *, start: int = 0
-) -> grain.DatasetIterator[Batch]:
-    """Return an endless stream of augmented batches; closing it ends its workers.
+) -> "grain.DatasetIterator[Batch] | ThreadedBatches":
+    """Return an endless stream of augmented batches; closing it ends its workers or threads.
 
     Args:
       dataset: the prepared dataset.
@@ -169,8 +173,9 @@ def eval_batches(dataset: Dataset, indices: np.ndarray, spec: LoaderSpec) -> Ite
     """
     padded = np.full(-(-len(indices) // spec.batch_size) * spec.batch_size, -1, dtype=np.int64)
     padded[: len(indices)] = indices
-    stream = grain.MapDataset.source(_source(dataset, padded)).map(_Resize(spec))
-    return _iterate(_local_rows(stream, spec), spec, 0)
+    stream = Source(_source(dataset, padded)).map(_Resize(spec))
+    with contextlib.closing(_iterate(_local_rows(stream, spec), spec, 0)) as made:
+        yield from made
 
 
 class CachedBatches:
@@ -212,14 +217,16 @@ def _source(dataset: Dataset, indices: np.ndarray, mask_bad: bool = False) -> Im
 
 def _shuffled(dataset: Dataset, indices: np.ndarray, spec: LoaderSpec, seed: int) -> grain.MapDataset:
     source = _source(dataset, indices, spec.on_bad_record == "mask")
-    return grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
+    return Source(source).seed(seed).shuffle().repeat(None)
 
 
-def _iterate(stream: grain.MapDataset, spec: LoaderSpec, count: int) -> grain.DatasetIterator:
+def _iterate(
+    stream: grain.MapDataset, spec: LoaderSpec, count: int
+) -> "grain.DatasetIterator[Batch] | ThreadedBatches":
     """Form batches from a stream of images, with `count` workers."""
-    if count:
-        batch_bytes = spec.local_batch_size * spec.image_size**2 * 3
-        return workers.iterate(stream.batch(spec.local_batch_size, drop_remainder=True), count, batch_bytes)
-    ahead = 2 * spec.local_batch_size
-    images = stream.to_iter_dataset(grain.ReadOptions(num_threads=spec.threads, prefetch_buffer_size=ahead))
-    return iter(images.batch(spec.local_batch_size, drop_remainder=True))
+    size = spec.local_batch_size
+    if not count:
+        return ThreadedBatches(stream, size, spec.image_size, spec.threads)
+    join = functools.partial(batches.join, image_size=spec.image_size)
+    made = stream.batch(size, drop_remainder=True, batch_fn=join)
+    return workers.iterate(made, count, size * spec.image_size**2 * 3)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -48,19 +49,84 @@ class AugmentSpec:
     blur: float = 0.0
 
 
+class Orientation(NamedTuple):
+    """One of the eight orientations of a square: mirrored left-right or not, then turned counterclockwise.
+
+    Attributes:
+      mirrored: whether the image is mirrored.
+      quarters: number of quarter turns, 0 … 3.
+    """
+
+    mirrored: bool
+    quarters: int
+
+    @classmethod
+    def of(cls, up_down: bool, left_right: bool, quarters: int) -> "Orientation":
+        """Return the orientation after flips up-down and left-right and then `quarters` quarter turns."""
+        # Up-down is left-right and a half turn.
+        return cls(up_down != left_right, (2 * up_down + quarters) % 4)
+
+
+UPRIGHT = Orientation(False, 0)
+
+
+def orient(image: np.ndarray, orientation: Orientation, out: np.ndarray | None = None) -> np.ndarray:
+    """Mirror and turn an image in one pass. OpenCV moves pixels; numpy moves bytes and takes five times as long.
+
+    Args:
+      image: `u8 [h, w, 3]`.
+      orientation: the orientation to give it.
+      out: contiguous array to write to, `u8 [h, w, 3]`, of which the sides change places with a quarter turn.
+
+    Returns:
+      `out`; without it, a new array, or the image itself if it stays as it is.
+    """
+    match orientation:
+        case (False, 0):
+            if out is None:
+                return image
+            out[...] = image
+            return out
+        case (False, 1):
+            return cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE, out)
+        case (False, 2):
+            return cv2.flip(image, -1, out)
+        case (False, 3):
+            return cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE, out)
+        case (True, 0):
+            return cv2.flip(image, 1, out)
+        case (True, 1):
+            return cv2.transpose(image, out)
+        case (True, 2):
+            return cv2.flip(image, 0, out)
+    return cv2.flip(cv2.transpose(image), -1, out)
+
+
 def augment(
     image: np.ndarray, size: int, spec: AugmentSpec, rng: np.random.Generator, stain: StainNormalizer | None = None
 ) -> np.ndarray:
     """Crop a training image, resize it to `[size, size, 3]`, normalise its stains and change it at random."""
+    return orient(*augment_except_last_turn(image, size, spec, rng, stain))
+
+
+def augment_except_last_turn(
+    image: np.ndarray, size: int, spec: AugmentSpec, rng: np.random.Generator, stain: StainNormalizer | None = None
+) -> tuple[np.ndarray, Orientation]:
+    """Do as `augment`, but return flips and turns that come last, so that the caller can write the image only once.
+
+    Returns:
+      The pixels, which may be the image itself, and the orientation that they still need.
+    """
     if spec.crop_scale < 1:
         image = random_crop(image, spec.crop_scale, spec.crop_ratio, rng)
     image = resize(image, size)
     if stain is not None:  # of what the model sees, as in evaluation
         image, _ = stain.apply(image)
-    if spec.flips:
-        image = flip(image, rng.choice((1, -1)) < 0, rng.choice((1, -1)) < 0)
-    if spec.quarter_turns:
-        image = turn(image, int(rng.integers(4)))
+    up_down, left_right = (rng.integers(2), rng.integers(2)) if spec.flips else (0, 0)
+    orientation = Orientation.of(bool(up_down), bool(left_right), int(rng.integers(4)) if spec.quarter_turns else 0)
+    if not (spec.colour_jitter or spec.stain_jitter or spec.macenko_jitter or spec.blur):
+        return image, orientation
+    image = orient(image, orientation)
     if spec.colour_jitter:
         image = jitter_colour(image, spec.colour_jitter, rng)
     if spec.stain_jitter:
@@ -69,21 +135,7 @@ def augment(
         image = jitter_macenko(image, spec.macenko_jitter, rng)
     if spec.blur and rng.random() < 0.5:
         image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.1, max(spec.blur, 0.1))))
-    return image
-
-
-def flip(image: np.ndarray, up_down: bool, left_right: bool) -> np.ndarray:
-    """Mirror an image. OpenCV copies pixels; numpy copies bytes and takes five times as long."""
-    if not (up_down or left_right):
-        return image
-    return cv2.flip(image, -1 if up_down and left_right else int(left_right))
-
-
-def turn(image: np.ndarray, quarters: int) -> np.ndarray:
-    """Rotate an image counterclockwise by `quarters` (0 … 3) quarter turns."""
-    if not quarters:
-        return image
-    return cv2.rotate(image, (cv2.ROTATE_90_COUNTERCLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_CLOCKWISE)[quarters - 1])
+    return image, UPRIGHT
 
 
 def random_crop(image: np.ndarray, scale: float, ratio: float, rng: np.random.Generator) -> np.ndarray:

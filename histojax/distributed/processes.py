@@ -23,7 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from histojax.core.errors import EXIT_INTERRUPTED, RunError
-from histojax.distributed import compat
+from histojax.distributed import compat, hosts
 
 EXIT_RESUMABLE = 75  # exit code (EX_TEMPFAIL): stopped from outside and saved; the same command resumes
 _BEAT, _LOST = 2.0, 25.0  # seconds: between two heartbeats; without one, until a process counts as dead
@@ -125,6 +125,7 @@ def initialise(flags: Mapping[str, str] | None = None) -> None:
         if jax.default_backend() == "cpu":
             _drop_output_of_libraries()
         _Peers.current = _Peers()
+        hosts.meet(compat.key_value_store(), jax.process_index(), timeout)
 
 
 def _drop_output_of_libraries() -> None:

@@ -17,6 +17,7 @@ from histojax.core.errors import RunError
 from histojax.data.cache import CACHES
 from histojax.data.pipeline import LoaderSpec
 from histojax.data.transforms import AugmentSpec
+from histojax.distributed import hosts
 from histojax.distributed.sharding import Layout
 from histojax.evaluation import own_metrics, thresholds
 from histojax.training import augmentations, default_config, losses
@@ -78,6 +79,11 @@ def cache(config: ConfigDict) -> str:
         )
     if kind != "none" and config.data.on_bad_record == "mask":
         raise RunError(f"data.cache={kind} reads every image before training: use data.on_bad_record=error")
+    if kind == "none" and config.data.cache_dir:
+        raise RunError(
+            f"data.cache_dir={config.data.cache_dir} has no effect with data.cache=none: set data.cache=resized or "
+            "decoded, or drop it"
+        )
     return kind
 
 
@@ -85,6 +91,8 @@ def loader_spec(
     config: ConfigDict, layout: Layout, *, training: bool, stain: StainNormalizer | None = None
 ) -> LoaderSpec:
     """Build the specification of the batches, for training or for evaluation, with the run's stain normalisation.
+
+    `data.threads` and `data.workers` count per host; the specification has this process's part.
 
     Raises:
       RunError: the devices cannot divide the batch evenly.
@@ -94,13 +102,14 @@ def loader_spec(
     else:
         batch_size, field, parts = config.evaluation.batch_size, "evaluation.batch_size", 1
     layout.check_batch(field, batch_size, parts)
+    host, data = hosts.here(), config.data
     return LoaderSpec(
         batch_size=batch_size,
         image_size=config.data.image_size,
         seed=config.seed,
         sampling=config.data.sampling,
-        threads=config.data.threads,
-        workers=config.data.workers,
+        threads=host.part(data.threads) if data.threads else host.cores,
+        workers=host.part(data.workers) if data.workers else 0,
         on_bad_record=config.data.on_bad_record,
         rows=layout.rows(batch_size),
         stain=stain,

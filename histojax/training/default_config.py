@@ -44,8 +44,15 @@ def base() -> ConfigDict:
     stain.reference = ""  # image file whose colours all get; empty: the typical ones of the run's training images
     # decoded: images are decoded once, to disk; resized: also resized to image_size, which excludes random crops.
     data.cache = "none"
-    data.threads = 4  # decoding threads per process
-    data.workers = 0  # decoding processes; 0: threads only
+    # Folder of that cache, such as a local disk of each host, on which each host writes its own; empty: beside the
+    # prepared dataset
+    data.cache_dir = ""
+    # Threads per host that decode, if data.workers is 0. The processes of a run on a host divide them, at least one
+    # each; 0: one per core
+    data.threads = 0
+    # Worker processes per host that decode, instead of threads. The processes of a run on a host divide them, at least
+    # one each; 0: threads decode
+    data.workers = 0
 
     data.images = images = ConfigDict()  # for image_folder; see data_pipelines/image_folder/README.md
     # Name of a published set (docs/data/public-sets.md): its layout is known, and its images per class are checked
@@ -228,7 +235,7 @@ LEGAL_VALUES: dict[str, str | tuple[str, ...]] = {
     "data.std": "(0, 1]",
     "data.stain.method": ("none", "macenko", "reinhard"),
     "data.cache": ("none", "decoded", "resized"),
-    "data.threads": "[1, inf)",
+    "data.threads": "[0, inf)",
     "data.workers": "[0, inf)",
     "data.tiles.size": "[1, inf)",
     "data.tiles.stride": "[0, inf)",

@@ -16,7 +16,8 @@ from histojax.core.directories import expand_user
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write, write_json
 from histojax.core.positive import positive_by_name
-from histojax.data.pipeline import Batch, LoaderSpec, eval_batches
+from histojax.data.batches import Batch
+from histojax.data.pipeline import LoaderSpec, eval_batches
 from histojax.data.sources import Dataset, open_dataset
 from histojax.distributed.sharding import Layout
 from histojax.evaluation import (

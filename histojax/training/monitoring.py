@@ -15,8 +15,7 @@ from typing import Any
 import jax
 
 from histojax.core.errors import RunError
-from histojax.core.machine import cores
-from histojax.distributed import processes
+from histojax.distributed import hosts, processes
 from histojax.training.writer import MetricsWriter, Progress
 
 _MIN_GAIN = 1e-6  # a smaller gain is rounding
@@ -151,13 +150,14 @@ def input_advice(wait: float, *, workers: int, cache: str) -> str:
 
     Args:
       wait: fraction of the time spent waiting for images.
-      workers: the run's `data.workers`.
+      workers: worker processes of this process, its part of `data.workers`.
       cache: the run's `data.cache`.
     """
     if wait < _MIN_WAIT:
         return ""
-    spare = cores() - 2
-    settings = [f"data.workers={spare}"] if spare > workers else []
+    host = hosts.here()
+    spare = host.cores - 2
+    settings = [f"data.workers={spare * host.processes}"] if spare > workers else []
     settings += ["data.cache=decoded (or resized, without random crops)"] if cache == "none" else []
     if not settings:
         return ""

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from data_pipelines.splits import Split
 from data_pipelines.stain import StainNormalizer
 from histojax.core.directories import expand_user
+from histojax.core.machine import cores
 from histojax.data.cache import with_cache
 from histojax.data.pipeline import LoaderSpec, eval_batches, train_batches
 from histojax.data.sources import Dataset, open_dataset
@@ -126,7 +127,9 @@ def open_trainer(config: ConfigDict, saved: Mapping[str, Any] | None = None) -> 
     eval_spec = build.loader_spec(config, layout, training=False)
     build.check(config)  # before the data are read
     cache = build.cache(config)
-    dataset = with_cache(open_dataset(config.data), cache, config.data.image_size, config.data.threads)
+    data = config.data
+    # One process of a host writes the cache, while the others wait.
+    dataset = with_cache(open_dataset(data), cache, data.image_size, data.threads or cores(), data.cache_dir)
     split = leaks.check(config, dataset, dataset.split(build.split_spec(config)))
     train_indices = split.indices("train")
     steps_per_epoch = max(1, len(train_indices) // train_spec.batch_size)

@@ -16,7 +16,8 @@ _log = logging.getLogger(__name__)
 # Fields that change neither what is learned nor the data it is learned from (the split's hash guards the data; other
 # fields name what the plugins register).
 _FREE_FIELDS = {"data.root", "data.prepared_dir", "data.mpp", "data.threads", "data.workers", "data.on_bad_record"}
-_FREE_FIELDS |= {"plugins", "data.cache", "data.synthetic", "train.log_every", "train.watchdog", "train.trackers"}
+_FREE_FIELDS |= {"plugins", "data.cache", "data.cache_dir", "data.synthetic"}
+_FREE_FIELDS |= {"train.log_every", "train.watchdog", "train.trackers"}
 # Fields that set when a run ends. Raising one of them continues a finished run.
 _END_FIELDS = {"train.epochs", "train.early_stopping"}
 _FREE_GROUPS = ("checkpoint.", "compare.", "evaluation.", "paper.", "sharding.")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from data_pipelines.synthetic.generator import SyntheticSpec, generate
-from histojax.cli.bench import benchmarks, fit, ours, peers, rounds
+from histojax.cli.bench import benchmarks, fit, host_input, ours, peers, rounds
 from histojax.cli.bench.rounds import WorkerProcess
 from histojax.core.errors import RunError
 from tests.conftest import ROOT
@@ -173,6 +173,53 @@ def test_input_against_torch(tmp_path: pathlib.Path) -> None:
     assert positive(cached["results"])
 
 
+@pytest.fixture(scope="module")
+def few_images(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    spec = SyntheticSpec(cases_per_subtype=(1,) * 8, images_per_patient=1, magnifications=("100X",))
+    return generate(tmp_path_factory.mktemp("few") / "images", spec)
+
+
+@pytest.mark.slow
+def test_input_of_a_host_with_several_processes(tmp_path: pathlib.Path, few_images: pathlib.Path) -> None:
+    words = ["input", f"--root={few_images}", "--cache=resized", "--crop_scale=1", "--processes=2", "--threads=4"]
+    whole, shown = bench(tmp_path, *words, f"--cache_dir={tmp_path / 'local'}", "--step=0.001")
+    assert list((tmp_path / "local").glob("*.pixels"))
+    (result,) = whole["results"]
+    row = result["contestants"]["histojax"]
+    assert (result["processes"], row["threads"], row["workers"]) == (2, 2, 0)
+    assert len(row["rounds"]) == 2
+    for one in row["rounds"]:
+        assert len(one["per_process"]) == 2
+        assert one["images_per_second"] == pytest.approx(sum(one["per_process"]))
+        assert one["per_core"] == pytest.approx(one["images_per_second"] / result["host_cores"])
+        assert one["per_processor_second"] == pytest.approx(one["images_per_second"] / one["cores"])
+    rate = row["images_per_second"]["median"]
+    assert result["step"]["needed"] == pytest.approx(2 / 1e-6)
+    assert result["step"]["headroom"] == pytest.approx(rate / result["step"]["needed"])
+    assert f"per host: {rate:,.0f} images/s" in shown
+    assert f"needs 2,000,000 images/s; this host delivers {rate:,.0f}: it starves, and waits" in shown
+    slow = result | {"step": result["step"] | {"needed": rate / 3, "headroom": 3.0}}
+    assert host_input.text(slow)[-1].endswith(f"this host delivers {rate:,.0f}: headroom 3.0")
+
+
+def test_processes_of_a_host_read_disjoint_shares_of_every_batch(few_images: pathlib.Path) -> None:
+    args = {
+        "batch_size": 6,
+        "image_size": 32,
+        "crop_scale": 1.0,
+        "colour_jitter": 0.0,
+        "cache": "none",
+        "cache_dir": "",
+    }
+    args |= {"workers": 0, "threads": 1, "peer_workers": 0, "root": few_images}
+    spec = benchmarks.input_spec(argparse.Namespace(**args))
+    one, *parts = (ours._Input(spec | {"share": share}) for share in ([0, 1], [0, 3], [1, 3], [2, 3]))
+    for _ in range(3):
+        batch, *shares = (next(reader._batches) for reader in (one, *parts))
+        assert [len(share["index"]) for share in shares] == [2, 2, 2]
+        assert batch["index"].tolist() == [index for share in shares for index in share["index"]]
+
+
 @pytest.mark.slow
 def test_slide_against_deepzoom(tmp_path: pathlib.Path) -> None:
     path = write_pyramid(tmp_path / "slide.tif", tissue_picture(1500, 1500), 0.5)
@@ -198,6 +245,9 @@ def test_slide_against_deepzoom(tmp_path: pathlib.Path) -> None:
         (["step", "--model=resnet50", "--batch_size=3"], "--batch_size=3 does not divide among 2 devices"),
         (["input", "--root=/none"], "/none: no such file or folder"),
         (["input", "--root=/none", "--cache=resized"], "use crop_scale=1.0 or cache=decoded"),
+        (["input", "--processes=3"], "--batch_size=16 does not divide among 3 processes"),
+        (["input", "--processes=2", "--against=torch"], "drop --against"),
+        (["input", "--step=5"], "--step: has an effect only with --processes"),
         (["infer", "--rounds=0"], "argument --rounds: 0 is not at least 1"),
         (["infer", "--options={"], "argument --options: '{' is not a JSON object"),
     ],

@@ -46,13 +46,13 @@ def test_a_batch_of_evaluation_says_which_images_were_left_alone(dataset, all_in
 @pytest.mark.parametrize("kind", ["resized", "decoded"])
 def test_runs_with_other_references_share_pixels_and_mix_nothing(dataset, all_indices, kind):
     cached = with_cache(dataset, kind, SIZE, 1)
-    before = cache_path(dataset.prepared.directory, kind, SIZE).read_bytes()
+    before = cache_path(dataset, kind, SIZE).read_bytes()
     found = [images(eval_batches(cached, all_indices, spec(stain=stain))) for stain in (PALE, DARK, None, PALE)]
     for stain, got in zip((PALE, DARK, None, PALE), found, strict=True):
         np.testing.assert_array_equal(got, images(eval_batches(dataset, all_indices, spec(stain=stain))))
     assert (found[0] != found[1]).any()
     assert (found[0] != found[2]).any()
-    assert cache_path(dataset.prepared.directory, kind, SIZE).read_bytes() == before
+    assert cache_path(dataset, kind, SIZE).read_bytes() == before
 
 
 def test_the_stream_with_normalisation_is_a_function_of_its_position(dataset, all_indices):

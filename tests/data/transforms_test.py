@@ -10,7 +10,7 @@ from data_pipelines.errors import BadImageError
 from data_pipelines.pixels import decode, resize
 from data_pipelines.stain import LIGHT, find_stains
 from histojax.data import transforms
-from histojax.data.transforms import AugmentSpec, augment, random_crop
+from histojax.data.transforms import AugmentSpec, Orientation, augment, orient, random_crop
 from tests.helpers.tissue_pictures import tissue_texture
 
 OFF = AugmentSpec(flips=False, quarter_turns=False)
@@ -336,3 +336,19 @@ def test_an_image_without_stains_is_unchanged_and_draws_as_many_numbers():
     np.testing.assert_array_equal(transforms.jitter_macenko(glass, 0.3, rngs[0]), glass)
     transforms.jitter_macenko(tissue_texture(64, 80), 0.3, rngs[1])
     assert rngs[0].random() == rngs[1].random()
+
+
+@pytest.mark.parametrize("up_down", [False, True])
+@pytest.mark.parametrize("left_right", [False, True])
+@pytest.mark.parametrize("quarters", range(4))
+def test_flips_and_turns_in_one_pass_are_those_of_numpy(up_down: bool, left_right: bool, quarters: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    image.setflags(write=False)  # as a mapped cache
+    expected = np.flipud(image) if up_down else image
+    expected = np.rot90(np.fliplr(expected) if left_right else expected, quarters)
+    orientation = Orientation.of(up_down, left_right, quarters)
+    np.testing.assert_array_equal(orient(image, orientation), expected)
+    rows = np.zeros((2, 5, 5, 3), np.uint8)
+    orient(image, orientation, rows[1])
+    np.testing.assert_array_equal(rows[1], expected, "it must be written in place")
+    assert not rows[0].any()

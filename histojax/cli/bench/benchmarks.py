@@ -106,18 +106,24 @@ def _compare_models(sides: Sequence[_Side], args: argparse.Namespace) -> dict[st
 def images(args: argparse.Namespace) -> dict[str, Any]:
     """Measure augmented batches from the images of a folder; return JSON."""
     peers.require(args.against)
-    fields = ("batch_size", "image_size", "crop_scale", "colour_jitter", "cache", "threads", "workers", "peer_workers")
-    spec = {name: getattr(args, name) for name in fields} | {"work": "input"}
-    spec["root"] = str(_synthetic() if args.root is None else expand_user(args.root).absolute())
-    # The model fields are required by the worker's config but not used.
-    ours_spec = spec | {"model": "resnet50", "options": {}, "dtype": "float32", "remat": False, "optimizer": "adamw"}
+    spec = input_spec(args)
     with contextlib.ExitStack() as stack:
-        ours = stack.enter_context(WorkerProcess("histojax", _histojax(), ours_spec | {"cpu_devices": 1}, {}))
+        ours = stack.enter_context(WorkerProcess("histojax", _histojax(), spec, {}))
         processes = [ours]
         if args.against:
             peer = peers.start_torch("torch DataLoader", spec | {"cores": cores()}, {})
             processes.append(stack.enter_context(peer))
         return {"root": spec["root"], "images": ours.facts["images"]} | _compare(processes, args)
+
+
+def input_spec(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what a worker process of `bench input` reads, and how."""
+    fields = ("batch_size", "image_size", "crop_scale", "colour_jitter", "cache", "cache_dir", "workers")
+    spec = {name: getattr(args, name) for name in (*fields, "peer_workers")} | {"work": "input"}
+    spec |= {"root": str(_synthetic() if args.root is None else expand_user(args.root).absolute())}
+    spec |= {"threads": args.threads or cores(), "cpu_devices": 1}
+    # The model fields are required by the worker's config but not used.
+    return spec | {"model": "resnet50", "options": {}, "dtype": "float32", "remat": False, "optimizer": "adamw"}
 
 
 def slide(args: argparse.Namespace) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
         examples=[
             "histojax bench step --against torch",
             "histojax bench input --root PATH --against torch",
+            "histojax bench input --cache resized --crop_scale 1 --processes 8 --step 100 --batch_size 2048",
             "histojax bench slide SLIDE --tile_mpp 0.5 --against deepzoom",
         ],
     )
@@ -153,7 +154,16 @@ def _add_input_flags(parser: CommandParser) -> None:
         default="none",
         help="like data.cache; written before the first round (default: none)",
     )
-    flags.add_threads(parser, "like data.threads")
+    parser.add_argument(
+        "--cache_dir", metavar="DIR", default="", help="like data.cache_dir (default: beside the prepared dataset)"
+    )
+    parser.add_argument(
+        "--threads",
+        metavar="N",
+        type=flags.not_negative,
+        default=0,
+        help="like data.threads; 0: one per core (default: 0)",
+    )
     parser.add_argument(
         "--workers", metavar="N", type=flags.not_negative, default=0, help="like data.workers (default: 0)"
     )
@@ -163,6 +173,20 @@ def _add_input_flags(parser: CommandParser) -> None:
         type=flags.not_negative,
         default=2,
         help="num_workers of the PyTorch DataLoader (default: 2)",
+    )
+    parser.add_argument(
+        "--processes",
+        metavar="N",
+        type=flags.positive,
+        help="measure this host with N processes at the same time, one per device; each reads its share of every "
+        "batch, and threads and workers are divided among them (default: one process, alone or against a peer)",
+    )
+    parser.add_argument(
+        "--step",
+        metavar="MS",
+        type=flags.number_in("(0, inf)"),
+        help="with --processes: also say whether a training step of MS milliseconds with --batch_size images per host "
+        "waits for images",
     )
 
 
@@ -228,8 +252,10 @@ def run(args: argparse.Namespace) -> None:
     """Measure, and print a table for each model."""
     refuse_unused(args, bool(args.against), ["--peer_dtype", "--peer_compile", "--peer_workers"], "with --against")
     refuse_unused(args, getattr(args, "find_batch", False), ["--memory_gib"], "with --find_batch")
+    processes = getattr(args, "processes", None)
+    refuse_unused(args, bool(processes), ["--step"], "with --processes")
     _check_models([model for model in getattr(args, "model", ()) if model not in DEFAULT_MODELS])
-    from histojax.cli.bench import benchmarks, tables
+    from histojax.cli.bench import benchmarks, host_input, tables
     from histojax.core import machine
     from histojax.core.files import atomic_write
 
@@ -248,14 +274,15 @@ def run(args: argparse.Namespace) -> None:
         if model:
             result, subject = benchmarks.compiled(args, model), model
         elif args.work == "input":
-            result = benchmarks.images(args)
+            result = host_input.measure(args) if processes else benchmarks.images(args)
             subject = f"{result['images']} images of {result['root']}"
         else:
             result = benchmarks.slide(args)
             subject = f"{result['images']} tissue tiles of {result['mpp']:g} µm/px of {result['slide']}"
         results["results"].append(result)
         if printed:
-            print(f"\n{args.work}: {subject}, {title}\n{tables.table(result)}", flush=True)
+            lines = [tables.table(result), *(host_input.text(result) if processes else [])]
+            print("\n".join([f"\n{args.work}: {subject}, {title}", *lines]), flush=True)
         if args.json and printed:
             with atomic_write(pathlib.Path(args.json)) as temporary:
                 temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -26,6 +26,7 @@ from histojax.training.program import Program
 from histojax.training.tasks import Multiclass
 
 CLASSES = ("benign", "malignant")
+_EPOCH = 8192  # images of an epoch, at least, when a host is measured
 _IN_FLIGHT = 2  # repeats queued on the device, as in training and prediction
 _MATMUL_SIDE = {"cpu": 2048, "": 8192}  # rows and columns of the matrices, by backend
 
@@ -162,13 +163,20 @@ class _Input:
         config.data.root = spec["root"]
         config.data.magnification = "all"
         config.data.cache, config.data.augment.crop_scale = spec["cache"], spec["crop_scale"]
+        config.data.cache_dir = spec["cache_dir"]
         cache = build.cache(config)
-        dataset = with_cache(open_dataset(config.data), cache, spec["image_size"], spec["threads"])
-        loader = LoaderSpec(spec["batch_size"], spec["image_size"], 0, threads=spec["threads"], workers=spec["workers"])
-        augmentation = AugmentSpec(crop_scale=spec["crop_scale"], colour_jitter=spec["colour_jitter"])
+        size, threads = spec["image_size"], spec["threads"]
+        dataset = with_cache(open_dataset(config.data), cache, size, threads, config.data.cache_dir)
         indices = np.arange(len(dataset.records))
+        self._images, rows = len(indices), None
+        if share := spec.get("share"):  # (index, count): one of several processes of a host
+            rows = tuple(np.array_split(np.arange(spec["batch_size"]), share[1])[share[0]].tolist())
+            # Drawing one of few images takes long: a block cipher walks until it meets their number.
+            indices = np.resize(indices, max(len(indices), _EPOCH))
+        loader = LoaderSpec(spec["batch_size"], size, 0, threads=threads, workers=spec["workers"], rows=rows)
+        augmentation = AugmentSpec(crop_scale=spec["crop_scale"], colour_jitter=spec["colour_jitter"])
         self._batches: Iterator[dict[str, np.ndarray]] = train_batches(dataset, indices, loader, augmentation)
-        self._n, self._images = spec["batch_size"], len(indices)
+        self._n = loader.local_batch_size
         # Batches that are ready before a round begins must not count.
         self._buffered = 3 + 2 * spec["workers"]
         next(self._batches)
@@ -185,6 +193,16 @@ class _Input:
         for _ in range(repeats):
             next(self._batches)
         return {"seconds": time.perf_counter() - began, "images": repeats * self._n}
+
+    def run_between(self, begin: float, end: float) -> dict[str, Any]:
+        """Make batches from now to `end` and count those after `begin`, times of `time.monotonic`; as `run`."""
+        while time.monotonic() < begin:
+            next(self._batches)
+        began, images = time.monotonic(), 0
+        while (now := time.monotonic()) < end or not images:
+            next(self._batches)
+            images += self._n
+        return {"seconds": now - began, "images": images}
 
 
 class _Fit:
