@@ -23,7 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from histojax.core.errors import EXIT_INTERRUPTED, RunError
-from histojax.distributed import compat
+from histojax.distributed import addresses, compat
 
 EXIT_RESUMABLE = 75  # exit code (EX_TEMPFAIL): stopped from outside and saved; the same command resumes
 _BEAT, _LOST = 2.0, 25.0  # seconds: between two heartbeats; without one, until a process counts as dead
@@ -83,6 +83,8 @@ class Membership:
         host, colon, port = coordinator.rpartition(":")
         if not (host and colon and port.isdigit()):
             raise RunError(f"coordinator '{coordinator}' is not HOST:PORT")
+        if ":" in host and not (host.startswith("[") and host.endswith("]")):
+            raise RunError(f"coordinator '{coordinator}': an IPv6 address needs brackets, such as [fd00::1]:8476")
         if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
             raise RunError(
                 f"process_id={index} of num_processes={count}: both must be whole numbers, the first below the second"
@@ -104,6 +106,7 @@ def initialise(flags: Mapping[str, str] | None = None) -> None:
     member = Membership.find(flags or {}, os.environ)
     if member.count == 1 and not member.cluster:
         return
+    addresses.given(os.environ)  # a wrong one is reported before the others wait for this process
     timeout = int(os.environ.get(_PREFIX + "START_TIMEOUT", "300"))
     explicit: dict[str, Any] = {}
     if not member.cluster:
@@ -121,10 +124,26 @@ def initialise(flags: Mapping[str, str] | None = None) -> None:
     except (RuntimeError, ValueError) as error:
         lines = str(error).strip().splitlines() or [""]
         raise RunError(f"the run's processes could not connect to each other ({lines[0][:200]}): {member}") from error
-    if jax.process_count() > 1:
-        if jax.default_backend() == "cpu":
+    found = Membership(*compat.membership())
+    if found.count > 1:
+        _Peers.current = _Peers(found)
+        _choose_address(found)
+        if jax.default_backend() == "cpu":  # this starts the devices
             _drop_output_of_libraries()
-        _Peers.current = _Peers()
+
+
+def _choose_address(member: Membership) -> None:
+    """Let the CPUs of the other processes connect to the address at which they reach this host."""
+    coordinator, number, index = member.coordinator, member.count, member.index
+    try:
+        address = addresses.advertised(coordinator, index, number, compat.key_value_store())
+    except (OSError, jax.errors.JaxRuntimeError) as error:
+        raise RunError(
+            f"process {index} of {number}: the address of this host towards {coordinator} was not found ({error}); "
+            f"set {addresses.VARIABLE} to the IP address at which the other hosts reach it"
+        ) from error
+    _log.info("process %d of %d is reached by the others at %s", index, number, address)
+    compat.advertise(address)
 
 
 def _drop_output_of_libraries() -> None:
@@ -142,11 +161,10 @@ def _wait_for_coordinator(member: Membership, timeout: int) -> None:
     if member.index == 0:
         _log.info("process 0 of %d waits for the others at %s", member.count, member.coordinator)
         return
-    host, _, port = member.coordinator.rpartition(":")
     deadline = time.monotonic() + timeout
     while True:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            socket.create_connection(addresses.split(member.coordinator), timeout=5).close()
             return
         except OSError as error:
             if time.monotonic() > deadline:
@@ -241,9 +259,9 @@ class _Peers:
 
     current: "_Peers | None" = None
 
-    def __init__(self) -> None:
+    def __init__(self, member: Membership) -> None:
         self._store = compat.key_value_store()
-        self._index, self._count = jax.process_index(), jax.process_count()
+        self._coordinator, self._count, self._index = member.coordinator, member.count, member.index
         self._ended = threading.Event()
         self._seen: dict[int, tuple[str, float]] = {}
         self._names: dict[int, str] = {}

@@ -1,4 +1,4 @@
-"""A run of several processes on this machine."""
+"""A run of several processes on this machine, or on the hosts of a network within it."""
 
 import os
 import pathlib
@@ -6,9 +6,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from tests.conftest import ROOT
+from tests.helpers.network import Host
 
 CONFIG = "tests/helpers/tiny_config.py:mini"
 # Without decay the program does not depend on the number of epochs, so that more runs share what one has compiled.
@@ -16,7 +17,10 @@ _NO_DECAY = "--config.optimizer.schedule=constant"
 
 
 class Processes:
-    """A run in `count` processes with `devices` CPU devices each. Every process writes its own log file."""
+    """A run in `count` processes with `devices` CPU devices each. Every process writes its own log file.
+
+    With `hosts` process i runs on host i of a network, and `coordinator` is the name or address of the first one.
+    """
 
     def __init__(
         self,
@@ -29,6 +33,8 @@ class Processes:
         only: Mapping[int, list[str]] | None = None,
         module: str = "histojax.main",
         environment: Mapping[str, str] | None = None,
+        hosts: Sequence[Host] = (),
+        coordinator: str = "localhost",
     ):
         workdir.mkdir(parents=True, exist_ok=True)
         self.count = count
@@ -43,8 +49,9 @@ class Processes:
         for i, log in enumerate(self.logs):
             membership = []
             if count > 1:
-                membership = [f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}"]
+                membership = [f"--coordinator={coordinator}:{port}", f"--num_processes={count}", f"--process_id={i}"]
             words = [sys.executable, "-m", module, *fields, *membership, *more, *(only or {}).get(i, [])]
+            words = hosts[i].words(*words) if hosts else words
             with open(log, "w") as file:
                 self.started.append(subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=file, env=environment))
 
