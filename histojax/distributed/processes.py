@@ -265,7 +265,9 @@ class _Peers:
         self._ended = threading.Event()
         self._seen: dict[int, tuple[str, float]] = {}
         self._names: dict[int, str] = {}
-        threading.Thread(target=self._watch, name="watch-processes", daemon=True).start()
+        self._answers = 0  # number of rounds in which the key-value store has answered
+        for watch in (self._watch, self._watch_coordinator):
+            threading.Thread(target=watch, name=watch.__name__.strip("_"), daemon=True).start()
 
     def fail(self, cause: str) -> None:
         """Report to the others why this process ends; process 0 stays until they have had time to read it."""
@@ -296,6 +298,7 @@ class _Peers:
             except Exception:  # process 0 is gone or ending; jax's own client ends this process with its own message
                 self._ended.wait(_BEAT)
                 continue
+            self._answers += 1
             now = time.monotonic()
             for index, heartbeat in alive.items():
                 if self._seen.get(index, ("", 0.0))[0] != heartbeat:
@@ -311,6 +314,18 @@ class _Peers:
                         EXIT_RESUMABLE,
                     )
             self._ended.wait(_BEAT)
+
+    def _watch_coordinator(self) -> None:
+        """End this process if process 0 is silent: the calls of `_watch` then wait for as long as the network is gone."""
+        answers, silent = 0, 0.0
+        while not self._ended.wait(_BEAT):  # counted, because a machine that was suspended has missed nothing
+            answers, silent = self._answers, silent + _BEAT if self._answers == answers else 0.0
+            if silent > _LOST:
+                self._end(
+                    f"process 0 of {self._count} ({self._coordinator}) has not answered for {_LOST:.0f} s: its machine or "
+                    "the network is gone. Checkpoints are intact: rerun the same command to resume from the last one",
+                    EXIT_RESUMABLE,
+                )
 
     def _read(self, folder: str) -> dict[int, str]:
         """Return what the other processes wrote below a key, by index."""

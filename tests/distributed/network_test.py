@@ -31,7 +31,7 @@ def test_two_hosts_train_as_one_process_does(images: pathlib.Path, tmp_path: pat
     """As on Debian: each host's own name resolves to 127.0.1.1, also that of the coordinator."""
     Processes(tmp_path / "one", images, 1, 2).finish()
     with Network("loopback", "loopback") as built:
-        Processes(tmp_path / "two", images, 2, 1, hosts=built.hosts, coordinator="host1").finish()
+        Processes(tmp_path / "two", images, 2, 1, hosts=built.hosts, coordinator="host1:8476").finish()
     for series in ("last", "best"):
         one, two = arrays(tmp_path / "one", series), arrays(tmp_path / "two", series)
         assert len(one) > 10

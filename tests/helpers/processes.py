@@ -19,7 +19,8 @@ _NO_DECAY = "--config.optimizer.schedule=constant"
 class Processes:
     """A run in `count` processes with `devices` CPU devices each. Every process writes its own log file.
 
-    With `hosts` process i runs on host i of a network, and `coordinator` is the name or address of the first one.
+    With `hosts` process i runs on host i of a network, and `coordinator` is `HOST:PORT` of the first one. `before` has
+    words to put before the command of a process, by its index.
     """
 
     def __init__(
@@ -34,7 +35,8 @@ class Processes:
         module: str = "histojax.main",
         environment: Mapping[str, str] | None = None,
         hosts: Sequence[Host] = (),
-        coordinator: str = "localhost",
+        coordinator: str = "",
+        before: Mapping[int, list[str]] | None = None,
     ):
         workdir.mkdir(parents=True, exist_ok=True)
         self.count = count
@@ -49,8 +51,13 @@ class Processes:
         for i, log in enumerate(self.logs):
             membership = []
             if count > 1:
-                membership = [f"--coordinator={coordinator}:{port}", f"--num_processes={count}", f"--process_id={i}"]
+                membership = [
+                    f"--coordinator={coordinator or f'localhost:{port}'}",
+                    f"--num_processes={count}",
+                    f"--process_id={i}",
+                ]
             words = [sys.executable, "-m", module, *fields, *membership, *more, *(only or {}).get(i, [])]
+            words = [*(before or {}).get(i, []), *words]
             words = hosts[i].words(*words) if hosts else words
             with open(log, "w") as file:
                 self.started.append(subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=file, env=environment))
