@@ -5,6 +5,8 @@ By default that is the address to which the host's own name resolves, which on D
 127.0.0.1 or 127.0.1.1. Here it is the address from which this host reaches the coordinator.
 """
 
+import concurrent.futures
+import contextlib
 import ipaddress
 import os
 import socket
@@ -15,6 +17,8 @@ from histojax.core.errors import RunError
 
 VARIABLE = "HISTOJAX_ADDRESS"
 _SEEN = "histojax/coordinator/"  # keys: the address at which each process reaches process 0
+_LISTENS = "histojax/listens/"  # keys: address and port at which each process accepts a connection, as a trial
+_CONNECT = 15  # seconds until another process must have accepted it
 _SECONDS = 30  # until a connected process must have written its key
 
 
@@ -108,3 +112,41 @@ def advertised(coordinator: str, index: int, count: int, store: Any) -> str:
         return own
     seen = (store.blocking_key_value_get(f"{_SEEN}{i}", _SECONDS * 1000) for i in range(count) if i != index)
     return next((address for address in seen if not is_loopback(address)), own)
+
+
+def check_connections(address: str, index: int, count: int, store: Any) -> None:
+    """Connect to every other process as Gloo will: on a random port. All processes must call this.
+
+    Gloo itself would wait for minutes, and would name only the other one's address.
+
+    Args:
+      address: the address that this process advertises.
+      index: index of this process.
+      count: number of processes.
+      store: the key-value store of the run.
+
+    Raises:
+      RunError: another process cannot be reached.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family, backlog=count) as server:
+        store.key_value_set(f"{_LISTENS}{index}", f"{address} {server.getsockname()[1]}")
+
+        def connect(other: int) -> str:
+            place, port = store.blocking_key_value_get(f"{_LISTENS}{other}", _SECONDS * 1000).split()
+            try:
+                with contextlib.closing(socket.create_connection((place, int(port)), timeout=_CONNECT)):
+                    return ""
+            except OSError as error:
+                return f"process {other} at {place}, port {port} ({error})"
+
+        others = [other for other in range(count) if other != index]
+        with concurrent.futures.ThreadPoolExecutor(min(32, len(others))) as pool:
+            failed = list(filter(None, pool.map(connect, others)))
+        if failed:
+            raise RunError(
+                f"process {index} of {count} ({socket.gethostname()}, {address}) cannot reach {'; '.join(failed[:3])}. "
+                "Processes that compute on CPUs connect to each other on random ports: allow all TCP ports between the "
+                f"hosts, or set {VARIABLE} on a host to its address in a network where they are allowed"
+            )
+        store.wait_at_barrier("histojax/reached", 2 * _SECONDS * 1000)  # until then others may connect

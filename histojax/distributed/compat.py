@@ -3,8 +3,8 @@
 from typing import Any
 
 from jax._src import config, distributed, xla_bridge
+from jax._src.lib import _jax
 from jax.extend.backend import register_backend_factory
-from jaxlib import _jax
 
 
 def key_value_store() -> Any:

@@ -118,22 +118,27 @@ def initialise(flags: Mapping[str, str] | None = None) -> None:
             "cluster_detection_method": "deactivate",
         }
     try:
-        jax.distributed.initialize(
-            **explicit, initialization_timeout=timeout, heartbeat_timeout_seconds=60, shutdown_timeout_seconds=30
-        )
+        with _time_to_join(timeout):
+            jax.distributed.initialize(
+                **explicit,
+                initialization_timeout=2 * timeout,
+                heartbeat_timeout_seconds=60,
+                shutdown_timeout_seconds=30,
+            )
     except (RuntimeError, ValueError) as error:
         lines = str(error).strip().splitlines() or [""]
         raise RunError(f"the run's processes could not connect to each other ({lines[0][:200]}): {member}") from error
     found = Membership(*compat.membership())
     if found.count > 1:
         _Peers.current = _Peers(found)
-        _choose_address(found)
+        address = _choose_address(found)
         if jax.default_backend() == "cpu":  # this starts the devices
+            addresses.check_connections(address, found.index, found.count, compat.key_value_store())
             _drop_output_of_libraries()
 
 
-def _choose_address(member: Membership) -> None:
-    """Let the CPUs of the other processes connect to the address at which they reach this host."""
+def _choose_address(member: Membership) -> str:
+    """Let the CPUs of the other processes connect to the address at which they reach this host; return it."""
     coordinator, number, index = member.coordinator, member.count, member.index
     try:
         address = addresses.advertised(coordinator, index, number, compat.key_value_store())
@@ -144,6 +149,29 @@ def _choose_address(member: Membership) -> None:
         ) from error
     _log.info("process %d of %d is reached by the others at %s", index, number, address)
     compat.advertise(address)
+    return address
+
+
+@contextlib.contextmanager
+def _time_to_join(seconds: float) -> Iterator[None]:
+    """End this process if the block takes longer: jax would abort it, and not say that a process is missing."""
+
+    def end() -> None:
+        print(
+            f"error: not all processes of this run joined it within {seconds:.0f} s. Check that each one runs, "
+            "with the same coordinator and number of processes. HISTOJAX_START_TIMEOUT sets the seconds to wait.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _drop_output_of_libraries() -> None:
@@ -316,14 +344,14 @@ class _Peers:
             self._ended.wait(_BEAT)
 
     def _watch_coordinator(self) -> None:
-        """End this process if process 0 is silent: the calls of `_watch` then wait for as long as the network is gone."""
+        """End this process if process 0 is silent: the calls of `_watch` wait for as long as the network is gone."""
         answers, silent = 0, 0.0
         while not self._ended.wait(_BEAT):  # counted, because a machine that was suspended has missed nothing
             answers, silent = self._answers, silent + _BEAT if self._answers == answers else 0.0
             if silent > _LOST:
                 self._end(
-                    f"process 0 of {self._count} ({self._coordinator}) has not answered for {_LOST:.0f} s: its machine or "
-                    "the network is gone. Checkpoints are intact: rerun the same command to resume from the last one",
+                    f"process 0 of {self._count} ({self._coordinator}) has not answered for {_LOST:.0f} s: its machine "
+                    "or the network is gone. Checkpoints are intact: rerun the same command to resume from the last",
                     EXIT_RESUMABLE,
                 )
 

@@ -19,6 +19,9 @@ class Store:
     def key_value_set(self, key: str, value: str) -> None:
         self.values[key] = value
 
+    def wait_at_barrier(self, name: str, timeout_in_ms: int) -> None:
+        assert name == "histojax/reached"
+
     def blocking_key_value_get(self, key: str, timeout_in_ms: int) -> str:
         return self.values[key]
 
@@ -67,3 +70,12 @@ def test_routes_are_found_without_a_connection() -> None:
 )
 def test_loopback_is_recognised(address: str, expected: Any) -> None:
     assert addresses.is_loopback(address) is expected
+
+
+def test_a_process_that_cannot_be_reached_is_named() -> None:
+    store = Store()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        store.values["histojax/listens/1"] = f"127.0.0.1 {other.getsockname()[1]}"
+        addresses.check_connections("127.0.0.1", 0, 2, store)
+    with pytest.raises(RunError, match=r"process 0 of 2 .* cannot reach process 1 at 127.0.0.1, port .*refused"):
+        addresses.check_connections("127.0.0.1", 0, 2, store)

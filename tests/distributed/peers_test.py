@@ -48,3 +48,16 @@ def test_a_silent_coordinator_ends_the_process(
     said = capsys.readouterr().err
     assert ("error: process 0 of 2 (host1:8476) has not answered for 0 s" in said) == silent
     assert ("rerun the same command to resume" in said) == silent
+
+
+def test_a_process_ends_if_the_others_do_not_join(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with processes._time_to_join(0.1):
+        time.sleep(0.5)
+    with processes._time_to_join(60):
+        pass
+    assert codes == [1]
+    assert "error: not all processes of this run joined it within 0 s" in capsys.readouterr().err
