@@ -57,11 +57,30 @@ def main(argv: Sequence[str] | None = None, folder: pathlib.Path = FOLDER) -> No
             "date": datetime.datetime.fromtimestamp(args.study.stat().st_mtime, datetime.UTC).date().isoformat(),
         }
         path = folder / f"{args.name}.json"
-        tables = _read(path)["tables"] if path.exists() else {"main": {"columns": columns}}
-        with atomic_write(path) as temporary:
-            temporary.write_text(dump({"provenance": provenance, "tables": tables, "rows": rows}), encoding="utf-8")
+        _write(path, provenance, columns, rows)
     print(f"wrote {path}; show it in a page between <!-- results: {args.name} --> and <!-- end -->, then run")
     print("python docs/generate.py")
+
+
+def record_here(path: pathlib.Path, command: str, data: str, protocol: str, columns: Columns, rows: Rows) -> None:
+    """Write the results file of a program that has just measured on this machine, at the commit of this checkout.
+
+    Args:
+      path: the file; if it exists, it keeps its tables.
+      command: command that repeats the measurement.
+      data: images, with counts and license.
+      protocol: what was measured, and how.
+      columns: headings and templates of a table of all rows.
+      rows: the results by name.
+    """
+    values = (command, data, protocol, _machine(machine.describe()), _commit(), datetime.date.today().isoformat())
+    _write(path, dict(zip(PROVENANCE, values, strict=True)), columns, {name: _kept(row) for name, row in rows.items()})
+
+
+def _write(path: pathlib.Path, provenance: Mapping[str, str], columns: Columns, rows: Rows) -> None:
+    tables = _read(path)["tables"] if path.exists() else {"main": {"columns": columns}}
+    with atomic_write(path) as temporary:
+        temporary.write_text(dump({"provenance": provenance, "tables": tables, "rows": rows}), encoding="utf-8")
 
 
 def rows_and_columns(study: Any, path: pathlib.Path) -> tuple[Rows, Columns]:

@@ -23,7 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from histojax.core.errors import EXIT_INTERRUPTED, RunError
-from histojax.distributed import compat, hosts
+from histojax.distributed import addresses, compat, hosts
 
 EXIT_RESUMABLE = 75  # exit code (EX_TEMPFAIL): stopped from outside and saved; the same command resumes
 _BEAT, _LOST = 2.0, 25.0  # seconds: between two heartbeats; without one, until a process counts as dead
@@ -83,6 +83,8 @@ class Membership:
         host, colon, port = coordinator.rpartition(":")
         if not (host and colon and port.isdigit()):
             raise RunError(f"coordinator '{coordinator}' is not HOST:PORT")
+        if ":" in host and not (host.startswith("[") and host.endswith("]")):
+            raise RunError(f"coordinator '{coordinator}': an IPv6 address needs brackets, such as [fd00::1]:8476")
         if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
             raise RunError(
                 f"process_id={index} of num_processes={count}: both must be whole numbers, the first below the second"
@@ -104,6 +106,7 @@ def initialise(flags: Mapping[str, str] | None = None) -> None:
     member = Membership.find(flags or {}, os.environ)
     if member.count == 1 and not member.cluster:
         return
+    addresses.given(os.environ)  # a wrong one is reported before the others wait for this process
     timeout = int(os.environ.get(_PREFIX + "START_TIMEOUT", "300"))
     explicit: dict[str, Any] = {}
     if not member.cluster:
@@ -115,17 +118,61 @@ def initialise(flags: Mapping[str, str] | None = None) -> None:
             "cluster_detection_method": "deactivate",
         }
     try:
-        jax.distributed.initialize(
-            **explicit, initialization_timeout=timeout, heartbeat_timeout_seconds=60, shutdown_timeout_seconds=30
-        )
+        with _time_to_join(timeout):
+            jax.distributed.initialize(
+                **explicit,
+                initialization_timeout=2 * timeout,
+                heartbeat_timeout_seconds=60,
+                shutdown_timeout_seconds=30,
+            )
     except (RuntimeError, ValueError) as error:
         lines = str(error).strip().splitlines() or [""]
         raise RunError(f"the run's processes could not connect to each other ({lines[0][:200]}): {member}") from error
-    if jax.process_count() > 1:
-        if jax.default_backend() == "cpu":
+    found = Membership(*compat.membership())
+    if found.count > 1:
+        _Peers.current = _Peers(found)
+        address = _choose_address(found)
+        if jax.default_backend() == "cpu":  # this starts the devices
+            addresses.check_connections(address, found.index, found.count, compat.key_value_store())
             _drop_output_of_libraries()
-        _Peers.current = _Peers()
-        hosts.meet(compat.key_value_store(), jax.process_index(), timeout)
+        hosts.meet(compat.key_value_store(), found.index, timeout)
+
+
+def _choose_address(member: Membership) -> str:
+    """Let the CPUs of the other processes connect to the address at which they reach this host; return it."""
+    coordinator, number, index = member.coordinator, member.count, member.index
+    try:
+        address = addresses.advertised(coordinator, index, number, compat.key_value_store())
+    except (OSError, jax.errors.JaxRuntimeError) as error:
+        raise RunError(
+            f"process {index} of {number}: the address of this host towards {coordinator} was not found ({error}); "
+            f"set {addresses.VARIABLE} to the IP address at which the other hosts reach it"
+        ) from error
+    _log.info("process %d of %d is reached by the others at %s", index, number, address)
+    compat.advertise(address)
+    return address
+
+
+@contextlib.contextmanager
+def _time_to_join(seconds: float) -> Iterator[None]:
+    """End this process if the block takes longer: jax would abort it, and not say that a process is missing."""
+
+    def end() -> None:
+        print(
+            f"error: not all processes of this run joined it within {seconds:.0f} s. Check that each one runs, "
+            "with the same coordinator and number of processes. HISTOJAX_START_TIMEOUT sets the seconds to wait.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _drop_output_of_libraries() -> None:
@@ -143,11 +190,10 @@ def _wait_for_coordinator(member: Membership, timeout: int) -> None:
     if member.index == 0:
         _log.info("process 0 of %d waits for the others at %s", member.count, member.coordinator)
         return
-    host, _, port = member.coordinator.rpartition(":")
     deadline = time.monotonic() + timeout
     while True:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            socket.create_connection(addresses.split(member.coordinator), timeout=5).close()
             return
         except OSError as error:
             if time.monotonic() > deadline:
@@ -242,13 +288,15 @@ class _Peers:
 
     current: "_Peers | None" = None
 
-    def __init__(self) -> None:
+    def __init__(self, member: Membership) -> None:
         self._store = compat.key_value_store()
-        self._index, self._count = jax.process_index(), jax.process_count()
+        self._coordinator, self._count, self._index = member.coordinator, member.count, member.index
         self._ended = threading.Event()
         self._seen: dict[int, tuple[str, float]] = {}
         self._names: dict[int, str] = {}
-        threading.Thread(target=self._watch, name="watch-processes", daemon=True).start()
+        self._answers = 0  # number of rounds in which the key-value store has answered
+        for watch in (self._watch, self._watch_coordinator):
+            threading.Thread(target=watch, name=watch.__name__.strip("_"), daemon=True).start()
 
     def fail(self, cause: str) -> None:
         """Report to the others why this process ends; process 0 stays until they have had time to read it."""
@@ -279,6 +327,7 @@ class _Peers:
             except Exception:  # process 0 is gone or ending; jax's own client ends this process with its own message
                 self._ended.wait(_BEAT)
                 continue
+            self._answers += 1
             now = time.monotonic()
             for index, heartbeat in alive.items():
                 if self._seen.get(index, ("", 0.0))[0] != heartbeat:
@@ -294,6 +343,18 @@ class _Peers:
                         EXIT_RESUMABLE,
                     )
             self._ended.wait(_BEAT)
+
+    def _watch_coordinator(self) -> None:
+        """End this process if process 0 is silent: the calls of `_watch` wait for as long as the network is gone."""
+        answers, silent = 0, 0.0
+        while not self._ended.wait(_BEAT):  # counted, because a machine that was suspended has missed nothing
+            answers, silent = self._answers, silent + _BEAT if self._answers == answers else 0.0
+            if silent > _LOST:
+                self._end(
+                    f"process 0 of {self._count} ({self._coordinator}) has not answered for {_LOST:.0f} s: its machine "
+                    "or the network is gone. Checkpoints are intact: rerun the same command to resume from the last",
+                    EXIT_RESUMABLE,
+                )
 
     def _read(self, folder: str) -> dict[int, str]:
         """Return what the other processes wrote below a key, by index."""

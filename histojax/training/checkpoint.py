@@ -63,7 +63,10 @@ class Checkpoints:
         self.folder = folder.absolute()
         # At exit, orbax would wait five minutes for an unhandled save in progress; close() prevents that.
         try:
-            self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+            # Both series of a run may save at the same time. Each needs barriers of its own between the processes.
+            own = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder.name)
+            options = ocp.CheckpointManagerOptions(max_to_keep=keep, multiprocessing_options=own)
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
             raise self._cannot_write(error) from error
         self._sealing: concurrent.futures.Future[None] | None = None

@@ -1,5 +1,6 @@
-"""The private part of jax that is used: the key-value store of its coordinator."""
+"""The private parts of jax that are used: its coordinator's key-value store, and the address that Gloo advertises."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -19,15 +20,39 @@ store.wait_at_barrier("end", 10_000)
 """
 
 
-def test_the_key_value_store_stores_lists_and_waits() -> None:
+ADVERTISED = """
+import sys, jax
+from histojax.distributed import compat
+jax.distributed.initialize(sys.argv[1], 1, 0, cluster_detection_method="deactivate")
+print(compat.membership() == (sys.argv[1], 1, 0), compat.xla_bridge.backends_are_initialized())
+compat.advertise(sys.argv[2])
+print(jax.devices()[0].platform)
+"""
+
+
+def in_a_new_process(program: str, *words: str) -> subprocess.CompletedProcess[str]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, f"localhost:{port}"], capture_output=True, text=True, timeout=60
-    )
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    command = [sys.executable, "-c", program, coordinator, *words]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+
+
+def test_the_key_value_store_stores_lists_and_waits() -> None:
+    done = in_a_new_process(PROGRAM)
     assert done.stdout.strip() == "[('a/b/0', 'second')]", done.stderr
 
 
-def test_a_single_process_has_no_store() -> None:
+def test_a_single_process_has_no_store_and_no_coordinator() -> None:
     assert compat.key_value_store() is None
+    assert compat.membership() == ("", 1, 0)
+
+
+def test_gloo_advertises_the_given_address() -> None:
+    """Gloo binds it when the devices start, so an address of another host is an error there."""
+    done = in_a_new_process(ADVERTISED, "127.0.0.1")
+    assert done.stdout.split() == ["True", "False", "cpu"], done.stderr
+    done = in_a_new_process(ADVERTISED, "192.0.2.1")
+    assert done.returncode == 1
+    assert "192.0.2.1" in done.stderr

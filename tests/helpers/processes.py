@@ -1,13 +1,16 @@
-"""A run of several processes on this machine."""
+"""A run of several processes on this machine, or on the hosts of a network within it."""
 
 import os
 import pathlib
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+from tests.conftest import ROOT
 from tests.helpers import warm_start
+from tests.helpers.network import Host
 
 CONFIG = "tests/helpers/tiny_config.py:mini"
 # Without decay the program does not depend on the number of epochs, so that more runs share what one has compiled.
@@ -15,7 +18,11 @@ _NO_DECAY = "--config.optimizer.schedule=constant"
 
 
 class Processes:
-    """A run in `count` processes with `devices` CPU devices each. Every process writes its own log file."""
+    """A run in `count` processes with `devices` CPU devices each. Every process writes its own log file.
+
+    With `hosts` process i runs on host i of a network, and `coordinator` is `HOST:PORT` of the first one. `before` has
+    words to put before the command of a process, by its index.
+    """
 
     def __init__(
         self,
@@ -28,6 +35,9 @@ class Processes:
         only: Mapping[int, list[str]] | None = None,
         module: str = "histojax.main",
         environment: Mapping[str, str] | None = None,
+        hosts: Sequence[Host] = (),
+        coordinator: str = "",
+        before: Mapping[int, list[str]] | None = None,
     ):
         workdir.mkdir(parents=True, exist_ok=True)
         self.count = count
@@ -38,14 +48,24 @@ class Processes:
         fields += [f"--config.sharding.cpu_devices={devices}", _NO_DECAY]
         environment = os.environ | (environment or {})
         self.logs = [workdir.with_name(f"{workdir.name}.{port}.{i}.log") for i in range(count)]
-        self.started = []
+        self.started: list[warm_start.Process | subprocess.Popen[bytes]] = []
         for i, log in enumerate(self.logs):
             membership = []
             if count > 1:
-                membership = [f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}"]
+                membership = [
+                    f"--coordinator={coordinator or f'localhost:{port}'}",
+                    f"--num_processes={count}",
+                    f"--process_id={i}",
+                ]
             words = [sys.executable, "-m", module, *fields, *membership, *more, *(only or {}).get(i, [])]
+            words = [*(before or {}).get(i, []), *words]
+            words = hosts[i].words(*words) if hosts else words
             with open(log, "w") as file:
-                self.started.append(warm_start.Process(words, file, file, environment))
+                if hosts or before:
+                    process = subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=file, env=environment)
+                else:
+                    process = warm_start.Process(words, file, file, environment)
+                self.started.append(process)
 
     def until(self, reached: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 200

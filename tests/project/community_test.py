@@ -37,7 +37,7 @@ def test_the_workflow_runs_every_stage_once() -> None:
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
     job = jobs["stage"]
     assert " ".join(job["strategy"]["matrix"]["stages"]).split() == STAGES
-    assert job["steps"][-1] == {"run": ".ci/run ${{ matrix.stages }}"}
+    assert job["steps"][-1] == {"run": 'sudo env "PATH=$PATH" CI=true .ci/run ${{ matrix.stages }}'}
 
 
 def test_the_checks_before_a_commit_are_those_of_ci() -> None:

@@ -509,3 +509,16 @@ def test_a_folder_of_the_user_that_is_named_like_a_checkpoint_is_reported(copy, 
         series.discard_incomplete()
     assert (folder / "99" / "notes.txt").read_text() == "mine"
     assert checkpoint.complete_steps(folder) == [1, 2]
+
+
+def test_each_series_has_barriers_of_its_own(tmp_path, monkeypatch):
+    """Both series save at the same time, and orbax's names of barriers are the same for each save."""
+    prefixes = []
+
+    def manager(folder, options):
+        prefixes.append(options.multiprocessing_options.barrier_sync_key_prefix)
+
+    monkeypatch.setattr(checkpoint.ocp, "CheckpointManager", manager)
+    for name in (LAST, BEST):
+        Checkpoints(checkpoint.series(tmp_path, name), 1)
+    assert prefixes == ["last", "best"]
