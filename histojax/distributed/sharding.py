@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.experimental.layout import Format
 from jax.experimental.layout import Layout as MemoryLayout
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -195,6 +196,22 @@ def in_memory_as(abstract: Any, tree: Any) -> Any:
     if all(form.layout is None for form in jax.tree.leaves(formats)):
         return tree
     return jax.jit(lambda arrays: arrays, out_shardings=formats, donate_argnums=0)(tree)
+
+
+def on_one_device(tree: Any) -> Any:
+    """Return the arrays of a run of several processes, each whole on one device of this process.
+
+    All processes must call this: arrays of which a process lacks parts are gathered.
+    """
+
+    def whole(array: Any) -> Any:
+        if not isinstance(array, jax.Array) or array.is_fully_addressable:
+            return array
+        if array.is_fully_replicated:
+            return array.addressable_data(0)
+        return jax.device_put(multihost_utils.process_allgather(array, tiled=True), jax.local_devices()[0])
+
+    return jax.tree.map(whole, tree)
 
 
 def path_of(path: Any) -> str:

@@ -17,6 +17,7 @@ import pathlib
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,8 +28,7 @@ from histojax.core.errors import RunError
 from histojax.core.files import atomic_write, flush_tree
 from histojax.core.quiet import quiet_logger
 from histojax.core.retries import with_backoff
-from histojax.distributed import processes
-from histojax.distributed.sharding import in_memory_as
+from histojax.distributed import processes, sharding
 from histojax.training import array_shapes, compat
 
 LAST, BEST = "last", "best"
@@ -54,20 +54,40 @@ class Checkpoints:
     Args:
       folder: `<workdir>/checkpoints/last` or `…/best`.
       keep: number of checkpoints to keep; older ones are deleted.
+      shared: whether all processes see the folder, so that each writes its part of the arrays. Otherwise process 0
+        writes all of them, and the folders of the other processes are copies.
+      sealed: called in process 0, in a thread, after each checkpoint is complete.
 
     Raises:
       CheckpointError: the folder cannot be created.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int):
+    def __init__(
+        self, folder: pathlib.Path, keep: int, *, shared: bool = True, sealed: Callable[[], None] = lambda: None
+    ):
         self.folder = folder.absolute()
-        # At exit, orbax would wait five minutes for an unhandled save in progress; close() prevents that.
-        try:
-            self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep))
-        except OSError as error:
-            raise self._cannot_write(error) from error
+        self._shared, self._sealed = shared, sealed
+        self._alone = not shared and processes.count() > 1
+        self._writes = not self._alone or jax.process_index() == 0
+        self._manager: ocp.CheckpointManager | None = None
+        if self._writes:
+            self._manager = self._open(keep)
         self._sealing: concurrent.futures.Future[None] | None = None
         self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="seal-checkpoint")
+
+    def _open(self, keep: int) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+        if self._alone:
+            options.multiprocessing_options = ocp.options.MultiprocessingOptions(
+                primary_host=0, active_processes={0}, barrier_sync_key_prefix=f"alone-{self.folder.name}"
+            )
+            options.create = False  # orbax wants it so where not all processes take part
+            self.folder.mkdir(parents=True, exist_ok=True)
+        # At exit, orbax would wait five minutes for an unhandled save in progress; close() prevents that.
+        try:
+            return ocp.CheckpointManager(self.folder, options=options)
+        except OSError as error:
+            raise self._cannot_write(error) from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -82,7 +102,8 @@ class Checkpoints:
             self._pool.shutdown()
             # A failed save fails here again with orbax's message; `wait` has already raised ours.
             with contextlib.suppress(Exception):
-                self._manager.close()
+                if self._manager is not None:
+                    self._manager.close()
 
     def save(self, step: int, trees: dict[str, Any], meta: dict[str, Any]) -> None:
         """Start saving; return once the arrays have left the devices, so that the next step may donate them.
@@ -96,14 +117,17 @@ class Checkpoints:
           CheckpointError: this save or the previous one could not be written.
         """
         self.wait()
-        if step in self.steps():
+        if self._alone:
+            trees = sharding.on_one_device(trees)
+        if not self._writes or step in self.steps():
             return  # a run that was killed after this save has reached it again, with the same state
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         try:
             # If the folder cannot be created, orbax's threads wait for five minutes, and again at exit.
             tempfile.TemporaryDirectory(prefix=_PROBE, dir=self.folder).cleanup()
             arguments = ocp.args.Composite(**items, **{_META: ocp.args.JsonSave(meta)})
-            with_backoff(str(self.folder), lambda: self._manager.save(step, args=arguments, force=True))
+            manager = self._of_writer()
+            with_backoff(str(self.folder), lambda: manager.save(step, args=arguments, force=True))
         except Exception as error:  # orbax and tensorstore raise many types
             raise self._cannot_write(error) from error
         counts = {name: len(jax.tree.leaves(tree)) for name, tree in trees.items()}
@@ -121,7 +145,8 @@ class Checkpoints:
                 sealing.result()
             except Exception as error:
                 raise self._cannot_write(error) from error
-            processes.barrier(f"sealed in {self.folder}")  # so that all processes see the same checkpoints
+            if self._shared:
+                processes.barrier(f"sealed in {self.folder}")  # so that all processes see the same checkpoints
 
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints, ascending."""
@@ -138,25 +163,33 @@ class Checkpoints:
             _log.warning("%s: this save was interrupted; deleting it", path)
             shutil.rmtree(path, ignore_errors=True)
         processes.barrier(f"discarded in {self.folder}")
-        self._manager.reload()
+        if self._manager is not None:
+            self._manager.reload()
 
     def discard_after(self, step: int) -> bool:
         """Delete the checkpoints after a step, whose updates will now differ; return whether there were any."""
         later = [other for other in self.steps() if other > step]
         processes.barrier(f"listed {self.folder}")
-        for other in later if jax.process_index() == 0 else ():
+        for other in later if jax.process_index() == 0 or not self._shared else ():
             _log.warning("%s/%d: made under another train.epochs; deleting it", self.folder, other)
-            shutil.rmtree(self.folder / str(other))
+            shutil.rmtree(self.folder / str(other), ignore_errors=not self._shared)  # two processes may share a copy
         processes.barrier(f"discarded after {step} in {self.folder}")
-        self._manager.reload()
+        if self._manager is not None:
+            self._manager.reload()
         return bool(later)
 
+    def _of_writer(self) -> ocp.CheckpointManager:
+        assert self._manager is not None, "only processes that write save"
+        return self._manager
+
     def _seal(self, step: int, counts: dict[str, int]) -> None:
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
+        manager = self._of_writer()
+        manager.wait_until_finished()
+        manager.check_for_errors()
         if jax.process_index() == 0:
             folder = self.folder / str(step)
             with_backoff(str(folder), lambda: _write_manifest(folder, counts))
+            self._sealed()
 
     def _cannot_write(self, error: Exception) -> CheckpointError:
         return CheckpointError(
@@ -281,7 +314,7 @@ def restore(checkpoint: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any
             restored = dict(reader.restore(checkpoint, args=ocp.args.Composite(**arguments)).items())
         except Exception as error:
             raise CheckpointError(f"{checkpoint}: cannot be restored ({_first_line(error)})") from error
-    return in_memory_as(abstract, restored)
+    return sharding.in_memory_as(abstract, restored)
 
 
 def _register_arrays() -> None:
