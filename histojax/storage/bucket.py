@@ -72,8 +72,8 @@ class Bucket:
 
     def __init__(self, address: str):
         match = _ADDRESS.fullmatch(address)
-        prefix = (match[3] or "").strip("/") if match else ""
-        if match is None or any(part in ("", ".", "..") for part in prefix.split("/") if prefix):
+        prefix = (match[3] or "").removesuffix("/") if match else ""
+        if match is None or (prefix and {"", ".", ".."} & set(prefix.split("/"))):
             raise BucketError(f"{address}: not an address in a bucket: write gs://BUCKET/PATH or s3://BUCKET/PATH")
         self.address = f"{match[1]}://{match[2]}" + (f"/{prefix}" if prefix else "")
         self._store = _open(match[1], match[2], f"{prefix}/" if prefix else "")
@@ -93,7 +93,10 @@ class Bucket:
 
     def version(self, key: str) -> bytes | None:
         """Return the version of an object without reading it; None if there is none."""
-        found = self._call(key, lambda: self._store.read(key, byte_range=slice(0, 0)))
+        try:
+            found = self._call(key, lambda: self._store.read(key, byte_range=slice(0, 0)))
+        except errors.BehindTheEndError:  # of an empty object there is no range
+            found = self._call(key, lambda: self._store.read(key))
         return bytes(found.stamp.generation) if found.state == "value" else None
 
     def write(self, key: str, content: bytes) -> bytes:

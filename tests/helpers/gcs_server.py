@@ -59,7 +59,7 @@ class Handler(server.RequestHandler):
             if url.path.endswith("/o") and self.command == "GET":
                 return self._list(url.path.split("/")[-2], query)
             start = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0]
-            if self._generation and int(start or 0) >= max(1, int(obj["size"])):
+            if self._generation and int(start or 0) >= int(obj["size"]) and "Range" in self.headers:
                 return self._refuse(416)
             action()
 
