@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.experimental.layout import Format
 from jax.experimental.layout import Layout as MemoryLayout
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -198,18 +197,14 @@ def in_memory_as(abstract: Any, tree: Any) -> Any:
     return jax.jit(lambda arrays: arrays, out_shardings=formats, donate_argnums=0)(tree)
 
 
-def on_one_device(tree: Any) -> Any:
-    """Return the arrays of a run of several processes, each whole on one device of this process.
-
-    All processes must call this: arrays of which a process lacks parts are gathered.
-    """
+def replicated(tree: Any) -> Any:
+    """Return the arrays with each whole on every device; all processes must call this."""
 
     def whole(array: Any) -> Any:
-        if not isinstance(array, jax.Array) or array.is_fully_addressable:
+        if not isinstance(array, jax.Array) or array.is_fully_replicated:
             return array
-        if array.is_fully_replicated:
-            return array.addressable_data(0)
-        return jax.device_put(multihost_utils.process_allgather(array, tiled=True), jax.local_devices()[0])
+        assert isinstance(array.sharding, NamedSharding)
+        return jax.jit(lambda x: x, out_shardings=NamedSharding(array.sharding.mesh, PartitionSpec()))(array)
 
     return jax.tree.map(whole, tree)
 

@@ -18,7 +18,7 @@ from histojax.core.locks import exclusive_lock
 from histojax.storage import bucket
 from histojax.storage.bucket import is_address
 from histojax.storage.errors import BucketError
-from histojax.storage.mirror import Mirror
+from histojax.storage.mirror import OWNER, Mirror
 from histojax.storage.owner import OwnerObject
 
 # An output with one of these endings is a file, beside which a command may write others of the same stem.
@@ -159,6 +159,7 @@ def owned(mirror: Mirror) -> Iterator[OwnerObject]:
     Raises:
       RunError: a living process owns the folder; the message names it.
     """
+    mirror.bucket.list(OWNER)  # of a bucket that does not exist, conditional writes say only that they failed
     owner = OwnerObject(mirror.bucket)
     if other := owner.acquire():
         raise RunError(

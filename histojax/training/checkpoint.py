@@ -83,6 +83,7 @@ class Checkpoints:
             )
             options.create = False  # orbax wants it so where not all processes take part
             self.folder.mkdir(parents=True, exist_ok=True)
+            _register_arrays(divide=False)
         # At exit, orbax would wait five minutes for an unhandled save in progress; close() prevents that.
         try:
             return ocp.CheckpointManager(self.folder, options=options)
@@ -118,7 +119,7 @@ class Checkpoints:
         """
         self.wait()
         if self._alone:
-            trees = sharding.on_one_device(trees)
+            trees = sharding.replicated(trees)
         if not self._writes or step in self.steps():
             return  # a run that was killed after this save has reached it again, with the same state
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
@@ -146,7 +147,7 @@ class Checkpoints:
             except Exception as error:
                 raise self._cannot_write(error) from error
             if self._shared:
-                processes.barrier(f"sealed in {self.folder}")  # so that all processes see the same checkpoints
+                processes.barrier(f"sealed {self.folder.name}")  # so that all processes see the same checkpoints
 
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints, ascending."""
@@ -162,18 +163,18 @@ class Checkpoints:
         for path in _incomplete(self.folder) if jax.process_index() == 0 else ():
             _log.warning("%s: this save was interrupted; deleting it", path)
             shutil.rmtree(path, ignore_errors=True)
-        processes.barrier(f"discarded in {self.folder}")
+        processes.barrier(f"discarded in {self.folder.name}")
         if self._manager is not None:
             self._manager.reload()
 
     def discard_after(self, step: int) -> bool:
         """Delete the checkpoints after a step, whose updates will now differ; return whether there were any."""
         later = [other for other in self.steps() if other > step]
-        processes.barrier(f"listed {self.folder}")
+        processes.barrier(f"listed {self.folder.name}")
         for other in later if jax.process_index() == 0 or not self._shared else ():
             _log.warning("%s/%d: made under another train.epochs; deleting it", self.folder, other)
             shutil.rmtree(self.folder / str(other), ignore_errors=not self._shared)  # two processes may share a copy
-        processes.barrier(f"discarded after {step} in {self.folder}")
+        processes.barrier(f"discarded after {step} in {self.folder.name}")
         if self._manager is not None:
             self._manager.reload()
         return bool(later)
@@ -317,16 +318,20 @@ def restore(checkpoint: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any
     return sharding.in_memory_as(abstract, restored)
 
 
-def _register_arrays() -> None:
+def _register_arrays(divide: bool = True) -> None:
     """Make orbax divide an array among the devices that hold it only if each part has at least one MiB.
 
     By default orbax divides every array that several devices hold, so that each device writes a part. For a ResNet50
     on eight devices these are thousands of slices of a few bytes, and a save waits for each of them.
+
+    Args:
+      divide: False where process 0 writes alone: parts that other processes should write would be missing.
     """
     default = ocp.type_handlers.get_type_handler(jax.Array)
     handler = ocp.type_handlers.ArrayHandler(
         min_slice_bytes_for_replica_parallel=_SHARED_BYTES,
-        array_metadata_store=compat.array_metadata_store(default),
+        use_replica_parallel=divide,
+        array_metadata_store=compat.array_metadata_store(default) if divide else None,
     )
     with quiet_logger("absl"):  # orbax warns about this override, which is intended
         ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)

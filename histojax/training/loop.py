@@ -155,7 +155,7 @@ def train_and_evaluate(
         Tracking(folder.path, first) as tracking,
     ):
         workdir = folder.path
-        processes.barrier(f"owned {workdir}")  # no process reads what another run may still write
+        processes.barrier(f"owned {folder.place}")  # no process reads what another run may still write
         setup = _open_run(config, folder, owner)
         if signals.requested():
             _log.info("stopped by %s before training; rerun the same command to resume", signals.received)

@@ -17,7 +17,7 @@ from histojax.core.directories import expand_user
 from histojax.core.locks import Owner, exclusive_lock
 from histojax.distributed import processes
 from histojax.storage import places
-from histojax.storage.errors import BucketError, NoAnswerError
+from histojax.storage.errors import BucketError
 from histojax.storage.mirror import Mirror, StoppedError
 
 _log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class _BucketFolder(RunFolder):
 
     def verify(self) -> None:
         if self._owner is not None:
-            with contextlib.suppress(NoAnswerError):  # the run goes on, and publishes later
+            with contextlib.suppress(BucketError):  # the run goes on, and publishes later
                 self._owner.verify()
 
     def flush(self) -> None:

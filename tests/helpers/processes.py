@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from tests.conftest import ROOT
 
@@ -16,7 +16,11 @@ _NO_DECAY = "--config.optimizer.schedule=constant"
 
 
 class Processes:
-    """A run in `count` processes with `devices` CPU devices each. Every process writes its own log file."""
+    """A run in `count` processes with `devices` CPU devices each. Every process writes its own log file.
+
+    In a bucket the run has the address `place`, and `workdir` only names the logs. `machines` has further environment
+    variables of each process.
+    """
 
     def __init__(
         self,
@@ -29,13 +33,15 @@ class Processes:
         only: Mapping[int, list[str]] | None = None,
         module: str = "histojax.main",
         environment: Mapping[str, str] | None = None,
+        place: str = "",
+        machines: Sequence[Mapping[str, str]] = (),
     ):
         workdir.mkdir(parents=True, exist_ok=True)
         self.count = count
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        fields = [f"--config={config}", f"--workdir={workdir}", f"--config.data.root={root}"]
+        fields = [f"--config={config}", f"--workdir={place or workdir}", f"--config.data.root={root}"]
         fields += [f"--config.sharding.cpu_devices={devices}", _NO_DECAY]
         environment = os.environ | (environment or {})
         self.logs = [workdir.with_name(f"{workdir.name}.{port}.{i}.log") for i in range(count)]
@@ -45,8 +51,9 @@ class Processes:
             if count > 1:
                 membership = [f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}"]
             words = [sys.executable, "-m", module, *fields, *membership, *more, *(only or {}).get(i, [])]
+            own = environment | (machines[i] if machines else {})
             with open(log, "w") as file:
-                self.started.append(subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=file, env=environment))
+                self.started.append(subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=file, env=own))
 
     def until(self, reached: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 200

@@ -147,9 +147,7 @@ def test_a_slow_answer_is_waited_for(proxy: Proxy) -> None:
         ("AuthorizationHeaderMalformed", "the bucket is in another region: set AWS_REGION"),
     ],
 )
-def test_a_refusal_of_s3_is_explained(
-    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, code: str, words: str
-) -> None:
+def test_a_refusal_of_s3_is_explained(proxy: Proxy, monkeypatch: pytest.MonkeyPatch, code: str, words: str) -> None:
     monkeypatch.setattr(bucket, "_RETRIES", {"max_retries": 1, "initial_delay": "10ms", "max_delay": "20ms"})
     body = f'<?xml version="1.0"?>\n<Error><Code>{code}</Code><Message>no</Message></Error>'
     proxy.disturb = lambda method, path: body.encode()
@@ -160,16 +158,22 @@ def test_a_refusal_of_s3_is_explained(
 
 def test_a_refusal_of_google_is_explained(server: Server) -> None:
     if server.scheme == "gs":
-        with pytest.raises(BucketError, match="gs://nowhere/a: there is no such bucket: create it, or correct its name"):
+        with pytest.raises(
+            BucketError, match="gs://nowhere/a: there is no such bucket: create it, or correct its name"
+        ):
             Bucket("gs://nowhere").write("a", b"1")
         said = errors.in_words("gs://b/a", "UNAUTHENTICATED: Invalid Credentials [http_response_code='401']")
         assert "gcloud auth application-default login" in str(said)
     else:
-        with pytest.raises(BucketError, match="s3://nowhere/a: there is no such bucket: create it, or correct its name"):
+        with pytest.raises(
+            BucketError, match="s3://nowhere/a: there is no such bucket: create it, or correct its name"
+        ):
             Bucket("s3://nowhere").write("a", b"1")
 
 
-@pytest.mark.parametrize("address", ["s3://", "gs:///a", "s3://b", "s3://bucket//a", "s3://bucket/../a", "s3:/bucket/a"])
+@pytest.mark.parametrize(
+    "address", ["s3://", "gs:///a", "s3://b", "s3://bucket//a", "s3://bucket/../a", "s3:/bucket/a"]
+)
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(BucketError, match="not an address in a bucket: write gs://BUCKET/PATH or s3://BUCKET/PATH"):
         Bucket(address)

@@ -147,9 +147,7 @@ def test_a_checkpoint_in_the_bucket_is_whole_after_each_request(
     assert Bucket(address).list() == sorted(content(again.folder)), "something is left behind"
 
 
-def test_a_checkpoint_without_its_checksums_is_neither_written_nor_read(
-    server: Server, tmp_path: pathlib.Path
-) -> None:
+def test_a_checkpoint_without_its_checksums_is_neither_written_nor_read(server: Server, tmp_path: pathlib.Path) -> None:
     address = server.address("mirror/unsealed")
     one = machine(tmp_path, "one", address)
     write(one.folder, {"checkpoints/last/4/model/d/1": "being written"})

@@ -54,9 +54,7 @@ def test_a_dead_owner_of_this_machine_is_replaced_at_once(server: Server) -> Non
     owner.release()
 
 
-def test_an_owner_elsewhere_is_replaced_without_a_sign_of_life(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_owner_elsewhere_is_replaced_without_a_sign_of_life(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "_LOST", 0.5)
     bucket = Bucket(server.address("owner/elsewhere"))
     foreign(bucket, machine="another one")
