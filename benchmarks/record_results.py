@@ -73,7 +73,14 @@ def record_here(path: pathlib.Path, command: str, data: str, protocol: str, colu
       columns: headings and templates of a table of all rows.
       rows: the results by name.
     """
-    values = (command, data, protocol, _machine(machine.describe()), _commit(), datetime.date.today().isoformat())
+    values = (
+        command,
+        data,
+        protocol,
+        describe_machine(machine.describe()),
+        current_commit(),
+        datetime.date.today().isoformat(),
+    )
     _write(path, dict(zip(PROVENANCE, values, strict=True)), columns, {name: _kept(row) for name, row in rows.items()})
 
 

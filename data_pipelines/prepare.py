@@ -28,10 +28,11 @@ from histojax.core.directories import default_directory, expand_user
 from histojax.core.errors import RunError
 from histojax.core.locks import exclusive_lock
 from histojax.core.printable import printable
+from histojax.storage import places
 
 _log = logging.getLogger(__name__)
 PIPELINES = ("breakhis", "liver_tiles", "image_folder")
-_RECORDS_FILE = "records.csv"
+_RECORDS_FILE, _PREPARED = "records.csv", "prepared"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,13 +82,19 @@ def prepare(
     """
     if pipeline not in PIPELINES:
         raise DataError(f"data.pipeline='{pipeline}' is not one of {', '.join(PIPELINES)}")
-    base = expand_user(directory).absolute() if directory else default_directory()
-    source = expand_user(root).resolve() if root else None
+    shared = places.mirror_of(directory, places.RUN, only=f"{_PREPARED}/") if places.is_address(directory) else None
+    if shared is not None:
+        with exclusive_lock(shared.index.parent):
+            shared.pull()
+        base = shared.folder
+    else:
+        base = expand_user(directory).absolute() if directory else default_directory()
+    source = places.local(root).resolve() if root else None
     if source and not source.exists():
         raise DataError(f"{source}: no such file or folder (data.root)")
     if pipeline == "breakhis":
         builder, folder = _breakhis(source, base, magnification, on_bad_image)
-        description = f"BreakHis images of {printable(source or '')}, {magnification}"
+        description = f"BreakHis images of {_name(root, source)}, {magnification}"
     else:
         if magnification:
             raise DataError(
@@ -98,7 +105,7 @@ def prepare(
         else:
             builder, folder = _image_folder(source, base, images or FolderSpec(), on_bad_image)
         kind = "tiles" if pipeline == "liver_tiles" else "images"
-        description = f"{kind} of {printable(source or '')}"
+        description = f"{kind} of {_name(root, source)}"
     synthetic = (folder / MARKER).is_file()
     if synthetic:
         suffix = f", {magnification}" if magnification else ""
@@ -108,10 +115,17 @@ def prepare(
         if not target.exists():
             _log.info("preparing %s from %s in %s", pipeline, folder, target)
             _build(builder, folder)
+            if shared is not None:
+                places.flush(shared)
         records = _read_records(target)
     # If another process prepared the dataset while this one waited, this one's builder lacks its metadata.
     metadata = builder.info.metadata if "scan" in builder.info.metadata else _reopen(target).info.metadata
     return Prepared(target, records, json.loads(metadata["scan"]), synthetic, description)
+
+
+def _name(root: str, source: pathlib.Path | None) -> str:
+    """Return what descriptions call the images: their absolute path, or their address in a bucket."""
+    return printable(root if places.is_address(root) else source or "")
 
 
 # Importing TFDS takes seconds, so it is imported only where a dataset is prepared or opened.
@@ -134,7 +148,7 @@ def _breakhis(
         folder = archive.unpack(source, base / "extracted")
     found = breakhis_scan.require_pngs(folder)
     _log_report(found.report())
-    files, parent = [*found.with_links(), *map(pathlib.Path, found.broken)], base / "prepared"
+    files, parent = [*found.with_links(), *map(pathlib.Path, found.broken)], base / _PREPARED
     directory = parent / folder_name(parent, files, str(folder), str(breakhis.Builder.VERSION))
     return breakhis.Builder(config=config, data_dir=directory, file_format="array_record"), folder
 
@@ -156,7 +170,7 @@ def _liver_tiles(
     folder = _unpacked(source, base / "extracted" / "tiles", layouts.IMAGES, base)
     found = layouts.find(folder, spec)
     _log_report(found.report)
-    parent = base / "prepared"
+    parent = base / _PREPARED
     directory = parent / folder_name(parent, found.files, str(folder), str(liver_tiles.Builder.VERSION))
     with quiet_custom_configs():
         builder = liver_tiles.Builder(config=config, data_dir=directory, file_format="array_record")
@@ -179,7 +193,7 @@ def _image_folder(
     config = image_folder.config(spec, on_bad_image)
     found = folder_layouts.find(folder, spec)
     _log_report(found.report)
-    parent = base / "prepared"
+    parent = base / _PREPARED
     facts = (str(folder), f"images {image_folder.Builder.VERSION}")
     directory = parent / folder_name(parent, found.files, *facts)
     with quiet_custom_configs():

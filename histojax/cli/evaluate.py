@@ -1,6 +1,7 @@
 """`histojax eval`: a checkpoint on the images of its run, or on others."""
 
 import argparse
+import contextlib
 import gc
 import pathlib
 import shlex
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from histojax.cli import console, flags
 from histojax.cli.parser import CommandParser, add_verb
-from histojax.cli.train import add_process_flags, check_local, print_results, start
+from histojax.cli.train import add_process_flags, print_results, start
 from histojax.core.errors import RunError
 
 if TYPE_CHECKING:
@@ -64,8 +65,6 @@ def run(args: argparse.Namespace) -> None:
         if field not in _FIELDS and not field.startswith(_GROUPS):
             listed = ", ".join((*_FIELDS, *(f"{group}*" for group in _GROUPS)))
             raise RunError(f"--config.{field} belongs to the trained model; evaluation can change {listed}")
-    check_local("--workdir", args.workdir)
-    check_local("--checkpoint", args.checkpoint)
     if not (args.checkpoint or args.workdir):
         raise RunError("evaluation needs --workdir=DIR of a run, or --checkpoint=PATH")
     gc.disable()  # until `runtime.prepare`: the objects that imports create stay
@@ -77,16 +76,19 @@ def run(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from histojax.training import evaluate
+    from histojax.training.run_folder import path_of, run_folder
 
     first = start(args, 2)
-    folder = evaluate.evaluate_checkpoint(
-        pathlib.Path(args.checkpoint or args.workdir),
-        pathlib.Path(args.workdir) if args.workdir else None,
-        data_root=args.data_root,
-        magnification=args.magnification,
-        image_size=args.image_size,
-        overrides=args.overrides,
-    )
+    with contextlib.ExitStack() as stack:
+        workdir = stack.enter_context(run_folder(args.workdir)).path if args.workdir else None
+        folder = evaluate.evaluate_checkpoint(
+            pathlib.Path(args.checkpoint) if args.checkpoint else path_of(args.workdir),
+            workdir,
+            data_root=args.data_root,
+            magnification=args.magnification,
+            image_size=args.image_size,
+            overrides=args.overrides,
+        )
     if first:
         print_results(folder, verbose=args.verbose)
         print(f"Next     histojax report {shlex.quote(str(folder))} --output report")

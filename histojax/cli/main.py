@@ -1,8 +1,9 @@
 """The `histojax` command: one parser for all verbs; each verb has its own file."""
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 from histojax import __version__
@@ -109,13 +110,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
       argv: words behind `histojax`; None: those of this process.
     """
-    args = parse(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = parse(words)
     console.configure_logging()
     try:
-        with console.exit_on_user_error():
+        with console.exit_on_user_error(), _local_addresses(args, words) as args:
             args.run(args)
     except KeyboardInterrupt:
         console.exit_interrupted(getattr(args, "interrupted", "interrupted"))
+
+
+@contextlib.contextmanager
+def _local_addresses(args: argparse.Namespace, words: Sequence[str]) -> Iterator[argparse.Namespace]:
+    """Provide the arguments with local paths in place of addresses in buckets."""
+    if not any("s3://" in word or "gs://" in word for word in words):
+        yield args  # without importing what reads buckets
+        return
+    from histojax.cli.bucket_words import with_local_paths
+
+    with with_local_paths(words) as local:
+        yield parse(local)
 
 
 if __name__ == "__main__":

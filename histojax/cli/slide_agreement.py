@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from histojax.cli import flags, slide_ratio
 from histojax.cli.parser import CommandParser, add_verb
 from histojax.core import extras
-from histojax.core.directories import expand_user
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write, write_json
+from histojax.storage import places
 
 if TYPE_CHECKING:
     from histojax.cli.parser import Subparsers
@@ -78,7 +78,7 @@ def _read_run(path: pathlib.Path, data_root: str) -> "held_out.Run":
     if meta["thresholds"] is None:
         raise RunError(f"{path}: the model has one class per image; agreement needs tiles with several labels")
     place = data_root or data["root"]
-    root = expand_user(place)
+    root = places.local(place)
     if not (place and root.exists()):
         missing = f"{root}: no such folder of images" if place else f"{path}: the run had synthetic images"
         raise RunError(f"{missing}; name the folder of images and masks with --data_root=PATH")

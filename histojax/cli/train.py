@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from histojax.cli import console, flags
 from histojax.cli.parser import CommandParser, add_verb
-from histojax.core.errors import RunError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -72,7 +71,6 @@ def run(args: argparse.Namespace) -> None:
     """Train."""
     from histojax.training import default_config, experiments
 
-    check_local("--workdir", args.workdir)
     config = experiments.read(args.config, args.overrides)
     default_config.check_data_root(config)  # without waiting for jax
     gc.disable()  # until `runtime.prepare`: the objects that imports create stay
@@ -80,16 +78,6 @@ def run(args: argparse.Namespace) -> None:
 
     with processes.ending_together(), console.exit_on_user_error():
         _train(args, config)
-
-
-def check_local(flag: str, place: str | None) -> None:
-    """Refuse the address of a bucket.
-
-    Raises:
-      RunError: `place` is not a path.
-    """
-    if "://" in (place or ""):
-        raise RunError(f"{flag}={place}: a path is needed; mount the bucket as launch/README.md shows")
 
 
 def start(args: argparse.Namespace, cpu_devices: int) -> bool:
@@ -134,16 +122,15 @@ def print_results(folder: pathlib.Path, *, verbose: bool) -> None:
 
 def _train(args: argparse.Namespace, config: "ConfigDict") -> None:
     from histojax.distributed import processes
-    from histojax.training import loop, profiling
+    from histojax.training import loop, profiling, run_folder
 
     if args.profile:
         profiling.disable_command_buffers()
     first = start(args, config.sharding.cpu_devices)
-    workdir = pathlib.Path(args.workdir)
-    if not loop.train_and_evaluate(config, workdir, args.profile):
+    if not loop.train_and_evaluate(config, args.workdir, args.profile):
         sys.exit(processes.EXIT_RESUMABLE)
     if first:
-        print_results(workdir, verbose=args.verbose)
-        quoted = shlex.quote(str(workdir))
+        print_results(run_folder.path_of(args.workdir), verbose=args.verbose)
+        quoted = shlex.quote(args.workdir)
         print(f"Next     histojax report {quoted} --output report")
         print(f"         histojax predict {quoted} IMAGES --output predictions.csv")

@@ -1,5 +1,6 @@
 """Locks between processes that share a folder."""
 
+import abc
 import contextlib
 import datetime
 import errno
@@ -12,7 +13,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import TextIO
 
 from histojax.core.errors import RunError
@@ -118,37 +119,42 @@ def living_owner(folder: pathlib.Path) -> str:
     return "" if dead or not owner else _describe(owner)
 
 
-class OwnerFile:
-    """A file that says which process owns its folder, or a file beside it; it works on any storage.
+class Owner(abc.ABC):
+    """A mark that says which process owns a folder; subclasses say where the mark is kept.
 
     An owner on this machine is dead if no process has its number and its start time. An owner elsewhere is dead if it
-    has not touched the file for 45 s; such a file is watched, so that clocks of different machines need not agree.
+    has not renewed the mark for 45 s; such a mark is watched, so that clocks of different machines need not agree.
+
+    Args:
+      place: the folder, for messages.
     """
 
-    def __init__(self, path: pathlib.Path):
-        self._path = path
+    def __init__(self, place: str):
+        self._place = place
         self._token = secrets.token_hex(8)
         self._held = False
         self._ended = threading.Event()
 
     def acquire(self) -> str:
         """Try to become the owner; return "" on success, else a description of the living owner."""
-        watched: tuple[str, int] | None = None
+        watched: tuple[str, Hashable] | None = None
         since = 0.0
-        while not self._create():
+        while not self._create(self._content()):
             found = self._read()
             if found is None:
                 continue  # it was released just now
             owner = _parse(found[0])
+            if owner.get("token") == self._token:
+                break  # it was written, and the storage's answer got lost
             here = owner.get("machine") == _machine()
             if here and _is_alive(owner["pid"], owner["start"]):
                 return _describe(owner)
             if not here and (watched is None or watched[0] != found[0]):
-                _log.info("%s: waiting for a sign of life of its owner (%s)", self._path.parent, _describe(owner))
+                _log.info("%s: waiting for a sign of life of its owner (%s)", self._place, _describe(owner))
                 watched, since = found, time.monotonic()
             elif not here and watched != found:
                 return _describe(owner)
-            if (here or time.monotonic() - since > _LOST) and self._take_over(found[0]):
+            if (here or time.monotonic() - since > _LOST) and self._take_over(found[0], self._content()):
                 break
             time.sleep(_POLL)
         self._held = True
@@ -164,45 +170,36 @@ class OwnerFile:
         """
         if self._held and not self._is_ours():
             raise RunError(
-                f"{self._path.parent}: another process has taken over, because this one gave no sign of life for "
+                f"{self._place}: another process has taken over, because this one gave no sign of life for "
                 f"{_LOST:.0f} s. This process stops and leaves the folder to the other one"
             )
 
     def release(self) -> None:
-        """Delete the file, so that another process may become the owner."""
+        """Remove the mark, so that another process may become the owner."""
         self._ended.set()
         if self._held and self._is_ours():
-            self._path.unlink(missing_ok=True)
+            self._remove()
         self._held = False
 
-    def _create(self) -> bool:
-        try:
-            handle = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            return False
-        try:
-            os.write(handle, self._content().encode())
-        except OSError as error:
-            error.filename = str(self._path)  # the disk is full
-            self._path.unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(handle)
-        return True
+    @abc.abstractmethod
+    def _create(self, content: str) -> bool:
+        """Write the mark if there is none; return whether it was written."""
 
-    def _take_over(self, dead: str) -> bool:
-        """Replace the file of a dead owner, unless another process does so at the same time."""
-        temporary = self._path.with_name(f"{self._path.name}.{self._token}")
-        try:
-            temporary.write_text(self._content(), encoding="utf-8")
-            found = self._read()
-            if found is None or found[0] != dead:
-                return False
-            os.replace(temporary, self._path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        time.sleep(_SETTLE)
-        return self._is_ours()
+    @abc.abstractmethod
+    def _read(self) -> tuple[str, Hashable] | None:
+        """Return the mark's content, and something that changes with `_touch`; None if there is no mark."""
+
+    @abc.abstractmethod
+    def _take_over(self, dead: str, content: str) -> bool:
+        """Replace the mark of a dead owner, whose content is `dead`; False if another process did so before."""
+
+    @abc.abstractmethod
+    def _touch(self) -> None:
+        """Renew the mark, as a sign of life."""
+
+    @abc.abstractmethod
+    def _remove(self) -> None:
+        """Remove the mark."""
 
     def _content(self) -> str:
         facts = {
@@ -215,8 +212,54 @@ class OwnerFile:
         }
         return json.dumps(facts) + "\n"
 
-    def _read(self) -> tuple[str, int] | None:
-        """Return the file's content and time of change; None if there is none."""
+    def _is_ours(self) -> bool:
+        found = self._read()
+        return found is not None and _parse(found[0]).get("token") == self._token
+
+    def _beat(self) -> None:
+        while not self._ended.wait(_BEAT):
+            with contextlib.suppress(OSError, RunError):  # the storage may answer again later
+                if not self._is_ours():
+                    return
+                self._touch()
+
+
+class OwnerFile(Owner):
+    """A mark in a file of the folder, or beside one; it works on any storage that is mounted."""
+
+    def __init__(self, path: pathlib.Path):
+        super().__init__(str(path.parent))
+        self._path = path
+
+    def _create(self, content: str) -> bool:
+        try:
+            handle = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return False
+        try:
+            os.write(handle, content.encode())
+        except OSError as error:
+            error.filename = str(self._path)  # the disk is full
+            self._path.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(handle)
+        return True
+
+    def _take_over(self, dead: str, content: str) -> bool:
+        temporary = self._path.with_name(f"{self._path.name}.{self._token}")
+        try:
+            temporary.write_text(content, encoding="utf-8")
+            found = self._read()
+            if found is None or found[0] != dead:
+                return False
+            os.replace(temporary, self._path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        time.sleep(_SETTLE)
+        return self._is_ours()
+
+    def _read(self) -> tuple[str, Hashable] | None:
         try:
             # Opening makes network storage ask the server, where looking up the name may show an old state.
             with open(self._path, encoding="utf-8", errors="replace") as file:
@@ -224,16 +267,11 @@ class OwnerFile:
         except FileNotFoundError:
             return None
 
-    def _is_ours(self) -> bool:
-        found = self._read()
-        return found is not None and _parse(found[0]).get("token") == self._token
+    def _touch(self) -> None:
+        os.utime(self._path)
 
-    def _beat(self) -> None:
-        while not self._ended.wait(_BEAT):
-            with contextlib.suppress(OSError):  # the storage may answer again later
-                if not self._is_ours():
-                    return
-                os.utime(self._path)
+    def _remove(self) -> None:
+        self._path.unlink(missing_ok=True)
 
 
 def _parse(content: str) -> dict[str, str]:

@@ -197,6 +197,18 @@ def in_memory_as(abstract: Any, tree: Any) -> Any:
     return jax.jit(lambda arrays: arrays, out_shardings=formats, donate_argnums=0)(tree)
 
 
+def replicated(tree: Any) -> Any:
+    """Return the arrays with each whole on every device; all processes must call this."""
+
+    def whole(array: Any) -> Any:
+        if not isinstance(array, jax.Array) or array.is_fully_replicated:
+            return array
+        assert isinstance(array.sharding, NamedSharding)
+        return jax.jit(lambda x: x, out_shardings=NamedSharding(array.sharding.mesh, PartitionSpec()))(array)
+
+    return jax.tree.map(whole, tree)
+
+
 def path_of(path: Any) -> str:
     """Return an array's path in a state, such as `model/params/layer1/0/conv1/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

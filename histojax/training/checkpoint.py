@@ -10,6 +10,7 @@ because orbax restores a flipped byte without an error. So:
 
 import concurrent.futures
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -17,6 +18,7 @@ import pathlib
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,10 +27,8 @@ import orbax.checkpoint as ocp
 from histojax.core.directories import expand_user
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write, flush_tree
-from histojax.core.quiet import quiet_logger
 from histojax.core.retries import with_backoff
-from histojax.distributed import processes
-from histojax.distributed.sharding import in_memory_as
+from histojax.distributed import processes, sharding
 from histojax.training import array_shapes, compat
 
 LAST, BEST = "last", "best"
@@ -36,7 +36,6 @@ FORMAT = 2  # version of a checkpoint's content; 1 had no thresholds
 _log = logging.getLogger(__name__)
 _FOLDER, _MANIFEST = "checkpoints", "sha256.json"
 _MODEL, _EMA, _TRAIN, _META = "model", "ema", "train", "meta"
-_SHARED_BYTES = 1 << 20
 # Names of our own in the folder of a series, and of entries in a checkpoint.
 _STEP = re.compile(r"0|[1-9][0-9]*", re.ASCII)
 _PROBE = ".probe-"
@@ -54,23 +53,38 @@ class Checkpoints:
     Args:
       folder: `<workdir>/checkpoints/last` or `…/best`.
       keep: number of checkpoints to keep; older ones are deleted.
+      shared: whether all processes see the folder, so that each writes its part of the arrays. Otherwise process 0
+        writes all of them, and the folders of the other processes are copies.
+      sealed: called in process 0, in a thread, after each checkpoint is complete.
 
     Raises:
       CheckpointError: the folder cannot be created.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int):
+    def __init__(
+        self, folder: pathlib.Path, keep: int, *, shared: bool = True, sealed: Callable[[], None] = lambda: None
+    ):
         self.folder = folder.absolute()
-        # At exit, orbax would wait five minutes for an unhandled save in progress; close() prevents that.
-        try:
-            # Both series of a run may save at the same time. Each needs barriers of its own between the processes.
-            own = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder.name)
-            options = ocp.CheckpointManagerOptions(max_to_keep=keep, multiprocessing_options=own)
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
-        except OSError as error:
-            raise self._cannot_write(error) from error
+        self._shared, self._sealed = shared, sealed
+        self._alone = not shared and processes.count() > 1
+        self._manager = self._open(keep) if not self._alone or jax.process_index() == 0 else None
         self._sealing: concurrent.futures.Future[None] | None = None
         self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="seal-checkpoint")
+
+    def _open(self, keep: int) -> ocp.CheckpointManager:
+        # Both series of a run may save at the same time. Each needs barriers of its own between the processes.
+        own = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self.folder.name)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, multiprocessing_options=own)
+        if self._alone:
+            own.active_processes = {0}
+            options.create = False  # orbax wants it so where not all processes take part
+            self.folder.mkdir(parents=True, exist_ok=True)
+            compat.register_arrays(divide=False)
+        # At exit, orbax would wait five minutes for an unhandled save in progress; close() prevents that.
+        try:
+            return ocp.CheckpointManager(self.folder, options=options)
+        except OSError as error:
+            raise self._cannot_write(error) from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -85,7 +99,8 @@ class Checkpoints:
             self._pool.shutdown()
             # A failed save fails here again with orbax's message; `wait` has already raised ours.
             with contextlib.suppress(Exception):
-                self._manager.close()
+                if self._manager:
+                    self._manager.close()
 
     def save(self, step: int, trees: dict[str, Any], meta: dict[str, Any]) -> None:
         """Start saving; return once the arrays have left the devices, so that the next step may donate them.
@@ -99,14 +114,17 @@ class Checkpoints:
           CheckpointError: this save or the previous one could not be written.
         """
         self.wait()
-        if step in self.steps():
+        if self._alone:
+            trees = sharding.replicated(trees)
+        if self._manager is None or step in self.steps():
             return  # a run that was killed after this save has reached it again, with the same state
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         try:
             # If the folder cannot be created, orbax's threads wait for five minutes, and again at exit.
             tempfile.TemporaryDirectory(prefix=_PROBE, dir=self.folder).cleanup()
             arguments = ocp.args.Composite(**items, **{_META: ocp.args.JsonSave(meta)})
-            with_backoff(str(self.folder), lambda: self._manager.save(step, args=arguments, force=True))
+            save = functools.partial(self._manager.save, step, args=arguments, force=True)
+            with_backoff(str(self.folder), save)
         except Exception as error:  # orbax and tensorstore raise many types
             raise self._cannot_write(error) from error
         counts = {name: len(jax.tree.leaves(tree)) for name, tree in trees.items()}
@@ -124,7 +142,8 @@ class Checkpoints:
                 sealing.result()
             except Exception as error:
                 raise self._cannot_write(error) from error
-            processes.barrier(f"sealed in {self.folder}")  # so that all processes see the same checkpoints
+            if self._shared:
+                processes.barrier(f"sealed {self.folder.name}")  # so that all processes see the same checkpoints
 
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints, ascending."""
@@ -140,26 +159,30 @@ class Checkpoints:
         for path in _incomplete(self.folder) if jax.process_index() == 0 else ():
             _log.warning("%s: this save was interrupted; deleting it", path)
             shutil.rmtree(path, ignore_errors=True)
-        processes.barrier(f"discarded in {self.folder}")
-        self._manager.reload()
+        processes.barrier(f"discarded in {self.folder.name}")
+        if self._manager:
+            self._manager.reload()
 
     def discard_after(self, step: int) -> bool:
         """Delete the checkpoints after a step, whose updates will now differ; return whether there were any."""
         later = [other for other in self.steps() if other > step]
-        processes.barrier(f"listed {self.folder}")
-        for other in later if jax.process_index() == 0 else ():
+        processes.barrier(f"listed {self.folder.name}")
+        for other in later if jax.process_index() == 0 or not self._shared else ():
             _log.warning("%s/%d: made under another train.epochs; deleting it", self.folder, other)
-            shutil.rmtree(self.folder / str(other))
-        processes.barrier(f"discarded after {step} in {self.folder}")
-        self._manager.reload()
+            shutil.rmtree(self.folder / str(other), ignore_errors=not self._shared)  # two processes may share a copy
+        processes.barrier(f"discarded after {step} in {self.folder.name}")
+        if self._manager:
+            self._manager.reload()
         return bool(later)
 
     def _seal(self, step: int, counts: dict[str, int]) -> None:
+        assert self._manager is not None
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
         if jax.process_index() == 0:
             folder = self.folder / str(step)
             with_backoff(str(folder), lambda: _write_manifest(folder, counts))
+            self._sealed()
 
     def _cannot_write(self, error: Exception) -> CheckpointError:
         return CheckpointError(
@@ -284,22 +307,7 @@ def restore(checkpoint: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any
             restored = dict(reader.restore(checkpoint, args=ocp.args.Composite(**arguments)).items())
         except Exception as error:
             raise CheckpointError(f"{checkpoint}: cannot be restored ({_first_line(error)})") from error
-    return in_memory_as(abstract, restored)
-
-
-def _register_arrays() -> None:
-    """Make orbax divide an array among the devices that hold it only if each part has at least one MiB.
-
-    By default orbax divides every array that several devices hold, so that each device writes a part. For a ResNet50
-    on eight devices these are thousands of slices of a few bytes, and a save waits for each of them.
-    """
-    default = ocp.type_handlers.get_type_handler(jax.Array)
-    handler = ocp.type_handlers.ArrayHandler(
-        min_slice_bytes_for_replica_parallel=_SHARED_BYTES,
-        array_metadata_store=compat.array_metadata_store(default),
-    )
-    with quiet_logger("absl"):  # orbax warns about this override, which is intended
-        ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+    return sharding.in_memory_as(abstract, restored)
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
@@ -307,7 +315,7 @@ def _is_not_of_orbax(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR or "orbax" not in pathlib.Path(record.pathname).parts
 
 
-_register_arrays()
+compat.register_arrays()
 logging.getLogger("absl").addFilter(_is_not_of_orbax)
 compat.take_folder_names_literally()
 

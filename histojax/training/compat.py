@@ -12,21 +12,39 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
+import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
+from orbax.checkpoint._src.metadata import array_metadata_store
 
+from histojax.core.quiet import quiet_logger
+
+_SHARED_BYTES = 1 << 20  # of an array that several devices write together, each a part
 # These contain other operations, whose time would count twice.
 _CONTAINERS = ("while", "call", "conditional")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.+?) ([\w-]+)\(")
 
 
-def array_metadata_store(handler: Any) -> Any:
-    """Return what an orbax handler of arrays uses to store their kinds; without it, random keys cannot be restored.
+def register_arrays(divide: bool = True) -> None:
+    """Make orbax divide an array among the devices that hold it only if each part has at least one MiB.
+
+    By default orbax divides every array that several devices hold, so that each device writes a part. For a ResNet50
+    on eight devices these are thousands of slices of a few bytes, and a save waits for each of them.
 
     Args:
-      handler: an `orbax.checkpoint.type_handlers.ArrayHandler`.
+      divide: False where process 0 writes alone: parts that other processes should write would be missing.
     """
-    return handler._array_metadata_store
+    default = ocp.type_handlers.get_type_handler(jax.Array)
+    handler = ocp.type_handlers.ArrayHandler(
+        min_slice_bytes_for_replica_parallel=_SHARED_BYTES,
+        use_replica_parallel=divide,
+        # It has the arrays' kinds; without it, random keys cannot be restored.
+        array_metadata_store=default._array_metadata_store,
+    )
+    if not divide:  # orbax would miss what other processes say about the arrays
+        array_metadata_store.Validator._validate_process_count = lambda self, **_: None
+    with quiet_logger("absl"):  # orbax warns about this override, which is intended
+        ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
 
 
 def take_folder_names_literally() -> None:

@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from data_pipelines.splits import Split
 from histojax.core import plugins
-from histojax.core.directories import expand_user
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_write, write_json
 from histojax.core.positive import positive_by_name
@@ -29,6 +28,7 @@ from histojax.evaluation import (
     results,
     terminal,
 )
+from histojax.storage import places
 from histojax.training import build, checkpoint, colours, default_config, experiments, stains
 from histojax.training.loading import load
 from histojax.training.program import Program
@@ -296,8 +296,8 @@ def open_run_images(
 ) -> tuple[Dataset, Split]:
     """Open the images to evaluate and place the run's split on them; `config.data` is changed to describe them."""
     if data_root:
-        config.data.root = str(expand_user(data_root).resolve())
-    elif config.data.root and not pathlib.Path(config.data.root).exists():
+        config.data.root = places.absolute(data_root)
+    elif config.data.root and not places.exists(config.data.root):
         raise RunError(f"{config.data.root}: the run's images are not there; name their folder with --data_root=PATH")
     if magnification:
         config.data.magnification = magnification

@@ -14,7 +14,6 @@ import jax
 from ml_collections import ConfigDict
 
 from histojax.core import plugins
-from histojax.core.directories import expand_user
 from histojax.core.files import write_json
 from histojax.core.locks import OwnerFile, owned
 from histojax.data.pipeline import CachedBatches, train_batches
@@ -25,6 +24,7 @@ from histojax.training.decision_rule import default_decision_rule, fit_decision_
 from histojax.training.monitoring import BestTracker, MetricsBuffer, Signals, Watchdog, input_advice
 from histojax.training.optimizer import learning_rate
 from histojax.training.profiling import Profile
+from histojax.training.run_folder import RunFolder, run_folder
 from histojax.training.state import TrainState, all_trees, model_trees, restore, restore_model
 from histojax.training.tracking import Tracking
 from histojax.training.tracking import check as check_trackers
@@ -46,6 +46,7 @@ class _Setup(Trainer):
     """Everything about a run that its config and data determine, and the lock of its work directory."""
 
     workdir: pathlib.Path
+    folder: RunFolder
     owner: OwnerFile
     replanned: bool  # since the last save, train.epochs has changed
 
@@ -85,6 +86,7 @@ class _Run:
     def save(self, series: Checkpoints, trees: dict[str, Any]) -> None:
         setup = self.setup
         setup.owner.verify()
+        setup.folder.verify()
         # The stream of batches is a function of seed and position, so its state is one number.
         position = {"next_index": self.step * setup.train_spec.batch_size, "seed": setup.train_spec.seed}
         meta = {
@@ -125,7 +127,7 @@ class _Tools:
 
 def train_and_evaluate(
     config: ConfigDict,
-    workdir: pathlib.Path,
+    workdir: str | pathlib.Path,
     profile: bool = False,
     decision_rule: Mapping[str, Any] | None = None,
 ) -> bool:
@@ -135,7 +137,7 @@ def train_and_evaluate(
 
     Args:
       config: as `histojax.training.default_config.base` has it.
-      workdir: made if absent.
+      workdir: made if absent; also an address in a bucket, gs:// or s3://.
       profile: trace a few steps into the work directory's folder `profile` and report the costliest operations.
       decision_rule: for a run without validation images, one that `histojax.training.decision_rule` chose on others.
 
@@ -145,21 +147,29 @@ def train_and_evaluate(
     Raises:
       RunError, DataError: a problem that the user can fix; a loss that is not finite, with its step.
     """
-    workdir, first = expand_user(workdir).absolute(), jax.process_index() == 0
-    with Signals() as signals, owned(workdir, enabled=first) as owner, Tracking(workdir, first) as tracking:
-        processes.barrier(f"owned {workdir}")  # no process reads what another run may still write
-        setup = _open_run(config, workdir, owner)
+    first = jax.process_index() == 0
+    with (
+        Signals() as signals,
+        run_folder(workdir) as folder,
+        owned(folder.path, enabled=first) as owner,
+        Tracking(folder.path, first) as tracking,
+    ):
+        workdir = folder.path
+        processes.barrier(f"owned {folder.place}")  # no process reads what another run may still write
+        setup = _open_run(config, folder, owner)
         if signals.requested():
             _log.info("stopped by %s before training; rerun the same command to resume", signals.received)
             return False
-        last = Checkpoints(checkpoint.series(workdir, LAST), config.checkpoint.keep)
-        best = Checkpoints(checkpoint.series(workdir, BEST), 1)
+        series = functools.partial(Checkpoints, shared=folder.shared, sealed=folder.publish)
+        last = series(checkpoint.series(workdir, LAST), config.checkpoint.keep)
+        best = series(checkpoint.series(workdir, BEST), 1)
         with last, best:
             run = _resume(setup, last, best, decision_rule)
             run_file = _write_description(run)
             tracking.start(config.train.trackers, work_directory.flat(json.loads(config.to_json())))
             with run_file.recording(lambda: run.step):
                 finished = _train(run, signals, profile, tracking)
+        folder.fetch("checkpoints/")
         with run_file.recording(lambda: run.step):
             finished = finished and _evaluate_best(setup, signals)
             if finished and first:
@@ -168,8 +178,9 @@ def train_and_evaluate(
         return finished
 
 
-def _open_run(config: ConfigDict, workdir: pathlib.Path, owner: OwnerFile) -> _Setup:
+def _open_run(config: ConfigDict, folder: RunFolder, owner: OwnerFile) -> _Setup:
     """Check config and work directory, open the data and build the program; the work directory is only read."""
+    workdir = folder.path
     default_config.check_values(config)
     make_paths_absolute(config)
     saved = work_directory.read_saved(workdir)
@@ -183,7 +194,7 @@ def _open_run(config: ConfigDict, workdir: pathlib.Path, owner: OwnerFile) -> _S
     if saved is not None:
         opened.dataset.check_unchanged(opened.split, saved, workdir)
         replanned = work_directory.check_end(workdir, saved, config, opened.total_steps)
-    return _Setup(**vars(opened), workdir=workdir, owner=owner, replanned=replanned)
+    return _Setup(**vars(opened), workdir=workdir, folder=folder, owner=owner, replanned=replanned)
 
 
 def _resume(setup: _Setup, last: Checkpoints, best: Checkpoints, rule: Mapping[str, Any] | None) -> _Run:
@@ -229,7 +240,7 @@ def _write_description(run: _Run) -> RunFile:
         write_json(workdir / "config.json", json.loads(setup.config.to_json()))
         split.write_csv(workdir / "split.csv", dataset.records, dataset.label_names)
     facts = {
-        "workdir": str(workdir),
+        "workdir": setup.folder.place,
         "model": setup.config.model.name,
         "data": dataset.facts(split),
         "protocol": split.protocol,

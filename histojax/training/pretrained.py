@@ -15,6 +15,7 @@ from histojax.core.directories import expand_user
 from histojax.core.errors import RunError
 from histojax.core.files import read_json
 from histojax.core.settings import config_hash
+from histojax.storage import places
 from histojax.training import build, checkpoint, default_config, loading
 from histojax.training.state import ModelState, TrainState, split_module
 from histojax.weights import hub
@@ -39,7 +40,7 @@ def check(config: ConfigDict, workdir: pathlib.Path) -> None:
         return
     run = _find_run(source)
     if run is None:
-        hub.check(source)
+        hub.check(_local(source))
         return
     saved = default_config.with_defaults(checkpoint.read_meta(run)["config"])
     if (other := saved["model"]["name"]) != model:
@@ -101,7 +102,7 @@ def fill(
       RunError: no such file or run, a damaged one, weights of another model, or no network.
     """
     run = _find_run(source)
-    contents = _read_run(run, classes) if run else weights.inspect(hub.locate(source), prefix=prefix)
+    contents = _read_run(run, classes) if run else weights.inspect(hub.locate(_local(source)), prefix=prefix)
     expected = {name: (leaf.shape, leaf.dtype) for name, leaf in _leaves(state.model)}
     values, report = fit(contents, model, expected, prefix)
     _log.info("%s\n%s", contents, report)
@@ -139,7 +140,7 @@ def digest(source: str) -> str:
       RunError: no such file or run, or no network.
     """
     run = _find_run(source)
-    return weights.sha256(hub.locate(source)) if run is None else checkpoint.digest(run)
+    return weights.sha256(hub.locate(_local(source))) if run is None else checkpoint.digest(run)
 
 
 def export(source: pathlib.Path, output: pathlib.Path, naming: str = "", dtype: str = "float32") -> str:
@@ -179,8 +180,13 @@ def export(source: pathlib.Path, output: pathlib.Path, naming: str = "", dtype: 
 
 def _find_run(source: str) -> pathlib.Path | None:
     """Return the checkpoint that a source leads to; None if the source is not a folder."""
-    path = expand_user(source)
+    path = expand_user(_local(source))
     return checkpoint.find(path) if path.is_dir() else None
+
+
+def _local(source: str) -> str:
+    """Return the source, and for an address in a bucket its copy on this machine."""
+    return str(places.local(source)) if places.is_address(source) else source
 
 
 def _read_run(path: pathlib.Path, classes: Sequence[str]) -> weights.Contents:

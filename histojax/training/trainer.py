@@ -14,13 +14,13 @@ from ml_collections import ConfigDict
 
 from data_pipelines.splits import Split
 from data_pipelines.stain import StainNormalizer
-from histojax.core.directories import expand_user
 from histojax.core.machine import cores
 from histojax.data.cache import with_cache
 from histojax.data.pipeline import LoaderSpec, eval_batches, train_batches
 from histojax.data.sources import Dataset, open_dataset
 from histojax.distributed.sharding import Layout
 from histojax.evaluation import own_metrics
+from histojax.storage import places
 from histojax.training import build, default_config, evaluate, leaks, pretrained, stains
 from histojax.training.optimizer import OptimizerSpec
 from histojax.training.program import Batch, Program
@@ -153,4 +153,4 @@ def make_paths_absolute(config: ConfigDict) -> None:
     """Make the paths of images absolute, so that a checkpoint finds them from any folder."""
     for group, field in ((config.data, "root"), (config.data.stain, "reference")):
         if group[field]:
-            group[field] = str(expand_user(group[field]).resolve())
+            group[field] = places.absolute(group[field])

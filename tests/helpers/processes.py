@@ -22,6 +22,9 @@ class Processes:
 
     With `hosts` process i runs on host i of a network, and `coordinator` is `HOST:PORT` of the first one. `before` has
     words to put before the command of a process, by its index.
+
+    In a bucket the run has the address `place`, and `workdir` only names the logs. `machines` has further environment
+    variables of each process.
     """
 
     def __init__(
@@ -38,13 +41,15 @@ class Processes:
         hosts: Sequence[Host] = (),
         coordinator: str = "",
         before: Mapping[int, list[str]] | None = None,
+        place: str = "",
+        machines: Sequence[Mapping[str, str]] = (),
     ):
         workdir.mkdir(parents=True, exist_ok=True)
         self.count = count
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        fields = [f"--config={config}", f"--workdir={workdir}", f"--config.data.root={root}"]
+        fields = [f"--config={config}", f"--workdir={place or workdir}", f"--config.data.root={root}"]
         fields += [f"--config.sharding.cpu_devices={devices}", _NO_DECAY]
         environment = os.environ | (environment or {})
         self.logs = [workdir.with_name(f"{workdir.name}.{port}.{i}.log") for i in range(count)]
@@ -60,12 +65,12 @@ class Processes:
             words = [sys.executable, "-m", module, *fields, *membership, *more, *(only or {}).get(i, [])]
             words = [*(before or {}).get(i, []), *words]
             words = hosts[i].words(*words) if hosts else words
+            own = environment | (machines[i] if machines else {})
             with open(log, "w") as file:
                 if hosts or before:
-                    process = subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=file, env=environment)
+                    self.started.append(subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=file, env=own))
                 else:
-                    process = warm_start.Process(words, file, file, environment)
-                self.started.append(process)
+                    self.started.append(warm_start.Process(words, file, file, own))
 
     def until(self, reached: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 200

@@ -1,5 +1,5 @@
-"""Imports go one way: core <- {data_pipelines, models, weights, distributed, evaluation} <- {data, slides} <- training
-<- inference <- studies <- cli. Read from the import statements of every module, without exemption."""
+"""Imports go one way: core <- storage <- {data_pipelines, models, weights, distributed, evaluation} <- {data, slides}
+<- training <- inference <- studies <- cli. Read from the import statements of every module, without exemption."""
 
 import importlib
 import pathlib
@@ -14,6 +14,7 @@ from tests.helpers.source_files import FILES, imports, module_of
 # Floors, lowest first. A room may import the rooms of the floors below its own, and itself.
 FLOORS: list[set[str]] = [
     {"core"},
+    {"storage"},
     {"data_pipelines", "models", "weights", "distributed", "evaluation"},
     {"data", "slides"},
     {"training"},
@@ -33,6 +34,7 @@ _PIXELS = _ARRAYS | {"cv2", "PIL", "imagecodecs"}
 _JAX = _ARRAYS | {"jax", "flax", "ml_collections"}
 THIRD_PARTY: dict[str, set[str]] = {
     "core": set(),
+    "storage": {"tensorstore"},
     "data_pipelines": _PIXELS | {"pyarrow", "tensorflow_datasets"},
     "models": _JAX - {"ml_collections"} | {"jaxtyping"},
     "weights": _ARRAYS | {"huggingface_hub", "ml_dtypes", "onnx", "safetensors"},

@@ -5,6 +5,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+import pytest
 from jax.profiler import ProfileData
 
 from histojax.training import compat, profiling
@@ -14,11 +15,9 @@ def heavy(x: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, 3, lambda _, y: jnp.tanh(y @ x) / 100, x)
 
 
-def test_orbax_s_handler_of_arrays_knows_random_keys(tmp_path: pathlib.Path) -> None:
-    handler = ocp.type_handlers.get_type_handler(jax.Array)
-    assert compat.array_metadata_store(handler) is not None
-    ours = ocp.type_handlers.ArrayHandler(array_metadata_store=compat.array_metadata_store(handler))
-    ocp.type_handlers.register_type_handler(jax.Array, ours, override=True)
+@pytest.mark.parametrize("divide", [True, False])
+def test_orbax_s_handler_of_arrays_knows_random_keys(tmp_path: pathlib.Path, divide: bool) -> None:
+    compat.register_arrays(divide)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(tmp_path / "tree", {"key": jax.random.key(3)})
@@ -26,7 +25,7 @@ def test_orbax_s_handler_of_arrays_knows_random_keys(tmp_path: pathlib.Path) -> 
             abstract = jax.eval_shape(lambda: {"key": jax.random.key(0)})
             key = checkpointer.restore(tmp_path / "tree", abstract)["key"]
     finally:
-        ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+        compat.register_arrays()
     assert jax.random.bits(key) == jax.random.bits(jax.random.key(3))
 
 

@@ -8,13 +8,13 @@ import numpy as np
 
 from data_pipelines.splits import Split
 from histojax.core import plugins
-from histojax.core.directories import expand_user
 from histojax.core.errors import RunError
 from histojax.data.pipeline import eval_batches
 from histojax.data.sources import Dataset, open_dataset
 from histojax.evaluation import bootstrap
 from histojax.inference.embed.embedder import POOLED, Embedder
 from histojax.inference.novelty import memory, pixel_rules
+from histojax.storage import places
 from histojax.training import build, checkpoint, loading
 
 _log = logging.getLogger(__name__)
@@ -77,8 +77,8 @@ def _open(trained: loading.LoadedModel, data_root: str) -> tuple[Dataset, Split]
     """Open the run's images and place its split on them."""
     config, saved = trained.config, Split.from_json(trained.meta["split"])
     if data_root:
-        config.data.root = str(expand_user(data_root).resolve())
-    elif config.data.root and not pathlib.Path(config.data.root).exists():
+        config.data.root = places.absolute(data_root)
+    elif config.data.root and not places.exists(config.data.root):
         raise RunError(f"{config.data.root}: the run's images are not there; name their folder with --data_root=PATH")
     dataset = open_dataset(config.data, trained.meta["classes"])
     split = dataset.place(saved)

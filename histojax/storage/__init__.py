@@ -1,0 +1,1 @@
+"""Buckets: objects at `gs://` and `s3://` addresses, and local copies of them."""
