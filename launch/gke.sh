@@ -30,8 +30,8 @@
 #   --dry-run                              print the commands and change nothing
 #   --help                                 print this text
 #
-# Put the work directory and the images below /shared, the only place that all pods share. gs:// paths are not supported;
-# a bucket can be mounted as a claim by the Cloud Storage FUSE driver.
+# Put the work directory and the images in a bucket (gs://BUCKET/PATH), which --account lets the pods write to, or below
+# /shared, the only disk that all pods share.
 
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -99,13 +99,12 @@ render() {
     die "pass either --gpus N or --tpus N, the number per node"
   fi
   [[ ${GKE_SPOT:-} != yes ]] || keep+="spot "
-  [[ " ${args[*]} " != *://* ]] || die "URLs such as gs:// are not supported: mount the bucket as a volume, see --claim"
   if [[ -n ${GKE_CLAIM:-} ]]; then
     plain --claim "$GKE_CLAIM"
     keep+="claim "
   else
     keep+="no-claim "
-    printf 'warning: without --claim the pods share no disk\n' >&2
+    [[ " ${args[*]} " == *://* ]] || printf 'warning: without --claim the pods share no disk; gs:// needs none\n' >&2
   fi
   if [[ -n ${GKE_ACCOUNT:-} ]]; then
     plain --account "$GKE_ACCOUNT"

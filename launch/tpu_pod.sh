@@ -32,9 +32,9 @@
 #   --dry-run                            print the commands and change nothing
 #   --help                               print this text
 #
-# A preempted TPU loses its disks, and its hosts share none. Put the work directory and the images on a path that every
-# host has mounted, such as Filestore, or a bucket mounted by gcsfuse; --create-args can name a start-up script that
-# mounts it. gs:// paths are not supported. The script needs gcloud, logged in, with the TPU API enabled.
+# A preempted TPU loses its disks, and its hosts share none. Put the work directory and the images in a bucket
+# (gs://BUCKET/PATH), or on a path that every host has mounted, such as Filestore; --create-args can name a start-up
+# script that mounts it. The script needs gcloud, logged in, with the TPU API enabled.
 
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -83,7 +83,6 @@ esac
 case $verb in
   up | run | resume)
     ((${#args[@]})) || die "nothing to run: put the arguments of the processes after --; see --help"
-    [[ " ${args[*]} " != *://* ]] || die "URLs such as gs:// are not supported: mount the bucket or Filestore on every host"
     ;;
 esac
 TPU_POLL=${TPU_POLL:-30}

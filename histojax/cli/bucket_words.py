@@ -10,8 +10,9 @@ from histojax.storage import places
 
 # Flags that name what a command writes; all other words name what it reads.
 _OUTPUTS = ("--output", "--workdir", "--static", "--json", "--write_folds")
-# These open their work directory themselves: several processes share it, and it changes while they run.
-_OWN_WORKDIR = ("train", "eval")
+# These open their work directory themselves: several processes share it, and it changes while they run; or they only
+# look whether it can be written.
+_OWN_WORKDIR = ("train", "eval", "doctor")
 
 
 @contextlib.contextmanager

@@ -51,6 +51,8 @@ def with_cache(dataset: Dataset, kind: str, size: int, threads: int, directory: 
     """
     if kind == "none":
         return dataset
+    if "://" in directory:
+        raise DataError(f"data.cache_dir={directory}: the cache is mapped into memory; name a folder of a local disk")
     path = cache_path(dataset, kind, size, directory)
     if not path.is_file():
         with exclusive_lock(path.parent):  # one of several processes writes it

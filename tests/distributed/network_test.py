@@ -75,3 +75,35 @@ def test_hosts_reach_each_other(resolutions: tuple[str, ...], coordinator: str) 
                 process.wait()
     assert [process.returncode for process in started] == [0] * len(resolutions), said
     assert all("received [10, 10, 10]" in text for text in said), said
+
+
+LOOK = """
+import sys
+from histojax.cli.doctor import network
+for coordinator in sys.argv[1:]:
+    found = network.reach(coordinator)
+    print(found.level, found.text)
+"""
+
+
+def test_doctor_looks_at_the_way_to_the_coordinator() -> None:
+    """Before process 0 listens, once it does, and where no host has the address."""
+    words = [sys.executable, "-c", LOOK]
+    with Network("loopback", "loopback") as built:
+        first, second = built.hosts
+        listen = "import socket; s = socket.create_server(('10.77.0.1', 8476)); print('on', flush=True); s.accept()"
+        server = subprocess.Popen(first.words(sys.executable, "-c", listen), cwd=ROOT, stdout=subprocess.PIPE)
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"on\n"
+            done = second.run(*words, "host1:9", "10.77.0.1:8476", "10.99.0.1:8476")
+        finally:
+            server.kill()
+            server.communicate()
+    refused, answers, nowhere = done.stdout.splitlines()
+    assert refused.startswith("warn this host reaches host1 (10.77.0.1), and the others reach it at 10.77.0.2"), done
+    assert "its own name host2 resolves to 127.0.1.1, which is not used" in refused
+    assert "nothing listens at port 9 yet: start process 0 first" in refused
+    assert answers.startswith("ok "), done
+    assert answers.endswith("port 8476 answers")
+    assert nowhere.startswith("fail 10.99.0.1: Network is unreachable; name process 0 by its IP address")

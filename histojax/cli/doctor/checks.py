@@ -33,6 +33,9 @@ from histojax.core.errors import RunError
 from histojax.core.machine import cores
 from histojax.core.text_table import byte_size
 from histojax.core.walk import find_files
+from histojax.storage import places
+from histojax.storage.bucket import Bucket
+from histojax.storage.errors import BucketError
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 _LISTED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -41,6 +44,7 @@ _BLOCK = 4 << 20
 _PROBE_BYTES = 64 << 20  # written and read to time a disk
 _MAX_SECONDS = 2.0  # of writing, and of reading
 _GIB = 1 << 30
+_BUCKET_PROBE = ".histojax-doctor"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,8 +170,8 @@ def disk(name: str, directory: str) -> Finding:
       name: name of the check.
       directory: the folder.
     """
-    if "://" in directory:
-        return Finding(name, OK, f"{directory}: remote; not measured")
+    if places.is_address(directory):
+        return _bucket(name, directory)
     place = _existing(expand_user(directory).absolute())
     try:
         written, read = _speeds(place)
@@ -184,6 +188,22 @@ def disk(name: str, directory: str) -> Finding:
     if min(written, read) < 20e6:
         return Finding(name, WARN, f"{text}: slow; runs will wait for it. Use a local disk if possible", facts)
     return Finding(name, OK, text, facts)
+
+
+def _bucket(name: str, address: str) -> Finding:
+    """Check that a folder in a bucket can be written, read and cleared."""
+    began = time.perf_counter()
+    try:
+        place = Bucket(address)
+        place.write(_BUCKET_PROBE, b"histojax doctor")
+        place.list(_BUCKET_PROBE)
+        place.delete([_BUCKET_PROBE])
+    except BucketError as error:
+        return Finding(name, FAIL, str(error))
+    seconds = time.perf_counter() - began
+    return Finding(
+        name, OK, f"{address}: can be written and read, {seconds / 3:.2f} s per request", {"seconds": seconds}
+    )
 
 
 def _speeds(place: pathlib.Path) -> tuple[float, float]:

@@ -34,13 +34,19 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
     )
     flags.add_workdir(parser, "folder where runs will be written (default: the current one)", default=".")
     parser.add_argument("--data_root", metavar="PATH", default="", help="images to check, as data.root of a run")
+    parser.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        default="",
+        help="also check the way from this host to process 0 of a run, and the address that this host would advertise",
+    )
     flags.add_json(parser, "the checks")
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the result of each check; exit code 1 if one fails."""
-    findings, index, count = _examine(args.workdir, args.data_root)
+    findings, index, count = _examine(args.workdir, args.data_root, args.coordinator)
     from histojax.cli.doctor import checks
 
     level = max((finding.level for finding in findings), key=(checks.OK, checks.WARN, checks.FAIL).index)
@@ -58,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
         sys.exit(1)
 
 
-def _examine(workdir: str, data_root: str) -> tuple[list["Finding"], int, int]:
+def _examine(workdir: str, data_root: str, coordinator: str) -> tuple[list["Finding"], int, int]:
     """Run all checks; return their findings, the index of this process and the number of processes."""
     # Imported after parsing: --help needs no jax.
     from histojax.cli.doctor import checks
@@ -73,8 +79,11 @@ def _examine(workdir: str, data_root: str) -> tuple[list["Finding"], int, int]:
     except (ImportError, RuntimeError) as error:  # jax refuses an incompatible jaxlib
         findings.insert(0, checks.Finding("devices", checks.FAIL, f"jax cannot be imported: {error}"))
         return findings, index, count
-    from histojax.cli.doctor import devices
+    from histojax.cli.doctor import devices, network
     from histojax.distributed import processes, runtime
+
+    if coordinator:
+        findings.append(network.reach(coordinator))
 
     runtime.prepare()
     cache = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # defined at run time
