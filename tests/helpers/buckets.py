@@ -108,12 +108,14 @@ class Proxy:
         seconds, bytes are the body of a refusal with status 403.
       bytes_per_second: how fast bodies pass, both ways together; 0: at once.
       requests: methods and paths so far.
+      sent: bytes of all answers so far.
     """
 
     server: Server
     disturb: Callable[[str, str], str | float | bytes | None] = lambda method, path: None
     bytes_per_second: float = 0.0
     requests: list[tuple[str, str]] = field(default_factory=list)
+    sent: int = 0
 
 
 @contextlib.contextmanager
@@ -145,6 +147,7 @@ def through_proxy(server: Server) -> Iterator[Proxy]:
             answer = upstream.getresponse()
             content = answer.read()
             upstream.close()
+            proxy.sent += len(content)
             self._take_time(content)
             headers = {key: value for key, value in answer.getheaders() if key.lower() not in _OF_A_CONNECTION}
             self._send(answer.status, headers, content, truncate=what == TRUNCATE)
