@@ -132,6 +132,15 @@ def test_a_bucket_that_does_not_answer_is_named(proxy: Proxy, monkeypatch: pytes
     runs.write("a", b"1")
 
 
+def test_what_the_client_gives_up_is_tried_again(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bucket, "_WAITS", (0.01,))
+    monkeypatch.setattr(bucket, "_RETRIES", {"max_retries": 1, "initial_delay": "1ms", "max_delay": "1ms"})
+    bucket._open.cache_clear()
+    proxy.disturb = lambda method, path: ERROR if len(proxy.requests) <= 2 else None
+    Bucket(proxy.server.address("given-up")).write("a", b"1")
+    assert len(proxy.requests) > 2
+
+
 def test_a_slow_answer_is_waited_for(proxy: Proxy) -> None:
     runs = Bucket(proxy.server.address("slow"))
     proxy.disturb = lambda method, path: 0.5

@@ -96,6 +96,15 @@ def test_the_bucket_counts_where_another_machine_went_on(server: Server, tmp_pat
     assert content(one.folder) == content(two.folder)
 
 
+def test_what_was_deleted_in_the_bucket_is_deleted_here(server: Server, tmp_path: pathlib.Path) -> None:
+    address = server.address("mirror/cleared")
+    one = machine(tmp_path, "one", address)
+    write(one.folder, {"a": "a", "b": "b"})
+    one.push()
+    Bucket(address).delete(["a"])
+    assert content(machine(tmp_path, "one", address).folder) == {"b": "b"}
+
+
 def test_a_deleted_copy_is_read_again(server: Server, tmp_path: pathlib.Path) -> None:
     address = server.address("mirror/deleted")
     one = machine(tmp_path, "one", address)
