@@ -24,7 +24,7 @@
 #   --topology AxB       GKE_TOPOLOGY      TPUs only: value of the node label gke-tpu-topology
 #   --spot               GKE_SPOT=yes      use spot nodes, which may be preempted at any time
 #   --claim NAME         GKE_CLAIM         a PersistentVolumeClaim (ReadWriteMany), mounted at /shared
-#   --account NAME       GKE_ACCOUNT       Kubernetes service account, needed by the driver of a mounted bucket
+#   --account NAME       GKE_ACCOUNT       Kubernetes service account, by which pods reach a bucket
 #   --max-restarts N     GKE_MAX_RESTARTS  restarts after exit code 75 or a lost node; default 100
 #   --namespace NAME     GKE_NAMESPACE     namespace; default: kubectl's setting
 #   --dry-run                              print the commands and change nothing
