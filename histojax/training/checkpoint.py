@@ -1,4 +1,4 @@
-"""Checkpoints: the only file that imports orbax.
+"""Checkpoints: the only file that uses orbax, but for what is private in it (`histojax.training.compat`).
 
 A run keeps its last states in `checkpoints/last/<step>` and the best one in `checkpoints/best/<step>`. Orbax writes
 in the background to a temporary name and renames it. After that we write `sha256.json`, the checksum of every file,

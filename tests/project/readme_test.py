@@ -101,6 +101,8 @@ def test_every_other_line_of_a_block_is_of_a_known_kind(line: str) -> None:
         assert (ROOT / arguments[1]).exists()
     elif arguments[0] in CONFIGURED:
         assert (ROOT / CONFIGURED[arguments[0]]).exists()
+    elif arguments[0] == "curl":
+        assert any("://127.0.0.1:" in argument for argument in arguments), "a page may only ask a server of its own"
     else:
         assert arguments[0] == "export", "teach this test how to check such a line"
 

@@ -70,6 +70,7 @@ def test_a_second_ctrl_c_ends_the_command_at_once_without_a_traceback(
 
     monkeypatch.setattr(loop, "train_batches", interrupted)
     workdir = tmp_path / "run"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with SIGINT ignored
     done = histojax("train", "--config", "tests/helpers/quick_run.py", "--workdir", workdir)
     assert done.returncode == 130
     assert "Traceback" not in done.stderr
