@@ -90,5 +90,8 @@ def _evaluate(args: argparse.Namespace) -> None:
             overrides=args.overrides,
         )
     if first:
-        print_results(folder, verbose=args.verbose)
-        print(f"Next     histojax report {shlex.quote(str(folder))} --output report")
+        place = str(folder)
+        if workdir is not None:  # an address in a bucket has a local folder
+            place = args.workdir.rstrip("/") + place.removeprefix(str(workdir))
+        print_results(folder, verbose=args.verbose, place=place)
+        print(f"Next     histojax report {shlex.quote(place)} --output report")

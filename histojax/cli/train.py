@@ -103,12 +103,13 @@ def start(args: argparse.Namespace, cpu_devices: int) -> bool:
     return jax.process_index() == 0
 
 
-def print_results(folder: pathlib.Path, *, verbose: bool) -> None:
+def print_results(folder: pathlib.Path, *, verbose: bool, place: str = "") -> None:
     """Print the results of a run or an evaluation, and where they lie.
 
     Args:
       folder: with results.json and results.txt.
       verbose: print every metric, not only the most important ones.
+      place: what the user calls the folder, if that is not its path: an address in a bucket.
     """
     from histojax.evaluation import terminal
 
@@ -117,7 +118,7 @@ def print_results(folder: pathlib.Path, *, verbose: bool) -> None:
     else:
         text = terminal.headline(json.loads((folder / "results.json").read_text(encoding="utf-8")))
     print(f"\n{text}")
-    print(f"Results  {folder}/results.json; every metric as text: results.txt; per image: predictions.csv")
+    print(f"Results  {place or folder}/results.json; every metric as text: results.txt; per image: predictions.csv")
 
 
 def _train(args: argparse.Namespace, config: "ConfigDict") -> None:
@@ -130,7 +131,7 @@ def _train(args: argparse.Namespace, config: "ConfigDict") -> None:
     if not loop.train_and_evaluate(config, args.workdir, args.profile):
         sys.exit(processes.EXIT_RESUMABLE)
     if first:
-        print_results(run_folder.path_of(args.workdir), verbose=args.verbose)
+        print_results(run_folder.path_of(args.workdir), verbose=args.verbose, place=args.workdir.rstrip("/"))
         quoted = shlex.quote(args.workdir)
         print(f"Next     histojax report {quoted} --output report")
         print(f"         histojax predict {quoted} IMAGES --output predictions.csv")
