@@ -7,7 +7,6 @@ a real run. The server is moto's S3 on this machine, behind a proxy through whic
 """
 
 import argparse
-import datetime
 import json
 import pathlib
 import signal
@@ -18,8 +17,6 @@ from typing import Any
 
 from benchmarks import record_results
 from benchmarks.checkpoints import EXPERIMENTS, fields
-from histojax.core import machine
-from histojax.core.files import atomic_write
 from tests.helpers import buckets
 from tests.helpers.processes import Processes
 from tests.helpers.programs import last_logged_step
@@ -61,20 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows[model] = stop(model, args.mb_per_s, pathlib.Path(folder))
         print(json.dumps(rows[model]), flush=True)
     columns = {"model": "{model}", "checkpoint": "{mb:.0f} MB", "SIGTERM to the end": "{seconds:.1f} s"}
-    content = {
-        "provenance": {
-            "command": f"python -m benchmarks.buckets --mb_per_s {args.mb_per_s:g} --json {args.json}",
-            "data": "synthetic images",
-            "protocol": f"full-size models at 64×64; S3 on loopback behind a proxy of {args.mb_per_s:g} MB/s; one run each",
-            "machine": record_results.describe_machine(machine.describe()),
-            "commit": record_results.current_commit(),
-            "date": datetime.date.today().isoformat(),
-        },
-        "tables": {"main": {"columns": columns}},
-        "rows": rows,
-    }
-    with atomic_write(args.json) as temporary:
-        temporary.write_text(record_results.dump(content), encoding="utf-8")
+    command = f"python -m benchmarks.buckets --mb_per_s {args.mb_per_s:g} --json {args.json}"
+    protocol = f"full-size models at 64×64; S3 on loopback behind a proxy of {args.mb_per_s:g} MB/s; one run each"
+    record_results.record_here(args.json, command, "synthetic images", protocol, columns, rows)
 
 
 if __name__ == "__main__":
