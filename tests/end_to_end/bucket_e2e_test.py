@@ -131,7 +131,7 @@ def test_on_other_numbers_of_machines_it_ends_the_same(
         cloud = Cloud(tmp_path, images, server, "elastic/run")
         for count, devices in ((2, 1), (1, 2)):
             before = newest(cloud)
-            run = cloud.start(count, devices)
+            run = cloud.start(count, devices, f"--config.sharding.fsdp={count}")  # each machine has half of the state
             run.until(lambda before=before: newest(cloud) > before)
             run.started[0].send_signal(signal.SIGTERM)
             assert run.codes() == [75] * count, run.text()
