@@ -33,7 +33,6 @@ COLUMNS = {
     "outcome": "{outcome}",
     "seconds": "{seconds:.0f}",
     "exit codes": "{codes}",
-    "last lines": "{last}",
 }
 Action = Callable[[Network, Processes], None]
 
