@@ -2,9 +2,11 @@
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 
@@ -54,8 +56,10 @@ def test_signals_reach_it(tmp_path: pathlib.Path) -> None:
         with open(tmp_path / "out", "w") as out, open(tmp_path / "error", "w") as error:
             process = warm_start.Process(words, out, error, UNBUFFERED)
         try:
-            while "Serving" not in (tmp_path / "out").read_text():
+            while not (port := re.search(r"port (\d+)", (tmp_path / "out").read_text())):
                 assert process.poll() is None
+            # It prints its port before it catches Ctrl-C; once it answers, it does.
+            urllib.request.urlopen(f"http://127.0.0.1:{port[1]}", timeout=60).close()
             assert pathlib.Path(f"/proc/{process.pid}").is_dir()
             process.send_signal(how)
             codes.append(process.wait(60))
