@@ -76,13 +76,13 @@ def run(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from histojax.training import evaluate
-    from histojax.training.run_folder import path_of, run_folder
+    from histojax.training.run_folder import run_folder
 
     first = start(args, 2)
     with contextlib.ExitStack() as stack:
         workdir = stack.enter_context(run_folder(args.workdir)).path if args.workdir else None
         folder = evaluate.evaluate_checkpoint(
-            pathlib.Path(args.checkpoint) if args.checkpoint else path_of(args.workdir),
+            pathlib.Path(args.checkpoint or str(workdir)),
             workdir,
             data_root=args.data_root,
             magnification=args.magnification,

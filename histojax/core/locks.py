@@ -93,14 +93,10 @@ def owned(folder: pathlib.Path, *, enabled: bool = True) -> Iterator["OwnerFile"
         return
     new = not folder.is_dir()
     folder.mkdir(parents=True, exist_ok=True)
-    if other := owner.acquire():
-        raise RunError(
-            f"{folder} is in use by another process ({other}): wait until it ends, stop it, or choose another folder"
-        )
     try:
-        yield owner
+        with owner.held():
+            yield owner
     finally:
-        owner.release()
         if new:
             with contextlib.suppress(OSError):  # it is not empty
                 folder.rmdir()
@@ -161,6 +157,23 @@ class Owner(abc.ABC):
         self._ended.clear()
         threading.Thread(target=self._beat, name="folder-owner", daemon=True).start()
         return ""
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Be the owner within a `with` block.
+
+        Raises:
+          RunError: a living process owns the folder; the message names it.
+        """
+        if other := self.acquire():
+            raise RunError(
+                f"{self._place} is in use by another process ({other}): wait until it ends, stop it, or choose another "
+                "folder"
+            )
+        try:
+            yield
+        finally:
+            self.release()
 
     def verify(self) -> None:
         """Check that this process, if it has become the owner, still is.

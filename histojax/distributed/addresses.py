@@ -23,8 +23,16 @@ _SECONDS = 30  # until a connected process must have written its key
 
 
 def split(coordinator: str) -> tuple[str, int]:
-    """Split `HOST:PORT`; an IPv6 address stands in brackets, which are left out."""
-    host, _, port = coordinator.rpartition(":")
+    """Split `HOST:PORT`; an IPv6 address stands in brackets, which are left out.
+
+    Raises:
+      RunError: it is not of this form.
+    """
+    host, colon, port = coordinator.rpartition(":")
+    if not (host and colon and port.isdigit()):
+        raise RunError(f"coordinator '{coordinator}' is not HOST:PORT")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise RunError(f"coordinator '{coordinator}': an IPv6 address needs brackets, such as [fd00::1]:8476")
     return host.strip("[]"), int(port)
 
 

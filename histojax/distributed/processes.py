@@ -80,11 +80,7 @@ class Membership:
 
     @classmethod
     def _explicit(cls, coordinator: str, count: str, index: str) -> "Membership":
-        host, colon, port = coordinator.rpartition(":")
-        if not (host and colon and port.isdigit()):
-            raise RunError(f"coordinator '{coordinator}' is not HOST:PORT")
-        if ":" in host and not (host.startswith("[") and host.endswith("]")):
-            raise RunError(f"coordinator '{coordinator}': an IPv6 address needs brackets, such as [fd00::1]:8476")
+        addresses.split(coordinator)
         if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
             raise RunError(
                 f"process_id={index} of num_processes={count}: both must be whole numbers, the first below the second"

@@ -1,4 +1,4 @@
-"""What the errors of a bucket mean, in words."""
+"""Errors of a bucket: what is wrong, and what the user can do."""
 
 import re
 

@@ -25,14 +25,14 @@ from histojax.core.files import atomic_write, read_json
 from histojax.storage.bucket import Bucket
 
 OWNER = ".owner"
+# Checksums of a checkpoint's files. A checkpoint counts once they are there: they are written last, and deleted first.
+SEAL = "sha256.json"
 _AT_ONCE = 8  # files transferred at the same time
 _LARGE = 64 << 20  # bytes of a file that is uploaded alone, because it is held in memory
 _INDEX_EVERY, _SAY_EVERY = 1.0, 5.0  # seconds
 # Locks, files and folders that are still being written, and the cache of decoded pixels, which each host makes.
 _PASSING = re.compile(r"\.owner(\..*)?|\.lock|\..*\.tmp|\.probe-.*|.*\.orbax-checkpoint-tmp.*|.*\.(pixels|shapes\.npy)")
-# A checkpoint counts once its checksums are there: they are written last, and deleted first.
 _CHECKPOINT = re.compile(r"((?:.*/)?checkpoints/[^/]+/[0-9]+)/.+")
-_SEAL = "sha256.json"
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -105,13 +105,14 @@ class Mirror:
         self._write_index()
         return read
 
-    def push(self, stop: Callable[[], bool] = lambda: False) -> int:
+    def push(self, stop: Callable[[], bool] = lambda: False, *, announce: bool = False) -> int:
         """Bring the bucket up to date; return the number of objects that were written.
 
         A file that vanishes or changes meanwhile is left to the next push.
 
         Args:
           stop: whether to give up before the next file.
+          announce: log how much will be written.
 
         Raises:
           BucketError: the bucket cannot be written.
@@ -120,6 +121,9 @@ class Mirror:
         if not self.folder.is_dir():
             return 0
         changed = self.unpushed()
+        if announce and changed:
+            size = sum((self.folder / key).stat().st_size for key in changed) / 1e6
+            _log.info("writing %d files (%.1f MB) to %s", len(changed), size, self.bucket.address)
         progress = _Progress(f"writing {self.bucket.address}", len(changed))
 
         def write(key: str) -> bool:
@@ -186,7 +190,7 @@ class Mirror:
     def _is_whole(self, seal: str) -> bool:
         """Return whether the bucket has all files of a checkpoint."""
         names = read_json(self.folder / seal)
-        folder = seal.removesuffix(_SEAL)
+        folder = seal.removesuffix(SEAL)
         return names is not None and all(folder + name in self._entries for name in names)
 
     def _files(self, below: str) -> list[str]:
@@ -248,17 +252,23 @@ def _hex(version: bytes | None) -> str | None:
     return None if version is None else version.hex()
 
 
-def _is_seal(key: str) -> bool:
+def _checkpoint_of(key: str) -> str:
+    """Return the folder of the checkpoint that a file belongs to; "" if it belongs to none."""
     match = _CHECKPOINT.fullmatch(key)
-    return match is not None and key == f"{match[1]}/{_SEAL}"
+    return match[1] if match else ""
+
+
+def _is_seal(key: str) -> bool:
+    """Return whether a file says that its checkpoint is complete: it is written last, and deleted first."""
+    folder = _checkpoint_of(key)
+    return bool(folder) and key == f"{folder}/{SEAL}"
 
 
 def _by_checkpoint(keys: Iterable[str]) -> list[list[str]]:
     """Return the files outside of checkpoints, then those of each checkpoint, from the newest to the oldest."""
     groups: dict[tuple[int, str], list[str]] = {}
     for key in keys:
-        match = _CHECKPOINT.fullmatch(key)
-        folder = match[1] if match else ""
+        folder = _checkpoint_of(key)
         step = int(folder.rpartition("/")[2]) if folder else sys.maxsize
         groups.setdefault((-step, folder), []).append(key)
     return [groups[place] for place in sorted(groups)]
@@ -270,7 +280,7 @@ def _of_sealed(keys: Iterable[str]) -> list[str]:
     present = set(keys)
 
     def counts(key: str) -> bool:
-        match = _CHECKPOINT.fullmatch(key)
-        return match is None or f"{match[1]}/{_SEAL}" in present
+        folder = _checkpoint_of(key)
+        return not folder or f"{folder}/{SEAL}" in present
 
     return [key for key in keys if counts(key)]

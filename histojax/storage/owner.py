@@ -1,9 +1,11 @@
 """The mark of the process that owns a folder in a bucket."""
 
+import contextlib
 from collections.abc import Hashable
 
 from histojax.core.locks import Owner
 from histojax.storage.bucket import Bucket
+from histojax.storage.errors import BucketError
 from histojax.storage.mirror import OWNER
 
 
@@ -18,6 +20,11 @@ class OwnerObject(Owner):
         super().__init__(bucket.address)
         self._bucket = bucket
         self._beats = 0
+
+    def release(self) -> None:
+        """Remove the mark, if the bucket can be reached."""
+        with contextlib.suppress(BucketError):  # the mark counts as dead in 45 s; the bucket has said why already
+            super().release()
 
     def _create(self, content: str) -> bool:
         return self._bucket.write_if(OWNER, self._marked(content), None) is not None

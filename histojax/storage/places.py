@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterator
 
 from histojax.core.directories import default_directory, expand_user
-from histojax.core.errors import RunError
 from histojax.core.locks import exclusive_lock
 from histojax.storage import bucket
 from histojax.storage.bucket import is_address
@@ -27,7 +26,7 @@ FILES = frozenset(
 )
 READ, WRITTEN, RUN = "read", "written", "run"  # each use of an address has a copy of its own
 _EVERY = 60.0  # seconds between two times that an unfinished output is copied into the bucket
-_LAST = "checkpoints/last/"  # what a run needs to go on; other commands read its best checkpoint
+_LAST = "checkpoints/last/"  # what a run needs to resume; other commands read its best checkpoint
 _log = logging.getLogger(__name__)
 
 
@@ -96,7 +95,7 @@ def written(address: str) -> Iterator[pathlib.Path]:
       address: a folder, or a file with one of the endings in `FILES`.
 
     Raises:
-      RunError: another process of this machine writes there.
+      RunError: another process, on this machine or elsewhere, writes there.
       BucketError: the bucket cannot be read or written.
     """
     above, name = bucket.split(address)
@@ -121,7 +120,7 @@ def _pushing(mirror: Mirror) -> Iterator[None]:
             try:
                 mirror.push()
             except BucketError as error:
-                _log.warning("warning: %s. The command goes on, and tries again in a minute", error)
+                _log.warning("warning: %s. The command continues, and tries again in a minute", error)
 
     thread = threading.Thread(target=push, name="bucket", daemon=True)
     thread.start()
@@ -140,15 +139,12 @@ def flush(mirror: Mirror) -> None:
     Raises:
       BucketError: it cannot be written; the message says what is kept where.
     """
-    if behind := mirror.unpushed():
-        size = sum((mirror.folder / key).stat().st_size for key in behind) / 1e6
-        _log.info("writing %d files (%.1f MB) to %s", len(behind), size, mirror.bucket.address)
     try:
-        mirror.push()
+        mirror.push(announce=True)
     except BucketError as error:
         raise BucketError(
             f"{error}. Everything is in {mirror.folder} on this machine: once the bucket can be written, rerun the "
-            "same command here, which goes on from there"
+            "same command here, which resumes from there"
         ) from error
 
 
@@ -161,13 +157,5 @@ def owned(mirror: Mirror) -> Iterator[OwnerObject]:
     """
     mirror.bucket.list(OWNER)  # of a bucket that does not exist, conditional writes say only that they failed
     owner = OwnerObject(mirror.bucket)
-    if other := owner.acquire():
-        raise RunError(
-            f"{mirror.bucket.address} is in use by another process ({other}): wait until it ends, stop it, or choose "
-            "another folder"
-        )
-    try:
+    with owner.held():
         yield owner
-    finally:
-        with contextlib.suppress(BucketError):  # it counts as dead in 45 s; the bucket has said why already
-            owner.release()

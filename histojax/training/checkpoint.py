@@ -29,13 +29,13 @@ from histojax.core.errors import RunError
 from histojax.core.files import atomic_write, flush_tree
 from histojax.core.retries import with_backoff
 from histojax.distributed import processes, sharding
+from histojax.storage.mirror import SEAL
 from histojax.training import array_shapes, compat
 
 LAST, BEST = "last", "best"
 FORMAT = 2  # version of a checkpoint's content; 1 had no thresholds
 _log = logging.getLogger(__name__)
-_FOLDER, _MANIFEST = "checkpoints", "sha256.json"
-_MODEL, _EMA, _TRAIN, _META = "model", "ema", "train", "meta"
+_FOLDER, _MODEL, _EMA, _TRAIN, _META = "checkpoints", "model", "ema", "train", "meta"
 # Names of our own in the folder of a series, and of entries in a checkpoint.
 _STEP = re.compile(r"0|[1-9][0-9]*", re.ASCII)
 _PROBE = ".probe-"
@@ -200,7 +200,7 @@ def complete_steps(folder: pathlib.Path) -> list[int]:
     """Return the steps of the complete checkpoints in the folder of a series, ascending."""
     if not folder.is_dir():
         return []
-    return sorted(int(p.name) for p in folder.iterdir() if _STEP.fullmatch(p.name) and (p / _MANIFEST).is_file())
+    return sorted(int(p.name) for p in folder.iterdir() if _STEP.fullmatch(p.name) and (p / SEAL).is_file())
 
 
 def find(path: pathlib.Path) -> pathlib.Path:
@@ -213,7 +213,7 @@ def find(path: pathlib.Path) -> pathlib.Path:
       CheckpointError: the path has no complete checkpoint.
     """
     path = expand_user(path).absolute()
-    if (path / _MANIFEST).is_file():
+    if (path / SEAL).is_file():
         return path
     for folder in (path, path / BEST, path / LAST, series(path, BEST), series(path, LAST)):
         if folder.is_dir():
@@ -233,7 +233,7 @@ def run_of(checkpoint: pathlib.Path) -> pathlib.Path | None:
 
 def digest(checkpoint: pathlib.Path) -> str:
     """Return sixteen hexadecimal digits that identify a checkpoint: a hash of its files' checksums."""
-    return hashlib.sha256((checkpoint / _MANIFEST).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256((checkpoint / SEAL).read_bytes()).hexdigest()[:16]
 
 
 def verify(checkpoint: pathlib.Path, item: str = "") -> None:
@@ -249,11 +249,11 @@ def verify(checkpoint: pathlib.Path, item: str = "") -> None:
     if jax.process_index() != 0:
         return  # one process reads all files; if it raises, the others end with it
     try:
-        recorded: dict[str, str] = json.loads((checkpoint / _MANIFEST).read_text())
+        recorded: dict[str, str] = json.loads((checkpoint / SEAL).read_text())
     except OSError as error:
         raise _unreadable(checkpoint, error) from error
     except ValueError as error:
-        raise _damaged(checkpoint, _MANIFEST, "is damaged: it is not valid JSON") from error
+        raise _damaged(checkpoint, SEAL, "is damaged: it is not valid JSON") from error
     actual = _checksums(checkpoint, item)
     for name in sorted(recorded.keys() | actual.keys()):
         if name not in actual:
@@ -321,7 +321,7 @@ compat.take_folder_names_literally()
 
 
 def _is_unsealed(path: pathlib.Path) -> bool:
-    return _STEP.fullmatch(path.name) is not None and not (path / _MANIFEST).is_file()
+    return _STEP.fullmatch(path.name) is not None and not (path / SEAL).is_file()
 
 
 def _incomplete(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -354,7 +354,7 @@ def _write_manifest(folder: pathlib.Path, counts: dict[str, int]) -> None:
             raise OSError(f"of {count} arrays in {folder / name}, {found} can be read back")
     flush_tree(folder)
     content = json.dumps(_checksums(folder), indent=1)
-    with atomic_write(folder / _MANIFEST) as temporary:
+    with atomic_write(folder / SEAL) as temporary:
         temporary.write_text(content)
 
 
@@ -387,7 +387,7 @@ def _unreadable(checkpoint: pathlib.Path, error: Exception) -> CheckpointError:
 def _checksums(folder: pathlib.Path, item: str = "") -> dict[str, str]:
     sums = {}
     for path in sorted(p for p in (folder / item).rglob("*") if p.is_file()):
-        if path.name != _MANIFEST:
+        if path.name != SEAL:
             with open(path, "rb") as file:
                 sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return sums

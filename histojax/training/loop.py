@@ -169,7 +169,8 @@ def train_and_evaluate(
             tracking.start(config.train.trackers, work_directory.flat(json.loads(config.to_json())))
             with run_file.recording(lambda: run.step):
                 finished = _train(run, signals, profile, tracking)
-        folder.fetch("checkpoints/")
+        if finished:
+            folder.fetch("checkpoints/")
         with run_file.recording(lambda: run.step):
             finished = finished and _evaluate_best(setup, signals)
             if finished and first:
@@ -228,7 +229,7 @@ def _resume(setup: _Setup, last: Checkpoints, best: Checkpoints, rule: Mapping[s
     if step:
         _log.info("resuming at step %d of %d", step, setup.total_steps)
     if watch.stopped:
-        _log.info("training stopped early at step %d; raise train.early_stopping, or set it to 0, to go on", step)
+        _log.info("training stopped early at step %d; raise train.early_stopping, or set it to 0, to continue", step)
     return _Run(setup, last, best, watch, state, step, step, phase, decision_rule, source)
 
 

@@ -38,20 +38,21 @@ def check(config: ConfigDict, workdir: pathlib.Path) -> None:
     source, model = config.model.pretrained, config.model.name
     if not source or checkpoint.complete_steps(checkpoint.series(workdir, checkpoint.LAST)):
         return
-    run = _find_run(source)
+    place = _local(source)
+    run = _find_run(place)
     if run is None:
-        hub.check(_local(source))
+        hub.check(place)
         return
     saved = default_config.with_defaults(checkpoint.read_meta(run)["config"])
     if (other := saved["model"]["name"]) != model:
         raise RunError(f"model.pretrained={source}: a run of the model {other}; use model.name={other}")
-    _check_finished(source, run)
+    _check_finished(source, place, run)
     _check_options(source, model, saved["model"]["options"], build.model_options(config))
 
 
-def _check_finished(source: str, run: pathlib.Path) -> None:
+def _check_finished(source: str, place: str, run: pathlib.Path) -> None:
     """Refuse a work directory whose run is not finished. Its checkpoints, without a run.json, can still be named."""
-    sessions = (read_json(expand_user(source) / "run.json") or {}).get("sessions")
+    sessions = (read_json(expand_user(place) / "run.json") or {}).get("sessions")
     status = sessions[-1].get("status") if sessions else "finished"
     if status != "finished":
         raise RunError(
@@ -101,8 +102,9 @@ def fill(
     Raises:
       RunError: no such file or run, a damaged one, weights of another model, or no network.
     """
-    run = _find_run(source)
-    contents = _read_run(run, classes) if run else weights.inspect(hub.locate(_local(source)), prefix=prefix)
+    place = _local(source)
+    run = _find_run(place)
+    contents = _read_run(run, classes) if run else weights.inspect(hub.locate(place), prefix=prefix)
     expected = {name: (leaf.shape, leaf.dtype) for name, leaf in _leaves(state.model)}
     values, report = fit(contents, model, expected, prefix)
     _log.info("%s\n%s", contents, report)
@@ -121,7 +123,7 @@ def fill(
 
     initial = sorted({name.split("/")[0] for name in expected if name not in values})
     note = f"; random at first: {', '.join(initial)}" if initial else ""
-    hashes = f"sha256 {digest(source)[:16]}…"
+    hashes = f"sha256 {_digest(place)[:16]}…"
     if run:
         hashes += f", config {config_hash(checkpoint.read_meta(run)['config'])}"
     origin = f"{source} ({hashes}), {len(values)} arrays{note}"
@@ -139,8 +141,12 @@ def digest(source: str) -> str:
     Raises:
       RunError: no such file or run, or no network.
     """
-    run = _find_run(source)
-    return weights.sha256(hub.locate(_local(source))) if run is None else checkpoint.digest(run)
+    return _digest(_local(source))
+
+
+def _digest(place: str) -> str:
+    run = _find_run(place)
+    return weights.sha256(hub.locate(place)) if run is None else checkpoint.digest(run)
 
 
 def export(source: pathlib.Path, output: pathlib.Path, naming: str = "", dtype: str = "float32") -> str:
@@ -178,9 +184,9 @@ def export(source: pathlib.Path, output: pathlib.Path, naming: str = "", dtype: 
     return save(values, facts, output, naming, dtype)
 
 
-def _find_run(source: str) -> pathlib.Path | None:
-    """Return the checkpoint that a source leads to; None if the source is not a folder."""
-    path = expand_user(_local(source))
+def _find_run(place: str) -> pathlib.Path | None:
+    """Return the checkpoint that a source on this machine leads to; None if it is not a folder."""
+    path = expand_user(place)
     return checkpoint.find(path) if path.is_dir() else None
 
 

@@ -72,14 +72,14 @@ class _BucketFolder(RunFolder):
         if self._owner is not None:
             self.flush()
         processes.barrier(f"published {self.place}")
-        with exclusive_lock(self._mirror.index.parent):  # two processes of a host share the copy
-            if self._owner is None:
+        if self._owner is None:
+            with exclusive_lock(self._mirror.index.parent):  # two processes of a host share the copy
                 self._mirror.pull(below)
         processes.barrier(f"fetched {self.place}")
 
     def verify(self) -> None:
         if self._owner is not None:
-            with contextlib.suppress(BucketError):  # the run goes on, and publishes later
+            with contextlib.suppress(BucketError):  # the run continues, and publishes later
                 self._owner.verify()
 
     def flush(self) -> None:
@@ -100,7 +100,7 @@ class _BucketFolder(RunFolder):
         except StoppedError:
             pass  # `flush` pushes the newest state
         except BucketError as error:
-            _log.warning("warning: %s. The run goes on, and tries again after the next checkpoint", error)
+            _log.warning("warning: %s. The run continues, and tries again after the next checkpoint", error)
 
 
 def path_of(place: str | pathlib.Path) -> pathlib.Path:
@@ -136,7 +136,7 @@ def run_folder(place: str | pathlib.Path) -> Iterator[RunFolder]:
         folder = _BucketFolder(mirror, owner)
         try:
             yield folder
-        except Exception:
+        except Exception:  # whatever stopped the run, the bucket gets what it has reached
             if owner is not None:
                 with contextlib.suppress(BucketError):  # the first error says what is wrong
                     folder.flush()

@@ -16,6 +16,7 @@ def test_on_the_host_of_process_0() -> None:
     ("coordinator", "words"),
     [
         ("host1", "coordinator 'host1' is not HOST:PORT"),
+        ("fd00::1:8476", "an IPv6 address needs brackets, such as [fd00::1]:8476"),
         ("no-such-host.invalid:1234", "no-such-host.invalid: "),
     ],
 )

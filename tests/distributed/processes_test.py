@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data_pipelines.synthetic.generator import SyntheticSpec, generate
 from histojax.core.errors import RunError
 from histojax.distributed import processes
 from histojax.distributed.processes import Membership
 from tests.conftest import ROOT
+from tests.helpers import quick_run
 from tests.helpers.processes import CONFIG, Processes
 from tests.helpers.programs import last_logged_step
 
@@ -26,8 +26,7 @@ NOWHERE = "/histojax-tests/nowhere"
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    spec = SyntheticSpec(cases_per_subtype=(1, 2, 1, 1, 2, 1, 1, 1), images_per_patient=5, magnifications=("100X",))
-    return generate(tmp_path_factory.mktemp("images") / "synthetic", spec)
+    return quick_run.images(tmp_path_factory.mktemp("images") / "synthetic", 5)
 
 
 def losses(workdir: pathlib.Path) -> dict[int, float]:
@@ -74,6 +73,7 @@ def test_flags_take_precedence_over_the_environment_and_that_over_slurm() -> Non
     [
         ({"coordinator": "a:1"}, r"also needs --num_processes \(or HISTOJAX_NUM_PROCESSES\), --process_id"),
         ({"coordinator": "a", "num_processes": "2", "process_id": "0"}, "coordinator 'a' is not HOST:PORT"),
+        ({"coordinator": "::1:5", "num_processes": "2", "process_id": "0"}, "an IPv6 address needs brackets"),
         ({"coordinator": "a:1", "num_processes": "2", "process_id": "2"}, "process_id=2 of num_processes=2: both must"),
         ({"coordinator": "a:1", "num_processes": "two", "process_id": "0"}, "num_processes=two"),
     ],

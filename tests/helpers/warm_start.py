@@ -187,7 +187,7 @@ def _watch(reply: int, files: tuple[int, int]) -> None:
         os.close(reply)
         return
     for descriptor in files:
-        os.close(descriptor)  # whoever reads them waits until the program has closed them
+        os.close(descriptor)  # a reader sees their end only once every process has closed them
     with socket.socket(fileno=reply) as answer, contextlib.suppress(BrokenPipeError):  # the test has given up
         answer.send(str(process).encode())
         _, status = os.waitpid(process, 0)

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from histojax.core.errors import RunError
 from histojax.storage import places
 from histojax.storage.bucket import Bucket
 from histojax.storage.errors import BucketError
@@ -73,7 +74,7 @@ def test_an_output_folder_is_written_also_after_an_error(server: Server) -> None
         raise ZeroDivisionError
     assert Bucket(address).list() == ["a.csv"]
     with places.written(address) as folder:
-        assert (folder / "a.csv").read_text() == "half", "the next command goes on from there"
+        assert (folder / "a.csv").read_text() == "half", "the next command resumes from there"
         (folder / "a.csv").write_text("whole")
     found = Bucket(address).read("a.csv")
     assert found is not None
@@ -100,7 +101,7 @@ def test_an_output_is_copied_while_the_command_runs(server: Server, monkeypatch:
                 break
             time.sleep(0.05)
         assert "first.csv" in Bucket(address).list()
-        with pytest.raises(places.RunError, match="places/running is in use by another process"):
+        with pytest.raises(RunError, match="places/running is in use by another process"):
             places.written(address).__enter__()
     assert Bucket(address).list() == ["first.csv"]
 

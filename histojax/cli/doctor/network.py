@@ -17,11 +17,10 @@ def reach(coordinator: str) -> Finding:
     Args:
       coordinator: `HOST:PORT`, as for `histojax train`.
     """
-    host, colon, port = coordinator.rpartition(":")
-    if not (host and colon and port.isdigit()):
-        return Finding(_NAME, FAIL, f"coordinator '{coordinator}' is not HOST:PORT")
+    host = coordinator
     try:
-        own, other = addresses.routes(*addresses.split(coordinator))[0]
+        host, port = addresses.split(coordinator)
+        own, other = addresses.routes(host, port)[0]
         own = addresses.given(os.environ) or own
     except RunError as error:
         return Finding(_NAME, FAIL, str(error))
@@ -35,7 +34,7 @@ def reach(coordinator: str) -> Finding:
         text += f"; set {addresses.VARIABLE} to the IP address at which the other hosts reach this one"
         return Finding(_NAME, FAIL, text, facts)
     try:
-        socket.create_connection((other, int(port)), timeout=_SECONDS).close()
+        socket.create_connection((other, port), timeout=_SECONDS).close()
     except ConnectionRefusedError:
         return Finding(_NAME, WARN, f"{text}; nothing listens at port {port} yet: start process 0 first", facts)
     except OSError as error:
