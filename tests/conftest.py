@@ -58,6 +58,7 @@ _LONGEST = (
     "chaos",
     "contract",
     "export_timm",
+    "runs",
     "slide_e2e",
     "round_trip",
     "e2e",

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from configs import dala_resnet50_breakhis
-from data_pipelines.synthetic.generator import SyntheticSpec, generate
 from histojax.core.files import write_json
 from histojax.data.sources import open_dataset
 from histojax.evaluation import predictions, results
 from histojax.evaluation.report import report_json
+from tests.helpers import quick_run
 from tests.helpers.command import histojax
 from tests.helpers.prediction_tables import labels_table, with_validation
 from tests.helpers.programs import run
@@ -26,9 +26,8 @@ FILES = {"report.html", "report.json", "metrics.csv"}
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """What a run leaves, without its training: real prepared images, made-up probabilities."""
     folder = tmp_path_factory.mktemp("runs") / "made_up"
-    spec = SyntheticSpec(cases_per_subtype=(1, 2, 1, 1, 2, 1, 1, 1), images_per_patient=2, magnifications=("100X",))
     config = dala_resnet50_breakhis.get_config("smoke")
-    config.data.root = str(generate(folder.parent / "images", spec))
+    config.data.root = str(quick_run.images(folder.parent / "images", 2))
     config.evaluation.resamples = 60
     dataset = open_dataset(config.data)
     rng = np.random.default_rng(0)

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from data_pipelines.synthetic.generator import SyntheticSpec, generate
+from tests.helpers import quick_run
 from tests.helpers.chaos import MOMENTS, Chaos, chaos, leftovers
 from tests.helpers.processes import Processes
 from tests.helpers.programs import arrays, assert_same_run
@@ -16,8 +16,7 @@ FIELDS = ("--config.train.epochs=10",)
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    spec = SyntheticSpec(cases_per_subtype=(1, 2, 1, 1, 2, 1, 1, 1), images_per_patient=5, magnifications=("100X",))
-    return generate(tmp_path_factory.mktemp("images") / "synthetic", spec)
+    return quick_run.images(tmp_path_factory.mktemp("images") / "synthetic", 5)
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipelines.synthetic.generator import SyntheticSpec, generate
 from tests.conftest import ROOT
-from tests.helpers import network
+from tests.helpers import network, quick_run
 from tests.helpers.network import Network
 from tests.helpers.processes import Processes
 from tests.helpers.programs import arrays
@@ -22,8 +21,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    spec = SyntheticSpec(cases_per_subtype=(1, 2, 1, 1, 2, 1, 1, 1), images_per_patient=4, magnifications=("100X",))
-    return generate(tmp_path_factory.mktemp("images") / "synthetic", spec)
+    return quick_run.images(tmp_path_factory.mktemp("images") / "synthetic")
 
 
 @pytest.mark.slow

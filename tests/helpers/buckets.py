@@ -3,7 +3,6 @@
 import contextlib
 import http.client
 import http.server
-import os
 import socket
 import subprocess
 import sys
@@ -195,8 +194,3 @@ def through_proxy(server: Server) -> Iterator[Proxy]:
 
 
 _OF_A_CONNECTION = ("content-length", "transfer-encoding", "connection", "date", "server")
-
-
-def on_a_new_machine(folder: os.PathLike[str]) -> dict[str, str]:
-    """Return the variables of a program that shares no disk with this one; prepared data are shared all the same."""
-    return {"HISTOJAX_DATA": os.fspath(folder)}

@@ -9,9 +9,10 @@ from histojax.core.directories import default_directory
 from histojax.training import default_config
 
 
-def images(folder: pathlib.Path | None = None) -> pathlib.Path:
-    """Make the images in a folder, or once for all tests."""
-    spec = SyntheticSpec(cases_per_subtype=(1, 2, 1, 1, 2, 1, 1, 1), images_per_patient=4, magnifications=("100X",))
+def images(folder: pathlib.Path | None = None, per_patient: int = 4) -> pathlib.Path:
+    """Make images of ten patients in a folder, or once for all tests."""
+    cases = (1, 2, 1, 1, 2, 1, 1, 1)
+    spec = SyntheticSpec(cases_per_subtype=cases, images_per_patient=per_patient, magnifications=("100X",))
     return generate(folder or default_directory() / "quick-run-images", spec)
 
 

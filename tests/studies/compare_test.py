@@ -14,6 +14,7 @@ from histojax import models
 from histojax.core.errors import RunError
 from histojax.studies import compare
 from histojax.training import loop
+from tests.helpers import quick_run
 from tests.helpers.compare_config import MODELS
 from tests.helpers.warm_start import run
 
@@ -25,8 +26,7 @@ TINY = "tests/helpers/compare_config.py"
 def test_models_are_trained_once_and_compared_in_one_table(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spec = SyntheticSpec(cases_per_subtype=(1, 2, 1, 1, 2, 1, 1, 1), images_per_patient=2, magnifications=("100X",))
-    root, workdir = generate(tmp_path / "images", spec), tmp_path / "runs"
+    root, workdir = quick_run.images(tmp_path / "images", 2), tmp_path / "runs"
     by_model = compare.configs(TINY, {"data.root": str(root)}, ())
     text = compare.compare(by_model, workdir)
     assert text is not None

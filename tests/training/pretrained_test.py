@@ -13,7 +13,6 @@ import safetensors.numpy
 import torch
 from flax import nnx
 
-from data_pipelines.synthetic.generator import SyntheticSpec, generate
 from histojax import models
 from histojax.core.errors import RunError
 from histojax.distributed.sharding import Layout
@@ -27,7 +26,7 @@ from tests.helpers.command import histojax
 from tests.helpers.warm_start import run
 
 # It makes torchvision importable with a CPU build of torch.
-from tests.helpers import torchvision_import  # noqa: F401  # isort: skip
+from tests.helpers import quick_run, torchvision_import  # noqa: F401  # isort: skip
 import torchvision
 
 pytestmark = [pytest.mark.slow, pytest.mark.parity]
@@ -59,8 +58,7 @@ def weights(resnet: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    spec = SyntheticSpec(cases_per_subtype=(1, 2, 1, 1, 2, 1, 1, 1), images_per_patient=2, magnifications=("100X",))
-    return generate(tmp_path_factory.mktemp("images") / "synthetic", spec)
+    return quick_run.images(tmp_path_factory.mktemp("images") / "synthetic", 2)
 
 
 def command(workdir: pathlib.Path, images: pathlib.Path, *fields: str) -> list[str]:

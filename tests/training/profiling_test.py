@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from data_pipelines.synthetic.generator import SyntheticSpec, generate
 from histojax.core.errors import RunError
 from histojax.training import profiling
+from tests.helpers import quick_run
 from tests.helpers.warm_start import run
 
 
@@ -65,8 +65,7 @@ def test_a_run_too_short_for_a_profile_says_so(tmp_path: pathlib.Path, caplog: p
 
 @pytest.mark.slow
 def test_training_with_a_profile(tmp_path: pathlib.Path) -> None:
-    spec = SyntheticSpec(cases_per_subtype=(1, 2, 1, 1, 2, 1, 1, 1), images_per_patient=8, magnifications=("100X",))
-    root = generate(tmp_path / "images", spec)
+    root = quick_run.images(tmp_path / "images", 8)
     arguments = ["--config=tests/helpers/tiny_config.py", f"--workdir={tmp_path / 'run'}", "--profile"]
     arguments += [f"--config.data.root={root}", "--config.train.epochs=2"]
     done = run([sys.executable, "-m", "histojax.main", *arguments])
