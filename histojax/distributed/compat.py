@@ -1,8 +1,9 @@
 """Every use of jax's private modules in this room; an upgrade breaks here or nowhere."""
 
+import types
 from typing import Any
 
-from jax._src import config, distributed, xla_bridge
+from jax._src import compiler, config, distributed, xla_bridge
 from jax._src.lib import _jax
 from jax.extend.backend import register_backend_factory
 
@@ -41,3 +42,14 @@ def advertise(address: str) -> None:
 
     if config.cpu_collectives_implementation.value == "gloo":
         register_backend_factory("cpu", client, priority=0, fail_quietly=False)
+
+
+def cache_in_every_process() -> None:
+    """Let this process, like process 0, keep its compiled programs for the next start.
+
+    jax keeps those of process 0 only, because on accelerators all processes would write the same files. A program for
+    CPUs belongs to one process, so without this all others compile again at each start.
+    """
+    first = types.SimpleNamespace(global_state=types.SimpleNamespace(process_id=0))
+    code = compiler._cache_write.__code__
+    compiler._cache_write = types.FunctionType(code, vars(compiler) | {"distributed": first})

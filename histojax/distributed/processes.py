@@ -131,6 +131,7 @@ def initialise(flags: Mapping[str, str] | None = None) -> None:
         if jax.default_backend() == "cpu":  # this starts the devices
             addresses.check_connections(address, found.index, found.count, compat.key_value_store())
             _drop_output_of_libraries()
+            compat.cache_in_every_process()
         hosts.meet(compat.key_value_store(), found.index, timeout)
 
 

@@ -1,6 +1,7 @@
 """The private parts of jax that are used: its coordinator's key-value store, and the address that Gloo advertises."""
 
 import os
+import pathlib
 import socket
 import subprocess
 import sys
@@ -29,6 +30,21 @@ compat.advertise(sys.argv[2])
 print(jax.devices()[0].platform)
 """
 
+CACHED = """
+import sys, jax, jax.numpy as jnp
+from histojax.distributed import processes
+jax.config.update("jax_compilation_cache_dir", sys.argv[2])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+processes.initialise({"coordinator": sys.argv[1], "num_processes": "2", "process_id": sys.argv[3]})
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event.endswith("cache_hits")))
+x = jax.make_array_from_callback(
+    (2,), jax.NamedSharding(jax.make_mesh((2,), ("a",)), jax.P("a")), lambda place: jnp.ones(1)
+)
+total = jax.jit(lambda x: jnp.sin(x).sum())(x).block_until_ready()
+print(sum(hits), flush=True)
+"""
+
 
 def in_a_new_process(program: str, *words: str) -> subprocess.CompletedProcess[str]:
     with socket.socket() as free:
@@ -42,6 +58,18 @@ def in_a_new_process(program: str, *words: str) -> subprocess.CompletedProcess[s
 def test_the_key_value_store_stores_lists_and_waits() -> None:
     done = in_a_new_process(PROGRAM)
     assert done.stdout.strip() == "[('a/b/0', 'second')]", done.stderr
+
+
+def test_every_process_finds_its_programs_at_the_next_start(tmp_path: pathlib.Path) -> None:
+    found = []
+    for _ in range(2):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            words = [sys.executable, "-c", CACHED, f"localhost:{free.getsockname()[1]}", str(tmp_path)]
+        started = [subprocess.Popen([*words, str(i)], stdout=subprocess.PIPE, text=True) for i in range(2)]
+        found.append([int(process.communicate(timeout=120)[0]) for process in started])
+    assert found[0] == [0, 0]
+    assert found[1][0] == found[1][1] > 0
 
 
 def test_a_single_process_has_no_store_and_no_coordinator() -> None:
