@@ -140,7 +140,7 @@ def test_prediction_only(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.slow
 def test_find_batch_reports_the_largest_batch_that_fits(tmp_path: pathlib.Path) -> None:
-    words = ["step", "--model=vit", f"--options={json.dumps(VIT)}", "--skip_startup", "--find_batch"]
+    words = ["infer", "--model=vit", f"--options={json.dumps(VIT)}", "--skip_startup", "--find_batch"]
     whole, shown = bench(tmp_path, *words, "--memory_gib=0.02")
     found = whole["results"][0]["fit"]
     assert found["batch_size"] > 2
