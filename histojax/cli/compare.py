@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from histojax.cli import flags
 from histojax.cli.parser import CommandParser, add_verb
+from histojax.core.errors import EXIT_RESUMABLE
 
 if TYPE_CHECKING:
     from histojax.cli.parser import Subparsers
@@ -41,7 +42,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
 
 def run(args: argparse.Namespace) -> None:
     """Train every model that is not finished, and print the table."""
-    from histojax.distributed import processes, runtime
+    from histojax.distributed import runtime
     from histojax.studies import compare
     from histojax.training import default_config, experiments
 
@@ -54,5 +55,5 @@ def run(args: argparse.Namespace) -> None:
     text = compare.compare(compare.configs(args.config, values, args.models), pathlib.Path(args.workdir))
     if text is None:
         print("interrupted: rerun the same command to resume")
-        sys.exit(processes.EXIT_RESUMABLE)
+        sys.exit(EXIT_RESUMABLE)
     print(text)

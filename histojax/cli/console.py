@@ -11,7 +11,7 @@ from typing import NoReturn
 from absl import logging as absl_logging
 
 from data_pipelines.errors import DataError
-from histojax.core.errors import EXIT_INTERRUPTED, RunError
+from histojax.core.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, RunError
 from histojax.core.printable import printable
 
 _OURS = ("histojax", "data_pipelines")
@@ -48,6 +48,24 @@ def exit_interrupted(message: str) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while threads finish, Python would print a traceback
     print(message, file=sys.stderr)
     sys.exit(EXIT_INTERRUPTED)
+
+
+@contextlib.contextmanager
+def resumable_at_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the process with exit code 75, so that a scheduler runs the command again.
+
+    It is for what comes before and after the run, which has a handler of its own that saves first.
+    """
+
+    def end(*_: object) -> None:
+        os.write(2, b"\nSIGTERM: stopped at once; rerun the same command\n")
+        os._exit(EXIT_RESUMABLE)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from histojax.cli import flags
 from histojax.cli.parser import CommandParser, add_verb
+from histojax.core.errors import EXIT_RESUMABLE
 
 if TYPE_CHECKING:
     from histojax.cli.parser import Subparsers
@@ -38,7 +39,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
 
 def run(args: argparse.Namespace) -> None:
     """Train every run that is not finished, and print what the folds and the test side show."""
-    from histojax.distributed import processes, runtime
+    from histojax.distributed import runtime
     from histojax.studies import crossval
     from histojax.training import default_config, experiments
 
@@ -48,5 +49,5 @@ def run(args: argparse.Namespace) -> None:
     text = crossval.measure(crossval.plan(config, args.folds), pathlib.Path(args.workdir))
     if text is None:
         print("interrupted: rerun the same command to resume")
-        sys.exit(processes.EXIT_RESUMABLE)
+        sys.exit(EXIT_RESUMABLE)
     print(text, end="")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from histojax.cli import flags
 from histojax.cli.parser import CommandParser, add_verb, refuse_unused
+from histojax.core.errors import EXIT_RESUMABLE
 
 if TYPE_CHECKING:
     from histojax.cli.parser import Subparsers
@@ -66,7 +67,7 @@ def add_parser(subparsers: "Subparsers") -> CommandParser:
 def run(args: argparse.Namespace) -> None:
     """Train every fold that is not finished, and print the table."""
     refuse_unused(args, args.write_folds is None, ["--transfer"], "without --write_folds")
-    from histojax.distributed import processes, runtime
+    from histojax.distributed import runtime
     from histojax.studies import protocols
     from histojax.training import default_config, experiments
 
@@ -84,5 +85,5 @@ def run(args: argparse.Namespace) -> None:
     text = protocols.measure(plans, pathlib.Path(args.workdir), args.transfer)
     if text is None:
         print("interrupted: rerun the same command to resume")
-        sys.exit(processes.EXIT_RESUMABLE)
+        sys.exit(EXIT_RESUMABLE)
     print(text, end="")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from histojax.cli import console, flags
 from histojax.cli.parser import CommandParser, add_verb
+from histojax.core.errors import EXIT_RESUMABLE
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -69,15 +70,16 @@ def add_process_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train."""
-    from histojax.training import default_config, experiments
+    with console.resumable_at_sigterm():
+        from histojax.training import default_config, experiments
 
-    config = experiments.read(args.config, args.overrides)
-    default_config.check_data_root(config)  # without waiting for jax
-    gc.disable()  # until `runtime.prepare`: the objects that imports create stay
-    from histojax.distributed import processes
+        config = experiments.read(args.config, args.overrides)
+        default_config.check_data_root(config)  # without waiting for jax
+        gc.disable()  # until `runtime.prepare`: the objects that imports create stay
+        from histojax.distributed import processes
 
-    with processes.ending_together(), console.exit_on_user_error():
-        _train(args, config)
+        with processes.ending_together(), console.exit_on_user_error():
+            _train(args, config)
 
 
 def start(args: argparse.Namespace, cpu_devices: int) -> bool:
@@ -122,14 +124,13 @@ def print_results(folder: pathlib.Path, *, verbose: bool, place: str = "") -> No
 
 
 def _train(args: argparse.Namespace, config: "ConfigDict") -> None:
-    from histojax.distributed import processes
     from histojax.training import loop, profiling, run_folder
 
     if args.profile:
         profiling.disable_command_buffers()
     first = start(args, config.sharding.cpu_devices)
     if not loop.train_and_evaluate(config, args.workdir, args.profile):
-        sys.exit(processes.EXIT_RESUMABLE)
+        sys.exit(EXIT_RESUMABLE)
     if first:
         print_results(run_folder.path_of(args.workdir), verbose=args.verbose, place=args.workdir.rstrip("/"))
         quoted = shlex.quote(args.workdir)

@@ -22,10 +22,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from histojax.core.errors import EXIT_INTERRUPTED, RunError
+from histojax.core.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, RunError
 from histojax.distributed import addresses, compat, hosts
 
-EXIT_RESUMABLE = 75  # exit code (EX_TEMPFAIL): stopped from outside and saved; the same command resumes
 _BEAT, _LOST = 2.0, 25.0  # seconds: between two heartbeats; without one, until a process counts as dead
 _ALIVE, _FAILED = "histojax/alive/", "histojax/failed/"
 _PREFIX = "HISTOJAX_"

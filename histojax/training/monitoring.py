@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from histojax.core.errors import RunError
+from histojax.core.errors import EXIT_RESUMABLE, RunError
 from histojax.distributed import hosts, processes
 from histojax.training.writer import MetricsWriter, Progress
 
@@ -311,4 +311,4 @@ class Watchdog:
                     file=sys.stderr,
                     flush=True,
                 )
-                os._exit(processes.EXIT_RESUMABLE)
+                os._exit(EXIT_RESUMABLE)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from histojax.core.errors import EXIT_RESUMABLE
 from histojax.distributed import processes
 from histojax.distributed.processes import Membership
 
@@ -32,7 +33,7 @@ def test_a_silent_coordinator_ends_the_process(
     ended = threading.Event()
 
     def end(code: int) -> None:
-        assert code == processes.EXIT_RESUMABLE
+        assert code == EXIT_RESUMABLE
         peers._ended.set()
         ended.set()
 

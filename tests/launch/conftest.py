@@ -102,6 +102,7 @@ def slurm(tmp_path: pathlib.Path) -> Mapping[str, str]:
     executable(bin_ / "srun", SRUN)
     for name in ("scontrol", "scancel"):
         executable(bin_ / name, f'#!/bin/sh\necho "called: {name} $*"\n')
+    executable(bin_ / "squeue", "#!/bin/sh\necho ${JOB_STATE:-RUNNING}\n")
     given = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NTASKS": "2", "SLURM_TASKS_PER_NODE": "2"}
     return given | {"PATH": f"{bin_}:{os.environ['PATH']}", "HISTOJAX_PYTHON": sys.executable}
 

@@ -38,6 +38,7 @@ def test_slurm_options_ask_for_a_signal_and_a_requeue() -> None:
         ("again", {}, 75, True),
         ("again", {"SLURM_RESTART_COUNT": "2", "HISTOJAX_MAX_REQUEUES": "2"}, 75, False),
         ("mixed", {}, 75, True),
+        ("again", {"JOB_STATE": "COMPLETING"}, 75, False),  # scancel
         ("fail", {}, 1, False),
         ("end", {}, 0, False),
     ],

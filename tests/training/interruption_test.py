@@ -4,11 +4,14 @@ import json
 import os
 import pathlib
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from histojax.core.errors import RunError
+from histojax.core.errors import EXIT_RESUMABLE, RunError
 from histojax.training import checkpoint, loop, trainer
 from tests.helpers.command import histojax
 from tests.helpers.quick_run import get_config
@@ -53,6 +56,20 @@ def test_a_signal_outside_the_loop_leaves_a_run_that_can_be_resumed(
 
     assert loop.train_and_evaluate(config, workdir)
     assert (workdir / "results.json").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_sigterm_while_the_program_starts_ends_it_as_one_that_can_be_resumed(tmp_path: pathlib.Path) -> None:
+    words = [sys.executable, "-m", "histojax.main", "--config=dala_resnet50_breakhis:smoke"]
+    with subprocess.Popen([*words, f"--workdir={tmp_path / 'run'}"], stderr=subprocess.PIPE, text=True) as process:
+        while "libjax_common" not in pathlib.Path(f"/proc/{process.pid}/maps").read_text():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        assert process.stderr.read().splitlines()[-1:] == ["SIGTERM: stopped at once; rerun the same command"]
+    assert process.returncode == EXIT_RESUMABLE
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_second_ctrl_c_ends_the_command_at_once_without_a_traceback(
