@@ -1,60 +1,261 @@
-"""The long form of tests/distributed/chaos_test.py: kill -9 at bad moments, many times, also across devices.
+"""The long form of tests/distributed/chaos_test.py: kill -9 at bad moments, many times, of everything that resumes.
 
-    python -m benchmarks.chaos --kills 200 --seed 0
+    python -m benchmarks.chaos --json benchmarks/results/kills_500.json
 
-Prints each kill, then whether any image was lost or seen twice, what the work directory holds that it should not, and
-how far the final arrays are from those of the undisturbed run. Exit code 1 if anything is wrong.
+kills training runs on 1 to 4 processes and changing devices, runs in a bucket whose every start is on a machine without
+its files, predictions, features and cohorts of slides. `--only NAME` runs one part, and the file keeps the others.
+
+Prints each kill. For a run it counts images that were lost or seen twice, what was left behind, and how far the final
+arrays are from those of the undisturbed run; for other commands, whether their output has the same bytes. Exit code 1
+if anything is wrong.
 """
 
 import argparse
 import collections
-import itertools
+import json
 import pathlib
+import random
+import shutil
 import sys
 import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import pytest
 
-from data_pipelines.synthetic.generator import SyntheticSpec, generate
-from tests.helpers.chaos import MOMENTS, chaos, leftovers
+from benchmarks import record_results
+from histojax.storage.bucket import Bucket
+from histojax.storage.mirror import SEAL, Mirror
+from tests.conftest import ROOT
+from tests.helpers import buckets, planted, quick_run, warm_start
+from tests.helpers.chaos import MOMENTS, Chaos, chaos, leftovers
+from tests.helpers.chaos_program import FOLDER
 from tests.helpers.processes import Processes
-from tests.helpers.programs import arrays
+from tests.helpers.programs import arrays, small_ldcsf_run
 
-TOPOLOGIES = [(1, 1), (1, 2), (2, 1), (2, 2), (1, 4)]
+TOPOLOGIES = [(1, 1), (1, 2), (2, 1), (2, 2), (1, 4), (3, 1), (4, 1)]  # processes, and devices of each
+BUCKET_MOMENTS = ("publishing", "sealing", "any")
+VIT_RUN = ROOT / "tests" / "fixtures" / "runs_of_0_1" / "vit"
+COLUMNS = {
+    "what was killed": "{what}",
+    "kills": "{kills}",
+    "moments": "{moments}",
+    "result": "{result}",
+    "left behind": "{left}",
+}
+Row = dict[str, Any]
 
 
 def main() -> None:
-    """Run it and print the results."""
+    """Run the parts and write their results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts (default: all)")
+    parser.add_argument("--kills", type=int, help="kills of each part (default: 500 in all)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="results file to write")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="chaos-") as name:
-        folder = pathlib.Path(name)
-        spec = SyntheticSpec(cases_per_subtype=(1, 2, 1, 1, 2, 1, 1, 1), images_per_patient=5, magnifications=("100X",))
-        images = generate(folder / "images", spec)
-        epochs = f"--config.train.epochs={given.kills + 10}"
-        Processes(folder / "undisturbed" / "run", images, 1, 1, epochs).finish()
-        moments = list(itertools.islice(itertools.cycle(MOMENTS), given.kills))
-        result = chaos(
-            folder / "chaos", images, moments, TOPOLOGIES, given.seed, epochs,
-            report=lambda line: print(line, flush=True),
-        )  # fmt: skip
-        stream, count = result.stream()
-        epochs_seen = [stream[i : i + count] for i in range(0, len(stream) - count + 1, count)]
-        broken = sum(sorted(epoch) != sorted(epochs_seen[0]) or len(set(epoch)) != count for epoch in epochs_seen)
-        left = leftovers(result.workdir)
-        theirs, ours = arrays(folder / "undisturbed" / "run", "last"), arrays(result.workdir, "last")
-        assert theirs.keys() == ours.keys()
-        largest = max(
-            float(np.max(np.abs(np.float64(ours[key]) - np.float64(value)), initial=0)) for key, value in theirs.items()
-        )
-    moments = collections.Counter(moment for moment, _ in result.kills)
-    print(f"{len(result.kills)} kills ({', '.join(f'{n} × {moment}' for moment, n in moments.items())})")
-    print(f"{len(epochs_seen)} epochs of {count} images, {broken} with an image lost or seen twice")
-    print(f"left behind: {left or 'nothing'}")
-    print(f"largest difference of a final parameter, statistic or optimizer array: {largest:.1e}")
-    sys.exit(bool(broken or left or largest > 1e-5))
+    rows: dict[str, Row] = {}
+    if given.json is not None and given.json.exists():
+        rows = json.loads(given.json.read_text())["rows"]
+    for name in given.only:
+        part, kills = PARTS[name]
+        with tempfile.TemporaryDirectory(prefix=f"chaos-{name}-") as place:
+            rows[name] = part(pathlib.Path(place), given.kills or kills, random.Random(given.seed))
+        print(name, rows[name], flush=True)
+        if given.json is not None:
+            record_results.record_here(
+                given.json,
+                "python -m benchmarks.chaos --json benchmarks/results/kills_500.json",
+                "computer-made images and slides",
+                "kill -9, then the same command again; tiny models; all hosts are processes of one machine",
+                COLUMNS,
+                rows,
+            )
+    sys.exit(not all(row["as_expected"] for row in rows.values()))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+# ---- Training runs --------------------------------------------------------------------------------------------------
+
+
+def runs(folder: pathlib.Path, kills: int, draw: random.Random) -> Row:
+    """Kill training runs on one to four processes."""
+    images = quick_run.images(folder / "images", 5)
+    epochs = f"--config.train.epochs={kills + 10}"
+    undisturbed = folder / "undisturbed" / "run"
+    Processes(undisturbed, images, 1, 1, epochs).finish()
+    moments = [MOMENTS[i % len(MOMENTS)] for i in range(kills)]
+    result = chaos(folder / "chaos", images, moments, TOPOLOGIES, draw.randrange(1000), epochs, report=_say)
+    return _of_run("training, 1 to 4 processes, 1 to 4 devices", result, undisturbed, leftovers(result.workdir))
+
+
+def runs_in_a_bucket(folder: pathlib.Path, kills: int, draw: random.Random) -> Row:
+    """Kill runs in a bucket; each start is on machines that have none of its files."""
+    images = quick_run.images(folder / "images", 5)
+    epochs = f"--config.train.epochs={kills + 10}"
+    undisturbed = folder / "undisturbed" / "run"
+    Processes(undisturbed, images, 1, 1, epochs).finish()
+    result = Chaos(folder / "fetched" / "run", folder / "batches")
+    result.batches.mkdir()
+    with buckets.running("s3") as server, buckets.through_proxy(server) as proxy:
+        place = proxy.server.address("chaos/run")
+        environment = proxy.server.environment | {FOLDER: str(result.batches)}
+        with pytest.MonkeyPatch.context() as patch, proxy.server.used(patch):
+
+            def start(number: int, count: int) -> Processes:
+                machines = [{"HISTOJAX_DATA": str(folder / f"machine-{number}-{i}")} for i in range(count)]
+                return Processes(
+                    folder / "run", images, count, 1, epochs, module="tests.helpers.chaos_program",
+                    environment=environment, place=place, machines=machines,
+                )  # fmt: skip
+
+            for number in range(kills):
+                count, moment = draw.randint(1, 2), BUCKET_MOMENTS[number % len(BUCKET_MOMENTS)]
+                seen, began, delay = len(proxy.requests), time.monotonic(), draw.uniform(2, 10)
+                run = start(number, count)
+
+                def reached(moment: str = moment, seen: int = seen, began: float = began, delay: float = delay) -> bool:
+                    if moment == "any":
+                        return time.monotonic() - began > delay
+                    written = [path for method, path in proxy.requests[seen:] if method == "PUT"]
+                    return any("/checkpoints/" in path and (moment != "sealing" or SEAL in path) for path in written)
+
+                while run.alive() and not reached():
+                    time.sleep(0.002)
+                assert run.alive() or all(process.wait() == 0 for process in run.started), run.text()
+                run.kill()
+                steps = [int(key.split("/")[2]) for key in Bucket(place).list("checkpoints/last/") if SEAL in key]
+                result.kills.append((moment, max(steps, default=0)))
+                _say(f"{number + 1}: {count} machines, {moment}, step {result.kills[-1][1]}")
+                for machine in folder.glob("machine-*"):
+                    shutil.rmtree(machine)
+            start(kills, 1).finish()
+            keys = Bucket(place).list()
+            Mirror(place, result.workdir, folder / "fetched" / "index.json").pull()
+    sealed = {key.removesuffix(SEAL) for key in keys if key.endswith(SEAL)}
+    left = [key for key in keys if "tmp" in key or ".owner" in key]
+    left += [key for key in keys if key.startswith("checkpoints/") and "/".join(key.split("/")[:3]) + "/" not in sealed]
+    return _of_run("training in a bucket (S3), each start on new machines, 1 or 2", result, undisturbed, left)
+
+
+def _of_run(what: str, result: Chaos, undisturbed: pathlib.Path, left: list[str]) -> Row:
+    stream, count = result.stream()
+    epochs = [stream[i : i + count] for i in range(0, len(stream) - count + 1, count)]
+    broken = sum(sorted(epoch) != sorted(epochs[0]) or len(set(epoch)) != count for epoch in epochs)
+    theirs, ours = arrays(undisturbed, "last"), arrays(result.workdir, "last")
+    assert theirs.keys() == ours.keys()
+    largest = max(
+        float(np.max(np.abs(np.float64(ours[key]) - np.float64(value)), initial=0)) for key, value in theirs.items()
+    )
+    return {
+        "what": what,
+        "kills": len(result.kills),
+        "moments": _counted(moment for moment, _ in result.kills),
+        "result": f"{len(epochs)} epochs of {count} images, {broken} with an image lost or seen twice; final arrays "
+        f"differ by at most {largest:.1e}",
+        "left": ", ".join(left) or "nothing",
+        "as_expected": not (broken or left or largest > 1e-5),
+    }
+
+
+def _counted(moments: Any) -> str:
+    return ", ".join(f"{n} × {moment}" for moment, n in collections.Counter(moments).items())
+
+
+# ---- Other commands -------------------------------------------------------------------------------------------------
+
+
+def predictions(folder: pathlib.Path, kills: int, draw: random.Random) -> Row:
+    """Kill `histojax predict` on a list of many images."""
+    words = ["predict", str(VIT_RUN), str(_list_of_images(folder, 6000))]
+    return _of_command("histojax predict", words, "out.csv", folder, kills, draw)
+
+
+def features(folder: pathlib.Path, kills: int, draw: random.Random) -> Row:
+    """Kill `histojax embed` on a list of many images."""
+    words = ["embed", str(VIT_RUN), str(_list_of_images(folder, 6000))]
+    return _of_command("histojax embed", words, "out.parquet", folder, kills, draw)
+
+
+def cohorts(folder: pathlib.Path, kills: int, draw: random.Random) -> Row:
+    """Kill `histojax slide` on a cohort."""
+    run = small_ldcsf_run(folder / "model")
+    (folder / "slides").mkdir()
+    for i in range(6):
+        planted.write_slide(folder / "slides" / f"{i}.tif", i / 6, i)
+    small = ["--min_tumor_mm2=0", "--min_tissue_mm2=0.01", "--block_um=80", "--hot_spot_um=120", "--resamples=200"]
+    return _of_command(
+        "histojax slide", ["slide", str(run), str(folder / "slides"), *small], "out", folder, kills, draw
+    )
+
+
+def _list_of_images(folder: pathlib.Path, count: int) -> pathlib.Path:
+    pictures = sorted(quick_run.images(folder / "images", 5).rglob("*.png"))
+    rows = "".join(f"{pictures[i % len(pictures)]},{i}\n" for i in range(count))
+    (folder / "list.csv").write_text(f"path,image_id\n{rows}")
+    return folder / "list.csv"
+
+
+def _of_command(what: str, words: list[str], output: str, folder: pathlib.Path, kills: int, draw: random.Random) -> Row:
+    """Kill a command at random moments until its output is there, compare that, and begin again."""
+
+    def start(place: pathlib.Path) -> warm_start.Process:
+        with open(folder / "log", "w") as log:
+            return warm_start.Process(
+                [sys.executable, "-m", "histojax", *words, "--output", str(place / output)], log, log
+            )
+
+    def content(place: pathlib.Path) -> dict[str, bytes]:
+        # Of a slide, `slide.json` and `slides.csv` hold the seconds that it took.
+        paths = (path for path in place.rglob("*") if path.is_file() and path.name not in ("slide.json", "slides.csv"))
+        return {str(path.relative_to(place)): path.read_bytes() for path in paths}
+
+    (folder / "undisturbed").mkdir()
+    began = time.monotonic()
+    assert start(folder / "undisturbed").wait() == 0, (folder / "log").read_text()
+    seconds = time.monotonic() - began
+    expected = content(folder / "undisturbed")
+    done = rounds = different = 0
+    while done < kills:
+        place = folder / f"round-{rounds}"
+        place.mkdir()
+        while True:
+            process, until = start(place), time.monotonic() + draw.uniform(0.3, 0.9) * seconds
+            # The last start of a round is not killed.
+            while process.poll() is None and (done == kills or time.monotonic() < until):
+                time.sleep(0.005)
+            if process.poll() is not None:
+                assert process.wait() == 0, (folder / "log").read_text()
+                break
+            process.kill()
+            process.wait()
+            done += 1
+        rounds += 1
+        different += content(place) != expected
+        _say(f"{what}: {done} kills, {rounds} outputs, {different} different")
+        shutil.rmtree(place)
+    return {
+        "what": what,
+        "kills": done,
+        "moments": "any",
+        "result": f"{rounds} outputs, {different} with other bytes than the undisturbed one",
+        "left": "nothing" if not different else "see the result",
+        "as_expected": not different,
+    }
+
+
+PARTS: dict[str, tuple[Callable[[pathlib.Path, int, random.Random], Row], int]] = {
+    "runs": (runs, 200),
+    "bucket": (runs_in_a_bucket, 100),
+    "predict": (predictions, 75),
+    "embed": (features, 75),
+    "slides": (cohorts, 50),
+}
 
 
 if __name__ == "__main__":
