@@ -215,10 +215,11 @@ def _of_command(what: str, words: list[str], output: str, folder: pathlib.Path, 
         paths = (path for path in place.rglob("*") if path.is_file() and path.name not in ("slide.json", "slides.csv"))
         return {str(path.relative_to(place)): path.read_bytes() for path in paths}
 
-    (folder / "undisturbed").mkdir()
-    began = time.monotonic()
-    assert start(folder / "undisturbed").wait() == 0, (folder / "log").read_text()
-    seconds = time.monotonic() - began
+    for name in ("first", "undisturbed"):  # the first one also compiles
+        (folder / name).mkdir()
+        began = time.monotonic()
+        assert start(folder / name).wait() == 0, (folder / "log").read_text()
+        seconds = time.monotonic() - began
     expected = content(folder / "undisturbed")
     done = rounds = different = 0
     while done < kills:
