@@ -35,7 +35,7 @@ from tests.helpers.chaos_program import FOLDER
 from tests.helpers.processes import Processes
 from tests.helpers.programs import arrays, small_ldcsf_run
 
-TOPOLOGIES = [(1, 1), (1, 2), (2, 1), (2, 2), (1, 4), (3, 1), (4, 1)]  # processes, and devices of each
+TOPOLOGIES = [(1, 1), (1, 2), (2, 1), (2, 2), (1, 4), (4, 1)]  # processes, and devices of each
 BUCKET_MOMENTS = ("publishing", "sealing", "any")
 VIT_RUN = ROOT / "tests" / "fixtures" / "runs_of_0_1" / "vit"
 COLUMNS = {
