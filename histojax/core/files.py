@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -10,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from histojax.core.errors import RunError
+from histojax.core.machine import process_space
 
 # Some network and user-space file systems cannot flush, or cannot flush folders.
 _CANNOT_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF, errno.EACCES}
@@ -24,7 +27,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
       OSError: the file cannot be written; `filename` of the error is `path`, also if the disk is full.
     """
     target = pathlib.Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = _temporary(target)
     try:
         yield temporary
         flush(temporary)  # else a power cut after the rename could leave an empty file
@@ -48,7 +51,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     target = pathlib.Path(path)
     if os.path.lexists(target):
         raise RunError(f"{target}: already exists; choose another --output or delete it")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = _temporary(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
@@ -58,6 +61,35 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         flush(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(target: pathlib.Path) -> pathlib.Path:
+    """Return a name beside `target`, and delete what killed processes have left in that folder."""
+    space = hashlib.sha256(process_space().encode()).hexdigest()[:8]
+    _delete_left(target.parent, space)
+    return target.with_name(f".{target.name}.{space}-{os.getpid()}.tmp")
+
+
+@functools.cache  # once per folder
+def _delete_left(folder: pathlib.Path, space: str) -> None:
+    with contextlib.suppress(OSError):  # the folder cannot be read; writing says so
+        for path in folder.glob(f".*.{space}-*.tmp"):
+            number = path.name.removesuffix(".tmp").rpartition("-")[2]
+            if number.isdigit() and not _is_running(int(number)):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it runs and belongs to another user
+    return True
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

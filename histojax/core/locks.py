@@ -17,7 +17,7 @@ from collections.abc import Hashable, Iterator
 from typing import TextIO
 
 from histojax.core.errors import RunError
-from histojax.core.machine import host_id
+from histojax.core.machine import process_space
 
 _FILE = ".lock"
 OWNER_FILE = ".owner"
@@ -111,7 +111,7 @@ def living_owner(folder: pathlib.Path) -> str:
         owner = _parse((folder / OWNER_FILE).read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return ""
-    dead = owner.get("machine") == _machine() and not _is_alive(owner["pid"], owner["start"])
+    dead = owner.get("machine") == process_space() and not _is_alive(owner["pid"], owner["start"])
     return "" if dead or not owner else _describe(owner)
 
 
@@ -142,7 +142,7 @@ class Owner(abc.ABC):
             owner = _parse(found[0])
             if owner.get("token") == self._token:
                 break  # it was written, and the storage's answer got lost
-            here = owner.get("machine") == _machine()
+            here = owner.get("machine") == process_space()
             if here and _is_alive(owner["pid"], owner["start"]):
                 return _describe(owner)
             if not here and (watched is None or watched[0] != found[0]):
@@ -216,7 +216,7 @@ class Owner(abc.ABC):
 
     def _content(self) -> str:
         facts = {
-            "machine": _machine(),
+            "machine": process_space(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "start": _start_time(os.getpid()),
@@ -298,14 +298,6 @@ def _parse(content: str) -> dict[str, str]:
 
 def _describe(owner: dict[str, str]) -> str:
     return f"pid {owner['pid']} on {owner['host']}, since {owner['since']}" if owner else "unknown"
-
-
-def _machine() -> str:
-    """Identify the machine since its start, and the container, in which process numbers mean the same."""
-    parts = [host_id()]
-    with contextlib.suppress(OSError):
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(parts)
 
 
 def _is_alive(pid: str, start: str) -> bool:

@@ -23,6 +23,14 @@ def host_id() -> str:
     return " ".join(parts)
 
 
+def process_space() -> str:
+    """Return what tells machines, since their start, and containers apart: within one, a number names one process."""
+    parts = [host_id()]
+    with contextlib.suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
 def describe() -> dict[str, Any]:
     """Return processor, usable cores, operating system and Python version of this machine."""
     return {

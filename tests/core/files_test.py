@@ -3,11 +3,15 @@
 import errno
 import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
+from histojax.core import files
 from histojax.core.errors import RunError
 from histojax.core.files import atomic_folder, atomic_write, read_json, write_json
+from tests.conftest import ROOT
 
 
 def test_a_folder_appears_complete(tmp_path: pathlib.Path) -> None:
@@ -68,6 +72,22 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: pathlib.Path) -> 
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_what_a_killed_process_has_left_is_deleted_by_the_next_one(tmp_path: pathlib.Path) -> None:
+    program = """
+import os, signal, sys
+from histojax.core.files import atomic_folder, atomic_write
+with atomic_write(sys.argv[1] + "/a.csv") as file, atomic_folder(sys.argv[1] + "/b"):
+    file.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT)
+    assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / f".c.0-{os.getpid()}.tmp").touch()  # of another machine
+    with atomic_write(tmp_path / "d.csv") as temporary:
+        temporary.touch()
+    assert {path.name for path in tmp_path.iterdir()} == {"d.csv", f".c.0-{os.getpid()}.tmp"}
+
+
 def test_nan_is_refused_in_json_and_keeps_the_file(tmp_path: pathlib.Path) -> None:
     write_json(tmp_path / "a.json", {"loss": 0.5})
     before = (tmp_path / "a.json").read_text()
@@ -101,13 +121,14 @@ def on_disk(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_content_is_on_the_disk_before_its_name(tmp_path: pathlib.Path, on_disk: list[str]) -> None:
     write_json(tmp_path / "a.json", {})
-    assert on_disk == [f"flush .a.json.{os.getpid()}.tmp", "rename a.json", f"flush {tmp_path.name}"]
+    name = files._temporary(tmp_path / "a.json").name
+    assert on_disk == [f"flush {name}", "rename a.json", f"flush {tmp_path.name}"]
     on_disk.clear()
     with atomic_folder(tmp_path / "output") as temporary:
         (temporary / "deep").mkdir()
         (temporary / "deep" / "b").write_text("b")
     flushed = on_disk[: on_disk.index("rename output")]
-    assert sorted(flushed) == ["flush .output." + f"{os.getpid()}.tmp", "flush b", "flush deep"]
+    assert sorted(flushed) == [f"flush {temporary.name}", "flush b", "flush deep"]
     assert on_disk[-1] == f"flush {tmp_path.name}"
 
 

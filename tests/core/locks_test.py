@@ -122,7 +122,7 @@ def test_a_silent_owner_elsewhere_or_a_damaged_file_is_replaced_after_a_while(
 @pytest.mark.usefixtures("quick")
 def test_a_living_owner_elsewhere_is_respected(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with owned(tmp_path):
-        monkeypatch.setattr(locks, "_machine", lambda: "another")
+        monkeypatch.setattr(locks, "process_space", lambda: "another")
         with pytest.raises(RunError, match="is in use"), owned(tmp_path):
             pytest.fail("the folder has two owners")
 
