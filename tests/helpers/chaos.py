@@ -94,7 +94,8 @@ def chaos(
             assert time.monotonic() < deadline, run.text()
             time.sleep(0.002)
         if not run.alive():
-            assert all(process.wait() == 0 for process in run.started), run.text()  # the run ended before the moment
+            assert all(process.wait() == 0 for process in run.started), run.text()
+            continue  # the run ended before the moment
         result.kills.append((moment, last_logged_step(result.workdir)))
         run.started[draw.randrange(count)].kill()
         if count > 1:
