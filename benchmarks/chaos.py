@@ -5,9 +5,9 @@
 kills training runs on 1 to 4 processes and changing devices, runs in a bucket whose every start is on a machine without
 its files, predictions, features and cohorts of slides. `--only NAME` runs one part, and the file keeps the others.
 
-Prints each kill. For a run it counts images that were lost or seen twice, what was left behind and, on the same devices,
-which final arrays differ from those of the undisturbed run; of other commands the output must have the same bytes. Exit
-code 1 if anything is wrong.
+Prints each kill. For a run it counts images that were lost or seen twice, what was left behind and, on the same
+devices, which final arrays differ from those of the undisturbed run; of other commands the output must have the same
+bytes. Exit code 1 if anything is wrong.
 """
 
 import argparse
