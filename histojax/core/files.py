@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from histojax.core.errors import RunError
-from histojax.core.machine import process_space
+from histojax.core.machine import is_running, process_space
 
 # Some network and user-space file systems cannot flush, or cannot flush folders.
 _CANNOT_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF, errno.EACCES}
@@ -75,21 +75,11 @@ def _delete_left(folder: pathlib.Path, space: str) -> None:
     with contextlib.suppress(OSError):  # the folder cannot be read; writing says so
         for path in folder.glob(f".*.{space}-*.tmp"):
             number = path.name.removesuffix(".tmp").rpartition("-")[2]
-            if number.isdigit() and not _is_running(int(number)):
+            if number.isdigit() and not is_running(int(number)):
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink(missing_ok=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # it runs and belongs to another user
-    return True
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Hashable, Iterator
 from typing import TextIO
 
 from histojax.core.errors import RunError
-from histojax.core.machine import process_space
+from histojax.core.machine import is_running, process_space
 
 _FILE = ".lock"
 OWNER_FILE = ".owner"
@@ -303,12 +303,10 @@ def _describe(owner: dict[str, str]) -> str:
 def _is_alive(pid: str, start: str) -> bool:
     """Return whether a process of this machine runs that has the number and the start time."""
     try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError):
+        number = int(pid)
+    except ValueError:
         return False
-    except PermissionError:
-        pass  # it runs and belongs to another user
-    return _start_time(int(pid)) == start
+    return is_running(number) and _start_time(number) == start
 
 
 def _start_time(pid: int) -> str:

@@ -31,6 +31,17 @@ def process_space() -> str:
     return " ".join(parts)
 
 
+def is_running(process: int) -> bool:
+    """Return whether a process of this machine and container has this number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it runs and belongs to another user
+    return True
+
+
 def describe() -> dict[str, Any]:
     """Return processor, usable cores, operating system and Python version of this machine."""
     return {
