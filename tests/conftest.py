@@ -34,6 +34,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from histojax.models.registry import MODELS  # noqa: E402
+from tests.helpers import quick_run  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -108,6 +109,12 @@ def breakhis_part() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"real images are not available ({folder})")
     return folder
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The folder of synthetic images, five of each of ten patients. Many modules have images of their own instead."""
+    return quick_run.images(tmp_path_factory.mktemp("images") / "synthetic", 5)
 
 
 WriteImages = Callable[..., list[pathlib.Path]]

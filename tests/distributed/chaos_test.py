@@ -5,18 +5,12 @@ import pathlib
 import numpy as np
 import pytest
 
-from tests.helpers import quick_run
 from tests.helpers.chaos import MOMENTS, Chaos, chaos, leftovers
 from tests.helpers.processes import Processes
 from tests.helpers.programs import arrays, assert_same_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.devices]
 FIELDS = ("--config.train.epochs=10",)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return quick_run.images(tmp_path_factory.mktemp("images") / "synthetic", 5)
 
 
 @pytest.fixture(scope="module")

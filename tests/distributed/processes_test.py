@@ -16,17 +16,11 @@ from histojax.core.errors import RunError
 from histojax.distributed import processes
 from histojax.distributed.processes import Membership
 from tests.conftest import ROOT
-from tests.helpers import quick_run
 from tests.helpers.processes import CONFIG, Processes
 from tests.helpers.programs import last_logged_step
 
 pytestmark = [pytest.mark.devices]
 NOWHERE = "/histojax-tests/nowhere"
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return quick_run.images(tmp_path_factory.mktemp("images") / "synthetic", 5)
 
 
 def losses(workdir: pathlib.Path) -> dict[int, float]:

@@ -10,18 +10,13 @@ import pytest
 
 from histojax.storage.bucket import Bucket
 from histojax.storage.mirror import Mirror
-from tests.helpers import buckets, quick_run
+from tests.helpers import buckets
 from tests.helpers.command import histojax
 from tests.helpers.processes import Processes
 from tests.helpers.programs import arrays, assert_same_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.devices]
 FIELDS = ("--config.train.epochs=8",)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return quick_run.images(tmp_path_factory.mktemp("images") / "synthetic", 5)
 
 
 @pytest.fixture(scope="module")
