@@ -100,13 +100,19 @@ def runs_on_changing_devices(folder: pathlib.Path, kills: int, draw: random.Rand
     return _of_run(what, result, undisturbed, leftovers(result.workdir), bitwise=False)
 
 
+def _undisturbed(folder: pathlib.Path, kills: int, topology: tuple[int, int]) -> tuple[pathlib.Path, str, pathlib.Path]:
+    """Train once; return the images, the flag for the number of epochs, and the work directory."""
+    images = quick_run.images(folder / "images", 5)
+    epochs = f"--config.train.epochs={_EPOCHS * kills + 10}"
+    workdir = folder / "undisturbed" / "run"
+    Processes(workdir, images, *topology, epochs).finish()
+    return images, epochs, workdir
+
+
 def _killed(
     folder: pathlib.Path, kills: int, draw: random.Random, topologies: list[tuple[int, int]]
 ) -> tuple[pathlib.Path, Chaos]:
-    images = quick_run.images(folder / "images", 5)
-    epochs = f"--config.train.epochs={_EPOCHS * kills + 10}"
-    undisturbed = folder / "undisturbed" / "run"
-    Processes(undisturbed, images, *topologies[0], epochs).finish()
+    images, epochs, undisturbed = _undisturbed(folder, kills, topologies[0])
     moments = [MOMENTS[i % len(MOMENTS)] for i in range(kills)]
     result = chaos(folder / "chaos", images, moments, topologies, draw.randrange(1000), epochs, report=_say)
     return undisturbed, result
@@ -114,10 +120,7 @@ def _killed(
 
 def runs_in_a_bucket(folder: pathlib.Path, kills: int, draw: random.Random) -> Row:
     """Kill runs in a bucket; each start is on machines that have none of its files."""
-    images = quick_run.images(folder / "images", 5)
-    epochs = f"--config.train.epochs={_EPOCHS * kills + 10}"
-    undisturbed = folder / "undisturbed" / "run"
-    Processes(undisturbed, images, 2, 1, epochs).finish()
+    images, epochs, undisturbed = _undisturbed(folder, kills, (2, 1))
     result = Chaos(folder / "fetched" / "run", folder / "batches")
     result.batches.mkdir()
     with buckets.running("s3") as server, buckets.through_proxy(server) as proxy:
