@@ -3,7 +3,8 @@
     python -m benchmarks.chaos --json benchmarks/results/kills_long.json
 
 kills training runs on 1 to 4 processes and changing devices, runs in a bucket whose every start is on a machine without
-its files, predictions, features and cohorts of slides. `--only NAME` runs one part, and the file keeps the others.
+its files, predictions, features and cohorts of slides. One part stops runs with SIGTERM, as clusters do. `--only NAME`
+runs one part, and the file keeps the others.
 
 Prints each kill. For a run it counts images that were lost or seen twice, what was left behind and, on the same
 devices, which final arrays differ from those of the undisturbed run; of other commands the output must have the same
@@ -16,6 +17,7 @@ import json
 import pathlib
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -25,6 +27,7 @@ from typing import Any
 import pytest
 
 from benchmarks import record_results
+from histojax.core.errors import EXIT_RESUMABLE
 from histojax.storage.bucket import Bucket
 from histojax.storage.mirror import SEAL, Mirror
 from tests.conftest import ROOT
@@ -32,7 +35,7 @@ from tests.helpers import buckets, planted, quick_run, warm_start
 from tests.helpers.chaos import MOMENTS, Chaos, chaos, leftovers
 from tests.helpers.chaos_program import FOLDER
 from tests.helpers.processes import Processes
-from tests.helpers.programs import arrays, small_ldcsf_run
+from tests.helpers.programs import arrays, last_logged_step, small_ldcsf_run
 
 TOPOLOGIES = [(1, 1), (1, 2), (2, 1), (2, 2), (1, 4), (4, 1)]  # processes, and devices of each
 BUCKET_MOMENTS = ("publishing", "sealing", "any")
@@ -52,7 +55,7 @@ def main() -> None:
     """Run the parts and write their results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts (default: all)")
-    parser.add_argument("--kills", type=int, help="kills of each part (default: 500 in all)")
+    parser.add_argument("--kills", type=int, help="kills of each part (default: 50 to 100)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="results file to write")
     given = parser.parse_args()
@@ -100,27 +103,58 @@ def runs_on_changing_devices(folder: pathlib.Path, kills: int, draw: random.Rand
     return _of_run(what, result, undisturbed, leftovers(result.workdir), bitwise=False)
 
 
-def _undisturbed(folder: pathlib.Path, kills: int, topology: tuple[int, int]) -> tuple[pathlib.Path, str, pathlib.Path]:
-    """Train once; return the images, the flag for the number of epochs, and the work directory."""
+def _undisturbed(folder: pathlib.Path, least: int, topology: tuple[int, int]) -> tuple[pathlib.Path, str, pathlib.Path]:
+    """Train a little more than the least number of epochs; return images, the flag for the epochs, work directory."""
     images = quick_run.images(folder / "images", 5)
-    epochs = f"--config.train.epochs={_EPOCHS * kills + 10}"
+    flag = f"--config.train.epochs={least + 10}"
     workdir = folder / "undisturbed" / "run"
-    Processes(workdir, images, *topology, epochs).finish()
-    return images, epochs, workdir
+    Processes(workdir, images, *topology, flag).finish()
+    return images, flag, workdir
 
 
 def _killed(
     folder: pathlib.Path, kills: int, draw: random.Random, topologies: list[tuple[int, int]]
 ) -> tuple[pathlib.Path, Chaos]:
-    images, epochs, undisturbed = _undisturbed(folder, kills, topologies[0])
+    images, epochs, undisturbed = _undisturbed(folder, _EPOCHS * kills, topologies[0])
     moments = [MOMENTS[i % len(MOMENTS)] for i in range(kills)]
     result = chaos(folder / "chaos", images, moments, topologies, draw.randrange(1000), epochs, report=_say)
     return undisturbed, result
 
 
+def stopped_runs(folder: pathlib.Path, kills: int, draw: random.Random) -> Row:
+    """Stop training runs by SIGTERM to all their processes at once: each time they save and end with exit code 75."""
+    images, epochs, undisturbed = _undisturbed(folder, 3 * _EPOCHS * kills, (2, 1))
+    result = Chaos(folder / "chaos" / "run", folder / "batches")
+    result.batches.mkdir()
+
+    def start() -> Processes:
+        return Processes(
+            result.workdir, images, 2, 1, epochs, module="tests.helpers.chaos_program",
+            environment={FOLDER: str(result.batches)},
+        )  # fmt: skip
+
+    others = 0
+    for number in range(kills):
+        run, step = start(), last_logged_step(result.workdir)
+        run.until(lambda: last_logged_step(result.workdir) >= step + 2)  # noqa: B023
+        time.sleep(draw.uniform(0, 0.5))
+        for process in run.started:
+            process.send_signal(signal.SIGTERM)
+        result.kills.append(("SIGTERM in training", last_logged_step(result.workdir)))
+        codes = run.codes()
+        others += codes != [EXIT_RESUMABLE] * 2
+        _say(f"{number + 1}: step {result.kills[-1][1]}, exit codes {codes}")
+        if codes == [0, 0]:
+            break
+    start().finish()
+    row = _of_run("training, two processes, stopped and not killed", result, undisturbed, leftovers(result.workdir))
+    row["result"] += f"; {others} stops without a save and exit code {EXIT_RESUMABLE}"
+    return row | {"as_expected": row["as_expected"] and not others}
+
+
 def runs_in_a_bucket(folder: pathlib.Path, kills: int, draw: random.Random) -> Row:
     """Kill runs in a bucket; each start is on machines that have none of its files."""
-    images, epochs, undisturbed = _undisturbed(folder, kills, (2, 1))
+    images, epochs, undisturbed = _undisturbed(folder, _EPOCHS * kills, (2, 1))
     result = Chaos(folder / "fetched" / "run", folder / "batches")
     result.batches.mkdir()
     with buckets.running("s3") as server, buckets.through_proxy(server) as proxy:
@@ -282,6 +316,7 @@ def _of_command(what: str, words: list[str], output: str, folder: pathlib.Path, 
 PARTS: dict[str, tuple[Callable[[pathlib.Path, int, random.Random], Row], int]] = {
     "runs": (runs, 100),
     "devices": (runs_on_changing_devices, 100),
+    "stops": (stopped_runs, 50),
     "bucket": (runs_in_a_bucket, 75),
     "predict": (predictions, 100),
     "embed": (features, 75),

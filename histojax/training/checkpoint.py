@@ -71,7 +71,7 @@ class Checkpoints:
         self._sealing: concurrent.futures.Future[None] | None = None
         self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="seal-checkpoint")
 
-    def _open(self, keep: int) -> ocp.CheckpointManager:
+    def _open(self, keep: int) -> compat.CheckpointManager:
         # Both series of a run may save at the same time. Each needs barriers of its own between the processes.
         own = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self.folder.name)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, multiprocessing_options=own)
@@ -82,7 +82,7 @@ class Checkpoints:
             compat.register_arrays(divide=False)
         # At exit, orbax would wait five minutes for an unhandled save in progress; close() prevents that.
         try:
-            return ocp.CheckpointManager(self.folder, options=options)
+            return compat.CheckpointManager(self.folder, options=options)
         except OSError as error:
             raise self._cannot_write(error) from error
 

@@ -1,7 +1,7 @@
 """Every use in this room of interfaces that are private or undocumented; an upgrade breaks here or nowhere.
 
-These are one attribute of orbax, how it looks for files and names arrays on disk, the names that XLA gives to the parts
-of a trace, and the text of a compiled program.
+These are one attribute of orbax, when it asks about preemption, how it looks for files and names arrays on disk, the
+names that XLA gives to the parts of a trace, and the text of a compiled program.
 """
 
 import glob
@@ -23,6 +23,19 @@ _SHARED_BYTES = 1 << 20  # of an array that several devices write together, each
 # These contain other operations, whose time would count twice.
 _CONTAINERS = ("while", "call", "conditional")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.+?) ([\w-]+)\(")
+
+
+class CheckpointManager(ocp.CheckpointManager):
+    """orbax's manager, which leaves the question whether the run is preempted to this run.
+
+    To answer it, jax counts the calls of each process and lets all stop at a number that the fastest has yet to reach.
+    Each save of orbax's own would ask as well, and set the count to the training step. If SIGTERM came just then, the
+    agreed number was one that the run had already passed, and the run trained on as if there had been no signal.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        """Return False: `processes.stop_requested` is the only one that asks."""
+        return False
 
 
 def register_arrays(divide: bool = True) -> None:

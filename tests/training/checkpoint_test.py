@@ -17,6 +17,7 @@ import optax
 import pytest
 from etils import epath
 from flax import nnx
+from jax.experimental import multihost_utils
 
 from histojax.distributed.sharding import Layout
 from histojax.training import checkpoint
@@ -518,7 +519,16 @@ def test_each_series_has_barriers_of_its_own(tmp_path, monkeypatch):
     def manager(folder, options):
         prefixes.append(options.multiprocessing_options.barrier_sync_key_prefix)
 
-    monkeypatch.setattr(checkpoint.ocp, "CheckpointManager", manager)
+    monkeypatch.setattr(checkpoint.compat, "CheckpointManager", manager)
     for name in (LAST, BEST):
         Checkpoints(checkpoint.series(tmp_path, name), 1)
     assert prefixes == ["last", "best"]
+
+
+def test_a_save_does_not_ask_whether_the_run_is_preempted(tmp_path, monkeypatch):
+    """The answer depends on the number of calls, so that a call with another number could miss the signal."""
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
+    with Checkpoints(tmp_path / "last", 1) as series:
+        series.save(1, trees(), {})
+    assert not asked
