@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
+from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 
 from tests.helpers.launch_scripts import GKE, GPU_NODES, TPU_NODES, WORDS, run_script
 
@@ -18,6 +20,29 @@ def _render(*words: str) -> dict[str, Any]:
 
 def _pod(found: dict[str, Any]) -> dict[str, Any]:
     return found["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+
+
+def _kept(written: Any, understood: Any) -> Any:
+    """The part of `written` that is also in `understood`, which has defaults as well."""
+    if isinstance(written, dict):
+        return {key: _kept(value, understood[key]) for key, value in written.items() if key in understood}
+    if isinstance(written, list):
+        return [_kept(*pair) for pair in zip(written, understood, strict=True)]
+    return understood
+
+
+EVERYTHING = ["--spot", "--claim", "disk", "--account", "reader", "--max-restarts", "3"]
+
+
+@pytest.mark.parametrize("nodes", [GPU_NODES, TPU_NODES], ids=["gpu", "tpu"])
+@pytest.mark.parametrize("more", [[], EVERYTHING], ids=["least", "everything"])
+def test_the_yaml_has_only_fields_of_jobset_and_kubernetes(nodes: list[str], more: list[str]) -> None:
+    found = _render(*nodes, *more)
+    assert _kept(found, JobsetV1alpha2JobSet.from_dict(found).to_dict()) == found  # it leaves out what it does not know
+    (replicated,) = found["spec"]["replicatedJobs"]
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "a"}, **replicated["template"]}
+    for version in ("1.31", "1.37"):
+        kubernetes_validate.validate(job, version, strict=True)
 
 
 @pytest.mark.parametrize(("nodes", "count"), [(GPU_NODES, 2), (TPU_NODES, 4)], ids=["gpu", "tpu"])
