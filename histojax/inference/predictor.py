@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from histojax.core.errors import RunError
-from histojax.inference.device_batches import check_batch_size, run_batches
+from histojax.inference.device_batches import choose_batch_size, run_batches
 from histojax.inference.embed.embedder import POOLED, Embedder
 from histojax.inference.model_input import ModelInput
 from histojax.inference.predict.prediction_table import prediction_columns
@@ -32,9 +32,8 @@ class Predictor:
       batch_size: images per batch.
     """
 
-    def __init__(self, trained: loading.LoadedModel, batch_size: int):
-        check_batch_size(trained.layout, batch_size)
-        self.trained, self.batch_size = trained, batch_size
+    def __init__(self, trained: loading.LoadedModel, batch_size: int | None = None):
+        self.trained, self.batch_size = trained, choose_batch_size(trained.layout, batch_size)
         self.classes: tuple[str, ...] = tuple(trained.meta["classes"])
         cuts = trained.meta["thresholds"]
         self.thresholds: dict[str, float] | None = None if cuts is None else dict(zip(self.classes, cuts, strict=True))
@@ -50,12 +49,12 @@ class Predictor:
         self._embedders: dict[str, Embedder] = {}  # compiled, by layer
 
     @classmethod
-    def load(cls, run: str | pathlib.Path, *, batch_size: int = 32) -> "Predictor":
+    def load(cls, run: str | pathlib.Path, *, batch_size: int | None = None) -> "Predictor":
         """Load the model of a checkpoint.
 
         Args:
           run: a work directory, a series of checkpoints, or one checkpoint.
-          batch_size: images per batch, split across the devices.
+          batch_size: images per batch, split across the devices; None: about 8 on CPUs, 32 on other devices.
 
         Raises:
           RunError: the checkpoint is missing or damaged, or the devices do not divide the batch size.

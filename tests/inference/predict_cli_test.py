@@ -23,9 +23,13 @@ def tiles(ldcsf_run: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def table(ldcsf_run: pathlib.Path, tiles: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    """The predictions of all tiles of the run, written by one program as a smoke test of the verb."""
+    """The predictions of all tiles of the run, written by one program as a smoke test of the verb.
+
+    It gives each device as many images at a time as the evaluation does: the last bit depends on that.
+    """
     output = tmp_path_factory.mktemp("table") / "out.parquet"
-    done = run_program([sys.executable, "-m", "histojax", "predict", str(ldcsf_run), str(tiles), f"--output={output}"])
+    words = ["predict", str(ldcsf_run), str(tiles), f"--output={output}", "--batch_size=32"]
+    done = run_program([sys.executable, "-m", "histojax", *words])
     assert done.returncode == 0, done.stderr
     assert f"72 of 72 images are in {output}" in done.stdout
     assert "a label is assigned from this probability on" in done.stderr

@@ -3,6 +3,7 @@
 import pathlib
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,7 +11,9 @@ from data_pipelines.pixels import decode
 from data_pipelines.prepare import open_images
 from histojax.core.errors import RunError
 from histojax.data.sources import open_dataset
+from histojax.distributed.sharding import Layout
 from histojax.evaluation import predictions
+from histojax.inference.device_batches import choose_batch_size
 from histojax.inference.predictor import Predictor
 
 pytestmark = pytest.mark.slow
@@ -103,3 +106,8 @@ def test_wrong_shapes_types_and_batch_sizes_are_rejected(predictor: Predictor, l
         next(predictor.stream([np.zeros((33, predictor.image_size, predictor.image_size, 3), np.uint8)]))
     with pytest.raises(RunError, match="--batch_size: batch size"):
         Predictor.load(ldcsf_run, batch_size=3)
+
+
+@pytest.mark.parametrize(("devices", "expected"), [(1, 8), (3, 9), (4, 8)])
+def test_without_a_batch_size_the_devices_decide(devices: int, expected: int) -> None:
+    assert choose_batch_size(Layout(1, jax.devices()[:devices]), None) == expected

@@ -122,9 +122,9 @@ def test_the_table_and_its_summary(
 ) -> None:
     path = store(tmp_path / "run", validation_table(labels))
 
-    def load(run: str, batch_size: int) -> ColourModel:
+    def load(run: str, batch_size: int | None) -> ColourModel:
         del run
-        model = ColourModel(batch_size=batch_size, labels=labels)
+        model = ColourModel(batch_size=batch_size or 4, labels=labels)
         model.path, model.step = path, 7
         return model
 

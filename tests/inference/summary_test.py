@@ -22,9 +22,9 @@ NAMES = [f"SOB_B_A-14-{patient}-{magnification}-{n:03}.png" for patient in ("1",
 def run(request: pytest.FixtureRequest, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     """A folder in place of a run, whose model looks at colours and was trained at 100X."""
 
-    def load(path: str, batch_size: int) -> ColourModel:
+    def load(path: str, batch_size: int | None) -> ColourModel:
         del path
-        model = ColourModel(batch_size=batch_size, labels=request.param)
+        model = ColourModel(batch_size=batch_size or 4, labels=request.param)
         model.magnification = "100X"
         return model
 

@@ -16,7 +16,7 @@ from histojax import __version__, models
 from histojax.core.errors import RunError
 from histojax.core.suggestions import did_you_mean
 from histojax.distributed.sharding import Layout
-from histojax.inference.device_batches import check_batch_size, run_batches
+from histojax.inference.device_batches import choose_batch_size, run_batches
 from histojax.inference.model_input import ModelInput
 from histojax.models.ops.sharded_call import sharded_calls
 from histojax.training import build, checkpoint, loading, pretrained
@@ -50,7 +50,7 @@ class Embedder:
         facts: Mapping[str, Any],
         *,
         layer: str = POOLED,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         stain: StainNormalizer | None = None,
     ):
         """Use a built model; see `of_run` and `of_weights`.
@@ -62,13 +62,13 @@ class Embedder:
           layout: the devices.
           facts: `source` and `weights_sha256`, for `metadata`.
           layer: POOLED, or the name of a feature map, whose mean over all positions is taken.
-          batch_size: images per batch, split across the devices.
+          batch_size: images per batch, split across the devices; None: about 8 on CPUs, 32 on other devices.
           stain: the stain normalisation of the images; None: none.
 
         Raises:
           RunError: the model has no such layer, or the devices do not divide the batch size.
         """
-        check_batch_size(layout, batch_size)
+        batch_size = choose_batch_size(layout, batch_size)
         self.image_size, self.batch_size, self.layer = int(config.data.image_size), batch_size, layer
         self.input = ModelInput(self.image_size, stain)
         self._program, self._model, self._layout = program, model, layout
@@ -96,7 +96,7 @@ class Embedder:
             self.metadata["preprocessing"]["stain"] = stain.to_json()
 
     @classmethod
-    def of_run(cls, run: pathlib.Path, *, layer: str = POOLED, batch_size: int = 32) -> "Embedder":
+    def of_run(cls, run: pathlib.Path, *, layer: str = POOLED, batch_size: int | None = None) -> "Embedder":
         """Load the model of a checkpoint.
 
         Args:
@@ -111,7 +111,7 @@ class Embedder:
 
     @classmethod
     def of_model(
-        cls, trained: loading.LoadedModel, source: str, *, layer: str = POOLED, batch_size: int = 32
+        cls, trained: loading.LoadedModel, source: str, *, layer: str = POOLED, batch_size: int | None = None
     ) -> "Embedder":
         """Use a loaded model; `source` says where it came from."""
         facts = {"source": source, "weights_sha256": checkpoint.digest(trained.path)}
@@ -124,7 +124,12 @@ class Embedder:
 
     @classmethod
     def of_weights(
-        cls, config: ConfigDict, *, layer: str = POOLED, batch_size: int = 32, stain: StainNormalizer | None = None
+        cls,
+        config: ConfigDict,
+        *,
+        layer: str = POOLED,
+        batch_size: int | None = None,
+        stain: StainNormalizer | None = None,
     ) -> "Embedder":
         """Build a network and load pretrained weights.
 
@@ -139,7 +144,7 @@ class Embedder:
           RunError: an unknown model, a missing or damaged file, or weights of another model; or as in `Embedder`.
         """
         layout = Layout(1)
-        check_batch_size(layout, batch_size)
+        batch_size = choose_batch_size(layout, batch_size)  # before the weights are read
         task = build.task(config, _CLASSES, (1,) * len(_CLASSES), len(_CLASSES))
         program = build.program(config, task, layout)
         state, source = program.init(), str(config.model.pretrained)

@@ -35,7 +35,7 @@ class Options:
       mpp: µm per pixel of the images; None: as their table or the run's config states it.
       resamples: of the bootstrap.
       seed: of the bootstrap.
-      batch_size: images per batch.
+      batch_size: images per batch; None: as for `Predictor.load`.
       threads: threads that decode and shift.
       redo: whether to overwrite predictions.
     """
@@ -45,7 +45,7 @@ class Options:
     mpp: float | None = None
     resamples: int = 2000
     seed: int = 0
-    batch_size: int = 32
+    batch_size: int | None = None
     threads: int = 4
     redo: bool = False
 
@@ -106,7 +106,7 @@ def measure(run: pathlib.Path, name: str, folder: pathlib.Path, options: Options
         "split": split.hash,
         "data": images.dataset.hash,
         "mpp": options.mpp,
-        "batch_size": options.batch_size,
+        "batch_size": predictor.batch_size,
     }
     with owned(folder):
         found = predicted.predict(
