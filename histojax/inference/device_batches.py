@@ -9,7 +9,7 @@ import numpy as np
 from histojax.core.errors import RunError
 from histojax.distributed.sharding import Layout
 
-# A processor's caches hold what few images need: two cores predict with Swin-T 1.4 times as fast as in batches of 32.
+# A CPU predicts as fast with few images at a time, or faster, in less memory (docs/results/speed.md).
 _ON_CPUS, _ON_ACCELERATORS = 8, 32
 _AHEAD = 2  # batches under way on the device while the host prepares the next
 
