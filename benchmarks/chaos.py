@@ -55,7 +55,7 @@ def main() -> None:
     """Run the parts and write their results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts (default: all)")
-    parser.add_argument("--kills", type=int, help="kills of each part (default: 50 to 100)")
+    parser.add_argument("--kills", type=int, help="kills of each part (default: 50 to 160)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="results file to write")
     given = parser.parse_args()
@@ -318,7 +318,7 @@ PARTS: dict[str, tuple[Callable[[pathlib.Path, int, random.Random], Row], int]] 
     "devices": (runs_on_changing_devices, 100),
     "stops": (stopped_runs, 50),
     "bucket": (runs_in_a_bucket, 75),
-    "predict": (predictions, 100),
+    "predict": (predictions, 160),
     "embed": (features, 75),
     "slides": (cohorts, 50),
 }
