@@ -224,7 +224,8 @@ def stop_requested() -> bool:
     """Return whether any process has received SIGTERM.
 
     All processes must call this equally often, and all get the same answer. jax's own preemption service catches the
-    signal and lets all processes agree on the call at which they all see it.
+    signal and lets all processes agree on the call at which they all see it. It counts these calls, so nothing else may
+    ask it.
     """
     return multihost_utils.reached_preemption_sync_point(next(_sync_points))
 
