@@ -65,14 +65,16 @@ def main() -> None:
     for name in given.only:
         part, kills = PARTS[name]
         with tempfile.TemporaryDirectory(prefix=f"chaos-{name}-") as place:
-            rows[name] = part(pathlib.Path(place), given.kills or kills, random.Random(given.seed))
+            row = part(pathlib.Path(place), given.kills or kills, random.Random(given.seed))
+            rows[name] = row | {"commit": record_results.current_commit()}  # the file's is that of its last part
         print(name, rows[name], flush=True)
         if given.json is not None:
             record_results.record_here(
                 given.json,
                 "python -m benchmarks.chaos --json benchmarks/results/kills_long.json",
                 "computer-made images and slides",
-                "kill -9, then the same command again; tiny models; all hosts are processes of one machine",
+                "kill -9, or SIGTERM where it says so, then the same command again; tiny models; hosts are "
+                "processes of one machine",
                 COLUMNS,
                 rows,
             )
@@ -136,7 +138,7 @@ def stopped_runs(folder: pathlib.Path, kills: int, draw: random.Random) -> Row:
     others = 0
     for number in range(kills):
         run, step = start(), last_logged_step(result.workdir)
-        run.until(lambda: last_logged_step(result.workdir) >= step + 2)  # noqa: B023
+        run.until(lambda step=step: last_logged_step(result.workdir) >= step + 2)
         time.sleep(draw.uniform(0, 0.5))
         for process in run.started:
             process.send_signal(signal.SIGTERM)

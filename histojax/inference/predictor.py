@@ -32,7 +32,7 @@ class Predictor:
       batch_size: images per batch.
     """
 
-    def __init__(self, trained: loading.LoadedModel, batch_size: int | None = None):
+    def __init__(self, trained: loading.LoadedModel, batch_size: int | None):
         self.trained, self.batch_size = trained, choose_batch_size(trained.layout, batch_size)
         self.classes: tuple[str, ...] = tuple(trained.meta["classes"])
         cuts = trained.meta["thresholds"]

@@ -25,7 +25,7 @@ def tiles(ldcsf_run: pathlib.Path) -> pathlib.Path:
 def table(ldcsf_run: pathlib.Path, tiles: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     """The predictions of all tiles of the run, written by one program as a smoke test of the verb.
 
-    It gives each device as many images at a time as the evaluation does: the last bit depends on that.
+    Its batches have the size of the run's evaluation, because the last bit depends on it.
     """
     output = tmp_path_factory.mktemp("table") / "out.parquet"
     words = ["predict", str(ldcsf_run), str(tiles), f"--output={output}", "--batch_size=32"]
